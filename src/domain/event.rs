@@ -1,0 +1,234 @@
+//! The events of an order: the platform's envelope, rendered once and never again.
+//!
+//! What is rendered here is stored in the outbox as text and published as it stands, so that a repeat is
+//! byte-identical whatever version of the service sends it.
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{CustomerId, Line, Money, Order, OrderId, Status, StatusChange, TraceParent, time};
+
+/// How many buckets the orders are dealt into. The relay's replicas share the work by bucket, so this is also
+/// the largest number of replicas that can relay side by side. Changing it needs a migration of the outbox.
+pub const BUCKETS: i16 = 64;
+
+/// The bucket whose relay publishes the events of this order.
+///
+/// It comes from the random tail of the `UUIDv7`, so that the orders of one moment spread over all buckets.
+pub fn bucket_of(order: OrderId) -> i16 {
+    let tail = order.0.as_u64_pair().1;
+    i16::try_from(tail % u64::from(BUCKETS.unsigned_abs())).unwrap_or_default()
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum EventType {
+    /// An order was placed.
+    OrderPlaced,
+    /// An order moved to another status.
+    OrderStatusUpdated,
+}
+
+impl EventType {
+    /// The word in the envelope.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::OrderPlaced => "ORDER_PLACED",
+            Self::OrderStatusUpdated => "ORDER_STATUS_UPDATED",
+        }
+    }
+
+    /// The `CloudEvents` type.
+    const fn ce_type(self) -> &'static str {
+        match self {
+            Self::OrderPlaced => "shopverse.order.placed.v1",
+            Self::OrderStatusUpdated => "shopverse.order.status-updated.v1",
+        }
+    }
+}
+
+/// One event, ready for the topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OrderEvent {
+    /// Its id; a repeat has the same.
+    pub id: Uuid,
+    /// The order, also the key of the record.
+    pub order: OrderId,
+    /// 1, 2, 3 … within the order.
+    pub sequence: i32,
+    /// What happened.
+    pub event_type: EventType,
+    /// The value of the record: the envelope as JSON.
+    pub payload: String,
+    /// The headers of the record: a JSON array of `[name, value]`.
+    pub headers: String,
+}
+
+impl OrderEvent {
+    /// The event of an order that was just placed.
+    pub fn placed(order: &Order, trace: &TraceParent) -> Result<Self, serde_json::Error> {
+        Self::render(order, EventType::OrderPlaced, trace, |metadata| metadata.items = Some(&order.lines))
+    }
+
+    /// The event of an order that `change` has just moved.
+    pub fn status_updated(
+        order: &Order,
+        change: &StatusChange,
+        trace: &TraceParent,
+    ) -> Result<Self, serde_json::Error> {
+        Self::render(order, EventType::OrderStatusUpdated, trace, |metadata| {
+            metadata.previous_status = Some(change.from);
+            metadata.reason = change.reason.as_deref();
+        })
+    }
+
+    fn render<'a>(
+        order: &'a Order,
+        event_type: EventType,
+        trace: &TraceParent,
+        fill: impl FnOnce(&mut Metadata<'a>),
+    ) -> Result<Self, serde_json::Error> {
+        let id = Uuid::now_v7();
+        let mut metadata = Metadata {
+            event_id: id,
+            sequence: order.version,
+            status: order.status,
+            previous_status: None,
+            reason: None,
+            items: None,
+        };
+        fill(&mut metadata);
+        let timestamp = time::rfc3339(order.changed_at);
+        let headers = headers(id, event_type, order.id, &timestamp, trace);
+        let envelope = Envelope {
+            event_type,
+            service: "ORDER_SERVICE",
+            user_email: &order.customer,
+            entity_id: order.id,
+            amount: order.total,
+            timestamp,
+            metadata,
+        };
+        Ok(Self {
+            id,
+            order: order.id,
+            sequence: order.version,
+            event_type,
+            payload: serde_json::to_string(&envelope)?,
+            headers: serde_json::to_string(&headers)?,
+        })
+    }
+}
+
+/// `CloudEvents` 1.0, Kafka protocol binding, binary content mode; and the trace that caused the event.
+fn headers(
+    id: Uuid,
+    event_type: EventType,
+    order: OrderId,
+    timestamp: &str,
+    trace: &TraceParent,
+) -> [(&'static str, String); 8] {
+    [
+        ("ce_specversion", "1.0".to_owned()),
+        ("ce_id", id.to_string()),
+        ("ce_type", event_type.ce_type().to_owned()),
+        ("ce_source", "/order-service".to_owned()),
+        ("ce_subject", order.to_string()),
+        ("ce_time", timestamp.to_owned()),
+        ("content-type", "application/json".to_owned()),
+        ("traceparent", trace.to_string()),
+    ]
+}
+
+/// The envelope that all services of the platform share, to the letter of the contract.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Envelope<'a> {
+    event_type: EventType,
+    service: &'static str,
+    user_email: &'a CustomerId,
+    entity_id: OrderId,
+    amount: Money,
+    timestamp: String,
+    metadata: Metadata<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata<'a> {
+    event_id: Uuid,
+    sequence: i32,
+    status: Status,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    previous_status: Option<Status>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    items: Option<&'a [Line]>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{Actor, ProductId, Quantity, Role};
+
+    fn an_order() -> Order {
+        let line = |id: &str, quantity, price: &str| Line {
+            product_id: ProductId::parse(id).unwrap(),
+            quantity: Quantity::new(quantity).unwrap(),
+            price: Money::parse(price).unwrap(),
+        };
+        let customer = CustomerId::parse("user@example.com").unwrap();
+        Order::place(customer, vec![line("PROD123", 2, "2499"), line("PROD456", 1, "499.10")]).unwrap()
+    }
+
+    #[test]
+    fn order_placed_is_the_envelope_of_the_contract() {
+        let order = an_order();
+        let event = OrderEvent::placed(&order, &TraceParent::continue_or_start(None)).unwrap();
+        let expected = format!(
+            r#"{{"eventType":"ORDER_PLACED","service":"ORDER_SERVICE","userEmail":"user@example.com","entityId":"{}","amount":5497.10,"timestamp":"{}","metadata":{{"eventId":"{}","sequence":1,"status":"CREATED","items":[{{"productId":"PROD123","quantity":2,"price":2499}},{{"productId":"PROD456","quantity":1,"price":499.10}}]}}}}"#,
+            order.id,
+            time::rfc3339(order.placed_at),
+            event.id
+        );
+        assert_eq!(event.payload, expected);
+    }
+
+    #[test]
+    fn order_status_updated_says_from_what_to_what_and_why() {
+        let mut order = an_order();
+        let actor = Actor { role: Role::Admin, id: CustomerId::parse("admin@example.com").unwrap() };
+        let change = order.change_status(Status::Cancelled, actor, Some("asked to".into())).unwrap().unwrap();
+        let event =
+            OrderEvent::status_updated(&order, &change, &TraceParent::continue_or_start(None)).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&event.payload).unwrap();
+        assert_eq!(value["eventType"], "ORDER_STATUS_UPDATED");
+        assert_eq!(value["metadata"]["sequence"], 2);
+        assert_eq!(value["metadata"]["previousStatus"], "CREATED");
+        assert_eq!(value["metadata"]["status"], "CANCELLED");
+        assert_eq!(value["metadata"]["reason"], "asked to");
+        assert_eq!(value["metadata"].get("items"), None);
+    }
+
+    #[test]
+    fn the_headers_are_those_of_cloudevents() {
+        let order = an_order();
+        let event = OrderEvent::placed(&order, &TraceParent::continue_or_start(None)).unwrap();
+        let headers: Vec<(String, String)> = serde_json::from_str(&event.headers).unwrap();
+        let names: Vec<_> = headers.iter().map(|(name, _)| name.as_str()).collect();
+        let expected =
+            ["ce_specversion", "ce_id", "ce_type", "ce_source", "ce_subject", "ce_time", "content-type"];
+        assert_eq!(names[..7], expected);
+        assert_eq!(headers[1].1, event.id.to_string());
+        assert_eq!(headers[4].1, order.id.to_string());
+        assert_eq!(names[7], "traceparent");
+    }
+
+    #[test]
+    fn the_orders_of_one_moment_spread_over_the_buckets() {
+        let used: std::collections::HashSet<_> = (0..2_000).map(|_| bucket_of(OrderId::new())).collect();
+        assert_eq!(used.len(), usize::try_from(BUCKETS).unwrap());
+    }
+}

@@ -1,0 +1,161 @@
+//! Identifiers, parsed once at the edge and trusted afterwards.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, de};
+use uuid::Uuid;
+
+/// The id of an order: a `UUIDv7` (RFC 9562), so that new rows land together in every index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct OrderId(pub Uuid);
+
+impl OrderId {
+    /// A new id, unguessable in 74 of its bits.
+    pub fn new() -> Self {
+        Self(Uuid::now_v7())
+    }
+
+    /// Reads the 36-character form and no other, so that one order has one address.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        let id = (text.len() == 36).then(|| Uuid::try_parse(text).ok()).flatten();
+        id.map(Self).ok_or("must be a UUID such as 0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10")
+    }
+}
+
+impl Default for OrderId {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Display for OrderId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A customer: the e-mail address that the gateway vouches for, compared exactly (no case folding, which
+/// could merge two accounts).
+#[derive(Clone, PartialEq, Eq, Hash, Serialize)]
+#[serde(transparent)]
+pub struct CustomerId(String);
+
+impl CustomerId {
+    /// RFC 5321, 4.5.3.1.3: a path is at most 256 octets, two of them angle brackets.
+    pub const MAX_BYTES: usize = 254;
+
+    /// Accepts `local@domain` in visible ASCII. A comma is refused: it is how proxies join repeated headers.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        const RULE: &str =
+            "must be an e-mail address of at most 254 visible ASCII characters, without commas";
+        let visible = text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',');
+        let (local, domain) = text.split_once('@').ok_or(RULE)?;
+        let shaped = !local.is_empty() && !domain.is_empty() && !domain.contains('@');
+        if !visible || !shaped || text.len() > Self::MAX_BYTES {
+            return Err(RULE);
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The address as the gateway sent it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Hidden, so that a `{:?}` in a log line cannot leak an address.
+impl fmt::Debug for CustomerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CustomerId(…)")
+    }
+}
+
+/// The Product Service's id of a product.
+///
+/// It becomes a path segment of a URL there, so it is held to characters that mean themselves in one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct ProductId(String);
+
+impl ProductId {
+    /// The longest id that is accepted, in bytes.
+    pub const MAX_BYTES: usize = 64;
+
+    /// Accepts 1 to 64 letters, digits and `-` `_` `.` `:`, starting with a letter or a digit (so never `..`).
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        let starts_well = text.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
+        let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte));
+        if !starts_well || !plain || text.len() > Self::MAX_BYTES {
+            return Err(
+                "must be 1 to 64 letters, digits, '-', '_', '.' or ':', and start with a letter or a digit",
+            );
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The id as the client sent it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ProductId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for ProductId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = ProductId;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a product id as a string")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<ProductId, E> {
+                ProductId::parse(text).map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_str(Visitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_id_is_read_in_its_36_character_form_only() {
+        let id = OrderId::new();
+        assert_eq!(OrderId::parse(&id.to_string()), Ok(id));
+        for bad in
+            ["", "1", "../my", &id.0.simple().to_string(), &format!("{{{id}}}"), &id.0.urn().to_string()]
+        {
+            assert!(OrderId::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_customer_is_one_plain_address() {
+        assert!(CustomerId::parse("user+tag@example.com").is_ok());
+        let long = format!("{}@example.com", "a".repeat(250));
+        for bad in
+            ["", "user", "@example.com", "user@", "a@b@c", "a@b,c@d", "a b@c", "a@b\u{7f}", "é@b", &long]
+        {
+            assert!(CustomerId::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_product_id_cannot_leave_its_path_segment() {
+        assert!(ProductId::parse("PROD-1.2_a:b").is_ok());
+        let long = "P".repeat(65);
+        for bad in ["", ".", "..", "../x", "a/b", "a b", "a%2fb", "a?b", "a#b", "a\\b", "é", "a\0", &long] {
+            assert!(ProductId::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! The order and its life: CREATED, then CONFIRMED or CANCELLED.
+
+use std::fmt;
+use std::str::FromStr;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use thiserror::Error;
+
+use super::{CustomerId, Line, Money, OrderId, Role, time};
+
+/// Where an order is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Status {
+    /// Placed, payment pending.
+    Created,
+    /// Paid.
+    Confirmed,
+    /// Given up, or its payment failed. Final.
+    Cancelled,
+}
+
+impl Status {
+    /// All of them, in the order of an order's life.
+    pub const ALL: [Self; 3] = [Self::Created, Self::Confirmed, Self::Cancelled];
+
+    /// The word on the wire and in the column.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "CREATED",
+            Self::Confirmed => "CONFIRMED",
+            Self::Cancelled => "CANCELLED",
+        }
+    }
+
+    /// The other statuses that can be reached from here in one step.
+    pub const fn reachable(self) -> &'static [Self] {
+        match self {
+            Self::Created => &[Self::Confirmed, Self::Cancelled],
+            Self::Confirmed => &[Self::Cancelled],
+            Self::Cancelled => &[],
+        }
+    }
+
+    /// Decides what asking for `to` means for an order that is `self`: the state machine of the contract.
+    ///
+    /// Exhaustive on purpose: a new status does not compile before every pair has an answer.
+    pub const fn change_to(self, to: Self) -> Result<Change, InvalidTransition> {
+        use Status::{Cancelled, Confirmed, Created};
+        match (self, to) {
+            (Created, Created) | (Confirmed, Confirmed) | (Cancelled, Cancelled) => Ok(Change::None),
+            (Created, Confirmed | Cancelled) | (Confirmed, Cancelled) => Ok(Change::Real),
+            (Confirmed | Cancelled, Created) | (Cancelled, Confirmed) => {
+                Err(InvalidTransition { from: self, to })
+            }
+        }
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Status {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|status| status.as_str() == text)
+            .ok_or("must be CREATED, CONFIRMED or CANCELLED")
+    }
+}
+
+/// What a permitted request for a status does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The order is there already: nothing changes and nothing is published.
+    None,
+    /// The order moves: one history row and one event.
+    Real,
+}
+
+/// A move that the life of an order does not have.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("an order that is {from} cannot become {to}")]
+pub struct InvalidTransition {
+    /// What the order is.
+    pub from: Status,
+    /// What was asked for.
+    pub to: Status,
+}
+
+/// Who moved an order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Actor {
+    /// In which role.
+    pub role: Role,
+    /// Under which address.
+    pub id: CustomerId,
+}
+
+/// An order with its lines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// Its id.
+    pub id: OrderId,
+    /// Its owner.
+    pub customer: CustomerId,
+    /// Where it is in its life.
+    pub status: Status,
+    /// When it was placed.
+    pub placed_at: DateTime<Utc>,
+    /// What its lines cost together.
+    pub total: Money,
+    /// 1 when placed, one more with every real change; also the `ETag` and the `sequence` of the latest event.
+    pub version: i32,
+    /// When it last changed; event times within one order strictly increase from here.
+    pub changed_at: DateTime<Utc>,
+    /// Its lines, in the order in which they were asked for.
+    pub lines: Vec<Line>,
+}
+
+impl Order {
+    /// A new order, or nothing when its total is beyond [`Money::MAX`].
+    pub fn place(customer: CustomerId, lines: Vec<Line>) -> Option<Self> {
+        let total = super::line::total(&lines)?;
+        let now = time::now();
+        Some(Self {
+            id: OrderId::new(),
+            customer,
+            status: Status::Created,
+            placed_at: now,
+            total,
+            version: 1,
+            changed_at: now,
+            lines,
+        })
+    }
+
+    /// Moves the order to `to`, or says that it is there already (`Ok(None)`) or cannot get there.
+    pub fn change_status(
+        &mut self,
+        to: Status,
+        actor: Actor,
+        reason: Option<String>,
+    ) -> Result<Option<StatusChange>, InvalidTransition> {
+        match self.status.change_to(to)? {
+            Change::None => Ok(None),
+            Change::Real => {
+                let from = self.status;
+                self.status = to;
+                self.version += 1;
+                self.changed_at = time::after(self.changed_at);
+                Ok(Some(StatusChange { from, actor, reason }))
+            }
+        }
+    }
+}
+
+/// What a real change adds to what the order itself now says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StatusChange {
+    /// The status before.
+    pub from: Status,
+    /// Who did it.
+    pub actor: Actor,
+    /// Why, where that was said.
+    pub reason: Option<String>,
+}
+
+/// An order as the lists show it, without its lines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OrderSummary {
+    /// Its id.
+    pub id: OrderId,
+    /// Its owner.
+    pub customer: CustomerId,
+    /// Where it is in its life.
+    pub status: Status,
+    /// What it costs.
+    pub total: Money,
+    /// When it was placed.
+    pub placed_at: DateTime<Utc>,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::domain::{ProductId, Quantity};
+
+    fn an_order() -> Order {
+        let line = Line {
+            product_id: ProductId::parse("PROD123").unwrap(),
+            quantity: Quantity::new(2).unwrap(),
+            price: Money::parse("2499").unwrap(),
+        };
+        Order::place(CustomerId::parse("a@example.com").unwrap(), vec![line]).unwrap()
+    }
+
+    fn admin() -> Actor {
+        Actor { role: Role::Admin, id: CustomerId::parse("admin@example.com").unwrap() }
+    }
+
+    #[test]
+    fn the_state_machine_is_the_one_of_the_contract() {
+        use Status::{Cancelled, Confirmed, Created};
+        for from in Status::ALL {
+            for to in Status::ALL {
+                let moves = [(Created, Confirmed), (Created, Cancelled), (Confirmed, Cancelled)]
+                    .contains(&(from, to));
+                assert_eq!(from.change_to(to) == Ok(Change::Real), moves, "{from} to {to}");
+                assert_eq!(from.change_to(to) == Ok(Change::None), from == to, "{from} to {to}");
+                assert_eq!(from.reachable().contains(&to), moves, "{from} to {to}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_total_beyond_the_column_is_no_order() {
+        let line = |id: &str| Line {
+            product_id: ProductId::parse(id).unwrap(),
+            quantity: Quantity::new(1).unwrap(),
+            price: Money::MAX,
+        };
+        let customer = CustomerId::parse("a@example.com").unwrap();
+        assert!(Order::place(customer.clone(), vec![line("A")]).is_some());
+        assert!(Order::place(customer, vec![line("A"), line("B")]).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn any_row_of_requests_keeps_an_order_legal(requests in prop::collection::vec(0_usize..3, 0..12)) {
+            let mut order = an_order();
+            for to in requests.into_iter().map(|index| Status::ALL[index]) {
+                let before = order.clone();
+                match order.change_status(to, admin(), None) {
+                    Ok(Some(change)) => {
+                        prop_assert_eq!(change.from, before.status);
+                        prop_assert!(before.status.reachable().contains(&order.status));
+                        prop_assert_eq!(order.version, before.version + 1);
+                        prop_assert!(order.changed_at > before.changed_at);
+                    }
+                    Ok(None) => prop_assert_eq!(&order, &before),
+                    Err(refused) => {
+                        prop_assert_eq!(&order, &before);
+                        prop_assert_eq!(refused.from, before.status);
+                    }
+                }
+                prop_assert_eq!(order.total, before.total);
+            }
+        }
+    }
+}
