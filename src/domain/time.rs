@@ -21,7 +21,6 @@ pub fn rfc3339(time: DateTime<Utc>) -> String {
 }
 
 /// The same for serde: `#[serde(serialize_with = "time::serialize")]`.
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 pub fn serialize<S: serde::Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&rfc3339(*time))
 }

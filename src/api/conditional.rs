@@ -1,0 +1,96 @@
+//! Conditional requests (RFC 9110, section 13): `ETag`, `If-None-Match`, `If-Match`.
+//!
+//! The entity tag of an order is its version: `"1"` when placed, another with each real change.
+
+use axum::http::header::{IF_MATCH, IF_NONE_MATCH};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+
+use super::problem::Problem;
+use crate::orders::Versions;
+
+/// The entity tag of a version.
+pub(super) fn etag(version: i32) -> HeaderValue {
+    HeaderValue::from_str(&format!("\"{version}\"")).unwrap_or(HeaderValue::from_static("\"\""))
+}
+
+/// Whether the client already has this version (13.1.2; weak comparison).
+pub(super) fn client_has(headers: &HeaderMap, version: i32) -> Result<bool, Problem> {
+    let condition = read(headers, &IF_NONE_MATCH, Comparison::Weak)?;
+    Ok(condition.is_some_and(|versions| versions.contain(version)))
+}
+
+/// The versions for which the request is meant (13.1.1; strong comparison). No header: any.
+pub(super) fn only_if(headers: &HeaderMap) -> Result<Versions, Problem> {
+    Ok(read(headers, &IF_MATCH, Comparison::Strong)?.unwrap_or(Versions::Any))
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Comparison {
+    Strong,
+    Weak,
+}
+
+fn read(
+    headers: &HeaderMap,
+    name: &'static HeaderName,
+    comparison: Comparison,
+) -> Result<Option<Versions>, Problem> {
+    let mut versions = None;
+    for value in headers.get_all(name) {
+        let tags = value.to_str().ok().and_then(|text| parse(text, comparison));
+        let tags = tags.ok_or_else(|| Problem::invalid(name.as_str(), "must be * or a list of entity tags"))?;
+        versions = Some(match (versions, tags) {
+            (Some(Versions::Any), _) | (_, Versions::Any) => Versions::Any,
+            (None, tags) => tags,
+            (Some(Versions::OneOf(mut all)), Versions::OneOf(more)) => {
+                all.extend(more);
+                Versions::OneOf(all)
+            }
+        });
+    }
+    Ok(versions)
+}
+
+/// Our tags hold digits only, so a comma always separates; a tag that is not ours matches no version.
+fn parse(text: &str, comparison: Comparison) -> Option<Versions> {
+    if text.trim() == "*" {
+        return Some(Versions::Any);
+    }
+    let mut versions = Vec::new();
+    for tag in text.split(',').map(str::trim).filter(|tag| !tag.is_empty()) {
+        let strong = tag.strip_prefix("W/");
+        let weak_here = strong.is_some();
+        let opaque = strong.unwrap_or(tag).strip_prefix('"')?.strip_suffix('"')?;
+        if !(weak_here && comparison == Comparison::Strong) {
+            versions.extend(opaque.parse::<i32>());
+        }
+    }
+    Some(Versions::OneOf(versions))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_tags_names_the_versions_in_it() {
+        let both = Some(Versions::OneOf(vec![1, 3]));
+        assert_eq!(parse("\"1\", \"3\"", Comparison::Strong), both);
+        assert_eq!(parse("W/\"1\",\"3\"", Comparison::Weak), both);
+        assert_eq!(parse("*", Comparison::Strong), Some(Versions::Any));
+    }
+
+    #[test]
+    fn a_weak_or_foreign_tag_matches_nothing_strongly() {
+        let nothing = Some(Versions::OneOf(Vec::new()));
+        assert_eq!(parse("W/\"1\"", Comparison::Strong), nothing);
+        assert_eq!(parse("\"abc\"", Comparison::Strong), nothing);
+    }
+
+    #[test]
+    fn what_is_no_tag_is_refused() {
+        for bad in ["1", "\"1", "'1'", "W/1", "\""] {
+            assert_eq!(parse(bad, Comparison::Weak), None, "{bad}");
+        }
+    }
+}

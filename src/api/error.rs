@@ -1,0 +1,159 @@
+//! From the errors of the use cases to the table of the contract: the only place that knows both.
+
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use serde_json::{Map, Value, json};
+
+use super::problem::{FieldError, Problem};
+use crate::domain::line::BadLines;
+use crate::domain::order::InvalidTransition;
+use crate::domain::{Forbidden, OrderId, Status};
+use crate::orders::{ChangeStatusError, GetError, PlaceError, ShortLine, UnknownProduct};
+use crate::products::Unavailable;
+use crate::store::StoreError;
+
+/// When to try again after the database was away or the service was too busy.
+pub(super) const RETRY_SOON: Duration = Duration::from_secs(1);
+
+impl From<Forbidden> for Problem {
+    fn from(error: Forbidden) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "forbidden", "You may not do this", error.to_string())
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        if error.is_transient() {
+            Self::unavailable("The database is not available.", RETRY_SOON).with_cause(error)
+        } else {
+            Self::internal(error)
+        }
+    }
+}
+
+impl From<Unavailable> for Problem {
+    fn from(error: Unavailable) -> Self {
+        products_unavailable(error.retry_after).with_cause(error)
+    }
+}
+
+impl From<GetError> for Problem {
+    fn from(error: GetError) -> Self {
+        match error {
+            GetError::NotFound(id) => order_not_found(id),
+            GetError::Forbidden(error) => error.into(),
+            GetError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<PlaceError> for Problem {
+    fn from(error: PlaceError) -> Self {
+        match error {
+            PlaceError::BadLines(BadLines { line, rule }) => {
+                let pointer =
+                    line.map_or("/items".to_owned(), |line| format!("/items/{line}/quantity"));
+                Self::invalid(pointer, rule)
+            }
+            PlaceError::UnknownProducts(unknown) => unknown_products(&unknown),
+            PlaceError::InsufficientStock(short) => insufficient_stock(&short),
+            PlaceError::Products(error) => error.into(),
+            error @ PlaceError::TotalTooLarge => products_unavailable(RETRY_SOON).with_cause(error),
+            PlaceError::Busy => Self::unavailable("Too many orders are being placed.", RETRY_SOON),
+            PlaceError::Store(error) => error.into(),
+            PlaceError::Crashed(error) => Self::internal(error),
+        }
+    }
+}
+
+impl From<ChangeStatusError> for Problem {
+    fn from(error: ChangeStatusError) -> Self {
+        match error {
+            ChangeStatusError::NotFound(id) => order_not_found(id),
+            ChangeStatusError::PreconditionFailed(version) => Self::new(
+                StatusCode::PRECONDITION_FAILED,
+                "precondition-failed",
+                "The order has changed",
+                format!("If-Match does not match: the order's ETag is \"{version}\"."),
+            ),
+            ChangeStatusError::InvalidTransition(error) => invalid_transition(error),
+            ChangeStatusError::Store(error) => error.into(),
+        }
+    }
+}
+
+fn order_not_found(id: OrderId) -> Problem {
+    let detail = format!("There is no order {id}.");
+    Problem::new(StatusCode::NOT_FOUND, "order-not-found", "There is no such order", detail)
+}
+
+fn products_unavailable(retry_after: Duration) -> Problem {
+    Problem::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "product-service-unavailable",
+        "Orders cannot be placed right now",
+        "The Product Service gave no usable answer. Nothing was ordered.",
+    )
+    .with_retry_after(retry_after)
+}
+
+fn invalid_transition(error: InvalidTransition) -> Problem {
+    let allowed: Vec<&str> = error.from.reachable().iter().copied().map(Status::as_str).collect();
+    Problem::new(
+        StatusCode::CONFLICT,
+        "invalid-transition",
+        "The order cannot get there",
+        format!("An order that is {} cannot become {}.", error.from, error.to),
+    )
+    .with_member("allowed", json!(allowed))
+}
+
+fn unknown_products(unknown: &[UnknownProduct]) -> Problem {
+    let names: Vec<&str> = unknown.iter().map(|product| product.product_id.as_str()).collect();
+    let errors = unknown
+        .iter()
+        .map(|product| FieldError {
+            pointer: format!("/items/{}/productId", product.line),
+            detail: format!("There is no product {}.", product.product_id),
+            more: members([("productId", json!(product.product_id))]),
+        })
+        .collect();
+    Problem::new(
+        StatusCode::BAD_REQUEST,
+        "product-not-found",
+        "There is no such product",
+        format!("There is no product {}.", names.join(", ")),
+    )
+    .with_errors(errors)
+}
+
+fn insufficient_stock(short: &[ShortLine]) -> Problem {
+    let sentence = |line: &ShortLine| {
+        format!("{}: {} requested, {} available", line.product_id, line.requested, line.available)
+    };
+    let errors = short
+        .iter()
+        .map(|line| FieldError {
+            pointer: format!("/items/{}/quantity", line.line),
+            detail: sentence(line),
+            more: members([
+                ("productId", json!(line.product_id)),
+                ("requested", json!(line.requested)),
+                ("available", json!(line.available)),
+            ]),
+        })
+        .collect();
+    let sentences: Vec<String> = short.iter().map(sentence).collect();
+    Problem::new(
+        StatusCode::BAD_REQUEST,
+        "insufficient-stock",
+        "There is not enough stock",
+        format!("{}.", sentences.join("; ")),
+    )
+    .with_errors(errors)
+}
+
+fn members<const N: usize>(members: [(&str, Value); N]) -> Map<String, Value> {
+    members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}

@@ -1,0 +1,156 @@
+//! Reading requests, with errors of our shape: path, query and JSON body.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode};
+use futures_util::StreamExt;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio::time::timeout;
+
+use super::json::{WellFormed, pointer};
+use super::problem::Problem;
+use crate::domain::OrderId;
+
+/// The largest body that is read (contract).
+const MAX_BODY: usize = 64 * 1024;
+/// How much of a larger body is read and thrown away, so that a client that is still writing gets to read the
+/// answer instead of a broken connection.
+const MAX_DRAINED: usize = 16 * 1024 * 1024;
+/// How long a client may take to send its body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The `{orderId}` of a path.
+pub(super) struct OrderIdPath(pub(super) OrderId);
+
+impl<S: Send + Sync> FromRequestParts<S> for OrderIdPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Path(text) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|_| Problem::invalid("orderId", "must be UTF-8"))?;
+        OrderId::parse(&text).map(Self).map_err(|rule| Problem::invalid("orderId", rule))
+    }
+}
+
+/// A JSON body.
+pub(super) struct Json<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        if !is_json(request.headers()) {
+            return Err(Problem::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported-media-type",
+                "The body is of the wrong type",
+                "Content-Type must be application/json.",
+            ));
+        }
+        let body = read(request.into_body()).await?;
+        parse(&body).map(Self)
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(CONTENT_TYPE).iter();
+    let essence = |value: &str| value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let first = values.next().and_then(|value| value.to_str().ok()).map(essence);
+    values.next().is_none() && first.as_deref() == Some("application/json")
+}
+
+async fn read(body: Body) -> Result<Vec<u8>, Problem> {
+    timeout(BODY_TIMEOUT, read_all(body)).await.unwrap_or_else(|_| {
+        Err(Problem::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "request-timeout",
+            "The request took too long to arrive",
+            "The body did not arrive in time.",
+        ))
+    })
+}
+
+async fn read_all(body: Body) -> Result<Vec<u8>, Problem> {
+    let (mut kept, mut seen) = (Vec::new(), 0);
+    let mut chunks = body.into_data_stream();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|_| Problem::invalid("", "the body broke off"))?;
+        seen += chunk.len();
+        if seen > MAX_DRAINED {
+            break;
+        }
+        if seen <= MAX_BODY {
+            kept.extend_from_slice(&chunk);
+        }
+    }
+    if seen > MAX_BODY {
+        return Err(Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "payload-too-large",
+            "The body is too large",
+            "The body may have 64 KiB at the most.",
+        ));
+    }
+    Ok(kept)
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    let refuse = |path: &serde_path_to_error::Path, error: &serde_json::Error| {
+        Problem::invalid(pointer(path), describe(error))
+    };
+    let mut strict = serde_json::Deserializer::from_slice(body);
+    WellFormed::deserialize(&mut strict)
+        .and_then(|_| strict.end())
+        .map_err(|error| Problem::invalid("", describe(&error)))?;
+    let mut typed = serde_json::Deserializer::from_slice(body);
+    serde_path_to_error::deserialize(&mut typed).map_err(|error| refuse(error.path(), error.inner()))
+}
+
+/// What serde says, without echoing much of what the client sent.
+fn describe(error: &serde_json::Error) -> String {
+    const LONGEST: usize = 160;
+    let text = error.to_string();
+    match text.char_indices().nth(LONGEST) {
+        None => text,
+        Some((cut, _)) => format!("{}…", &text[..cut]),
+    }
+}
+
+/// The parameters of a query, each at most once. Unknown ones are ignored, as unknown fields of a body are.
+pub(super) struct Query(Vec<(String, String)>);
+
+impl Query {
+    /// The value of a parameter.
+    pub(super) fn get(&self, name: &'static str) -> Result<Option<&str>, Problem> {
+        let mut values = self.0.iter().filter(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        let value = values.next();
+        match values.next() {
+            None => Ok(value),
+            Some(_) => Err(Problem::invalid(name, "must be there once at the most")),
+        }
+    }
+
+    /// The value of a parameter, read by `read`, whose rule is named where it fails.
+    pub(super) fn parse<T>(
+        &self,
+        name: &'static str,
+        read: impl FnOnce(&str) -> Result<T, &'static str>,
+    ) -> Result<Option<T>, Problem> {
+        self.get(name)?.map(read).transpose().map_err(|rule| Problem::invalid(name, rule))
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Query {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let query = parts.uri.query().unwrap_or_default();
+        Ok(Self(form_urlencoded::parse(query.as_bytes()).into_owned().collect()))
+    }
+}

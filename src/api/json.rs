@@ -1,0 +1,105 @@
+//! JSON as strictly as RFC 8259 allows: duplicate keys are refused (RFC 7493, 2.3), at every depth.
+
+use std::collections::HashSet;
+use std::fmt;
+
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_path_to_error::{Path, Segment};
+
+/// Any JSON text without duplicate keys. It is read for the errors alone.
+///
+/// The fields that we do not know are ignored later on, so without this their depth and keys would go
+/// unchecked. Depth is bounded by `serde_json`, to 128.
+pub(super) struct WellFormed;
+
+impl<'de> Deserialize<'de> for WellFormed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(AnyValue)
+    }
+}
+
+struct AnyValue;
+
+impl<'de> Visitor<'de> for AnyValue {
+    type Value = WellFormed;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<WellFormed, A::Error> {
+        let mut keys = HashSet::new();
+        while let Some(key) = map.next_key::<String>()? {
+            map.next_value::<WellFormed>()?;
+            if !keys.insert(key) {
+                return Err(de::Error::custom("a key stands twice in one object"));
+            }
+        }
+        Ok(WellFormed)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<WellFormed, A::Error> {
+        while sequence.next_element::<WellFormed>()?.is_some() {}
+        Ok(WellFormed)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<WellFormed, E> {
+        Ok(WellFormed)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<WellFormed, E> {
+        Ok(WellFormed)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<WellFormed, E> {
+        Ok(WellFormed)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<WellFormed, E> {
+        Ok(WellFormed)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<WellFormed, E> {
+        Ok(WellFormed)
+    }
+
+    fn visit_unit<E>(self) -> Result<WellFormed, E> {
+        Ok(WellFormed)
+    }
+}
+
+/// The JSON pointer (RFC 6901) of the place where reading failed.
+pub(super) fn pointer(path: &Path) -> String {
+    path.iter()
+        .filter_map(|segment| match segment {
+            Segment::Seq { index } => Some(format!("/{index}")),
+            Segment::Map { key } => Some(format!("/{}", key.replace('~', "~0").replace('/', "~1"))),
+            Segment::Enum { .. } | Segment::Unknown => None,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_well_formed(text: &str) -> bool {
+        serde_json::from_str::<WellFormed>(text).is_ok()
+    }
+
+    #[test]
+    fn any_json_without_duplicate_keys_is_well_formed() {
+        for good in ["{}", "[1,-2,3.5,1e400,null,true,\"x\"]", r#"{"a":{"b":1},"c":{"b":2}}"#] {
+            assert!(is_well_formed(good), "{good}");
+        }
+    }
+
+    #[test]
+    fn duplicate_keys_broken_text_and_deep_nesting_are_not() {
+        let deep = "[".repeat(200) + &"]".repeat(200);
+        let bad = ["", "{", r#"{"a":1,"a":2}"#, r#"[{"x":{"a":1,"a":1}}]"#, r#""\ud800""#, "01", "[1,]", &deep];
+        for text in bad {
+            assert!(!is_well_formed(text), "{text}");
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! HTTP in: the whole route table and the order of the layers, on one screen.
+
+mod admission;
+mod conditional;
+mod error;
+mod extract;
+mod health;
+mod identity;
+mod json;
+mod observe;
+mod orders;
+mod problem;
+pub mod server;
+
+use std::any::Any;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, put};
+use tower_http::catch_panic::CatchPanicLayer;
+use tracing::error;
+
+pub use health::Health;
+pub use identity::GatewaySecrets;
+pub use problem::Problem;
+
+use crate::orders::OrderService;
+
+/// How requests are served.
+#[derive(Clone, Debug)]
+pub struct ApiSettings {
+    /// What proves that a call came through the gateway.
+    pub gateway_secrets: GatewaySecrets,
+    /// How many requests are served at once.
+    pub max_requests: usize,
+    /// How long one request may take.
+    pub request_deadline: Duration,
+}
+
+/// The routes of the service.
+///
+/// Layers, from the outside in: log line and ids; problem+json for every refusal; panics; then, before the
+/// orders alone, admission and identity.
+pub fn router(orders: OrderService, health: Health, settings: &ApiSettings) -> Router {
+    let admission =
+        admission::Admission::new(health.lifecycle.clone(), settings.max_requests, settings.request_deadline);
+    let api = Router::new()
+        .route("/api/orders", get(orders::list_all).post(orders::place))
+        .route("/api/orders/my", get(orders::list_mine))
+        .route("/api/orders/{orderId}", get(orders::get))
+        .route("/api/orders/{orderId}/status", put(orders::change_status))
+        .route_layer(from_fn_with_state(settings.gateway_secrets.clone(), identity::require_identity))
+        .route_layer(from_fn_with_state(admission, admission::admit))
+        .with_state(orders);
+    let health = Router::new()
+        .route("/health/live", get(health::live))
+        .route("/health/ready", get(health::ready))
+        .with_state(health);
+    api.merge(health)
+        .fallback(async || StatusCode::NOT_FOUND)
+        .method_not_allowed_fallback(async || StatusCode::METHOD_NOT_ALLOWED)
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn(problem::write_problems))
+        .layer(from_fn(observe::observe))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the signature of the layer")]
+fn panicked(panic: Box<dyn Any + Send>) -> Response {
+    let message = panic.downcast_ref::<&str>().copied();
+    let message = message.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    error!(message = message.unwrap_or("without a message"), "a handler panicked");
+    Problem::bug().into_response()
+}

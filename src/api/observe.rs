@@ -1,0 +1,82 @@
+//! One log line a request, and the ids by which a request is found again.
+//!
+//! The line has no header, no query and no address of a person.
+
+use std::time::Instant;
+
+use axum::extract::{MatchedPath, Request};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::middleware::Next;
+use axum::response::Response;
+use tracing::{Instrument, error, info, info_span, warn};
+use uuid::Uuid;
+
+use super::problem::Problem;
+use crate::domain::TraceParent;
+
+/// The header by which a caller and the log speak of the same request.
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// The outermost layer.
+pub(super) async fn observe(mut request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let request_id = request_id(request.headers());
+    let trace = TraceParent::continue_or_start(only(request.headers(), &TRACEPARENT));
+    let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
+    let method = request.method().clone();
+    let span =
+        info_span!("request", request_id = %request_id, trace_id = trace.trace_id(), %method, %route);
+    request.extensions_mut().insert(trace);
+    let mut response = next.run(request).instrument(span.clone()).await;
+    span.in_scope(|| log(&response, started));
+    if let Ok(value) = HeaderValue::from_str(&request_id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+fn log(response: &Response, started: Instant) {
+    let status = response.status().as_u16();
+    let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let problem = response.extensions().get::<Problem>();
+    let code = problem.map_or("", Problem::code);
+    let cause = problem.and_then(Problem::cause_chain).unwrap_or_default();
+    match status {
+        500 => error!(status, duration_ms, code, cause, "request failed"),
+        501.. => warn!(status, duration_ms, code, cause, "request refused for now"),
+        400..500 => info!(status, duration_ms, code, "request refused"),
+        _ => info!(status, duration_ms, "request answered"),
+    }
+}
+
+/// The caller's id where it is one that is safe to log and to echo, else a new one.
+fn request_id(headers: &HeaderMap) -> String {
+    let safe = |id: &&str| {
+        (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b))
+    };
+    only(headers, &REQUEST_ID).filter(safe).map_or_else(|| Uuid::now_v7().to_string(), str::to_owned)
+}
+
+fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next()?.to_str().ok();
+    values.next().is_none().then_some(value)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(values: &[&'static str]) -> HeaderMap {
+        values.iter().map(|value| (REQUEST_ID, HeaderValue::from_static(value))).collect()
+    }
+
+    #[test]
+    fn a_callers_request_id_is_taken_when_it_is_safe_and_alone() {
+        assert_eq!(request_id(&headers(&["abc-123"])), "abc-123");
+        for bad in [&["a b"][..], &["a\"b"], &["a", "b"], &[""], &[]] {
+            assert!(Uuid::try_parse(&request_id(&headers(bad))).is_ok(), "{bad:?}");
+        }
+    }
+}

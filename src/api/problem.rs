@@ -1,0 +1,227 @@
+//! The one shape of every answer that is not 2xx or 304: RFC 9457, `application/problem+json`.
+//!
+//! A handler returns a [`Problem`]; the outermost layer writes it, because only there the request's path is at
+//! hand, and turns the framework's own refusals into the same shape on the way.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::Request;
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{HeaderValue, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::telemetry::chain;
+
+/// An answer that tells the client what is wrong, and never why we could not do better. Boxed, so that the
+/// results that may hold one stay small.
+#[derive(Clone, Debug)]
+pub struct Problem(Box<Parts>);
+
+#[derive(Clone, Debug)]
+struct Parts {
+    status: StatusCode,
+    code: &'static str,
+    title: &'static str,
+    detail: String,
+    errors: Vec<FieldError>,
+    more: Map<String, Value>,
+    retry_after: Option<Duration>,
+    cause: Option<Arc<dyn Error + Send + Sync>>,
+}
+
+/// One thing that is wrong in the request, and where.
+#[derive(Clone, Debug, Serialize)]
+pub struct FieldError {
+    /// A JSON pointer (RFC 6901) into the body, or the name of a header, path or query parameter.
+    pub pointer: String,
+    /// What is wrong.
+    pub detail: String,
+    /// More for programs.
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
+}
+
+impl FieldError {
+    /// An error without more for programs.
+    pub fn new(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { pointer: pointer.into(), detail: detail.into(), more: Map::new() }
+    }
+}
+
+/// The document as it is written.
+#[derive(Serialize)]
+struct Document<'a> {
+    r#type: String,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    instance: &'a str,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    errors: &'a [FieldError],
+    #[serde(flatten)]
+    more: &'a Map<String, Value>,
+}
+
+impl Problem {
+    /// A problem of the contract's table, or one of the framework's in the same form.
+    pub fn new(
+        status: StatusCode,
+        code: &'static str,
+        title: &'static str,
+        detail: impl Into<String>,
+    ) -> Self {
+        let detail = detail.into();
+        Self(Box::new(Parts {
+            status,
+            code,
+            title,
+            detail,
+            errors: Vec::new(),
+            more: Map::new(),
+            retry_after: None,
+            cause: None,
+        }))
+    }
+
+    /// 400: the request itself is wrong, at one place.
+    pub fn invalid(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
+        let (pointer, detail) = (pointer.into(), detail.into());
+        let whole = if pointer.is_empty() { detail.clone() } else { format!("{pointer}: {detail}") };
+        Self::new(StatusCode::BAD_REQUEST, "invalid-request", "The request is invalid", whole)
+            .with_errors(vec![FieldError::new(pointer, detail)])
+    }
+
+    /// 503: we cannot right now.
+    pub fn unavailable(detail: &'static str, retry_after: Duration) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "The service is not available", detail)
+            .with_retry_after(retry_after)
+    }
+
+    /// 500: a bug. The client learns nothing of it; the log does.
+    pub fn internal(cause: impl Error + Send + Sync + 'static) -> Self {
+        Self::bug().with_cause(cause)
+    }
+
+    /// 500 without a cause.
+    pub fn bug() -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "Something went wrong",
+            "The service failed; its log says why.",
+        )
+    }
+
+    /// Names what is wrong, place by place.
+    #[must_use]
+    pub fn with_errors(mut self, errors: Vec<FieldError>) -> Self {
+        self.0.errors = errors;
+        self
+    }
+
+    /// Adds a member to the document.
+    #[must_use]
+    pub fn with_member(mut self, name: &str, value: Value) -> Self {
+        self.0.more.insert(name.to_owned(), value);
+        self
+    }
+
+    /// Says when trying again makes sense (RFC 9110, 10.2.3; whole seconds, rounded up).
+    #[must_use]
+    pub fn with_retry_after(mut self, retry_after: Duration) -> Self {
+        self.0.retry_after = Some(retry_after);
+        self
+    }
+
+    /// Keeps the cause for the log.
+    #[must_use]
+    pub fn with_cause(mut self, cause: impl Error + Send + Sync + 'static) -> Self {
+        self.0.cause = Some(Arc::new(cause));
+        self
+    }
+
+    /// The word by which programs know the problem.
+    pub fn code(&self) -> &'static str {
+        self.0.code
+    }
+
+    /// The cause and the causes of the cause, for the log.
+    pub fn cause_chain(&self) -> Option<String> {
+        self.0.cause.as_deref().map(|cause| chain(cause))
+    }
+
+    /// A problem for a refusal of the framework, by its status.
+    fn of_framework(status: StatusCode) -> Self {
+        match status {
+            StatusCode::NOT_FOUND => {
+                Self::new(status, "not-found", "There is nothing here", "No route has this path.")
+            }
+            StatusCode::METHOD_NOT_ALLOWED => Self::new(
+                status,
+                "method-not-allowed",
+                "This method is not allowed here",
+                "The Allow header names the methods that are.",
+            ),
+            status if status.is_client_error() => {
+                Self::new(status, "invalid-request", "The request is invalid", "The request cannot be read.")
+            }
+            _ => Self::bug(),
+        }
+    }
+
+    fn write(&self, path: &str) -> Response {
+        let document = Document {
+            r#type: format!("urn:problem:order-service:{}", self.0.code),
+            title: self.0.title,
+            status: self.0.status.as_u16(),
+            detail: &self.0.detail,
+            instance: path,
+            errors: &self.0.errors,
+            more: &self.0.more,
+        };
+        let body = serde_json::to_vec(&document).unwrap_or_default();
+        let content_type = [(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"))];
+        let mut response = (self.0.status, content_type, body).into_response();
+        if let Some(wait) = self.0.retry_after {
+            let seconds = wait.as_millis().div_ceil(1000).max(1);
+            if let Ok(value) = HeaderValue::from_str(&seconds.to_string()) {
+                response.headers_mut().insert(RETRY_AFTER, value);
+            }
+        }
+        response
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = self.0.status.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// The layer that writes every problem.
+pub(super) async fn write_problems(request: Request, next: Next) -> Response {
+    let path = request.uri().path().to_owned();
+    let response = next.run(request).await;
+    let status = response.status();
+    if !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    let problem =
+        response.extensions().get::<Problem>().cloned().unwrap_or_else(|| Problem::of_framework(status));
+    let mut written = problem.write(&path);
+    // What the framework said beside its status, such as Allow.
+    for (name, value) in response.headers() {
+        if name != CONTENT_TYPE && name != axum::http::header::CONTENT_LENGTH {
+            written.headers_mut().insert(name, value.clone());
+        }
+    }
+    written.extensions_mut().insert(problem);
+    written
+}

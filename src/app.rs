@@ -1,0 +1,209 @@
+//! The composition root: what starts, in what order, and how it stops.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::api::{self, Health, server};
+use crate::config::Config;
+use crate::events::{KafkaHealth, PublishError, Publisher, Relay};
+use crate::lifecycle::{Lifecycle, Phase};
+use crate::orders::OrderService;
+use crate::products::{InvalidSettings, ProductClient};
+use crate::store::migrate::{MigrationError, migrate};
+use crate::store::{Store, StoreError};
+
+/// Why the service does not run, or ran and ended badly.
+#[derive(Debug, Error)]
+pub enum AppError {
+    /// The address cannot be listened on.
+    #[error("BIND_ADDRESS {0} cannot be listened on")]
+    Bind(SocketAddr, #[source] std::io::Error),
+    /// No Kafka client can be made of the settings.
+    #[error("the Kafka client cannot be made of the KAFKA_ settings")]
+    Kafka(#[from] PublishError),
+    /// No Product Service client can be made of the settings.
+    #[error("the Product Service client cannot be made of the PRODUCT_ settings")]
+    Products(#[from] InvalidSettings),
+    /// The schema cannot be brought up to date.
+    #[error("the database cannot be migrated")]
+    Migration(#[from] MigrationError),
+    /// The schema is behind, and the settings say not to change it.
+    #[error("migrations are pending and MIGRATE_ON_START is false: run `order-service migrate` first")]
+    NotMigrated,
+    /// The database did not come within the start's time.
+    #[error("the database did not answer within STARTUP_TIMEOUT_MS")]
+    NoDatabase(#[source] StoreError),
+    /// A part that must run as long as the process ended by itself.
+    #[error("the {0} ended by itself")]
+    PartEnded(&'static str),
+    /// A part panicked.
+    #[error("a part of the service crashed")]
+    Crashed(#[from] JoinError),
+    /// The stop took longer than it may; what was left is taken up by other replicas, or at the next start.
+    #[error("the stop took longer than SHUTDOWN_TIMEOUT_MS")]
+    ShutdownTimeout,
+}
+
+/// A running service.
+pub struct App {
+    /// Where it listens.
+    pub address: SocketAddr,
+    lifecycle: Lifecycle,
+    stop: CancellationToken,
+    running: JoinHandle<Result<(), AppError>>,
+}
+
+/// The parts, before they run.
+struct Parts {
+    config: Config,
+    listener: TcpListener,
+    lifecycle: Lifecycle,
+    store: Store,
+    relay_store: Store,
+    relay: Relay,
+    orders: OrderService,
+    router: axum::Router,
+}
+
+impl App {
+    /// Listens, and starts everything. Orders are served once the schema is current; until then requests are
+    /// answered 503, so that a slow database is told from a process that is not there.
+    pub async fn start(config: Config) -> Result<Self, AppError> {
+        let parts = Parts::assemble(config).await?;
+        let address =
+            parts.listener.local_addr().map_err(|error| AppError::Bind(parts.config.bind_address, error))?;
+        let stop = CancellationToken::new();
+        let lifecycle = parts.lifecycle.clone();
+        let running = tokio::spawn(parts.run(stop.clone()));
+        Ok(Self { address, lifecycle, stop, running })
+    }
+
+    /// Waits until orders are served, or the start has failed.
+    pub async fn ready(&self) {
+        while self.lifecycle.phase() == Phase::Starting && !self.running.is_finished() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Asks for the stop and waits for it.
+    pub async fn stop(self) -> Result<(), AppError> {
+        self.stop.cancel();
+        self.running.await?
+    }
+
+    /// Runs until `stop` resolves, then stops; or until the service fails.
+    pub async fn run_until(self, stop: impl Future<Output = ()>) -> Result<(), AppError> {
+        let Self { stop: token, mut running, .. } = self;
+        tokio::select! {
+            ended = &mut running => return ended?,
+            () = stop => token.cancel(),
+        }
+        running.await?
+    }
+}
+
+impl Parts {
+    async fn assemble(config: Config) -> Result<Self, AppError> {
+        let lifecycle = Lifecycle::default();
+        let store = Store::new(config.database.clone());
+        let relay_store = store.for_relay();
+        let products = Arc::new(ProductClient::new(config.products.clone())?);
+        let kafka = KafkaHealth::default();
+        let publisher = Publisher::new(config.kafka.clone(), kafka.clone())?;
+        let relay = Relay::new(relay_store.clone(), publisher, config.relay.clone());
+        let orders = OrderService::new(store.clone(), Arc::clone(&products), config.max_placements);
+        let health = Health { lifecycle: lifecycle.clone(), store: store.clone(), kafka, products };
+        let router = api::router(orders.clone(), health, &config.api);
+        let bind = |error| AppError::Bind(config.bind_address, error);
+        let listener = TcpListener::bind(config.bind_address).await.map_err(bind)?;
+        Ok(Self { config, listener, lifecycle, store, relay_store, relay, orders, router })
+    }
+
+    async fn run(self, stop: CancellationToken) -> Result<(), AppError> {
+        let Self { config, listener, lifecycle, store, relay_store, relay, orders, router } = self;
+        if let Some(warning) = config.warning() {
+            warn!("{warning}");
+        }
+        let (server_stop, relay_stop) = (CancellationToken::new(), CancellationToken::new());
+        let mut server = {
+            let (settings, stop) = (config.server.clone(), server_stop.clone());
+            tokio::spawn(async move { server::serve(listener, router, &settings, &stop).await })
+        };
+        // Dropping the guards on an early return stops what was started.
+        let _guards = (server_stop.clone().drop_guard(), relay_stop.clone().drop_guard());
+
+        tokio::select! {
+            ready = prepare_schema(&config, &store) => ready?,
+            () = stop.cancelled() => {}
+        }
+        lifecycle.serving();
+        let mut relay = tokio::spawn(relay.run(relay_stop.clone()));
+        info!("serving");
+        tokio::select! {
+            () = stop.cancelled() => {}
+            ended = &mut server => return Err(part_ended("server", ended)),
+            ended = &mut relay => return Err(part_ended("relay", ended)),
+        }
+
+        info!("stopping");
+        lifecycle.stopping();
+        sleep(config.timing.shutdown_delay).await;
+        timeout(config.timing.shutdown_timeout, async {
+            server_stop.cancel();
+            server.await?;
+            orders.settle().await;
+            relay_stop.cancel();
+            relay.await?;
+            store.close().await;
+            relay_store.close().await;
+            info!("stopped");
+            Ok(())
+        })
+        .await
+        .unwrap_or(Err(AppError::ShutdownTimeout))
+    }
+}
+
+fn part_ended(part: &'static str, ended: Result<(), JoinError>) -> AppError {
+    ended.err().map_or(AppError::PartEnded(part), AppError::from)
+}
+
+/// Waits for the database and brings the schema up to date, or makes sure that it is.
+async fn prepare_schema(config: &Config, store: &Store) -> Result<(), AppError> {
+    const PAUSE: Duration = Duration::from_millis(500);
+    let give_up = Instant::now() + config.timing.startup_timeout;
+    loop {
+        let error = match try_schema(config, store).await {
+            Ok(()) => return Ok(()),
+            Err(AppError::NoDatabase(error)) if error.is_transient() => error,
+            Err(error) => return Err(error),
+        };
+        if Instant::now() + PAUSE > give_up {
+            return Err(AppError::NoDatabase(error));
+        }
+        warn!(%error, "waiting for the database");
+        sleep(PAUSE).await;
+    }
+}
+
+async fn try_schema(config: &Config, store: &Store) -> Result<(), AppError> {
+    if config.migrate_on_start {
+        return match migrate(&config.database).await {
+            Ok(version) => {
+                info!(version, "the schema is current");
+                Ok(())
+            }
+            Err(MigrationError::Unavailable(error)) => Err(AppError::NoDatabase(error.into())),
+            Err(error) => Err(error.into()),
+        };
+    }
+    if store.is_migrated().await.map_err(AppError::NoDatabase)? { Ok(()) } else { Err(AppError::NotMigrated) }
+}

@@ -1,0 +1,132 @@
+//! `serve`, `migrate`, `healthcheck`; and, where the embedded stack is compiled in, `dev` and `demo-products`.
+
+#[cfg(feature = "dev")]
+mod dev;
+mod healthcheck;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use order_service::app::{App, AppError};
+use order_service::config::{self, Config, Environment, LogConfig};
+use order_service::{store, telemetry};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info};
+
+/// The transactional heart of ShopVerse. Settings come from the environment; .env.example lists them.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve orders until SIGTERM or SIGINT
+    Serve,
+    /// Bring the database schema up to date, then exit
+    Migrate,
+    /// Exit with 0 if the service on this machine is ready, with 1 if it is not
+    Healthcheck,
+    /// Run everything on this machine: PostgreSQL, a Kafka broker, a demo Product Service and the service
+    #[cfg(feature = "dev")]
+    Dev,
+    /// Run the demo Product Service alone, on DEMO_PRODUCTS_ADDRESS
+    #[cfg(feature = "dev")]
+    DemoProducts,
+}
+
+/// A stop that took longer than it may.
+const EXIT_STOP_TIMED_OUT: u8 = 2;
+
+/// Any failure, with its causes.
+type Failure = Box<dyn Error + Send + Sync>;
+
+pub(crate) fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = environment().and_then(|env| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let outcome = runtime.block_on(execute(&cli.command, &env));
+        // What still runs here was given up: do not wait for it.
+        runtime.shutdown_background();
+        outcome
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            report(failure.as_ref());
+            let timed_out =
+                failure.downcast_ref::<AppError>().is_some_and(|e| matches!(e, AppError::ShutdownTimeout));
+            if timed_out { ExitCode::from(EXIT_STOP_TIMED_OUT) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+async fn execute(command: &Command, env: &Environment) -> Result<(), Failure> {
+    match command {
+        Command::Serve => serve(env).await,
+        Command::Migrate => migrate(env).await,
+        Command::Healthcheck => healthcheck::run(config::read_bind_address(env)?).await,
+        #[cfg(feature = "dev")]
+        Command::Dev => dev::run(env).await,
+        #[cfg(feature = "dev")]
+        Command::DemoProducts => dev::demo_products(env).await,
+    }
+}
+
+async fn serve(env: &Environment) -> Result<(), Failure> {
+    telemetry::start(&LogConfig::read(env)?)?;
+    let config = Config::read(env)?;
+    let app = App::start(config).await?;
+    info!(address = %app.address, "listening");
+    app.run_until(stop_signal()?).await?;
+    Ok(())
+}
+
+async fn migrate(env: &Environment) -> Result<(), Failure> {
+    telemetry::start(&LogConfig::read(env)?)?;
+    let version = store::migrate::migrate(&config::read_database(env)?).await?;
+    info!(version, "the schema is current");
+    Ok(())
+}
+
+/// The environment, and `.env` of the current folder where there is one; the environment wins.
+fn environment() -> Result<Environment, Failure> {
+    let process = Environment::of_process();
+    match dotenvy::dotenv_iter() {
+        Err(error) if error.not_found() => Ok(process),
+        Err(error) => Err(error.into()),
+        Ok(lines) => {
+            let file = lines.collect::<Result<Vec<_>, _>>().map_err(|error| format!(".env: {error}"))?;
+            Ok(process.or(file))
+        }
+    }
+}
+
+/// Resolves at the first SIGTERM or SIGINT; the second one ends the process at once.
+fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
+    let (mut terminate, mut interrupt) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            error!("a second signal: ending at once");
+            std::process::exit(i32::from(EXIT_STOP_TIMED_OUT));
+        });
+    })
+}
+
+/// Says on standard error what failed and why, whether or not logging has started.
+#[expect(clippy::print_stderr, reason = "the last word of a command")]
+fn report(failure: &(dyn Error + 'static)) {
+    eprintln!("order-service: {}", telemetry::chain(failure));
+}

@@ -1,0 +1,320 @@
+//! Every setting, read once from the environment and refused with the variable's name where it is wrong.
+//!
+//! `.env.example` lists them all with a sentence each; a test holds the two together.
+
+mod environment;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use reqwest::Url;
+use sqlx::postgres::PgConnectOptions;
+
+pub use environment::{Environment, InvalidConfig};
+
+use crate::api::server::ServerSettings;
+use crate::api::{ApiSettings, GatewaySecrets};
+use crate::events::{KafkaSettings, RelaySettings, Secret};
+use crate::products::ProductSettings;
+use crate::store::DatabaseSettings;
+
+/// All settings of `serve`.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to listen.
+    pub bind_address: SocketAddr,
+    /// Connections.
+    pub server: ServerSettings,
+    /// Requests.
+    pub api: ApiSettings,
+    /// How many orders are placed at once.
+    pub max_placements: usize,
+    /// The database.
+    pub database: DatabaseSettings,
+    /// Whether `serve` applies pending migrations, or refuses to start while there are any.
+    pub migrate_on_start: bool,
+    /// Kafka.
+    pub kafka: KafkaSettings,
+    /// The relay.
+    pub relay: RelaySettings,
+    /// The Product Service.
+    pub products: ProductSettings,
+    /// Start and stop.
+    pub timing: LifecycleSettings,
+}
+
+/// How long the start and the stop may take.
+#[derive(Clone, Debug)]
+pub struct LifecycleSettings {
+    /// How long the start waits for a database that is away.
+    pub startup_timeout: Duration,
+    /// How long the service goes on accepting after it has said that it is not ready.
+    pub shutdown_delay: Duration,
+    /// How long the stop may take after that.
+    pub shutdown_timeout: Duration,
+}
+
+/// What logs look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Human,
+}
+
+/// The settings of the log, needed before all others.
+#[derive(Clone, Debug)]
+pub struct LogConfig {
+    /// The form.
+    pub format: LogFormat,
+    /// What is logged: a level, or directives of `tracing-subscriber`.
+    pub filter: String,
+}
+
+/// Where the service listens when nothing else is said: on this machine only.
+pub const DEFAULT_BIND_ADDRESS: &str = "127.0.0.1:8080";
+
+const SECOND: u64 = 1_000;
+const MINUTE: u64 = 60 * SECOND;
+
+impl Config {
+    /// Reads everything and reports everything that is wrong at once.
+    pub fn read(env: &Environment) -> Result<Self, InvalidConfig> {
+        let delivery_timeout = env.millis("KAFKA_DELIVERY_TIMEOUT_MS", 10 * SECOND, 100..=5 * MINUTE);
+        let (bind_address, products) = (bind_address(env), products(env));
+        let rest = (server(env), api(env), database(env), kafka(env, delivery_timeout));
+        let (relay, timing) = (relay(env, delivery_timeout), timing(env));
+        let max_placements = env.number("MAX_CONCURRENT_PLACEMENTS", 512, 1..=100_000);
+        let migrate_on_start = env.flag("MIGRATE_ON_START", true);
+        let config = bind_address.zip(products).map(|(bind_address, products)| {
+            let (server, api, database, kafka) = rest;
+            Self {
+                bind_address,
+                server,
+                api,
+                max_placements,
+                database,
+                migrate_on_start,
+                kafka,
+                relay,
+                products,
+                timing,
+            }
+        });
+        if let Some(config) = &config {
+            config.refuse_dangerous_combinations(env);
+        }
+        env.finish(config)
+    }
+
+    /// What is permitted alone and wrong together.
+    fn refuse_dangerous_combinations(&self, env: &Environment) {
+        if self.relay.lease <= self.relay.delivery_timeout * 2 {
+            env.refuse("RELAY_LEASE_MS", "must be more than twice KAFKA_DELIVERY_TIMEOUT_MS");
+        }
+        if self.products.attempt_timeout > self.products.deadline {
+            env.refuse("PRODUCT_ATTEMPT_TIMEOUT_MS", "must not be more than PRODUCT_DEADLINE_MS");
+        }
+        if self.api.request_deadline <= self.products.deadline {
+            env.refuse("REQUEST_DEADLINE_MS", "must be more than PRODUCT_DEADLINE_MS");
+        }
+    }
+
+    /// Why it matters that no gateway secret is set, if it does: anybody who reaches the port is an admin.
+    pub fn warning(&self) -> Option<&'static str> {
+        let exposed = !self.bind_address.ip().is_loopback();
+        (exposed && self.api.gateway_secrets.is_empty()).then_some(
+            "GATEWAY_SECRET is not set and BIND_ADDRESS is not a loopback address: whoever reaches this port \
+             can call as any customer or admin by sending X-User-Email and X-User-Role",
+        )
+    }
+}
+
+impl LogConfig {
+    /// Reads the two settings of the log.
+    pub fn read(env: &Environment) -> Result<Self, InvalidConfig> {
+        let format = env.choice(
+            "LOG_FORMAT",
+            LogFormat::Json,
+            &[("json", LogFormat::Json), ("human", LogFormat::Human)],
+        );
+        let filter = env.text("LOG_FILTER", "info");
+        env.finish(Some(Self { format, filter }))
+    }
+}
+
+/// What `migrate` needs, and nothing else.
+pub fn read_database(env: &Environment) -> Result<DatabaseSettings, InvalidConfig> {
+    let settings = database(env);
+    env.finish(Some(settings))
+}
+
+/// Where `healthcheck` asks: the port of `BIND_ADDRESS`, on this machine.
+pub fn read_bind_address(env: &Environment) -> Result<SocketAddr, InvalidConfig> {
+    let address = bind_address(env);
+    env.finish(address)
+}
+
+fn bind_address(env: &Environment) -> Option<SocketAddr> {
+    let text = env.text("BIND_ADDRESS", DEFAULT_BIND_ADDRESS);
+    let address = text.parse().ok();
+    if address.is_none() {
+        env.refuse("BIND_ADDRESS", "must be an address such as 127.0.0.1:8080");
+    }
+    address
+}
+
+fn server(env: &Environment) -> ServerSettings {
+    ServerSettings {
+        max_connections: env.number("MAX_CONNECTIONS", 4096, 1..=1_000_000),
+        idle_timeout: env.millis("CONNECTION_IDLE_TIMEOUT_MS", 75 * SECOND, 100..=60 * MINUTE),
+    }
+}
+
+fn api(env: &Environment) -> ApiSettings {
+    ApiSettings {
+        gateway_secrets: gateway_secrets(env),
+        max_requests: env.number("MAX_CONCURRENT_REQUESTS", 1024, 1..=100_000),
+        request_deadline: env.millis("REQUEST_DEADLINE_MS", 15 * SECOND, 100..=10 * MINUTE),
+    }
+}
+
+fn relay(env: &Environment, delivery_timeout: Duration) -> RelaySettings {
+    RelaySettings {
+        lease: env.millis("RELAY_LEASE_MS", 30 * SECOND, 300..=60 * MINUTE),
+        poll_interval: env.millis("RELAY_POLL_INTERVAL_MS", 250, 10..=MINUTE),
+        batch: env.number("RELAY_BATCH", 1_000, 1..=10_000),
+        max_backoff: env.millis("RELAY_MAX_BACKOFF_MS", 5 * SECOND, 100..=10 * MINUTE),
+        delivery_timeout,
+    }
+}
+
+fn timing(env: &Environment) -> LifecycleSettings {
+    LifecycleSettings {
+        startup_timeout: env.millis("STARTUP_TIMEOUT_MS", MINUTE, 100..=60 * MINUTE),
+        shutdown_delay: env.millis("SHUTDOWN_DELAY_MS", 0, 0..=10 * MINUTE),
+        shutdown_timeout: env.millis("SHUTDOWN_TIMEOUT_MS", 25 * SECOND, 100..=60 * MINUTE),
+    }
+}
+
+fn gateway_secrets(env: &Environment) -> GatewaySecrets {
+    const SHORTEST: usize = 16;
+    let secrets = ["GATEWAY_SECRET", "GATEWAY_SECRET_PREVIOUS"];
+    let read = |name| {
+        let secret = env.optional(name)?;
+        let header_safe = secret.bytes().all(|byte| byte.is_ascii_graphic());
+        if secret.len() < SHORTEST || !header_safe {
+            env.refuse(name, "must be at least 16 visible ASCII characters");
+        }
+        Some(secret)
+    };
+    let secrets: Vec<String> = secrets.into_iter().filter_map(read).collect();
+    if secrets.len() == 1 && env.optional("GATEWAY_SECRET").is_none() {
+        env.refuse("GATEWAY_SECRET_PREVIOUS", "is only accepted beside GATEWAY_SECRET");
+    }
+    GatewaySecrets::new(secrets)
+}
+
+fn database(env: &Environment) -> DatabaseSettings {
+    let options = env.required("DATABASE_URL", "a URL such as postgres://user:password@host:5432/orders", |text| {
+        let url = text.parse::<Url>().ok().filter(|url| ["postgres", "postgresql"].contains(&url.scheme()))?;
+        text.parse::<PgConnectOptions>().ok().filter(|_| url.has_host())
+    });
+    DatabaseSettings {
+        options: options.unwrap_or_default().application_name("order-service"),
+        max_connections: env.number("DATABASE_MAX_CONNECTIONS", 16, 2..=10_000),
+        acquire_timeout: env.millis("DATABASE_ACQUIRE_TIMEOUT_MS", 2 * SECOND, 10..=MINUTE),
+        deadline: env.millis("DATABASE_DEADLINE_MS", 5 * SECOND, 100..=10 * MINUTE),
+    }
+}
+
+fn kafka(env: &Environment, delivery_timeout: Duration) -> KafkaSettings {
+    let servers = env.required("KAFKA_BOOTSTRAP_SERVERS", "host:port, or several with commas between", |text| {
+        let is_address = |server: &str| {
+            let parts = server.trim().rsplit_once(':');
+            parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
+        };
+        text.split(',').all(is_address).then(|| text.to_owned())
+    });
+    let topic = env.text("ORDER_EVENTS_TOPIC", "order-events");
+    let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if topic.is_empty() || topic.len() > 249 || !topic.chars().all(legal) {
+        env.refuse("ORDER_EVENTS_TOPIC", "must be 1 to 249 letters, digits, '.', '_' or '-'");
+    }
+    KafkaSettings {
+        bootstrap_servers: servers.unwrap_or_default(),
+        properties: kafka_security(env),
+        topic,
+        create_topic: env.flag("KAFKA_CREATE_TOPIC", true),
+        partitions: env.number("KAFKA_TOPIC_PARTITIONS", 6, 1..=10_000),
+        replication: env.number("KAFKA_TOPIC_REPLICATION", -1, -1..=100),
+        delivery_timeout,
+    }
+}
+
+/// The security settings of the client, under librdkafka's own names.
+fn kafka_security(env: &Environment) -> Vec<(&'static str, Secret)> {
+    const PROTOCOLS: [(&str, &str); 4] = [
+        ("PLAINTEXT", "plaintext"),
+        ("SSL", "ssl"),
+        ("SASL_PLAINTEXT", "sasl_plaintext"),
+        ("SASL_SSL", "sasl_ssl"),
+    ];
+    const MECHANISMS: [(&str, &str); 3] =
+        [("PLAIN", "PLAIN"), ("SCRAM-SHA-256", "SCRAM-SHA-256"), ("SCRAM-SHA-512", "SCRAM-SHA-512")];
+    let protocol = env.choice("KAFKA_SECURITY_PROTOCOL", "plaintext", &PROTOCOLS);
+    let mechanism = env.choice("KAFKA_SASL_MECHANISM", "SCRAM-SHA-512", &MECHANISMS);
+    let mut properties = vec![("security.protocol", Secret(protocol.to_owned()))];
+    let mut add = |name, variable| {
+        let value = env.optional(variable);
+        let found = value.is_some();
+        properties.extend(value.map(|value| (name, Secret(value))));
+        found
+    };
+    let user = add("sasl.username", "KAFKA_SASL_USERNAME");
+    let password = add("sasl.password", "KAFKA_SASL_PASSWORD");
+    add("ssl.key.password", "KAFKA_SSL_KEY_PASSWORD");
+    for (name, variable) in [
+        ("ssl.ca.location", "KAFKA_SSL_CA_LOCATION"),
+        ("ssl.certificate.location", "KAFKA_SSL_CERTIFICATE_LOCATION"),
+        ("ssl.key.location", "KAFKA_SSL_KEY_LOCATION"),
+    ] {
+        let missing = env.optional(variable).is_some_and(|path| !PathBuf::from(path).is_file());
+        if missing {
+            env.refuse(variable, "must name a file that exists");
+        }
+        add(name, variable);
+    }
+    if protocol.starts_with("sasl") {
+        properties.push(("sasl.mechanism", Secret(mechanism.to_owned())));
+        for (found, variable) in [(user, "KAFKA_SASL_USERNAME"), (password, "KAFKA_SASL_PASSWORD")] {
+            if !found {
+                env.refuse(variable, "is required with KAFKA_SECURITY_PROTOCOL=SASL_…");
+            }
+        }
+    }
+    properties
+}
+
+fn products(env: &Environment) -> Option<ProductSettings> {
+    let url = env.required("PRODUCT_SERVICE_URL", "a URL such as http://product-service:8081", |text| {
+        let url = text.parse::<Url>().ok().filter(|url| ["http", "https"].contains(&url.scheme()))?;
+        (url.query().is_none() && url.fragment().is_none()).then_some(url)
+    });
+    let settings = |url| ProductSettings {
+        url,
+        deadline: env.millis("PRODUCT_DEADLINE_MS", 3 * SECOND, 10..=MINUTE),
+        attempt_timeout: env.millis("PRODUCT_ATTEMPT_TIMEOUT_MS", SECOND, 10..=MINUTE),
+        connect_timeout: env.millis("PRODUCT_CONNECT_TIMEOUT_MS", 500, 10..=MINUTE),
+        retries: env.number("PRODUCT_RETRIES", 1, 0..=5),
+        concurrency: env.number("PRODUCT_CONCURRENCY", 16, 1..=100),
+        max_in_flight: env.number("PRODUCT_MAX_IN_FLIGHT", 256, 1..=10_000),
+        breaker_window: env.number("PRODUCT_BREAKER_WINDOW", 50, 10..=10_000),
+        breaker_failure_percent: env.number("PRODUCT_BREAKER_FAILURE_PERCENT", 50, 1..=100),
+        breaker_open: env.millis("PRODUCT_BREAKER_OPEN_MS", 5 * SECOND, 100..=10 * MINUTE),
+    };
+    // A stand-in, so that the other settings are looked at too; it is refused like any wrong one.
+    url.or_else(|| "http://unset.invalid".parse().ok()).map(settings)
+}

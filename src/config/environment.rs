@@ -1,0 +1,126 @@
+//! Reading variables, remembering which were asked for and what was wrong with them.
+
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+use std::time::Duration;
+
+use thiserror::Error;
+
+/// The variables of one process. An empty variable counts as absent.
+#[derive(Clone, Default)]
+pub struct Environment {
+    variables: HashMap<String, String>,
+    asked: RefCell<BTreeSet<&'static str>>,
+    wrong: RefCell<Vec<String>>,
+}
+
+/// Settings that the service does not start with, all of them, a line each.
+#[derive(Debug, Error)]
+#[error("{}", .0.join("\n"))]
+pub struct InvalidConfig(pub Vec<String>);
+
+impl Environment {
+    /// The variables of this process.
+    pub fn of_process() -> Self {
+        Self::from(std::env::vars_os().filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
+        }))
+    }
+
+    /// Any variables.
+    pub fn from(variables: impl IntoIterator<Item = (String, String)>) -> Self {
+        let present = variables.into_iter().filter(|(_, value)| !value.trim().is_empty());
+        Self { variables: present.collect(), ..Self::default() }
+    }
+
+    /// Sets a variable, or replaces it.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.variables.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// Adds variables that are not there yet.
+    #[must_use]
+    pub fn or(mut self, variables: impl IntoIterator<Item = (String, String)>) -> Self {
+        for (name, value) in variables {
+            self.variables.entry(name).or_insert(value);
+        }
+        self
+    }
+
+    /// The names that were asked for so far.
+    pub fn asked(&self) -> BTreeSet<&'static str> {
+        self.asked.borrow().clone()
+    }
+
+    /// A variable that may be absent.
+    pub fn optional(&self, name: &'static str) -> Option<String> {
+        self.asked.borrow_mut().insert(name);
+        self.variables.get(name).map(|value| value.trim().to_owned())
+    }
+
+    /// Notes that a setting is wrong. The value is not repeated: it may be a secret.
+    pub(super) fn refuse(&self, name: &str, rule: &str) {
+        self.wrong.borrow_mut().push(format!("{name} {rule}"));
+    }
+
+    /// The settings, or everything that is wrong with them; absent only where something was refused.
+    pub(super) fn finish<T>(&self, settings: Option<T>) -> Result<T, InvalidConfig> {
+        let wrong = self.wrong.take();
+        settings.filter(|_| wrong.is_empty()).ok_or(InvalidConfig(wrong))
+    }
+
+    pub(super) fn text(&self, name: &'static str, default: &str) -> String {
+        self.optional(name).unwrap_or_else(|| default.to_owned())
+    }
+
+    pub(super) fn required<T>(
+        &self,
+        name: &'static str,
+        rule: &str,
+        read: impl FnOnce(&str) -> Option<T>,
+    ) -> Option<T> {
+        let Some(text) = self.optional(name) else {
+            self.refuse(name, &format!("is required: {rule}"));
+            return None;
+        };
+        let value = read(&text);
+        if value.is_none() {
+            self.refuse(name, &format!("must be {rule}"));
+        }
+        value
+    }
+
+    pub(super) fn number<T>(&self, name: &'static str, default: T, range: RangeInclusive<T>) -> T
+    where
+        T: Copy + FromStr + PartialOrd + fmt::Display,
+    {
+        let Some(text) = self.optional(name) else { return default };
+        text.parse().ok().filter(|number| range.contains(number)).unwrap_or_else(|| {
+            self.refuse(name, &format!("must be a whole number from {} to {}", range.start(), range.end()));
+            default
+        })
+    }
+
+    pub(super) fn millis(&self, name: &'static str, default: u64, range: RangeInclusive<u64>) -> Duration {
+        Duration::from_millis(self.number(name, default, range))
+    }
+
+    pub(super) fn flag(&self, name: &'static str, default: bool) -> bool {
+        self.choice(name, default, &[("true", true), ("false", false)])
+    }
+
+    pub(super) fn choice<T: Copy>(&self, name: &'static str, default: T, choices: &[(&str, T)]) -> T {
+        let Some(text) = self.optional(name) else { return default };
+        let chosen = choices.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
+        chosen.unwrap_or_else(|| {
+            let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
+            self.refuse(name, &format!("must be one of {}", words.join(", ")));
+            default
+        })
+    }
+}

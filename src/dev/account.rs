@@ -1,0 +1,70 @@
+//! Who runs PostgreSQL, and where: it refuses root.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use super::DevError;
+
+const ROOT: u32 = 0;
+
+/// The user that PostgreSQL runs as instead of root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Account {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+}
+
+/// `None` where the current user will do.
+pub(super) fn for_postgres() -> Result<Option<Account>, DevError> {
+    if !am_root()? {
+        return Ok(None);
+    }
+    let passwd = fs::read_to_string("/etc/passwd").map_err(DevError::io("read /etc/passwd"))?;
+    find(&passwd, "postgres").or_else(|| find(&passwd, "nobody")).map(Some).ok_or(DevError::NoAccount)
+}
+
+/// The owner of a file made just now tells without unsafe code who we are.
+pub(super) fn am_root() -> Result<bool, DevError> {
+    let probe = tempfile::tempfile().and_then(|file| file.metadata());
+    Ok(probe.map_err(DevError::io("make a temporary file"))?.uid() == ROOT)
+}
+
+/// The machine's folder for temporary files, or `/tmp` where the other user could not work in that one.
+pub(super) fn temp_dir(account: Option<&Account>) -> PathBuf {
+    let usual = std::env::temp_dir();
+    if account.is_none() || open_to_all(&usual) { usual } else { PathBuf::from("/tmp") }
+}
+
+fn open_to_all(folder: &Path) -> bool {
+    let allows = |path: &Path, bits: u32| {
+        fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & bits == bits)
+    };
+    allows(folder, 0o003) && folder.ancestors().all(|parent| allows(parent, 0o001))
+}
+
+fn find(passwd: &str, name: &str) -> Option<Account> {
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        if fields.next()? != name {
+            return None;
+        }
+        let uid = fields.nth(1)?.parse().ok()?;
+        let gid = fields.next()?.parse().ok()?;
+        (uid != ROOT).then_some(Account { uid, gid })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Account, find};
+
+    #[test]
+    fn reads_uid_and_gid() {
+        let passwd =
+            "root:x:0:0::/root:/bin/sh\npostgres:x:101:104:PostgreSQL,,,:/var/lib/postgresql:/bin/bash\n";
+        assert_eq!(find(passwd, "postgres"), Some(Account { uid: 101, gid: 104 }));
+        assert_eq!(find(passwd, "nobody"), None);
+        assert_eq!(find(passwd, "root"), None);
+    }
+}

@@ -1,0 +1,152 @@
+//! PostgreSQL's server programs for a machine that has none: from Maven Central, pinned by version and
+//! SHA-256.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+use thiserror::Error;
+
+use super::account;
+use super::programs::Programs;
+
+const VERSION: &str = "18.6.0";
+const BASE: &str = "https://repo1.maven.org/maven2/io/zonky/test/postgres";
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+const DOWNLOAD_WITHIN: Duration = Duration::from_mins(5);
+
+/// Why PostgreSQL's programs could not be fetched.
+#[derive(Debug, Error)]
+pub enum FetchError {
+    /// There is no build for this platform.
+    #[error("there is no build for {0}")]
+    Platform(String),
+    /// The download failed.
+    #[error("the download failed")]
+    Http(#[from] reqwest::Error),
+    /// The file is not the pinned one.
+    #[error("{url} has SHA-256 {found}, not {pinned}")]
+    Checksum {
+        /// What was downloaded.
+        url: String,
+        /// The checksum of what came.
+        found: String,
+        /// The checksum in the source.
+        pinned: &'static str,
+    },
+    /// A file could not be written, or `sh` not run.
+    #[error("the programs could not be kept")]
+    Io(#[from] std::io::Error),
+    /// Unpacking failed: usually because `unzip`, `tar` or `xz` is missing.
+    #[error("unpacking failed, which takes unzip, tar and xz: {0}")]
+    Unpack(String),
+}
+
+struct Build {
+    platform: &'static str,
+    sha256: &'static str,
+}
+
+/// The builds for Linux need glibc.
+fn build() -> Option<Build> {
+    let (platform, sha256) = match (std::env::consts::OS, std::env::consts::ARCH) {
+        _ if cfg!(target_env = "musl") => return None,
+        ("linux", "x86_64") => {
+            ("linux-amd64", "008ee189eaa7ca2b58bd01dd950291e638b998392cf982297acd4779ec898ac1")
+        }
+        ("linux", "aarch64") => {
+            ("linux-arm64v8", "5f54e016723afa6213925a8acb939bac52944b1d348f65c7a20f0cd2928c31be")
+        }
+        ("macos", "x86_64") => {
+            ("darwin-amd64", "690941008aac9ee360820fde9bb7870a4f3dcac5e9e2f9e45e42333a436ad0f9")
+        }
+        ("macos", "aarch64") => {
+            ("darwin-arm64v8", "8f6ed6f38195b50a40712ada8b2a12060b6193c1a6977a6eb5cff053bb5a1b89")
+        }
+        _ => return None,
+    };
+    Some(Build { platform, sha256 })
+}
+
+/// Fetches the programs once; later calls find them in the cache.
+pub(super) async fn programs() -> Result<Programs, FetchError> {
+    let here = || format!("{} on {}", std::env::consts::OS, std::env::consts::ARCH);
+    let build = build().ok_or_else(|| FetchError::Platform(here()))?;
+    let cache = cache();
+    let home = cache.join(format!("postgresql-{VERSION}"));
+    if let Some(programs) = Programs::in_folder(&home.join("bin")) {
+        return Ok(programs);
+    }
+    fs::create_dir_all(&cache)?;
+    // Next to its final place, so that it gets there in one step: a half-made copy is never taken for a whole
+    // one.
+    let scratch = tempfile::Builder::new().prefix(".unpacking-").tempdir_in(&cache)?;
+    let jar = scratch.path().join("postgresql.jar");
+    let unpacked = scratch.path().join("postgresql");
+    download(&build, &jar).await?;
+    let target = unpacked.clone();
+    let unpacking = tokio::task::spawn_blocking(move || unpack(&jar, &target)).await;
+    unpacking.map_err(std::io::Error::other)??;
+    let moved = fs::rename(&unpacked, &home);
+    // Where the move failed, another process may have been faster.
+    Programs::in_folder(&home.join("bin")).ok_or_else(|| match moved {
+        Err(error) => error.into(),
+        Ok(()) => FetchError::Unpack("initdb or postgres is missing".to_owned()),
+    })
+}
+
+async fn download(build: &Build, target: &Path) -> Result<(), FetchError> {
+    let artifact = format!("embedded-postgres-binaries-{}", build.platform);
+    let url = format!("{BASE}/{artifact}/{VERSION}/{artifact}-{VERSION}.jar");
+    tracing::info!(%url, "no PostgreSQL on this machine: fetching it once");
+    let client = reqwest::Client::builder()
+        .https_only(true)
+        .connect_timeout(CONNECT_WITHIN)
+        .timeout(DOWNLOAD_WITHIN)
+        .build()?;
+    let mut response = client.get(&url).send().await?.error_for_status()?;
+    let mut file = File::create(target)?;
+    let mut hash = Sha256::new();
+    while let Some(chunk) = response.chunk().await? {
+        hash.update(&chunk);
+        file.write_all(&chunk)?;
+    }
+    let found = hash.finalize().iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
+    if found == build.sha256 {
+        return Ok(());
+    }
+    Err(FetchError::Checksum { url, found, pinned: build.sha256 })
+}
+
+/// The jar holds one tar archive.
+fn unpack(jar: &Path, target: &Path) -> Result<(), FetchError> {
+    fs::create_dir(target)?;
+    let script = r#"unzip -p "$1" '*.txz' >"$1.txz" && tar -xJf "$1.txz" -C "$2""#;
+    let output = Command::new("sh")
+        .args(["-c", script, "unpack"])
+        .args([jar, target])
+        .stdin(Stdio::null())
+        .output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    Err(FetchError::Unpack(complaint.trim().to_owned()))
+}
+
+/// Root's server runs as another user, who could not reach root's home.
+fn cache() -> PathBuf {
+    let var = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let root = account::am_root().unwrap_or(false);
+    let base = if root {
+        PathBuf::from("/var/cache")
+    } else {
+        var("XDG_CACHE_HOME")
+            .or_else(|| var("HOME").map(|home| home.join(".cache")))
+            .unwrap_or_else(std::env::temp_dir)
+    };
+    base.join("order-service")
+}

@@ -1,0 +1,130 @@
+//! The embedded stack, for `order-service dev` and for the tests: everything that the service talks to,
+//! without a container or an installation. Each part is replaced by a real one where the environment names
+//! it.
+
+mod account;
+pub mod fetch;
+pub mod kafka;
+pub mod postgres;
+pub mod products;
+mod programs;
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use rdkafka::error::KafkaError;
+use thiserror::Error;
+
+pub use kafka::Kafka;
+pub use postgres::Postgres;
+pub use products::DemoProducts;
+
+/// Why a part of the embedded stack could not do what it was told.
+#[derive(Debug, Error)]
+pub enum DevError {
+    /// PostgreSQL is not installed and could not be fetched.
+    #[error("no PostgreSQL on this machine, and none could be fetched; install it with: {install}")]
+    NoPostgres {
+        /// The command that helps.
+        install: &'static str,
+        /// Why fetching failed.
+        #[source]
+        cause: fetch::FetchError,
+    },
+    /// We are root, whom PostgreSQL refuses, and there is nobody else.
+    #[error("PostgreSQL refuses to run as root, and /etc/passwd has neither a user postgres nor nobody")]
+    NoAccount,
+    /// The server failed.
+    #[error("PostgreSQL {what}; the end of its log:\n{log}")]
+    Postgres {
+        /// What it failed at.
+        what: &'static str,
+        /// The last lines of its log.
+        log: String,
+    },
+    /// librdkafka refused.
+    #[error("the embedded Kafka cluster failed")]
+    Kafka(#[from] KafkaError),
+    /// librdkafka started without its cluster.
+    #[error("librdkafka came without its embedded cluster")]
+    NoCluster,
+    /// The operating system refused.
+    #[error("could not {what}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+impl DevError {
+    fn io(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { what, source }
+    }
+}
+
+/// PostgreSQL, Kafka and a Product Service, each embedded unless its address was given.
+#[allow(missing_debug_implementations, reason = "the Kafka client inside has nothing to show")]
+pub struct Stack {
+    /// The embedded database, unless `DATABASE_URL` names another.
+    pub postgres: Option<Postgres>,
+    /// The embedded cluster, unless `KAFKA_BOOTSTRAP_SERVERS` names another.
+    pub cluster: Option<Kafka>,
+    /// The demo service, unless `PRODUCT_SERVICE_URL` names another.
+    pub products: Option<DemoProducts>,
+    database_url: String,
+    kafka: String,
+    product_service: String,
+}
+
+impl Stack {
+    /// Starts what `get` does not name: `DATABASE_URL`, `KAFKA_BOOTSTRAP_SERVERS`, `PRODUCT_SERVICE_URL`. An
+    /// empty value names nothing.
+    ///
+    /// The demo Product Service lives no longer than the runtime that this is called in.
+    pub async fn start(get: impl Fn(&'static str) -> Option<String>) -> Result<Self, DevError> {
+        let given = |name: &'static str| get(name).filter(|value| !value.trim().is_empty());
+        let (kafka, cluster) = match given("KAFKA_BOOTSTRAP_SERVERS") {
+            Some(servers) => (servers, None),
+            None => Kafka::start(1).map(|kafka| (kafka.bootstrap_servers().to_owned(), Some(kafka)))?,
+        };
+        let (product_service, products) = match given("PRODUCT_SERVICE_URL") {
+            Some(url) => (url, None),
+            None => DemoProducts::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+                .await
+                .map(|demo| (demo.url().to_owned(), Some(demo)))?,
+        };
+        let (database_url, postgres) = match given("DATABASE_URL") {
+            Some(url) => (url, None),
+            None => Postgres::start().await.map(|server| (server.url().to_owned(), Some(server)))?,
+        };
+        Ok(Self { postgres, cluster, products, database_url, kafka, product_service })
+    }
+
+    /// Where PostgreSQL is.
+    pub fn database_url(&self) -> &str {
+        &self.database_url
+    }
+
+    /// Where Kafka is.
+    pub fn kafka(&self) -> &str {
+        &self.kafka
+    }
+
+    /// Where the Product Service is.
+    pub fn product_service(&self) -> &str {
+        &self.product_service
+    }
+
+    /// Stops every embedded part; nothing of it is left when this returns.
+    pub async fn stop(self) {
+        if let Some(products) = self.products {
+            products.stop().await;
+        }
+        drop(self.cluster);
+        if let Some(postgres) = self.postgres {
+            postgres.stop().await;
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! A real PostgreSQL server in a temporary folder, for as long as this process lives.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::Duration;
+
+use sqlx::{Connection as _, PgConnection};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::DevError;
+use super::account::{self, Account};
+use super::programs::Programs;
+
+const SUPERVISOR: &str = include_str!("postgres.sh");
+
+/// Speed where it costs a test nothing: what a killed process has written stays in the page cache, so neither
+/// `fsync` nor `full_page_writes` matters unless the machine itself dies. `synchronous_commit` stays on,
+/// because without it a killed server does forget commits that it has already answered.
+const SETTINGS: [&str; 9] = [
+    "listen_addresses=127.0.0.1",
+    "unix_socket_directories=",
+    "fsync=off",
+    "full_page_writes=off",
+    "synchronous_commit=on",
+    "max_connections=300",
+    "shared_buffers=128MB",
+    "jit=off",
+    "timezone=UTC",
+];
+
+const READY_WITHIN: Duration = Duration::from_mins(1);
+const CRASHED_WITHIN: Duration = Duration::from_secs(15);
+const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
+const POLL: Duration = Duration::from_millis(20);
+const PORTS_TRIED: usize = 5;
+const LOG_TAIL_LINES: usize = 20;
+
+/// A running PostgreSQL server with an empty database, user `postgres`, no password, on 127.0.0.1.
+///
+/// It stops and its folder disappears with [`stop`](Self::stop), on drop, and when this process dies in
+/// whatever way. It needs no async runtime to stay alive. For root, who may not run PostgreSQL, it runs as
+/// another user.
+#[derive(Debug)]
+pub struct Postgres {
+    supervisor: Supervisor,
+    port: u16,
+    url: String,
+    data_dir: PathBuf,
+}
+
+impl Postgres {
+    /// Starts a server from this machine's own programs, or from fetched ones where it has none.
+    pub async fn start() -> Result<Self, DevError> {
+        Self::start_from(&Programs::find_or_fetch().await?).await
+    }
+
+    async fn start_from(programs: &Programs) -> Result<Self, DevError> {
+        let mut supervisor = Supervisor::spawn(programs)?;
+        let deadline = Instant::now() + READY_WITHIN;
+        let mut tried = 0;
+        loop {
+            tried += 1;
+            let port = free_port().map_err(DevError::io("find a free port"))?;
+            match supervisor.serve(port, deadline).await? {
+                Served::Ready => {
+                    return Ok(Self {
+                        url: url(port),
+                        data_dir: supervisor.folder.join("data"),
+                        port,
+                        supervisor,
+                    });
+                }
+                // Somebody else may have taken the port since it was found free.
+                Served::Ended if tried < PORTS_TRIED && supervisor.initialised() => {}
+                Served::Ended => return Err(supervisor.failure("did not start")),
+            }
+        }
+    }
+
+    /// Where to connect, as a `DATABASE_URL`.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The server's data folder.
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// Ends the server as a crash would, every connection with it, and starts it again on the same port and
+    /// data.
+    pub async fn restart_immediately(&mut self) -> Result<(), DevError> {
+        self.supervisor.crash().await?;
+        let deadline = Instant::now() + READY_WITHIN;
+        match self.supervisor.serve(self.port, deadline).await? {
+            Served::Ready => Ok(()),
+            Served::Ended => Err(self.supervisor.failure("did not start again")),
+        }
+    }
+
+    /// Stops the server and removes its folder; both are done when this returns.
+    pub async fn stop(mut self) {
+        if let Some(mut child) = self.supervisor.let_go() {
+            // Nobody can do anything about a failure here, and the supervisor bounds its own time.
+            let _ = tokio::task::spawn_blocking(move || child.wait()).await;
+        }
+    }
+}
+
+enum Served {
+    Ready,
+    Ended,
+}
+
+/// The shell that holds the server, and the pipe that holds the shell.
+#[derive(Debug)]
+struct Supervisor {
+    child: Option<Child>,
+    lifeline: Option<ChildStdin>,
+    folder: PathBuf,
+    /// How often the server was started: it tells the end of one run from the end of another.
+    run: u32,
+}
+
+impl Supervisor {
+    fn spawn(programs: &Programs) -> Result<Self, DevError> {
+        let account = account::for_postgres()?;
+        let folder = tempfile::Builder::new()
+            .prefix("order-service-postgres-")
+            .tempdir_in(account::temp_dir(account.as_ref()))
+            .map_err(DevError::io("make a temporary folder"))?;
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", SUPERVISOR, "postgres"])
+            .arg(folder.path())
+            .args([&programs.initdb, &programs.postgres])
+            .args(["-D", "data"])
+            .args(SETTINGS.iter().flat_map(|setting| ["-c", setting]))
+            // Nothing of ours, PGPORT or PGDATA say, shall reach the server.
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into()))
+            .env("LC_ALL", "C")
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            // Ctrl-C in the terminal is ours alone: PostgreSQL has to outlive the draining of the service.
+            .process_group(0);
+        if let Some(Account { uid, gid }) = account {
+            std::os::unix::fs::chown(folder.path(), Some(uid), Some(gid))
+                .map_err(DevError::io("hand over the temporary folder"))?;
+            command.gid(gid).uid(uid);
+        }
+        let mut child = command.spawn().map_err(DevError::io("run sh"))?;
+        Ok(Self {
+            lifeline: child.stdin.take(),
+            child: Some(child),
+            // From here on the supervisor removes it.
+            folder: folder.keep(),
+            run: 0,
+        })
+    }
+
+    /// Starts the server and waits until it answers.
+    async fn serve(&mut self, port: u16, deadline: Instant) -> Result<Served, DevError> {
+        self.run += 1;
+        self.tell(&format!("start {} {port}", self.run))?;
+        while Instant::now() < deadline {
+            if self.answers(port).await {
+                return Ok(Served::Ready);
+            }
+            if self.exit_file().exists() {
+                return Ok(Served::Ended);
+            }
+            sleep(POLL).await;
+        }
+        Err(self.failure("did not answer in time"))
+    }
+
+    /// Whether this very server answers. A port that was free a moment ago may be another server's by now.
+    async fn answers(&self, port: u16) -> bool {
+        let attempt = async {
+            let mut connection = PgConnection::connect(&url(port)).await?;
+            let served: String = sqlx::query_scalar("SHOW data_directory").fetch_one(&mut connection).await?;
+            connection.close().await?;
+            Ok::<_, sqlx::Error>(served)
+        };
+        // Only the name: the path may lead through links.
+        let ours =
+            |served: &str| Path::new(served).parent().and_then(Path::file_name) == self.folder.file_name();
+        matches!(timeout(ANSWERS_WITHIN, attempt).await, Ok(Ok(served)) if ours(&served))
+    }
+
+    async fn crash(&mut self) -> Result<(), DevError> {
+        self.tell("crash")?;
+        let deadline = Instant::now() + CRASHED_WITHIN;
+        while !self.exit_file().exists() {
+            if Instant::now() > deadline {
+                return Err(self.failure("did not end"));
+            }
+            sleep(POLL).await;
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, command: &str) -> Result<(), DevError> {
+        let lifeline = self.lifeline.as_mut().ok_or_else(|| io::Error::from(io::ErrorKind::BrokenPipe));
+        lifeline
+            .and_then(|pipe| pipe.write_all(format!("{command}\n").as_bytes()))
+            .map_err(DevError::io("command the PostgreSQL supervisor"))
+    }
+
+    fn exit_file(&self) -> PathBuf {
+        self.folder.join(format!("exit.{}", self.run))
+    }
+
+    fn initialised(&self) -> bool {
+        self.folder.join("data/PG_VERSION").exists()
+    }
+
+    fn failure(&self, what: &'static str) -> DevError {
+        let log = fs::read(self.folder.join("log")).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        let tail = lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n");
+        DevError::Postgres { what, log: tail }
+    }
+
+    /// Closes the lifeline and hands over the process that is ending now.
+    fn let_go(&mut self) -> Option<Child> {
+        self.lifeline = None;
+        self.child.take()
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.let_go() {
+            // A drop must not block, but an ended process that nobody waits for stays in the process table.
+            let _ = std::thread::Builder::new().spawn(move || child.wait());
+        }
+    }
+}
+
+fn url(port: u16) -> String {
+    format!("postgres://postgres@127.0.0.1:{port}/postgres")
+}
+
+fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn notices_a_lost_port_and_leaves_nothing_behind() -> Result<(), DevError> {
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(DevError::io("listen"))?;
+        let port = taken.local_addr().map_err(DevError::io("listen"))?.port();
+        let mut supervisor = Supervisor::spawn(&Programs::find_or_fetch().await?)?;
+        let deadline = Instant::now() + READY_WITHIN;
+        assert!(matches!(supervisor.serve(port, deadline).await?, Served::Ended));
+        drop(taken);
+        assert!(matches!(supervisor.serve(port, deadline).await?, Served::Ready));
+        let folder = supervisor.folder.clone();
+        drop(supervisor);
+        while folder.exists() {
+            assert!(Instant::now() < deadline, "{} is still there", folder.display());
+            sleep(POLL).await;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,62 @@
+# Keeps one PostgreSQL server for one order-service process:
+#   sh -c <this> postgres FOLDER INITDB SERVER [ARGUMENT...]
+#
+# Standard input is the lifeline. The kernel closes it when that process ends, however it ends (SIGKILL
+# included), and then the server stops and the folder goes. Until then every line is a command:
+#   start RUN PORT   makes the database where there is none yet, and starts the server
+#   crash            ends the server as a crash would
+# The file "exit.RUN" tells that this run of the server, or the making of its database, has ended.
+
+folder=$1 initdb=$2
+shift 2
+run=0
+# Only the lifeline decides.
+trap '' HUP INT TERM
+cd "$folder" && exec >>log 2>&1 || exit 1
+
+make_database() {
+    "$initdb" -D data -U postgres -A trust -E UTF8 --locale=C --no-sync </dev/null
+}
+
+serve() {
+    "$@" </dev/null &
+    echo $! >pid
+    wait $!
+    echo $? >"exit.$run"
+}
+
+start() {
+    rm -f pid
+    if [ ! -e data/PG_VERSION ] && ! make_database; then
+        rm -rf data
+        echo failed >"exit.$run"
+        return
+    fi
+    serve "$@" &
+    # Nobody can stop a server whose number is not known yet.
+    until [ -s pid ]; do sleep 0.01; done
+}
+
+# Each signal only where the one before has not ended the server within five seconds.
+halt() {
+    for signal in "$@"; do
+        [ -s pid ] && [ ! -e "exit.$run" ] || return
+        kill -s "$signal" "$(cat pid)"
+        tries=0
+        while [ ! -e "exit.$run" ] && [ $tries -lt 250 ]; do
+            sleep 0.02
+            tries=$((tries + 1))
+        done
+    done
+}
+
+while read -r command next port; do
+    case $command in
+    start) run=$next && start "$@" -p "$port" ;;
+    crash) halt QUIT KILL ;;
+    esac
+done
+halt INT QUIT KILL
+cd / || exit 1
+# After a KILL the server's children may still be writing for a moment.
+rm -rf "$folder" || { sleep 1 && rm -rf "$folder"; }

@@ -1,0 +1,108 @@
+//! The demo Product Service: a catalogue whose stock really goes down, and which misbehaves when told to.
+//!
+//! | call | answer |
+//! |---|---|
+//! | `GET /api/products/{id}` | the product; 404 unknown or withdrawn |
+//! | `POST /api/products/{id}/reduce-stock` `{"quantity":2}` | 200 the product; 409 not enough; 404 |
+//! | `POST /api/products/{id}/restore-stock` `{"quantity":2}` | 200 the product; 404 |
+//! | `PUT /demo/products/{id}` `{"price":2499.10,"stock":5}` | makes or replaces a product |
+//! | `DELETE /demo/products/{id}` | withdraws it |
+//! | `PUT /demo/products/{id}/fault` `{"kind":"slow","millis":300,"times":2,"on":"read"}` | see below |
+//! | `DELETE /demo/products/{id}/fault` | ends it |
+//! | `GET /demo/ledger`, `GET /demo/ledger/{id}` | every stock change that was applied, in order |
+//! | `GET /demo/requests/{id}` | `{"total","atOnce"}`: calls seen so far, and the most that ran at one time |
+//! | `GET /health` | 200 |
+//!
+//! Stock changes honour `Idempotency-Key`: the same request under the same key is answered as it was the
+//! first time, refusals included, and changes nothing; another request under it is a 422.
+//!
+//! A fault belongs to one product, so that tests that run side by side do not meet: `slow` (`millis`),
+//! `status` (`status`), `body` (`body`, sent as it is with 200), `hang` (never answers), `lose-answer` (does
+//! it, then closes the connection), `endless` (200 and a body without end). `times` ends it after so many
+//! calls; `on` keeps it to one of `read`, `reduce-stock`, `restore-stock`.
+//!
+//! `/demo/requests/{id}` also counts groups: calls for `a1-x` and `a1-y` are counted as `a1`, too.
+
+mod book;
+mod fault;
+mod routes;
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::DevError;
+use book::Book;
+
+/// How long calls may go on after the stop. Those that hang on purpose end at once.
+const STOPPED_WITHIN: Duration = Duration::from_secs(5);
+
+/// A running demo Product Service. It stops with [`stop`](Self::stop), on drop, and with the runtime it was
+/// started in.
+#[derive(Debug)]
+pub struct DemoProducts {
+    url: String,
+    stopping: CancellationToken,
+    server: JoinHandle<io::Result<()>>,
+}
+
+impl DemoProducts {
+    /// Starts with the demo catalogue; port 0 takes a free one.
+    pub async fn start(addr: SocketAddr) -> Result<Self, DevError> {
+        let failed = || DevError::io("listen for the demo Product Service");
+        let listener = TcpListener::bind(addr).await.map_err(failed())?;
+        let bound = listener.local_addr().map_err(failed())?;
+        let stopping = CancellationToken::new();
+        let app =
+            routes::router(Arc::new(Shop { book: Mutex::new(Book::demo()), stopping: stopping.clone() }));
+        let stopped = stopping.clone().cancelled_owned();
+        let server =
+            tokio::spawn(async move { axum::serve(listener, app).with_graceful_shutdown(stopped).await });
+        Ok(Self { url: format!("http://{}", reachable(bound)), stopping, server })
+    }
+
+    /// Where it is, as a `PRODUCT_SERVICE_URL`.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Stops listening and ends every call.
+    pub async fn stop(mut self) {
+        self.stopping.cancel();
+        if timeout(STOPPED_WITHIN, &mut self.server).await.is_err() {
+            self.server.abort();
+        }
+    }
+}
+
+impl Drop for DemoProducts {
+    fn drop(&mut self) {
+        self.stopping.cancel();
+    }
+}
+
+struct Shop {
+    book: Mutex<Book>,
+    stopping: CancellationToken,
+}
+
+impl Shop {
+    /// Everything in the book is whole after every statement, so a panic elsewhere spoils nothing.
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Nobody can connect to "every address".
+fn reachable(mut bound: SocketAddr) -> SocketAddr {
+    if bound.ip().is_unspecified() {
+        bound.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    bound
+}

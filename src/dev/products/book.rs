@@ -1,0 +1,290 @@
+//! What the demo Product Service knows: products, stock changes, faults and calls.
+
+use std::collections::{BTreeMap, HashMap};
+
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+use serde_json::{Number, Value, json};
+
+use super::fault::{Call, Fault, Plan};
+
+/// Id, name, description, price, stock, brand, category. Prices are text: a float would not keep 2499.10.
+const CATALOGUE: [(&str, &str, &str, &str, u64, &str, &str); 8] = [
+    ("PROD123", "Noise-cancelling headphones", "Over-ear, 30 hours", "2499", 50, "Auralis", "audio"),
+    ("PROD456", "USB-C charger", "65 W, two ports", "499", 20, "Voltix", "accessories"),
+    ("PROD789", "Mechanical keyboard", "87 keys, tactile switches", "2499.10", 35, "Keywell", "computers"),
+    ("PROD234", "Trail running shoes", "Grippy sole, 280 g", "3299.50", 12, "Fellstep", "sports"),
+    ("PROD345", "Pour-over kettle", "1 litre, gooseneck", "1849.95", 8, "Brewsmith", "kitchen"),
+    ("PROD567", "Paperback notebook", "192 dotted pages", "0.99", 1000, "Folio", "stationery"),
+    ("PROD678", "Cinema camera", "Full frame, body only", "189999.00", 1, "Optima", "cameras"),
+    ("PROD890", "Desk lamp", "Warm to cold, dimmable", "1299", 0, "Lumen", "home"),
+];
+/// Was sold once; answered with 404 like a product that never was.
+const WITHDRAWN: &str = "PROD404";
+
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Product {
+    id: String,
+    name: String,
+    description: String,
+    price: Number,
+    stock: u64,
+    sku: String,
+    brand: String,
+    category: String,
+    #[serde(skip)]
+    withdrawn: bool,
+}
+
+/// A product as a test describes it.
+#[derive(Debug, Deserialize)]
+pub(super) struct NewProduct {
+    price: Number,
+    stock: u64,
+    name: Option<String>,
+    description: Option<String>,
+    sku: Option<String>,
+    brand: Option<String>,
+    category: Option<String>,
+}
+
+/// A stock change as it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Change {
+    pub(super) product: String,
+    pub(super) call: Call,
+    pub(super) quantity: u64,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Entry {
+    product_id: String,
+    change: i128,
+    stock: u64,
+    idempotency_key: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Calls {
+    total: u64,
+    at_once: u64,
+    #[serde(skip)]
+    now: u64,
+}
+
+pub(super) type Answer = (StatusCode, Value);
+
+#[derive(Debug, Default)]
+pub(super) struct Book {
+    products: BTreeMap<String, Product>,
+    /// Every first answer by its `Idempotency-Key`.
+    answers: HashMap<String, (Change, Answer)>,
+    ledger: Vec<Entry>,
+    faults: HashMap<String, Plan>,
+    calls: HashMap<String, Calls>,
+}
+
+impl Book {
+    pub(super) fn demo() -> Self {
+        let mut book = Self::default();
+        for (id, name, description, price, stock, brand, category) in CATALOGUE {
+            let text = |text: &str| Some(text.to_owned());
+            // Every price above is a number.
+            let Ok(price) = serde_json::from_str(price) else { continue };
+            let product = NewProduct {
+                price,
+                stock,
+                name: text(name),
+                description: text(description),
+                sku: None,
+                brand: text(brand),
+                category: text(category),
+            };
+            book.put(id, product);
+        }
+        book.put(
+            WITHDRAWN,
+            NewProduct {
+                price: Number::from(799),
+                stock: 3,
+                name: None,
+                description: None,
+                sku: None,
+                brand: None,
+                category: None,
+            },
+        );
+        book.withdraw(WITHDRAWN);
+        book
+    }
+
+    pub(super) fn put(&mut self, id: &str, new: NewProduct) {
+        let or = |given: Option<String>, default: &str| given.unwrap_or_else(|| default.to_owned());
+        let product = Product {
+            id: id.to_owned(),
+            name: or(new.name, id),
+            description: or(new.description, ""),
+            price: new.price,
+            stock: new.stock,
+            sku: new.sku.unwrap_or_else(|| format!("SKU-{id}")),
+            brand: or(new.brand, "ShopVerse"),
+            category: or(new.category, "demo"),
+            withdrawn: false,
+        };
+        self.products.insert(product.id.clone(), product);
+    }
+
+    pub(super) fn withdraw(&mut self, id: &str) -> Answer {
+        match self.products.get_mut(id) {
+            Some(product) => {
+                product.withdrawn = true;
+                (StatusCode::OK, json!({}))
+            }
+            None => unknown(id),
+        }
+    }
+
+    pub(super) fn read(&self, id: &str) -> Answer {
+        match self.products.get(id) {
+            Some(product) if !product.withdrawn => (StatusCode::OK, json!(product)),
+            _ => unknown(id),
+        }
+    }
+
+    pub(super) fn change(&mut self, change: Change, key: Option<String>) -> Answer {
+        let Some(key) = key else {
+            return self.apply(&change, None);
+        };
+        if let Some((first, answer)) = self.answers.get(&key) {
+            let reused = json!({"error": "this Idempotency-Key belongs to another request"});
+            return if *first == change {
+                answer.clone()
+            } else {
+                (StatusCode::UNPROCESSABLE_ENTITY, reused)
+            };
+        }
+        let answer = self.apply(&change, Some(key.clone()));
+        // A refusal changed nothing, so its key stays free: the same change may succeed after restocking.
+        if answer.0.is_success() {
+            self.answers.insert(key, (change, answer.clone()));
+        }
+        answer
+    }
+
+    fn apply(&mut self, change: &Change, key: Option<String>) -> Answer {
+        let Some(product) = self.products.get_mut(&change.product).filter(|product| !product.withdrawn)
+        else {
+            return unknown(&change.product);
+        };
+        let (after, signed) = match change.call {
+            Call::ReduceStock => (product.stock.checked_sub(change.quantity), -i128::from(change.quantity)),
+            Call::RestoreStock => (product.stock.checked_add(change.quantity), i128::from(change.quantity)),
+            Call::Read => (Some(product.stock), 0),
+        };
+        let Some(after) = after else {
+            let refusal =
+                json!({"error": "not enough", "requested": change.quantity, "available": product.stock});
+            return (StatusCode::CONFLICT, refusal);
+        };
+        product.stock = after;
+        self.ledger.push(Entry {
+            product_id: change.product.clone(),
+            change: signed,
+            stock: after,
+            idempotency_key: key,
+        });
+        (StatusCode::OK, json!(product))
+    }
+
+    pub(super) fn ledger(&self, product: Option<&str>) -> Vec<&Entry> {
+        let wanted = |entry: &&Entry| product.is_none_or(|id| id == entry.product_id);
+        self.ledger.iter().filter(wanted).collect()
+    }
+
+    pub(super) fn set_fault(&mut self, id: &str, plan: Option<Plan>) {
+        match plan {
+            Some(plan) => self.faults.insert(id.to_owned(), plan),
+            None => self.faults.remove(id),
+        };
+    }
+
+    /// Counts a call that begins, and tells what shall go wrong with it.
+    pub(super) fn begin(&mut self, id: &str, call: Call) -> Option<Fault> {
+        for name in counted_as(id) {
+            let calls = self.calls.entry(name.to_owned()).or_default();
+            calls.total += 1;
+            calls.now += 1;
+            calls.at_once = calls.at_once.max(calls.now);
+        }
+        let plan = self.faults.get_mut(id)?;
+        let fault = plan.next(call);
+        if plan.is_over() {
+            self.faults.remove(id);
+        }
+        fault
+    }
+
+    pub(super) fn end(&mut self, id: &str) {
+        for name in counted_as(id) {
+            if let Some(calls) = self.calls.get_mut(name) {
+                calls.now -= 1;
+            }
+        }
+    }
+
+    pub(super) fn calls(&self, name: &str) -> Calls {
+        self.calls.get(name).copied().unwrap_or_default()
+    }
+}
+
+/// The product itself, and its group: what stands before the first hyphen.
+fn counted_as(id: &str) -> impl Iterator<Item = &str> {
+    std::iter::once(id).chain(id.split_once('-').map(|(group, _)| group))
+}
+
+fn unknown(id: &str) -> Answer {
+    (StatusCode::NOT_FOUND, json!({"error": format!("product {id} is unknown")}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Book, CATALOGUE, Call, Change, StatusCode, WITHDRAWN};
+
+    fn reduce(quantity: u64) -> Change {
+        let product = "PROD456".to_owned();
+        Change { product, call: Call::ReduceStock, quantity }
+    }
+
+    #[test]
+    fn prices_stay_as_written() {
+        let book = Book::demo();
+        for (id, .., price, _, _, _) in CATALOGUE {
+            let (status, body) = book.read(id);
+            assert_eq!(status, StatusCode::OK);
+            assert_eq!(body["price"].to_string(), price);
+        }
+        assert_eq!(book.read(WITHDRAWN).0, StatusCode::NOT_FOUND);
+    }
+
+    #[test]
+    fn one_key_changes_stock_once() {
+        let mut book = Book::demo();
+        let key = || Some("key".to_owned());
+        let first = book.change(reduce(2), key());
+        assert_eq!(first.1["stock"], 18);
+        assert_eq!(book.change(reduce(2), key()), first);
+        assert_eq!(book.change(reduce(3), key()).0, StatusCode::UNPROCESSABLE_ENTITY);
+        assert_eq!(book.ledger(Some("PROD456")).len(), 1);
+    }
+
+    #[test]
+    fn stock_never_goes_below_nothing() {
+        let mut book = Book::demo();
+        assert_eq!(book.change(reduce(21), None).0, StatusCode::CONFLICT);
+        assert_eq!(book.change(reduce(20), None).0, StatusCode::OK);
+        assert_eq!(book.change(reduce(1), None).0, StatusCode::CONFLICT);
+        assert_eq!(book.ledger(None).len(), 1);
+    }
+}

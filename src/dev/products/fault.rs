@@ -1,0 +1,110 @@
+//! What shall go wrong, and how often.
+
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use serde::Deserialize;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Call {
+    Read,
+    ReduceStock,
+    RestoreStock,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Fault {
+    Slow(Duration),
+    Status(StatusCode),
+    Body(String),
+    Hang,
+    LoseAnswer,
+    Endless,
+}
+
+/// A fault as a test describes it. One flat struct: serde cannot read numbers of arbitrary precision in
+/// tagged enums.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Description {
+    kind: Kind,
+    millis: Option<u64>,
+    status: Option<u16>,
+    body: Option<String>,
+    times: Option<u64>,
+    on: Option<Call>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Kind {
+    Slow,
+    Status,
+    Body,
+    Hang,
+    LoseAnswer,
+    Endless,
+}
+
+#[derive(Debug)]
+pub(super) struct Plan {
+    fault: Fault,
+    times_left: Option<u64>,
+    on: Option<Call>,
+}
+
+impl Plan {
+    pub(super) fn parse(text: &[u8]) -> Result<Self, String> {
+        let given: Description = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+        let fault = match given.kind {
+            Kind::Slow => Fault::Slow(Duration::from_millis(given.millis.ok_or("slow needs millis")?)),
+            Kind::Status => {
+                let status = given.status.ok_or("status needs status")?;
+                Fault::Status(StatusCode::from_u16(status).map_err(|error| error.to_string())?)
+            }
+            Kind::Body => Fault::Body(given.body.ok_or("body needs body")?),
+            Kind::Hang => Fault::Hang,
+            Kind::LoseAnswer => Fault::LoseAnswer,
+            Kind::Endless => Fault::Endless,
+        };
+        Ok(Self { fault, times_left: given.times, on: given.on })
+    }
+
+    pub(super) fn next(&mut self, call: Call) -> Option<Fault> {
+        if self.is_over() || self.on.is_some_and(|on| on != call) {
+            return None;
+        }
+        self.times_left = self.times_left.map(|left| left - 1);
+        Some(self.fault.clone())
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.times_left == Some(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Call, Fault, Plan, StatusCode};
+
+    #[test]
+    fn ends_after_so_many_calls_of_its_kind() -> Result<(), String> {
+        let mut plan = Plan::parse(br#"{"kind":"status","status":500,"times":2,"on":"reduce-stock"}"#)?;
+        let fault = Some(Fault::Status(StatusCode::INTERNAL_SERVER_ERROR));
+        assert_eq!(plan.next(Call::Read), None);
+        assert_eq!(plan.next(Call::ReduceStock), fault);
+        assert!(!plan.is_over());
+        assert_eq!(plan.next(Call::ReduceStock), fault);
+        assert!(plan.is_over());
+        assert_eq!(plan.next(Call::ReduceStock), None);
+        Ok(())
+    }
+
+    #[test]
+    fn refuses_what_it_does_not_understand() {
+        for text in ["", "{}", r#"{"kind":"slow"}"#, r#"{"kind":"hang","tims":1}"#] {
+            assert!(Plan::parse(text.as_bytes()).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! The demo Product Service over HTTP.
+
+use std::future::pending;
+use std::io;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post, put};
+use futures_util::{StreamExt as _, stream};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+use super::Shop;
+use super::book::{Answer, Change};
+use super::fault::{Call, Fault, Plan};
+
+const ENDLESS_CHUNK: Bytes = Bytes::from_static(&[b' '; 8192]);
+
+pub(super) fn router(shop: Arc<Shop>) -> Router {
+    Router::new()
+        .route("/api/products/{id}", get(read))
+        .route("/api/products/{id}/reduce-stock", post(reduce))
+        .route("/api/products/{id}/restore-stock", post(restore))
+        .route("/demo/products/{id}", put(put_product).delete(withdraw))
+        .route("/demo/products/{id}/fault", put(put_fault).delete(end_fault))
+        .route("/demo/ledger", get(async |State(shop): Shared| json_of(&shop.book().ledger(None))))
+        .route("/demo/ledger/{id}", get(ledger_of))
+        .route("/demo/requests/{id}", get(calls))
+        .route("/health", get(async || json_of(&json!({"status": "UP"}))))
+        .with_state(shop)
+}
+
+type Shared = State<Arc<Shop>>;
+
+#[derive(Deserialize)]
+struct Quantity {
+    quantity: u64,
+}
+
+async fn read(State(shop): Shared, Path(id): Path<String>) -> Response {
+    call(&shop, &id, Call::Read, || shop.book().read(&id)).await
+}
+
+async fn reduce(shop: Shared, id: Path<String>, headers: HeaderMap, body: Bytes) -> Response {
+    change(shop, id, &headers, &body, Call::ReduceStock).await
+}
+
+async fn restore(shop: Shared, id: Path<String>, headers: HeaderMap, body: Bytes) -> Response {
+    change(shop, id, &headers, &body, Call::RestoreStock).await
+}
+
+async fn change(
+    State(shop): Shared,
+    Path(product): Path<String>,
+    headers: &HeaderMap,
+    body: &[u8],
+    kind: Call,
+) -> Response {
+    let key = headers.get("idempotency-key").map(|key| String::from_utf8_lossy(key.as_bytes()).into_owned());
+    call(&shop, &product, kind, || match serde_json::from_slice(body) {
+        Ok(Quantity { quantity }) if quantity > 0 => {
+            let product = product.clone();
+            shop.book().change(Change { product, call: kind, quantity }, key)
+        }
+        Ok(_) => bad("the quantity has to be positive"),
+        Err(error) => bad(&error.to_string()),
+    })
+    .await
+}
+
+/// A call that is running; it ends also when the client hangs up and the future is dropped.
+struct Running<'a> {
+    shop: &'a Shop,
+    id: &'a str,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.shop.book().end(self.id);
+    }
+}
+
+/// Does what was asked for, and what the product's fault makes of it.
+async fn call(shop: &Shop, id: &str, kind: Call, work: impl FnOnce() -> Answer) -> Response {
+    let fault = shop.book().begin(id, kind);
+    let _running = Running { shop, id };
+    match fault {
+        None => answer(work()),
+        Some(Fault::Slow(delay)) => {
+            until_stopped(shop, sleep(delay)).await;
+            answer(work())
+        }
+        Some(Fault::Status(status)) => answer((status, json!({"error": "told to fail"}))),
+        Some(Fault::Body(body)) => with_body(StatusCode::OK, Body::from(body)),
+        Some(Fault::Hang) => {
+            until_stopped(shop, pending()).await;
+            no_answer()
+        }
+        Some(Fault::LoseAnswer) => {
+            work();
+            no_answer()
+        }
+        Some(Fault::Endless) => {
+            let chunks = stream::repeat_with(|| Ok::<_, io::Error>(ENDLESS_CHUNK));
+            let stopped = shop.stopping.clone().cancelled_owned();
+            with_body(StatusCode::OK, Body::from_stream(chunks.take_until(stopped)))
+        }
+    }
+}
+
+async fn until_stopped(shop: &Shop, wait: impl Future<Output = ()>) {
+    shop.stopping.run_until_cancelled(wait).await;
+}
+
+async fn put_product(State(shop): Shared, Path(id): Path<String>, body: Bytes) -> Response {
+    match serde_json::from_slice(&body) {
+        Ok(new) => {
+            let mut book = shop.book();
+            book.put(&id, new);
+            answer(book.read(&id))
+        }
+        Err(error) => answer(bad(&error.to_string())),
+    }
+}
+
+async fn withdraw(State(shop): Shared, Path(id): Path<String>) -> Response {
+    answer(shop.book().withdraw(&id))
+}
+
+async fn put_fault(State(shop): Shared, Path(id): Path<String>, body: Bytes) -> Response {
+    match Plan::parse(&body) {
+        Ok(plan) => {
+            shop.book().set_fault(&id, Some(plan));
+            answer((StatusCode::OK, json!({})))
+        }
+        Err(error) => answer(bad(&error)),
+    }
+}
+
+async fn end_fault(State(shop): Shared, Path(id): Path<String>) -> Response {
+    shop.book().set_fault(&id, None);
+    answer((StatusCode::OK, json!({})))
+}
+
+async fn ledger_of(State(shop): Shared, Path(id): Path<String>) -> Response {
+    json_of(&shop.book().ledger(Some(&id)))
+}
+
+async fn calls(State(shop): Shared, Path(id): Path<String>) -> Response {
+    json_of(&shop.book().calls(&id))
+}
+
+fn bad(why: &str) -> Answer {
+    (StatusCode::BAD_REQUEST, json!({"error": why}))
+}
+
+fn answer((status, body): (StatusCode, Value)) -> Response {
+    with_body(status, Body::from(body.to_string()))
+}
+
+fn json_of(value: &impl Serialize) -> Response {
+    answer((StatusCode::OK, json!(value)))
+}
+
+fn with_body(status: StatusCode, body: Body) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// hyper closes the connection when a body fails, and at that moment has not sent the head yet.
+fn no_answer() -> Response {
+    let failing = stream::iter([Err::<Bytes, _>(io::Error::other("told to lose the answer"))]);
+    with_body(StatusCode::OK, Body::from_stream(failing))
+}

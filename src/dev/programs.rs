@@ -1,0 +1,95 @@
+//! Where PostgreSQL's server programs are.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+use super::{DevError, fetch};
+
+/// The programs that make a database and serve it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Programs {
+    pub(super) initdb: PathBuf,
+    pub(super) postgres: PathBuf,
+}
+
+impl Programs {
+    /// This machine's own programs; fetched ones where there are none.
+    pub(super) async fn find_or_fetch() -> Result<Self, DevError> {
+        if let Some(programs) = Self::installed() {
+            return Ok(programs);
+        }
+        fetch::programs().await.map_err(|cause| DevError::NoPostgres {
+            install: if cfg!(target_os = "macos") {
+                "brew install postgresql"
+            } else {
+                "apt-get install -y postgresql"
+            },
+            cause,
+        })
+    }
+
+    fn installed() -> Option<Self> {
+        let path = env::var_os("PATH").unwrap_or_default();
+        env::split_paths(&path)
+            .chain(pg_config_bindir())
+            .chain(versions("/usr/lib/postgresql", ""))
+            .chain(versions("/opt/homebrew/opt", "postgresql"))
+            .chain(versions("/usr/local/opt", "postgresql"))
+            .find_map(|folder| Self::in_folder(&folder))
+    }
+
+    pub(super) fn in_folder(folder: &Path) -> Option<Self> {
+        // The server runs elsewhere than we do: a relative entry of PATH would lead nowhere there.
+        let folder = folder.canonicalize().ok()?;
+        let programs = Self { initdb: folder.join("initdb"), postgres: folder.join("postgres") };
+        (programs.initdb.is_file() && programs.postgres.is_file()).then_some(programs)
+    }
+}
+
+fn pg_config_bindir() -> Option<PathBuf> {
+    let answer = Command::new("pg_config").arg("--bindir").output().ok()?;
+    let folder = String::from_utf8(answer.stdout).ok()?;
+    answer.status.success().then(|| PathBuf::from(folder.trim()))
+}
+
+/// The `bin` folders of all versions below a folder, the highest version first.
+fn versions(folder: &str, prefix: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut found: Vec<(u32, PathBuf)> = entries
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let version = version(name.strip_prefix(prefix)?)?;
+            Some((version, entry.path().join("bin")))
+        })
+        .collect();
+    found.sort_by_key(|(version, _)| std::cmp::Reverse(*version));
+    found.into_iter().map(|(_, bin)| bin).collect()
+}
+
+/// `17` of Debian and `@17` of Homebrew; Homebrew's name without a number is a link to its current one.
+fn version(suffix: &str) -> Option<u32> {
+    if suffix.is_empty() {
+        return Some(u32::MAX);
+    }
+    suffix.trim_start_matches('@').split('.').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::versions;
+
+    #[test]
+    fn highest_version_first() -> std::io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        for name in ["postgresql@9.6", "postgresql@17", "postgresql@18", "postgresql-hooks", "redis"] {
+            fs::create_dir(folder.path().join(name))?;
+        }
+        let found = versions(&folder.path().to_string_lossy(), "postgresql");
+        let expected = ["postgresql@18/bin", "postgresql@17/bin", "postgresql@9.6/bin"];
+        assert_eq!(found, expected.map(|name| folder.path().join(name)));
+        Ok(())
+    }
+}

@@ -1,0 +1,253 @@
+//! The producer: every setting that the promises rest on is spelled out, and nothing counts as sent before
+//! the broker has acknowledged it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::future_producer::DeliveryFuture;
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+use thiserror::Error;
+use tokio::task::JoinError;
+use tracing::{info, warn};
+
+use crate::store::PendingEvent;
+
+/// How Kafka is reached, and what is published where.
+#[derive(Clone, Debug)]
+pub struct KafkaSettings {
+    /// `host:port`, comma-separated.
+    pub bootstrap_servers: String,
+    /// Security and other properties of librdkafka, as its documentation names them.
+    pub properties: Vec<(&'static str, Secret)>,
+    /// The topic of the events.
+    pub topic: String,
+    /// Whether a topic that is missing may be created.
+    pub create_topic: bool,
+    /// Partitions of a topic that is created. Raising it later breaks the sequence at that moment.
+    pub partitions: i32,
+    /// Replicas of a topic that is created; -1: what the broker has as its default.
+    pub replication: i32,
+    /// How long the broker may take to acknowledge an event before it is sent again from the outbox.
+    pub delivery_timeout: Duration,
+}
+
+/// A value that no log shows.
+#[derive(Clone)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(hidden)")
+    }
+}
+
+/// Why events were not published. They are still in the outbox.
+#[derive(Debug, Error)]
+pub enum PublishError {
+    /// The broker, or the way to it, failed.
+    #[error("Kafka did not take an event")]
+    Kafka(#[from] KafkaError),
+    /// The topic is missing, and the settings say not to create it.
+    #[error("the topic {0} does not exist and KAFKA_CREATE_TOPIC is false: create it")]
+    NoTopic(String),
+    /// The broker refused to create the topic.
+    #[error("the topic {0} does not exist and the broker refused to create it: {1}")]
+    TopicRefused(String, RDKafkaErrorCode),
+    /// The stored headers cannot be read.
+    #[error("the headers of an event cannot be read")]
+    Headers(#[from] serde_json::Error),
+    /// The client went away while an event was on its way.
+    #[error("the client went away while an event was on its way")]
+    Canceled,
+    /// A helper thread failed: a bug.
+    #[error("a helper thread failed")]
+    Thread(#[from] JoinError),
+}
+
+/// What was last seen of Kafka. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct KafkaHealth(Arc<AtomicU8>);
+
+impl KafkaHealth {
+    const UP: u8 = 1;
+    const DOWN: u8 = 2;
+
+    /// The word in the readiness answer.
+    pub fn as_str(&self) -> &'static str {
+        match self.0.load(Ordering::Relaxed) {
+            Self::UP => "up",
+            Self::DOWN => "down",
+            _ => "unknown",
+        }
+    }
+
+    fn saw(&self, state: u8) {
+        if self.0.swap(state, Ordering::Relaxed) != state {
+            if state == Self::UP {
+                info!("Kafka is up");
+            } else {
+                warn!("Kafka is down; orders are placed all the same, and their events wait in the outbox");
+            }
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Context(KafkaHealth);
+
+impl ClientContext for Context {
+    fn error(&self, error: KafkaError, reason: &str) {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
+            self.0.saw(KafkaHealth::DOWN);
+        }
+        warn!(%error, reason, "the Kafka client reports");
+    }
+}
+
+/// Publishes events to one topic.
+pub struct Publisher {
+    settings: KafkaSettings,
+    health: KafkaHealth,
+    config: ClientConfig,
+    producer: FutureProducer<Context>,
+}
+
+impl Publisher {
+    /// Makes a producer; it connects in the background, and whether it can is seen later.
+    pub fn new(settings: KafkaSettings, health: KafkaHealth) -> Result<Self, PublishError> {
+        let config = config(&settings);
+        let producer = FutureProducer::from_config_and_context(&config, Context(health.clone()))?;
+        Ok(Self { settings, health, config, producer })
+    }
+
+    /// Starts afresh after an error that the client does not recover from.
+    pub fn renew_after_fatal_error(&mut self) -> Result<(), PublishError> {
+        if self.producer.client().fatal_error().is_some() {
+            self.producer =
+                FutureProducer::from_config_and_context(&self.config, Context(self.health.clone()))?;
+        }
+        Ok(())
+    }
+
+    /// Whether the client has lost sight of every broker.
+    pub fn is_down(&self) -> bool {
+        self.health.0.load(Ordering::Relaxed) == KafkaHealth::DOWN
+    }
+
+    /// Makes sure that the broker is there and has the topic, creating it if that is allowed.
+    pub async fn ensure_topic(&self) -> Result<(), PublishError> {
+        let checked = if self.topic_exists().await? { Ok(()) } else { self.create_topic().await };
+        if checked.is_ok() {
+            self.health.saw(KafkaHealth::UP);
+        }
+        checked
+    }
+
+    /// Asks for all topics, because asking for one by name makes some brokers create it their own way.
+    async fn topic_exists(&self) -> Result<bool, PublishError> {
+        let (producer, topic) = (self.producer.clone(), self.settings.topic.clone());
+        let timeout = self.settings.delivery_timeout;
+        let found = tokio::task::spawn_blocking(move || {
+            let metadata = producer.client().fetch_metadata(None, timeout)?;
+            Ok::<_, KafkaError>(metadata.topics().iter().any(|known| known.name() == topic))
+        })
+        .await?;
+        if found.is_err() {
+            self.health.saw(KafkaHealth::DOWN);
+        }
+        Ok(found?)
+    }
+
+    async fn create_topic(&self) -> Result<(), PublishError> {
+        let KafkaSettings { topic, partitions, replication, .. } = &self.settings;
+        if !self.settings.create_topic {
+            return Err(PublishError::NoTopic(topic.clone()));
+        }
+        let admin: AdminClient<_> = connection_config(&self.settings).create()?;
+        let new = NewTopic::new(topic, *partitions, TopicReplication::Fixed(*replication));
+        let options = AdminOptions::new().request_timeout(Some(self.settings.delivery_timeout));
+        match admin.create_topics([&new], &options).await?.into_iter().next() {
+            Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(()),
+            Some(Err((topic, code))) => Err(PublishError::TopicRefused(topic, code)),
+            Some(Ok(_)) | None => {
+                info!(topic, partitions, replication, "created the topic");
+                Ok(())
+            }
+        }
+    }
+
+    /// Sends events and waits for the broker's word on each. Returns those that it acknowledged, and the first
+    /// error where there was one. No two events of one call may belong to the same order.
+    pub async fn send_all<'a>(
+        &self,
+        events: &'a [PendingEvent],
+    ) -> (Vec<&'a PendingEvent>, Result<(), PublishError>) {
+        let mut first_error = Ok(());
+        let mut on_their_way = Vec::with_capacity(events.len());
+        for event in events {
+            match self.enqueue(event) {
+                Ok(delivery) => on_their_way.push((event, delivery)),
+                Err(error) => {
+                    first_error = Err(error);
+                    break;
+                }
+            }
+        }
+        let mut acknowledged = Vec::with_capacity(on_their_way.len());
+        for (event, delivery) in on_their_way {
+            match delivery.await {
+                Ok(Ok(_)) => acknowledged.push(event),
+                Ok(Err((error, _))) => first_error = first_error.and(Err(error.into())),
+                Err(_) => first_error = first_error.and(Err(PublishError::Canceled)),
+            }
+        }
+        if !acknowledged.is_empty() {
+            self.health.saw(KafkaHealth::UP);
+        }
+        (acknowledged, first_error)
+    }
+
+    fn enqueue(&self, event: &PendingEvent) -> Result<DeliveryFuture, PublishError> {
+        let key = event.order_id.to_string();
+        let headers: Vec<(&str, String)> = serde_json::from_str(&event.headers)?;
+        let headers = headers.iter().fold(OwnedHeaders::new_with_capacity(headers.len()), |all, (key, value)| {
+            all.insert(Header { key, value: Some(value) })
+        });
+        let record =
+            FutureRecord::to(&self.settings.topic).key(&key).payload(&event.payload).headers(headers);
+        self.producer.send_result(record).map_err(|(error, _)| error.into())
+    }
+}
+
+/// How to reach the broker.
+fn connection_config(settings: &KafkaSettings) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", &settings.bootstrap_servers).set("client.id", "order-service");
+    for (name, Secret(value)) in &settings.properties {
+        config.set(*name, value);
+    }
+    config
+}
+
+/// What the promises of delivery rest on (P6, P7 and P9 of the pitfalls).
+fn config(settings: &KafkaSettings) -> ClientConfig {
+    let mut config = connection_config(settings);
+    config
+        .set("acks", "all")
+        .set("enable.idempotence", "true")
+        .set("max.in.flight.requests.per.connection", "5")
+        .set("message.timeout.ms", settings.delivery_timeout.as_millis().to_string())
+        // The partitioner of the Java clients, so that order ids land where theirs do.
+        .set("partitioner", "murmur2_random")
+        .set("linger.ms", "2")
+        .set("compression.type", "none")
+        .set("reconnect.backoff.max.ms", "2000")
+        .set("socket.keepalive.enable", "true");
+    config
+}

@@ -1,0 +1,9 @@
+//! Kafka out: the relay takes events from the outbox and the publisher hands them to the broker.
+//!
+//! The request path never comes here (invariant 2).
+
+mod kafka;
+pub mod relay;
+
+pub use kafka::{KafkaHealth, KafkaSettings, PublishError, Publisher, Secret};
+pub use relay::{Relay, RelaySettings};

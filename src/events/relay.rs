@@ -1,0 +1,254 @@
+//! The relay: takes events from the outbox to Kafka, at least once and in sequence within each order
+//! (invariants 4 and 5).
+//!
+//! Why the sequence holds, whoever dies when: an event is sent only when every earlier event of its order is
+//! gone from the outbox or was acknowledged in the same turn, and an event leaves the outbox only after its
+//! acknowledgement. So the first time an event reaches Kafka, all earlier ones of its order are there. That
+//! needs no clock and no lock; the leases only keep replicas from sending the same events side by side.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+use uuid::Uuid;
+
+use super::{PublishError, Publisher};
+use crate::store::{Lease, PendingEvent, Store, StoreError};
+use crate::telemetry::chain;
+
+/// How the relay works.
+#[derive(Clone, Debug)]
+pub struct RelaySettings {
+    /// For how long a bucket stays this replica's without renewal. More than twice the delivery timeout.
+    pub lease: Duration,
+    /// How long the relay waits before it looks again when nothing woke it.
+    pub poll_interval: Duration,
+    /// The most events in memory at once.
+    pub batch: u16,
+    /// The longest pause after failures.
+    pub max_backoff: Duration,
+    /// How long the broker may take to acknowledge (the publisher's setting).
+    pub delivery_timeout: Duration,
+}
+
+/// One replica's relay.
+pub struct Relay {
+    replica: Uuid,
+    store: Store,
+    publisher: Publisher,
+    settings: RelaySettings,
+    topic_seen: bool,
+    held: Option<HeldLease>,
+}
+
+struct HeldLease {
+    lease: Lease,
+    renew_at: Instant,
+    /// After this moment nothing is sent any more: it could still be under way when the lease expires.
+    send_until: Instant,
+}
+
+#[derive(Debug, Error)]
+enum TurnError {
+    #[error("the outbox cannot be read")]
+    Store(#[from] StoreError),
+    #[error("events cannot be published")]
+    Publish(#[from] PublishError),
+}
+
+/// What a turn found.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    Idle,
+    Busy,
+}
+
+impl Relay {
+    /// A relay that has done nothing yet.
+    pub fn new(store: Store, publisher: Publisher, settings: RelaySettings) -> Self {
+        Self { replica: Uuid::now_v7(), store, publisher, settings, topic_seen: false, held: None }
+    }
+
+    /// Relays until `stop`; then finishes its turn, takes one more for what was written last, and gives its
+    /// buckets back.
+    pub async fn run(mut self, stop: CancellationToken) {
+        info!(replica = %self.replica, "the relay starts");
+        let mut failures = 0;
+        while !stop.is_cancelled() {
+            match self.turn().await {
+                Ok(Turn::Busy) => failures = 0,
+                Ok(Turn::Idle) => {
+                    failures = 0;
+                    self.rest(&stop).await;
+                }
+                Err(error) => {
+                    failures += 1;
+                    self.recover(&error).await;
+                    let _ = timeout(self.backoff(failures), stop.cancelled()).await;
+                }
+            }
+        }
+        if failures == 0
+            && let Err(error) = self.turn().await
+        {
+            warn!(error = chain(&error), "the last turn of the relay failed; another replica goes on");
+        }
+        self.let_go().await;
+        info!(replica = %self.replica, "the relay has stopped");
+    }
+
+    /// Takes the oldest events of the held buckets, publishes them, and deletes what was acknowledged.
+    async fn turn(&mut self) -> Result<Turn, TurnError> {
+        if !self.topic_seen || self.publisher.is_down() {
+            self.publisher.ensure_topic().await?;
+            self.topic_seen = true;
+        }
+        let (lease, send_until) = self.hold_lease().await?;
+        if lease.buckets.is_empty() {
+            return Ok(Turn::Idle);
+        }
+        let each = (usize::from(self.settings.batch) / lease.buckets.len()).max(1);
+        let pending = self.store.pending_events(&lease, i64::try_from(each).unwrap_or(i64::MAX)).await?;
+        if pending.is_empty() {
+            return Ok(Turn::Idle);
+        }
+        let (done, outcome) = self.publish(pending, send_until).await;
+        if !done.is_empty() {
+            debug!(events = done.len(), "published");
+            self.store.delete_events(&done).await?;
+        }
+        outcome?;
+        Ok(Turn::Busy)
+    }
+
+    /// The buckets that this replica holds, renewed in time.
+    async fn hold_lease(&mut self) -> Result<(Lease, Instant), StoreError> {
+        let now = Instant::now();
+        if let Some(held) = self.held.as_ref().filter(|held| now < held.renew_at) {
+            return Ok((held.lease.clone(), held.send_until));
+        }
+        // Forgotten first: when the renewal fails, nobody knows whether the lease still stands.
+        let before = self.held.take();
+        let lease = self.store.renew_lease(self.replica, self.settings.lease).await?;
+        if before.is_none_or(|before| before.lease != lease) {
+            info!(buckets = lease.buckets.len(), "the relay holds other buckets than before");
+        }
+        let held = HeldLease {
+            lease: lease.clone(),
+            renew_at: now + self.settings.lease / 3,
+            send_until: now + self.settings.lease.saturating_sub(self.settings.delivery_timeout),
+        };
+        let send_until = held.send_until;
+        self.held = Some(held);
+        Ok((lease, send_until))
+    }
+
+    /// Publishes events in waves, so that no order ever has two on their way at once: librdkafka gives up on
+    /// each event by its own clock, and a later one could outlive an earlier one (librdkafka issue 4134).
+    async fn publish(
+        &self,
+        mut waiting: Vec<PendingEvent>,
+        send_until: Instant,
+    ) -> (Vec<(i16, i64)>, Result<(), PublishError>) {
+        let mut done = Vec::with_capacity(waiting.len());
+        while !waiting.is_empty() && Instant::now() < send_until {
+            let (wave, rest) = first_of_each_order(waiting);
+            let (acknowledged, outcome) = self.publisher.send_all(&wave).await;
+            done.extend(acknowledged.into_iter().map(|event| (event.bucket, event.position)));
+            if outcome.is_err() {
+                return (done, outcome);
+            }
+            waiting = rest;
+        }
+        (done, Ok(()))
+    }
+
+    /// After a failure: says so, and gives the buckets to replicas that may reach Kafka better.
+    async fn recover(&mut self, error: &TurnError) {
+        warn!(error = chain(error), "the relay failed; it starts again from the outbox");
+        self.held = None;
+        if let TurnError::Publish(_) = error {
+            self.topic_seen = false;
+            self.let_go().await;
+            if let Err(error) = self.publisher.renew_after_fatal_error() {
+                warn!(error = chain(&error), "there is no new producer yet");
+            }
+        }
+    }
+
+    async fn let_go(&mut self) {
+        self.held = None;
+        if let Err(error) = self.store.release_lease(self.replica).await {
+            warn!(error = chain(&error), "the leases could not be given back; they expire by themselves");
+        }
+    }
+
+    /// Waits until this process wrote to the outbox, or the poll is due, or the stop.
+    async fn rest(&self, stop: &CancellationToken) {
+        tokio::select! {
+            () = self.store.outbox_written() => {}
+            () = sleep(self.settings.poll_interval) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    /// 100 ms, doubled with each failure up to the maximum, and up to half of it taken off at random, so that
+    /// replicas do not come back in step.
+    fn backoff(&self, failures: u32) -> Duration {
+        let longest = Duration::from_millis(100)
+            .saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16)))
+            .min(self.settings.max_backoff);
+        let random = u32::from(Uuid::new_v4().as_bytes()[0]);
+        longest.saturating_sub(longest * random / 512)
+    }
+}
+
+/// The first event of each order, and all the others, both in their old sequence.
+fn first_of_each_order(events: Vec<PendingEvent>) -> (Vec<PendingEvent>, Vec<PendingEvent>) {
+    let mut seen = HashSet::with_capacity(events.len());
+    events.into_iter().partition(|event| seen.insert(event.order_id))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::domain::OrderId;
+
+    fn event(position: i64, order: u8) -> PendingEvent {
+        PendingEvent {
+            bucket: 0,
+            position,
+            order_id: OrderId(Uuid::from_u128(order.into())),
+            sequence: 0,
+            payload: String::new(),
+            headers: String::new(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn waves_keep_the_sequence_of_every_order(orders in prop::collection::vec(0_u8..6, 0..60)) {
+            let events: Vec<_> = (0..).zip(&orders).map(|(position, order)| event(position, *order)).collect();
+            let (mut waiting, mut sent) = (events.clone(), Vec::new());
+            while !waiting.is_empty() {
+                let (wave, rest) = first_of_each_order(waiting);
+                let distinct: HashSet<_> = wave.iter().map(|event| event.order_id).collect();
+                prop_assert_eq!(distinct.len(), wave.len());
+                sent.extend(wave);
+                waiting = rest;
+            }
+            let of = |events: &[PendingEvent], order: OrderId| -> Vec<i64> {
+                events.iter().filter(|event| event.order_id == order).map(|event| event.position).collect()
+            };
+            for order in 0_u8..6 {
+                let id = OrderId(Uuid::from_u128(order.into()));
+                prop_assert_eq!(of(&sent, id), of(&events, id));
+            }
+        }
+    }
+}

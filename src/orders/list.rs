@@ -1,0 +1,27 @@
+//! Listing orders.
+
+use super::OrderService;
+use crate::domain::access::Admin;
+use crate::domain::{Identity, OrderSummary};
+use crate::store::{Cursor, ListQuery, StoreError};
+
+impl OrderService {
+    /// A page of the caller's own orders, whatever customer the query names; and where the next page starts.
+    pub async fn list_mine(
+        &self,
+        caller: &Identity,
+        query: ListQuery,
+    ) -> Result<(Vec<OrderSummary>, Option<Cursor>), StoreError> {
+        let query = ListQuery { customer: Some(caller.customer.clone()), ..query };
+        self.store.list_orders(&query).await
+    }
+
+    /// A page of all orders, for admins; and where the next page starts.
+    pub async fn list_all(
+        &self,
+        _: Admin<'_>,
+        query: ListQuery,
+    ) -> Result<(Vec<OrderSummary>, Option<Cursor>), StoreError> {
+        self.store.list_orders(&query).await
+    }
+}

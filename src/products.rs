@@ -1,0 +1,265 @@
+//! `ProductClient`: price and stock from the Product Service, before an order is placed.
+//!
+//! There is no call for several products, so the lines of an order are asked for side by side. What keeps a
+//! slow or broken Product Service from taking this one down with it (invariant 8), from the outside in:
+//!
+//! | bound | setting | in |
+//! |---|---|---|
+//! | one deadline for all look-ups of a placement | `deadline` | here |
+//! | look-ups of one placement at once | `concurrency` | here |
+//! | look-ups of all placements at once | `max_in_flight` | here |
+//! | further attempts of one GET, and of all together | `retries` | `budget` |
+//! | no calls at all while most of them fail | `breaker_*` | `breaker`, `gate` |
+//! | one attempt, its connection, its answer | `attempt_timeout`, `connect_timeout` | here, `answer` |
+//!
+//! A 404 is an answer like any other: it neither fails a look-up nor counts against the breaker.
+
+use std::cmp::min;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use reqwest::header::{ACCEPT, HeaderMap, HeaderName, HeaderValue};
+use reqwest::{StatusCode, Url, redirect, retry};
+use thiserror::Error;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::domain::{Money, ProductId, TraceParent};
+
+mod answer;
+mod breaker;
+mod budget;
+mod failure;
+mod gate;
+mod settings;
+#[cfg(test)]
+mod tests;
+
+use breaker::Outcome;
+pub use breaker::State as BreakerState;
+use budget::RetryBudget;
+use failure::Failure;
+use gate::Gate;
+pub use settings::{InvalidSettings, ProductSettings};
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const USER_AGENT: &str = concat!("order-service/", env!("CARGO_PKG_VERSION"));
+
+/// Shorter than the 20 s after which Spring Boot's Tomcat closes an idle connection: a request that is sent
+/// on a connection that is just being closed fails for nothing.
+const IDLE_CONNECTION: Duration = Duration::from_secs(15);
+
+/// The pause before the second attempt; it doubles with each further one up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(40);
+const LONGEST_PAUSE: Duration = Duration::from_millis(320);
+
+/// What the Product Service says of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Product {
+    /// What one of it costs now.
+    pub price: Money,
+    /// How many there are; a negative stock counts as 0.
+    pub stock: u64,
+}
+
+/// The Product Service gave no answer that an order can be placed on. Nothing was changed anywhere.
+#[derive(Debug, Error)]
+#[error("the Product Service is unavailable")]
+pub struct Unavailable {
+    /// When to try again: never less than a second.
+    pub retry_after: Duration,
+    /// For the log, never for the client.
+    #[source]
+    cause: Failure,
+}
+
+/// The client of the Product Service; one for the whole process.
+pub struct ProductClient {
+    http: reqwest::Client,
+    products: Url,
+    deadline: Duration,
+    attempt_timeout: Duration,
+    retries: u32,
+    concurrency: usize,
+    places: Semaphore,
+    budget: RetryBudget,
+    gate: Gate,
+}
+
+/// What the look-ups of one placement share.
+struct Call<'a> {
+    trace: &'a TraceParent,
+    header: Option<HeaderValue>,
+    started: Instant,
+    deadline: Instant,
+}
+
+impl ProductClient {
+    /// A client with no connections yet: the Product Service need not be there.
+    pub fn new(settings: ProductSettings) -> Result<Self, InvalidSettings> {
+        let settings = settings.within_bounds();
+        Ok(Self {
+            products: settings.products()?,
+            http: http_client(&settings)?,
+            deadline: settings.deadline,
+            attempt_timeout: settings.attempt_timeout,
+            retries: settings.retries,
+            concurrency: settings.concurrency,
+            places: Semaphore::new(settings.max_in_flight),
+            budget: RetryBudget::default(),
+            gate: Gate::new(&settings),
+        })
+    }
+
+    /// Asks for every product at once (bounded), within one overall deadline.
+    ///
+    /// The answers come in the order of `ids`; none is for a product that is unknown or withdrawn. The first
+    /// product without a usable answer ends the whole call at once, for its order cannot be placed any more.
+    pub async fn look_up(
+        &self,
+        ids: &[&ProductId],
+        trace: &TraceParent,
+    ) -> Result<Vec<Option<Product>>, Unavailable> {
+        let started = Instant::now();
+        let header = HeaderValue::from_str(trace.as_str()).ok();
+        let call = Call { trace, header, started, deadline: started + self.deadline };
+        let mut products = vec![None; ids.len()];
+        let mut waiting = ids.iter().enumerate();
+        let mut asked = FuturesUnordered::new();
+        loop {
+            let limit = self.side_by_side();
+            while asked.len() < limit
+                && let Some((index, id)) = waiting.next()
+            {
+                let call = &call;
+                asked.push(async move { (index, id, self.ask(id, call).await) });
+            }
+            match asked.next().await {
+                None => return Ok(products),
+                Some((index, _, Ok(product))) => products[index] = product,
+                Some((_, id, Err(cause))) => return Err(self.unavailable(id, &call, cause)),
+            }
+        }
+    }
+
+    /// Where the breaker is, for the readiness answer.
+    pub fn state(&self) -> BreakerState {
+        self.gate.state()
+    }
+
+    /// How many products of one call to ask for at once.
+    ///
+    /// While the breaker is not closed it is one: with more, a placement of many products would use up the
+    /// few permitted calls, be refused the next, and cancel its own probes before they could close anything.
+    fn side_by_side(&self) -> usize {
+        if self.gate.state() == BreakerState::Closed { self.concurrency } else { 1 }
+    }
+
+    /// One product, with the retries that its failures, the deadline and the budget allow.
+    async fn ask(&self, id: &ProductId, call: &Call<'_>) -> Result<Option<Product>, Failure> {
+        self.budget.earn();
+        let mut retries = 0;
+        loop {
+            let failure = match self.attempt(id, call).await {
+                Ok(product) => return Ok(product),
+                Err(failure) => failure,
+            };
+            let pause = pause_before(retries);
+            let worthwhile = retries < self.retries
+                && failure.may_pass()
+                && self.gate.state() != BreakerState::Open
+                && Instant::now() + pause < call.deadline;
+            if !worthwhile || !self.budget.spend() {
+                return Err(failure);
+            }
+            retries += 1;
+            tracing::debug!(product = %id, retries, error = %failure.chain(), "asking the Product Service again");
+            sleep(pause).await;
+        }
+    }
+
+    /// One GET, within its own time and what is left of the call's.
+    async fn attempt(&self, id: &ProductId, call: &Call<'_>) -> Result<Option<Product>, Failure> {
+        if self.gate.state() == BreakerState::Open {
+            return Err(Failure::Refused);
+        }
+        let _place = self.place(call).await?;
+        let now = Instant::now();
+        let due = min(now + self.attempt_timeout, call.deadline);
+        let pass = self.gate.admit(due).ok_or(Failure::Refused)?;
+        let late = |_| Failure::Late { after: due.saturating_duration_since(now) };
+        let answer = timeout_at(due, self.get(id, call)).await.map_err(late).flatten();
+        pass.finish(if answer.is_ok() { Outcome::Success } else { Outcome::Failure });
+        answer
+    }
+
+    /// Waits for one of the places that all placements share.
+    async fn place(&self, call: &Call<'_>) -> Result<SemaphorePermit<'_>, Failure> {
+        let place = timeout_at(call.deadline, self.places.acquire()).await;
+        place.map_err(|_| Failure::Crowded)?.map_err(|_| Failure::Crowded)
+    }
+
+    async fn get(&self, id: &ProductId, call: &Call<'_>) -> Result<Option<Product>, Failure> {
+        let mut request = self.http.get(self.address(id));
+        if let Some(header) = &call.header {
+            request = request.header(TRACEPARENT, header.clone());
+        }
+        let response = request.send().await?;
+        match response.status() {
+            StatusCode::OK => answer::read(response, id).await.map(Some),
+            StatusCode::NOT_FOUND | StatusCode::GONE => Ok(None),
+            other => Err(Failure::Status(other)),
+        }
+    }
+
+    /// `…/api/products/{id}`, the id as exactly one segment.
+    fn address(&self, id: &ProductId) -> Url {
+        let mut address = self.products.clone();
+        if let Ok(mut path) = address.path_segments_mut() {
+            path.push(id.as_str());
+        }
+        address
+    }
+
+    fn unavailable(&self, id: &ProductId, call: &Call<'_>, cause: Failure) -> Unavailable {
+        let elapsed_ms = u64::try_from(call.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let trace_id = call.trace.trace_id();
+        let error = cause.chain();
+        // While the breaker is open every placement comes here: its opening was the warning.
+        if matches!(cause, Failure::Refused) {
+            tracing::debug!(product = %id, elapsed_ms, trace_id, %error, "product not looked up");
+        } else {
+            tracing::warn!(product = %id, elapsed_ms, trace_id, %error, "product look-up failed");
+        }
+        let retry_after = self.gate.remaining().unwrap_or_else(|| Duration::from_secs(1 + random_below(2)));
+        Unavailable { retry_after: retry_after.max(Duration::from_secs(1)), cause }
+    }
+}
+
+fn http_client(settings: &ProductSettings) -> Result<reqwest::Client, reqwest::Error> {
+    let accept = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static("application/json"))]);
+    reqwest::Client::builder()
+        .user_agent(USER_AGENT)
+        .default_headers(accept)
+        .connect_timeout(settings.connect_timeout)
+        .pool_idle_timeout(IDLE_CONNECTION)
+        .pool_max_idle_per_host(settings.max_in_flight)
+        .redirect(redirect::Policy::none())
+        .retry(retry::never())
+        .no_proxy()
+        .build()
+}
+
+/// A random pause, so that what failed together does not come back together.
+fn pause_before(retry: u32) -> Duration {
+    let longest = min(FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(retry)), LONGEST_PAUSE);
+    let half = longest / 2;
+    half + Duration::from_micros(random_below(u64::try_from(half.as_micros()).unwrap_or(u64::MAX)))
+}
+
+/// Good enough to spread retries: the standard library seeds every `RandomState` differently.
+fn random_below(bound: u64) -> u64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    RandomState::new().build_hasher().finish() % bound.max(1)
+}

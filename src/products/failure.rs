@@ -1,0 +1,92 @@
+//! Why an attempt brought no answer: for the log, and to tell what is worth another attempt.
+
+use std::error::Error as _;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use reqwest::StatusCode;
+use thiserror::Error;
+
+use super::answer::Nonsense;
+
+/// Why an attempt brought no answer.
+#[derive(Debug, Error)]
+pub(super) enum Failure {
+    #[error("not asked, because the circuit breaker is not closed")]
+    Refused,
+    #[error("not asked, because all places for look-ups stayed taken until the deadline")]
+    Crowded,
+    #[error("no answer within {after:?}")]
+    Late { after: Duration },
+    #[error("the connection failed")]
+    Connection(#[source] reqwest::Error),
+    #[error("answered {0}")]
+    Status(StatusCode),
+    #[error("the answer makes no sense")]
+    Nonsense(#[from] Nonsense),
+}
+
+impl Failure {
+    /// A serde error quotes what it does not like, which may be the whole body.
+    const MAX_CHAIN: usize = 500;
+
+    /// Whether the same GET may well be answered a moment later.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Self::Late { .. } | Self::Connection(_) => true,
+            Self::Status(status) => matches!(status.as_u16(), 502..=504),
+            Self::Refused | Self::Crowded | Self::Nonsense(_) => false,
+        }
+    }
+
+    /// The failure and what is behind it, in one line.
+    pub(super) fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = self.source();
+        while let Some(error) = source {
+            // Writing to a string cannot fail.
+            let _ = write!(text, ": {error}");
+            source = error.source();
+        }
+        if text.len() > Self::MAX_CHAIN {
+            text.truncate(text.floor_char_boundary(Self::MAX_CHAIN));
+            text.push('…');
+        }
+        text
+    }
+}
+
+/// Without the URL: it may hold more than a log should, and the product is named next to it.
+impl From<reqwest::Error> for Failure {
+    fn from(error: reqwest::Error) -> Self {
+        Self::Connection(error.without_url())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_failure_that_may_pass_is_worth_another_attempt() {
+        for status in [502, 503, 504] {
+            assert!(Failure::Status(StatusCode::from_u16(status).unwrap()).may_pass(), "{status}");
+        }
+        for status in [204, 302, 400, 401, 403, 429, 500, 501] {
+            assert!(!Failure::Status(StatusCode::from_u16(status).unwrap()).may_pass(), "{status}");
+        }
+        assert!(Failure::Late { after: Duration::ZERO }.may_pass());
+        assert!(!Failure::Nonsense(Nonsense::TooLong).may_pass());
+        assert!(!Failure::Refused.may_pass() && !Failure::Crowded.may_pass());
+    }
+
+    #[test]
+    fn the_log_line_of_a_failure_names_its_cause_and_stays_short() {
+        let bad = serde_json::from_str::<u8>(&format!("\"{}\"", "é".repeat(10_000))).unwrap_err();
+        let chain = Failure::Nonsense(Nonsense::Malformed(bad)).chain();
+        assert!(
+            chain.starts_with("the answer makes no sense: it is not what a product looks like: invalid type")
+        );
+        assert!(chain.len() <= Failure::MAX_CHAIN + '…'.len_utf8(), "{}", chain.len());
+    }
+}

@@ -1,0 +1,186 @@
+//! What comes back, what is sent, and what is tried again.
+
+use std::io::Write;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Mutex};
+
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
+
+use super::shop::product;
+use super::*;
+
+#[tokio::test]
+async fn the_answers_come_in_the_order_of_the_ids() {
+    let shop = Shop::open(|id, _| match id {
+        "SLOW" => Reply::Later(Duration::from_millis(200), 200, product("10.50", 1)),
+        "FAST" => Reply::Now(200, product("3", -4)),
+        "UNKNOWN" => Reply::Now(404, String::from("no")),
+        _ => Reply::Now(410, String::new()),
+    })
+    .await;
+    let found = look_up(&client(patient(&shop)), &ids(&["SLOW", "UNKNOWN", "FAST", "WITHDRAWN"])).await;
+    let product = |price, stock| Some(Product { price: Money::parse(price).unwrap(), stock });
+    assert_eq!(found.unwrap(), [product("10.50", 1), None, product("3", 0), None]);
+}
+
+#[tokio::test]
+async fn a_call_for_nothing_asks_nobody() {
+    let shop = Shop::always(Reply::good()).await;
+    assert_eq!(look_up(&client(patient(&shop)), &[]).await.unwrap(), []);
+    assert_eq!(shop.calls(), 0);
+}
+
+#[tokio::test]
+async fn a_look_up_is_a_get_below_the_base_path_with_the_trace() {
+    let shop = Shop::always(Reply::good()).await;
+    let mut settings = patient(&shop);
+    settings.url.set_path("/in/here/");
+    let id = ProductId::parse("a.b-c_d:e").unwrap();
+    let trace = TraceParent::continue_or_start(None);
+    client(settings).look_up(&[&id], &trace).await.unwrap();
+    let requests = shop.seen.requests.lock().unwrap();
+    let [(uri, headers)] = requests.as_slice() else { panic!("{requests:?}") };
+    assert_eq!(uri, "/in/here/api/products/a.b-c_d:e");
+    assert_eq!(headers["traceparent"], trace.as_str());
+    assert_eq!(headers["user-agent"], concat!("order-service/", env!("CARGO_PKG_VERSION")));
+    assert_eq!(headers["accept"], "application/json");
+}
+
+#[tokio::test]
+async fn any_other_status_is_no_answer() {
+    for status in [201, 204, 304, 400, 401, 403, 429, 500, 501, 502, 503, 504] {
+        let shop = Shop::always(Reply::Now(status, product("1", 1))).await;
+        let failure = cause(&client(patient(&shop))).await;
+        assert!(matches!(failure, Failure::Status(s) if s.as_u16() == status), "{status}: {failure:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_is_not_followed() {
+    let shop = Shop::open(|id, _| if id == "good" { Reply::good() } else { Reply::Redirect("/good") }).await;
+    assert!(matches!(cause(&client(patient(&shop))).await, Failure::Status(s) if s.as_u16() == 302));
+    assert_eq!(shop.calls(), 1);
+}
+
+#[tokio::test]
+async fn nonsense_is_no_answer_and_is_not_asked_for_again() {
+    let huge = product(&format!("1{}", " ".repeat(300 * 1024)), 1);
+    let bodies = [
+        String::new(),
+        String::from("<html>"),
+        product("\"1\"", 1),
+        product("-1", 1),
+        String::from(r#"{"price":1}"#),
+        String::from(r#"{"id":"OTHER","price":1,"stock":1}"#),
+        huge,
+    ];
+    for body in bodies {
+        let shop = Shop::always(Reply::Now(200, body.clone())).await;
+        let failure = cause(&client(ProductSettings { retries: 3, ..patient(&shop) })).await;
+        let start: String = body.chars().take(50).collect();
+        assert!(matches!(failure, Failure::Nonsense(_)), "{start}: {failure:?}");
+        assert_eq!(shop.calls(), 1, "{start}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_without_an_end_is_given_up_and_not_gathered() {
+    for reply in [Reply::Endless, Reply::Long(1024 * 1024 * 1024)] {
+        let shop = Shop::always(reply).await;
+        assert!(matches!(cause(&client(patient(&shop))).await, Failure::Nonsense(_)));
+        until("the shop stops sending", || shop.seen.now.load(SeqCst) == 0).await;
+        // What the buffers of both sockets take comes on top of the 256 KiB.
+        assert!(shop.seen.chunks.load(SeqCst) * 16 < 64 * 1024, "{:?}", shop.seen.chunks);
+    }
+}
+
+#[tokio::test]
+async fn a_failure_that_passes_is_not_noticed() {
+    for failing in
+        [Reply::status(502), Reply::status(503), Reply::status(504), Reply::Never, Reply::Unfinished]
+    {
+        let shop = Shop::open(move |_, nth| if nth == 0 { failing.clone() } else { Reply::good() }).await;
+        let attempt_timeout = Duration::from_secs(1);
+        let client = client(ProductSettings { retries: 3, attempt_timeout, ..patient(&shop) });
+        assert!(one(&client).await.unwrap().is_some());
+        assert_eq!(shop.calls(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_failure_that_stays_is_tried_as_often_as_set_and_no_more() {
+    for retries in 0..3 {
+        let shop = Shop::always(Reply::status(503)).await;
+        let failure = cause(&client(ProductSettings { retries, ..patient(&shop) })).await;
+        assert!(matches!(failure, Failure::Status(_)));
+        assert_eq!(shop.calls(), 1 + usize::try_from(retries).unwrap());
+    }
+}
+
+#[tokio::test]
+async fn retries_end_when_their_budget_is_spent() {
+    let shop = Shop::always(Reply::status(503)).await;
+    let client = client(ProductSettings { retries: 3, ..patient(&shop) });
+    while client.budget.spend() {}
+    assert!(one(&client).await.is_err());
+    assert_eq!(shop.calls(), 1);
+}
+
+#[tokio::test]
+async fn a_closed_port_is_no_answer() {
+    let shop = Shop::always(Reply::good()).await;
+    let unused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let url = format!("http://{unused}").parse().unwrap();
+    let failure = cause(&client(ProductSettings { url, retries: 2, ..patient(&shop) })).await;
+    assert!(matches!(&failure, Failure::Connection(error) if error.is_connect()), "{failure:?}");
+}
+
+#[tokio::test]
+async fn a_connection_that_is_closed_without_an_answer_is_tried_again() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut settings = patient(&Shop::always(Reply::good()).await);
+    settings.url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+    settings.retries = 2;
+    let hang_up = tokio::spawn(async move {
+        for _ in 0..3 {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 1024]).await;
+        }
+    });
+    assert!(matches!(cause(&client(settings)).await, Failure::Connection(_)));
+    tokio::time::timeout(GENEROUS, hang_up).await.expect("three connections").unwrap();
+}
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_failed_look_up_is_logged_once_with_its_product_and_its_cause() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let _log = tracing::subscriber::set_default(subscriber);
+    let mut settings = patient(&Shop::always(Reply::good()).await);
+    let unused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    settings.url = format!("http://user:secret@{unused}").parse().unwrap();
+    settings.retries = 1;
+    let error = one(&client(settings)).await.unwrap_err();
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert_eq!(text.matches("WARN").count(), 1, "{text}");
+    for word in ["product=PROD123", "elapsed_ms=", "trace_id=", "the connection failed: ", "os error"] {
+        assert!(text.contains(word), "{word} in {text}");
+    }
+    assert!(!text.contains("secret"), "{text}");
+    assert_eq!(error.to_string(), "the Product Service is unavailable");
+}

@@ -1,0 +1,116 @@
+//! Deadlines and the bounds on what happens at once.
+
+use super::*;
+
+fn elapsed_within(started: Instant, least: Duration) {
+    let elapsed = started.elapsed();
+    assert!(elapsed >= least && elapsed < GENEROUS, "{elapsed:?}");
+}
+
+#[tokio::test]
+async fn an_answer_that_never_comes_or_never_ends_is_waited_for_until_the_deadline() {
+    for reply in [Reply::Never, Reply::Unfinished] {
+        let shop = Shop::always(reply).await;
+        let deadline = Duration::from_millis(300);
+        let client = client(ProductSettings { deadline, retries: 9, ..patient(&shop) });
+        let started = Instant::now();
+        assert!(matches!(cause(&client).await, Failure::Late { .. }));
+        elapsed_within(started, deadline);
+        assert_eq!(shop.calls(), 1);
+    }
+}
+
+#[tokio::test]
+async fn retries_do_not_outlast_the_deadline() {
+    let shop = Shop::always(Reply::status(503)).await;
+    let deadline = Duration::from_millis(300);
+    let client = client(ProductSettings { deadline, retries: u32::MAX, ..patient(&shop) });
+    let started = Instant::now();
+    assert!(matches!(cause(&client).await, Failure::Status(_) | Failure::Late { .. }));
+    elapsed_within(started, Duration::ZERO);
+    assert!((2..=15).contains(&shop.calls()), "{} calls", shop.calls());
+}
+
+#[tokio::test]
+async fn one_slow_product_among_many_is_bounded_by_the_deadline_of_all() {
+    let shop = Shop::open(|id, _| if id == "P7" { Reply::Never } else { Reply::good() }).await;
+    let deadline = Duration::from_millis(500);
+    let client = client(ProductSettings { deadline, concurrency: 4, ..patient(&shop) });
+    let started = Instant::now();
+    let error = look_up(&client, &numbered(30)).await.unwrap_err();
+    assert!(matches!(error.cause, Failure::Late { .. }));
+    elapsed_within(started, deadline);
+}
+
+#[tokio::test]
+async fn a_hundred_products_share_one_deadline() {
+    let slow = Reply::Later(Duration::from_millis(100), 200, shop::product("1", 1));
+    let shop = Shop::always(slow).await;
+    let deadline = Duration::from_millis(350);
+    let client = client(ProductSettings { deadline, concurrency: 2, ..patient(&shop) });
+    let started = Instant::now();
+    assert!(look_up(&client, &numbered(100)).await.is_err());
+    elapsed_within(started, deadline);
+    assert!(shop.calls() <= 8, "{} calls", shop.calls());
+}
+
+#[tokio::test]
+async fn the_first_product_without_an_answer_ends_the_call_at_once() {
+    let shop = Shop::open(|id, _| if id == "P3" { Reply::status(500) } else { Reply::Never }).await;
+    let client = client(patient(&shop));
+    let error = look_up(&client, &numbered(8)).await.unwrap_err();
+    assert!(matches!(error.cause, Failure::Status(_)));
+    assert!(error.retry_after >= Duration::from_secs(1) && error.retry_after <= Duration::from_secs(2));
+}
+
+#[tokio::test]
+async fn one_placement_asks_for_no_more_at_once_than_set() {
+    let slow = Reply::Later(Duration::from_millis(30), 200, shop::product("1", 1));
+    let shop = Shop::always(slow).await;
+    let client = client(ProductSettings { concurrency: 4, ..patient(&shop) });
+    assert_eq!(look_up(&client, &numbered(30)).await.unwrap().len(), 30);
+    assert_eq!(shop.calls(), 30);
+    assert!((2..=4).contains(&shop.most_at_once()), "{}", shop.most_at_once());
+}
+
+#[tokio::test]
+async fn all_placements_together_ask_for_no_more_at_once_than_set() {
+    let slow = Reply::Later(Duration::from_millis(30), 200, shop::product("1", 1));
+    let shop = Shop::always(slow).await;
+    let settings = ProductSettings { concurrency: 4, max_in_flight: 5, ..patient(&shop) };
+    let client = std::sync::Arc::new(client(settings));
+    let placements: Vec<_> = (0..6)
+        .map(|_| {
+            let client = client.clone();
+            // Spawned as a placement is: its future has to be Send.
+            tokio::spawn(async move { look_up(&client, &numbered(5)).await })
+        })
+        .collect();
+    for placement in placements {
+        assert_eq!(placement.await.unwrap().unwrap().len(), 5);
+    }
+    assert_eq!(shop.calls(), 30);
+    assert!((2..=5).contains(&shop.most_at_once()), "{}", shop.most_at_once());
+    assert_eq!(client.places.available_permits(), 5);
+}
+
+#[tokio::test]
+async fn waiting_for_a_place_counts_against_the_deadline_and_not_against_the_product_service() {
+    let shop = Shop::always(Reply::good()).await;
+    let deadline = Duration::from_millis(200);
+    let settings = ProductSettings {
+        deadline,
+        max_in_flight: 1,
+        breaker_window: 1,
+        breaker_failure_percent: 1,
+        ..patient(&shop)
+    };
+    let client = client(settings);
+    let taken = client.places.acquire().await.unwrap();
+    let started = Instant::now();
+    assert!(matches!(cause(&client).await, Failure::Crowded));
+    elapsed_within(started, deadline);
+    assert_eq!((shop.calls(), client.state()), (0, BreakerState::Closed));
+    drop(taken);
+    assert!(one(&client).await.is_ok());
+}

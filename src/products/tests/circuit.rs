@@ -1,0 +1,146 @@
+//! The breaker at work.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+use futures_util::FutureExt;
+
+use super::*;
+
+/// Opens at the fifth failure in a row.
+fn sensitive(shop: &Shop, open: Duration) -> ProductSettings {
+    ProductSettings { breaker_window: 10, breaker_failure_percent: 50, breaker_open: open, ..patient(shop) }
+}
+
+/// Answers well while the switch is on, else with `bad`.
+async fn switched(bad: Reply) -> (Shop, Arc<AtomicBool>) {
+    let switch = Arc::new(AtomicBool::new(false));
+    let on = switch.clone();
+    let shop = Shop::open(move |_, _| if on.load(SeqCst) { Reply::good() } else { bad.clone() }).await;
+    (shop, switch)
+}
+
+async fn fail(client: &ProductClient, times: usize) {
+    for _ in 0..times {
+        assert_eq!(client.state(), BreakerState::Closed);
+        assert!(one(client).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn after_many_failures_nobody_is_asked_any_more() {
+    let shop = Shop::always(Reply::status(500)).await;
+    let client = client(sensitive(&shop, HOUR));
+    fail(&client, 5).await;
+    assert_eq!(client.state(), BreakerState::Open);
+    let refused = look_up(&client, &numbered(20)).await.unwrap_err();
+    assert!(matches!(refused.cause, Failure::Refused));
+    assert!(refused.retry_after > HOUR / 2 && refused.retry_after <= HOUR, "{refused:?}");
+    assert_eq!(shop.calls(), 5);
+}
+
+#[tokio::test]
+async fn a_retry_is_not_made_against_an_open_breaker() {
+    let shop = Shop::always(Reply::status(503)).await;
+    let client = client(ProductSettings { retries: 100, ..sensitive(&shop, HOUR) });
+    assert!(
+        matches!(cause(&client).await, Failure::Status(_)),
+        "the cause is what happened, not the refusal"
+    );
+    assert_eq!(shop.calls(), 5);
+}
+
+#[tokio::test]
+async fn it_closes_again_when_the_product_service_is_back_for_however_many_products() {
+    let (shop, healthy) = switched(Reply::status(500)).await;
+    let client = client(sensitive(&shop, Duration::from_millis(300)));
+    fail(&client, 5).await;
+    until("half-open", || client.state() == BreakerState::HalfOpen).await;
+    healthy.store(true, SeqCst);
+    assert_eq!(look_up(&client, &numbered(50)).await.unwrap().len(), 50);
+    assert_eq!(client.state(), BreakerState::Closed);
+}
+
+#[tokio::test]
+async fn it_opens_again_when_the_product_service_is_still_away() {
+    let shop = Shop::always(Reply::status(500)).await;
+    let client = client(sensitive(&shop, Duration::from_secs(2)));
+    fail(&client, 5).await;
+    until("half-open", || client.state() == BreakerState::HalfOpen).await;
+    assert!(look_up(&client, &numbered(20)).await.is_err());
+    assert_eq!(client.state(), BreakerState::Open);
+    assert_eq!(shop.calls(), 6, "one product at a time while it is not closed");
+}
+
+#[tokio::test]
+async fn unknown_products_are_answers() {
+    let shop = Shop::open(|_, nth| Reply::status(if nth % 2 == 0 { 404 } else { 410 })).await;
+    let client = client(sensitive(&shop, HOUR));
+    assert_eq!(look_up(&client, &numbered(40)).await.unwrap(), vec![None; 40]);
+    assert_eq!(client.state(), BreakerState::Closed);
+}
+
+#[tokio::test]
+async fn every_kind_of_failure_counts() {
+    for bad in [Reply::status(500), Reply::status(401), Reply::Now(200, String::from("{}")), Reply::Never] {
+        let shop = Shop::always(bad).await;
+        let attempt_timeout = Duration::from_millis(50);
+        let client = client(ProductSettings { attempt_timeout, ..sensitive(&shop, HOUR) });
+        fail(&client, 5).await;
+        assert_eq!(client.state(), BreakerState::Open);
+    }
+}
+
+#[tokio::test]
+async fn a_deadline_that_passes_is_a_failure_of_every_attempt_under_way() {
+    let shop = Shop::always(Reply::Never).await;
+    let deadline = Duration::from_millis(300);
+    let client = client(ProductSettings { deadline, ..sensitive(&shop, HOUR) });
+    assert!(look_up(&client, &numbered(5)).await.is_err());
+    assert_eq!(client.state(), BreakerState::Open);
+}
+
+#[tokio::test]
+async fn what_was_given_up_over_another_product_counts_as_nothing() {
+    let shop = Shop::open(|id, _| if id == "P0" { Reply::status(500) } else { Reply::Never }).await;
+    let client = client(sensitive(&shop, HOUR));
+    for _ in 0..4 {
+        assert!(look_up(&client, &numbered(10)).await.is_err());
+        assert_eq!(client.state(), BreakerState::Closed);
+    }
+    assert!(look_up(&client, &numbered(10)).await.is_err());
+    assert_eq!(client.state(), BreakerState::Open);
+}
+
+#[tokio::test]
+async fn a_probe_that_is_given_up_gives_its_place_back() {
+    let (shop, healthy) = switched(Reply::status(500)).await;
+    let client = client(sensitive(&shop, Duration::from_millis(100)));
+    fail(&client, 5).await;
+    until("half-open", || client.state() == BreakerState::HalfOpen).await;
+    let id = ProductId::parse("P1").unwrap();
+    let trace = TraceParent::continue_or_start(None);
+    for _ in 0..10 {
+        // Polled once: the attempt is under way when its placement is dropped.
+        assert!(client.look_up(&[&id], &trace).now_or_never().is_none());
+        assert_eq!(client.state(), BreakerState::HalfOpen);
+    }
+    healthy.store(true, SeqCst);
+    assert!(one(&client).await.is_ok());
+    assert_eq!(client.state(), BreakerState::Closed);
+}
+
+#[tokio::test]
+async fn while_half_open_a_few_placements_try_and_the_others_are_refused() {
+    let (shop, healthy) = switched(Reply::status(500)).await;
+    let client = Arc::new(client(sensitive(&shop, Duration::from_millis(100))));
+    fail(&client, 5).await;
+    until("half-open", || client.state() == BreakerState::HalfOpen).await;
+    healthy.store(true, SeqCst);
+    let passes: Vec<_> = (0..3).map(|_| client.gate.admit(Instant::now() + HOUR).unwrap()).collect();
+    let refused = one(&client).await.unwrap_err();
+    assert!(matches!(refused.cause, Failure::Refused));
+    assert!(refused.retry_after <= Duration::from_secs(2), "{refused:?}");
+    drop(passes);
+    assert!(one(&client).await.is_ok());
+}

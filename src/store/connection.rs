@@ -1,0 +1,120 @@
+//! The pool, and how one connection is borrowed from it.
+
+use std::fmt;
+use std::future::Future;
+use std::ops::{Deref, DerefMut};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{Connection, PgConnection, PgPool, Postgres};
+use tokio::time::timeout;
+
+use super::{Store, StoreError};
+
+/// How the service uses its database.
+#[derive(Clone)]
+pub struct DatabaseSettings {
+    /// Where it is, and as whom.
+    pub options: PgConnectOptions,
+    /// The most connections at once.
+    pub max_connections: u32,
+    /// How long one use of the store may wait for a free connection.
+    pub acquire_timeout: Duration,
+    /// How long one use of the store may take altogether.
+    pub deadline: Duration,
+}
+
+/// Without the options, which hold the password.
+impl fmt::Debug for DatabaseSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DatabaseSettings")
+            .field("host", &self.options.get_host())
+            .field("port", &self.options.get_port())
+            .field("database", &self.options.get_database())
+            .field("max_connections", &self.max_connections)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Idle for longer than this, a connection is tried before it is used. A busy one is not: the round trip
+/// would be paid on every request, to spare a single 503 when the database has just restarted.
+const TRY_AFTER_IDLE: Duration = Duration::from_secs(1);
+
+pub(super) fn pool(settings: &DatabaseSettings) -> PgPool {
+    // The server gives up a little before the client does, so that it is the one to clean up.
+    let server_limit = (settings.deadline.as_millis() * 9 / 10).to_string();
+    let options = settings.options.clone().options([
+        ("statement_timeout", server_limit.as_str()),
+        ("lock_timeout", server_limit.as_str()),
+        ("idle_in_transaction_session_timeout", server_limit.as_str()),
+    ]);
+    PgPoolOptions::new()
+        .max_connections(settings.max_connections)
+        .acquire_timeout(settings.acquire_timeout)
+        .test_before_acquire(false)
+        .before_acquire(|connection, meta| {
+            async move {
+                if meta.idle_for > TRY_AFTER_IDLE {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            }
+            .boxed()
+        })
+        .connect_lazy_with(options)
+}
+
+impl Store {
+    /// Borrows a connection.
+    pub(super) async fn connection(&self) -> Result<Borrowed, StoreError> {
+        Ok(Borrowed { connection: self.pool.acquire().await?, sound: false })
+    }
+
+    /// Bounds one use of the store by its deadline.
+    pub(super) async fn bounded<T>(
+        &self,
+        work: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        timeout(self.settings.deadline, work).await.unwrap_or(Err(StoreError::Deadline))
+    }
+}
+
+/// A connection that goes back to the pool only when its user said that it is [`sound`](Borrowed::give_back).
+///
+/// Otherwise (an error, a deadline, a caller who went away in the middle of a statement) it is closed: its
+/// state is unknown, and waiting to learn it could hold its place in the pool for as long as a network is gone.
+pub(super) struct Borrowed {
+    connection: PoolConnection<Postgres>,
+    sound: bool,
+}
+
+impl Borrowed {
+    /// Ends the use well.
+    pub(super) fn give_back(mut self) {
+        self.sound = true;
+    }
+}
+
+impl Drop for Borrowed {
+    fn drop(&mut self) {
+        if !self.sound {
+            self.connection.close_on_drop();
+        }
+    }
+}
+
+impl Deref for Borrowed {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Borrowed {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.connection
+    }
+}

@@ -1,0 +1,78 @@
+//! What can go wrong with the database, by what the caller can do about it.
+
+use thiserror::Error;
+
+/// Why the store could not do what it was asked.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// The database is away or too busy; trying again later may help.
+    #[error("the database is not available")]
+    Unavailable(#[source] sqlx::Error),
+    /// The database did not answer within the deadline.
+    #[error("the database did not answer within the deadline")]
+    Deadline,
+    /// A statement was refused: a bug in the service, or a change to the database behind its back.
+    #[error("the database refused a statement")]
+    Refused(#[source] sqlx::Error),
+    /// A row holds what the service never writes.
+    #[error("{table}.{column} of {id} holds what the service never writes")]
+    Inconsistent {
+        /// The table.
+        table: &'static str,
+        /// The column.
+        column: &'static str,
+        /// The key of the row.
+        id: uuid::Uuid,
+    },
+    /// An event could not be rendered as JSON.
+    #[error("an event could not be rendered")]
+    Render(#[from] serde_json::Error),
+}
+
+impl StoreError {
+    /// Whether trying again later may help.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Deadline)
+    }
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        use sqlx::Error::{Database, Io, PoolClosed, PoolTimedOut, Tls, WorkerCrashed};
+        let transient = match &error {
+            Io(_) | Tls(_) | PoolTimedOut | PoolClosed | WorkerCrashed => true,
+            Database(refusal) => refusal.code().is_some_and(|code| is_transient(&code)),
+            _ => false,
+        };
+        if transient { Self::Unavailable(error) } else { Self::Refused(error) }
+    }
+}
+
+/// PostgreSQL's error codes (appendix A of its manual) that are about the moment and not about the statement.
+fn is_transient(code: &str) -> bool {
+    const CONNECTION: &str = "08";
+    const RESOURCES: &str = "53";
+    const OPERATOR: &str = "57";
+    const ROLLBACK: &str = "40";
+    const LOCK_NOT_AVAILABLE: &str = "55P03";
+    const IDLE_IN_TRANSACTION: &str = "25P03";
+    // What a statement meets on a primary that has just become a standby.
+    const READ_ONLY: &str = "25006";
+    [CONNECTION, RESOURCES, OPERATOR, ROLLBACK].iter().any(|class| code.starts_with(class))
+        || [LOCK_NOT_AVAILABLE, IDLE_IN_TRANSACTION, READ_ONLY].contains(&code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_about_the_moment_is_told_from_what_is_about_the_statement() {
+        for code in ["08006", "53300", "57P01", "57014", "40001", "55P03", "25P03", "25006"] {
+            assert!(is_transient(code), "{code}");
+        }
+        for code in ["23505", "42601", "42P01", "22003"] {
+            assert!(!is_transient(code), "{code}");
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Bringing the schema up to date, and telling whether it is.
+
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::{Connection, PgConnection};
+use thiserror::Error;
+
+use super::{DatabaseSettings, Store, StoreError};
+
+/// The migrations of `migrations/`, compiled in.
+///
+/// A migration of a newer release that is already applied is no error: while a new release rolls out, replicas
+/// of the old one still start.
+fn migrator() -> Migrator {
+    let mut migrator = sqlx::migrate!();
+    migrator.set_ignore_missing(true);
+    migrator
+}
+
+/// Why the schema could not be brought up to date.
+#[derive(Debug, Error)]
+pub enum MigrationError {
+    /// The database could not be reached; trying again later may help.
+    #[error("the database is not available")]
+    Unavailable(#[source] sqlx::Error),
+    /// A migration failed, or an applied one is not the one of this release.
+    #[error("a migration failed")]
+    Failed(#[from] MigrateError),
+}
+
+/// Applies what is pending, one replica at a time (an advisory lock on the database); returns the version
+/// that the schema then has.
+///
+/// It uses a connection of its own: building an index may take longer than any request may.
+pub async fn migrate(settings: &DatabaseSettings) -> Result<i64, MigrationError> {
+    let mut connection =
+        PgConnection::connect_with(&settings.options).await.map_err(MigrationError::Unavailable)?;
+    migrator().run_direct(None, &mut connection, false).await?;
+    connection.close().await.map_err(MigrationError::Unavailable)?;
+    Ok(latest())
+}
+
+impl Store {
+    /// Whether every migration of this release is applied; an error when the database cannot be asked.
+    pub async fn is_migrated(&self) -> Result<bool, StoreError> {
+        let versions: Vec<i64> = migrator().iter().map(|migration| migration.version).collect();
+        self.bounded(async {
+            let mut connection = self.connection().await?;
+            let exists: bool = sqlx::query_scalar("select to_regclass('_sqlx_migrations') is not null")
+                .fetch_one(&mut *connection)
+                .await?;
+            let migrated = exists
+                && sqlx::query_scalar::<_, bool>(
+                    "select count(*) = cardinality($1) from _sqlx_migrations where version = any ($1) and success",
+                )
+                .bind(&versions)
+                .fetch_one(&mut *connection)
+                .await?;
+            connection.give_back();
+            Ok(migrated)
+        })
+        .await
+    }
+}
+
+/// The version of the last migration of this release.
+fn latest() -> i64 {
+    migrator().iter().map(|migration| migration.version).max().unwrap_or_default()
+}

@@ -1,0 +1,185 @@
+//! Reading one order, and changing its status.
+
+use chrono::{DateTime, Utc};
+use rust_decimal::Decimal;
+use sqlx::{Connection, PgConnection};
+use uuid::Uuid;
+
+use super::{Store, StoreError};
+use crate::domain::event::bucket_of;
+use crate::domain::{
+    CustomerId, Line, Money, Order, OrderEvent, OrderId, Owned, ProductId, Quantity, Status, StatusChange,
+    TraceParent,
+};
+
+/// One order with its lines as three arrays: one round trip, and each amount stays a `numeric`.
+macro_rules! select_order {
+    ($lock:literal) => {
+        concat!(
+            "
+select o.id, o.customer_id, o.status, o.total_amount, o.placed_at, o.version, o.changed_at,
+       items.products, items.quantities, items.prices
+from orders o
+cross join lateral (
+    select array_agg(product_id order by line_number) as products,
+           array_agg(quantity order by line_number) as quantities,
+           array_agg(unit_price order by line_number) as prices
+    from order_items
+    where order_id = o.id
+) items
+where o.id = $1
+",
+            $lock
+        )
+    };
+}
+
+const SELECT: &str = select_order!("");
+
+/// Nobody else changes the order until the transaction ends. The lock comes before the new outbox row gets
+/// its position, which is why positions follow the sequence within an order.
+const SELECT_FOR_UPDATE: &str = select_order!("for update of o");
+
+/// The new status, its row of the history and its event, in one statement.
+const CHANGE_STATUS: &str = "
+with
+    changed as (
+        update orders set status = $2, version = $3, changed_at = $4 where id = $1
+    ),
+    history as (
+        insert into order_history
+            (order_id, version, from_status, to_status, actor_role, actor_id, reason, changed_at)
+        values ($1, $3, $5, $2, $6, $7, $8, $4)
+    )
+insert into outbox (bucket, event_id, order_id, sequence, event_type, payload, headers)
+values ($9, $10, $1, $3, $11, $12, $13)
+";
+
+impl Store {
+    /// The order, for those who may see it; nothing where there is none. One round trip.
+    pub async fn find_order(&self, id: OrderId) -> Result<Option<Owned<Order>>, StoreError> {
+        self.bounded(async {
+            let mut connection = self.connection().await?;
+            let row: Option<OrderRow> =
+                sqlx::query_as(SELECT).bind(id.0).fetch_optional(&mut *connection).await?;
+            connection.give_back();
+            let order = row.map(Order::try_from).transpose()?;
+            Ok(order.map(|order| Owned::new(order.customer.clone(), order)))
+        })
+        .await
+    }
+
+    /// Locks the order, lets `decide` change it, and makes a real change durable together with its history
+    /// and its event (invariant 1). Answers with the order as it then is; nothing where there is none.
+    ///
+    /// `decide` returns `Ok(None)` where nothing changes; its refusal leaves everything as it was.
+    pub async fn change_order<E>(
+        &self,
+        id: OrderId,
+        trace: &TraceParent,
+        decide: impl FnOnce(&mut Order) -> Result<Option<StatusChange>, E> + Send,
+    ) -> Result<Option<Result<Order, E>>, StoreError> {
+        let outcome = self.bounded(self.lock_and_change(id, trace, decide)).await?;
+        self.outbox_written.notify_one();
+        Ok(outcome)
+    }
+
+    async fn lock_and_change<E>(
+        &self,
+        id: OrderId,
+        trace: &TraceParent,
+        decide: impl FnOnce(&mut Order) -> Result<Option<StatusChange>, E> + Send,
+    ) -> Result<Option<Result<Order, E>>, StoreError> {
+        let mut connection = self.connection().await?;
+        let mut transaction = connection.begin().await?;
+        let row: Option<OrderRow> =
+            sqlx::query_as(SELECT_FOR_UPDATE).bind(id.0).fetch_optional(&mut *transaction).await?;
+        let outcome = match row.map(Order::try_from).transpose()? {
+            None => None,
+            Some(mut order) => match decide(&mut order) {
+                Err(refusal) => Some(Err(refusal)),
+                Ok(change) => {
+                    if let Some(change) = change {
+                        write_change(&mut transaction, &order, &change, trace).await?;
+                    }
+                    Some(Ok(order))
+                }
+            },
+        };
+        transaction.commit().await?;
+        connection.give_back();
+        Ok(outcome)
+    }
+}
+
+async fn write_change(
+    connection: &mut PgConnection,
+    order: &Order,
+    change: &StatusChange,
+    trace: &TraceParent,
+) -> Result<(), StoreError> {
+    let event = OrderEvent::status_updated(order, change, trace)?;
+    sqlx::query(CHANGE_STATUS)
+        .bind(order.id.0)
+        .bind(order.status.as_str())
+        .bind(order.version)
+        .bind(order.changed_at)
+        .bind(change.from.as_str())
+        .bind(change.actor.role.as_str())
+        .bind(change.actor.id.as_str())
+        .bind(change.reason.as_deref())
+        .bind(bucket_of(order.id))
+        .bind(event.id)
+        .bind(event.event_type.as_str())
+        .bind(&event.payload)
+        .bind(&event.headers)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+#[derive(sqlx::FromRow)]
+struct OrderRow {
+    id: Uuid,
+    customer_id: String,
+    status: String,
+    total_amount: Decimal,
+    placed_at: DateTime<Utc>,
+    version: i32,
+    changed_at: DateTime<Utc>,
+    products: Vec<String>,
+    quantities: Vec<i32>,
+    prices: Vec<Decimal>,
+}
+
+impl TryFrom<OrderRow> for Order {
+    type Error = StoreError;
+
+    fn try_from(row: OrderRow) -> Result<Self, StoreError> {
+        let wrong = |table, column| StoreError::Inconsistent { table, column, id: row.id };
+        let lines = row
+            .products
+            .iter()
+            .zip(&row.quantities)
+            .zip(&row.prices)
+            .map(|((product, quantity), price)| {
+                Ok(Line {
+                    product_id: ProductId::parse(product).map_err(|_| wrong("order_items", "product_id"))?,
+                    quantity: Quantity::new(u64::from(quantity.unsigned_abs()))
+                        .map_err(|_| wrong("order_items", "quantity"))?,
+                    price: Money::new(*price).map_err(|_| wrong("order_items", "unit_price"))?,
+                })
+            })
+            .collect::<Result<Vec<_>, StoreError>>()?;
+        Ok(Self {
+            id: OrderId(row.id),
+            customer: CustomerId::parse(&row.customer_id).map_err(|_| wrong("orders", "customer_id"))?,
+            status: row.status.parse::<Status>().map_err(|_| wrong("orders", "status"))?,
+            placed_at: row.placed_at,
+            total: Money::new(row.total_amount).map_err(|_| wrong("orders", "total_amount"))?,
+            version: row.version,
+            changed_at: row.changed_at,
+            lines,
+        })
+    }
+}
