@@ -218,10 +218,12 @@ fn gateway_secrets(env: &Environment) -> GatewaySecrets {
 }
 
 fn database(env: &Environment) -> DatabaseSettings {
-    let options = env.required("DATABASE_URL", "a URL such as postgres://user:password@host:5432/orders", |text| {
-        let url = text.parse::<Url>().ok().filter(|url| ["postgres", "postgresql"].contains(&url.scheme()))?;
-        text.parse::<PgConnectOptions>().ok().filter(|_| url.has_host())
-    });
+    let options =
+        env.required("DATABASE_URL", "a URL such as postgres://user:password@host:5432/orders", |text| {
+            let url =
+                text.parse::<Url>().ok().filter(|url| ["postgres", "postgresql"].contains(&url.scheme()))?;
+            text.parse::<PgConnectOptions>().ok().filter(|_| url.has_host())
+        });
     DatabaseSettings {
         options: options.unwrap_or_default().application_name("order-service"),
         max_connections: env.number("DATABASE_MAX_CONNECTIONS", 16, 2..=10_000),
@@ -231,13 +233,16 @@ fn database(env: &Environment) -> DatabaseSettings {
 }
 
 fn kafka(env: &Environment, delivery_timeout: Duration) -> KafkaSettings {
-    let servers = env.required("KAFKA_BOOTSTRAP_SERVERS", "host:port, or several with commas between", |text| {
-        let is_address = |server: &str| {
-            let parts = server.trim().rsplit_once(':');
-            parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
-        };
-        text.split(',').all(is_address).then(|| text.to_owned())
-    });
+    let servers =
+        env.required("KAFKA_BOOTSTRAP_SERVERS", "host:port, or several with commas between", |text| {
+            let is_address = |server: &str| {
+                let parts = server.trim().rsplit_once(':');
+                parts.is_some_and(|(host, port)| {
+                    !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
+                })
+            };
+            text.split(',').all(is_address).then(|| text.to_owned())
+        });
     let topic = env.text("ORDER_EVENTS_TOPIC", "order-events");
     let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     if topic.is_empty() || topic.len() > 249 || !topic.chars().all(legal) {

@@ -36,7 +36,7 @@ pub(super) async fn admit(State(gate): State<Admission>, request: Request, next:
     let Ok(_permit) = gate.permits.try_acquire() else {
         return Problem::unavailable("The service has too much to do.", RETRY_SOON).into_response();
     };
-    timeout(gate.deadline, next.run(request)).await.unwrap_or_else(|_| {
-        Problem::unavailable("The request took too long.", RETRY_SOON).into_response()
-    })
+    timeout(gate.deadline, next.run(request))
+        .await
+        .unwrap_or_else(|_| Problem::unavailable("The request took too long.", RETRY_SOON).into_response())
 }

@@ -38,7 +38,8 @@ fn read(
     let mut versions = None;
     for value in headers.get_all(name) {
         let tags = value.to_str().ok().and_then(|text| parse(text, comparison));
-        let tags = tags.ok_or_else(|| Problem::invalid(name.as_str(), "must be * or a list of entity tags"))?;
+        let tags =
+            tags.ok_or_else(|| Problem::invalid(name.as_str(), "must be * or a list of entity tags"))?;
         versions = Some(match (versions, tags) {
             (Some(Versions::Any), _) | (_, Versions::Any) => Versions::Any,
             (None, tags) => tags,

@@ -52,8 +52,7 @@ impl From<PlaceError> for Problem {
     fn from(error: PlaceError) -> Self {
         match error {
             PlaceError::BadLines(BadLines { line, rule }) => {
-                let pointer =
-                    line.map_or("/items".to_owned(), |line| format!("/items/{line}/quantity"));
+                let pointer = line.map_or("/items".to_owned(), |line| format!("/items/{line}/quantity"));
                 Self::invalid(pointer, rule)
             }
             PlaceError::UnknownProducts(unknown) => unknown_products(&unknown),

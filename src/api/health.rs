@@ -45,7 +45,8 @@ pub(super) async fn ready(State(health): State<Health>) -> Result<Response, Prob
         "kafka": health.kafka.as_str(),
         "productService": health.products.state().to_string(),
     });
-    let refuse = |detail| Problem::unavailable(detail, RETRY_SOON).with_member("components", components.clone());
+    let refuse =
+        |detail| Problem::unavailable(detail, RETRY_SOON).with_member("components", components.clone());
     match (phase, migrated) {
         (Phase::Starting, _) => Err(refuse("The service is starting.")),
         (Phase::Stopping, _) => Err(refuse("The service is stopping.")),

@@ -67,8 +67,7 @@ fn identify(headers: &HeaderMap, secrets: &GatewaySecrets) -> Result<Identity, P
     if !secrets.is_empty() && !secrets.accept(only(headers, SECRET)?) {
         return Err(unauthenticated(SECRET, "is not the gateway's"));
     }
-    let customer =
-        CustomerId::parse(only(headers, EMAIL)?).map_err(|rule| unauthenticated(EMAIL, rule))?;
+    let customer = CustomerId::parse(only(headers, EMAIL)?).map_err(|rule| unauthenticated(EMAIL, rule))?;
     let role = Role::parse(only(headers, ROLE)?)
         .ok_or_else(|| unauthenticated(ROLE, "must be ADMIN or CUSTOMER"))?;
     Ok(Identity { customer, role })

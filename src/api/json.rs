@@ -97,7 +97,8 @@ mod tests {
     #[test]
     fn duplicate_keys_broken_text_and_deep_nesting_are_not() {
         let deep = "[".repeat(200) + &"]".repeat(200);
-        let bad = ["", "{", r#"{"a":1,"a":2}"#, r#"[{"x":{"a":1,"a":1}}]"#, r#""\ud800""#, "01", "[1,]", &deep];
+        let bad =
+            ["", "{", r#"{"a":1,"a":2}"#, r#"[{"x":{"a":1,"a":1}}]"#, r#""\ud800""#, "01", "[1,]", &deep];
         for text in bad {
             assert!(!is_well_formed(text), "{text}");
         }

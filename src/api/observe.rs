@@ -25,8 +25,7 @@ pub(super) async fn observe(mut request: Request, next: Next) -> Response {
     let trace = TraceParent::continue_or_start(only(request.headers(), &TRACEPARENT));
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     let method = request.method().clone();
-    let span =
-        info_span!("request", request_id = %request_id, trace_id = trace.trace_id(), %method, %route);
+    let span = info_span!("request", request_id = %request_id, trace_id = trace.trace_id(), %method, %route);
     request.extensions_mut().insert(trace);
     let mut response = next.run(request).instrument(span.clone()).await;
     span.in_scope(|| log(&response, started));

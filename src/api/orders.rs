@@ -85,7 +85,8 @@ fn status<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Status, D::Error
 /// A reason is for people and goes into the event: one line of at most 200 characters.
 fn reason<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let reason = Option::<String>::deserialize(deserializer)?;
-    let fits = |text: &String| (1..=200).contains(&text.chars().count()) && !text.chars().any(char::is_control);
+    let fits =
+        |text: &String| (1..=200).contains(&text.chars().count()) && !text.chars().any(char::is_control);
     match reason {
         Some(text) if !fits(&text) => {
             Err(de::Error::custom("must have 1 to 200 characters, and no control characters"))

@@ -33,7 +33,7 @@ enum Command {
     /// Run everything on this machine: PostgreSQL, a Kafka broker, a demo Product Service and the service
     #[cfg(feature = "dev")]
     Dev,
-    /// Run the demo Product Service alone, on DEMO_PRODUCTS_ADDRESS
+    /// Run the demo Product Service alone
     #[cfg(feature = "dev")]
     DemoProducts,
 }
@@ -107,8 +107,7 @@ fn environment() -> Result<Environment, Failure> {
 
 /// Resolves at the first SIGTERM or SIGINT; the second one ends the process at once.
 fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
-    let (mut terminate, mut interrupt) =
-        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     Ok(async move {
         tokio::select! {
             _ = terminate.recv() => {}

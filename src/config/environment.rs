@@ -52,6 +52,11 @@ impl Environment {
         self
     }
 
+    /// All variables, for handing them to another process.
+    pub fn variables(&self) -> &HashMap<String, String> {
+        &self.variables
+    }
+
     /// The names that were asked for so far.
     pub fn asked(&self) -> BTreeSet<&'static str> {
         self.asked.borrow().clone()

@@ -14,7 +14,7 @@
 //! | `GET /health` | 200 |
 //!
 //! Stock changes honour `Idempotency-Key`: the same request under the same key is answered as it was the
-//! first time, refusals included, and changes nothing; another request under it is a 422.
+//! first time and changes nothing; another request under it is a 422. A refusal leaves its key free.
 //!
 //! A fault belongs to one product, so that tests that run side by side do not meet: `slow` (`millis`),
 //! `status` (`status`), `body` (`body`, sent as it is with 200), `hang` (never answers), `lose-answer` (does

@@ -216,9 +216,10 @@ impl Publisher {
     fn enqueue(&self, event: &PendingEvent) -> Result<DeliveryFuture, PublishError> {
         let key = event.order_id.to_string();
         let headers: Vec<(&str, String)> = serde_json::from_str(&event.headers)?;
-        let headers = headers.iter().fold(OwnedHeaders::new_with_capacity(headers.len()), |all, (key, value)| {
-            all.insert(Header { key, value: Some(value) })
-        });
+        let headers =
+            headers.iter().fold(OwnedHeaders::new_with_capacity(headers.len()), |all, (key, value)| {
+                all.insert(Header { key, value: Some(value) })
+            });
         let record =
             FutureRecord::to(&self.settings.topic).key(&key).payload(&event.payload).headers(headers);
         self.producer.send_result(record).map_err(|(error, _)| error.into())

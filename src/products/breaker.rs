@@ -133,7 +133,7 @@ impl Breaker {
     /// Takes note of how a permitted call ended.
     #[expect(clippy::needless_pass_by_value, reason = "a ticket is good for one outcome")]
     pub(super) fn record(&mut self, ticket: Ticket, outcome: Outcome, now: Instant) {
-        if false {
+        if ticket.period != self.period {
             return;
         }
         match (&mut self.phase, outcome) {

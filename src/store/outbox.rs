@@ -102,8 +102,11 @@ impl Store {
         self.bounded(async {
             let mut connection = self.connection().await?;
             let mut transaction = connection.begin().await?;
-            let others: i64 =
-                sqlx::query_scalar(HEARTBEAT).bind(replica).bind(duration).fetch_one(&mut *transaction).await?;
+            let others: i64 = sqlx::query_scalar(HEARTBEAT)
+                .bind(replica)
+                .bind(duration)
+                .fetch_one(&mut *transaction)
+                .await?;
             let share = fair_share(others);
             let renewed: Vec<(i16, bool)> = sqlx::query_as(RENEW)
                 .bind(replica)
@@ -152,11 +155,8 @@ impl Store {
     pub async fn pending_events(&self, lease: &Lease, limit: i64) -> Result<Vec<PendingEvent>, StoreError> {
         self.bounded(async {
             let mut connection = self.connection().await?;
-            let events = sqlx::query_as(PENDING)
-                .bind(&lease.buckets)
-                .bind(limit)
-                .fetch_all(&mut *connection)
-                .await?;
+            let events =
+                sqlx::query_as(PENDING).bind(&lease.buckets).bind(limit).fetch_all(&mut *connection).await?;
             connection.give_back();
             Ok(events)
         })

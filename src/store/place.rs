@@ -32,12 +32,7 @@ impl Store {
     /// Makes a new order durable together with its lines, its history and its `ORDER_PLACED` (invariant 1).
     ///
     /// `placed_as` is the role in which the customer acted.
-    pub async fn place(
-        &self,
-        order: &Order,
-        placed_as: Role,
-        trace: &TraceParent,
-    ) -> Result<(), StoreError> {
+    pub async fn place(&self, order: &Order, placed_as: Role, trace: &TraceParent) -> Result<(), StoreError> {
         let event = OrderEvent::placed(order, trace)?;
         self.bounded(self.insert_order(order, placed_as, &event)).await?;
         self.outbox_written.notify_one();

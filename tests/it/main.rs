@@ -1,1 +1,13 @@
+//! The service through its front door: HTTP in, PostgreSQL and Kafka out, all of them real.
+//!
+//! Every test has a service, a database and a topic of its own, so all of them run side by side.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking, in its helpers too"
+)]
 
+mod support;
+
+mod place_order;

@@ -1,11 +1,13 @@
 //! What comes back, what is sent, and what is tried again.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
 
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
+use tracing::subscriber::NoSubscriber;
 
 use super::shop::product;
 use super::*;
@@ -127,10 +129,18 @@ async fn retries_end_when_their_budget_is_spent() {
     assert_eq!(shop.calls(), 1);
 }
 
+/// A port that refuses connections, and that no other test gets while the socket lives.
+fn closed_port() -> (TcpSocket, SocketAddr) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address)
+}
+
 #[tokio::test]
 async fn a_closed_port_is_no_answer() {
     let shop = Shop::always(Reply::good()).await;
-    let unused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let (_reserved, unused) = closed_port();
     let url = format!("http://{unused}").parse().unwrap();
     let failure = cause(&client(ProductSettings { url, retries: 2, ..patient(&shop) })).await;
     assert!(matches!(&failure, Failure::Connection(error) if error.is_connect()), "{failure:?}");
@@ -170,9 +180,12 @@ async fn a_failed_look_up_is_logged_once_with_its_product_and_its_cause() {
     let log = Log::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    // With one subscriber only, tracing switches an event off for all threads when a thread without any is
+    // the first to come across it; the other tests are such threads.
+    let _second = tracing::Dispatch::new(NoSubscriber::default());
     let _log = tracing::subscriber::set_default(subscriber);
+    let (_reserved, unused) = closed_port();
     let mut settings = patient(&Shop::always(Reply::good()).await);
-    let unused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     settings.url = format!("http://user:secret@{unused}").parse().unwrap();
     settings.retries = 1;
     let error = one(&client(settings)).await.unwrap_err();

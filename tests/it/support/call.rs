@@ -1,0 +1,119 @@
+//! One HTTP call and its answer.
+
+use reqwest::header::HeaderMap;
+use reqwest::{Client, Method, RequestBuilder};
+use serde_json::Value;
+
+/// Who calls.
+#[derive(Clone, Copy)]
+pub(crate) struct Who<'a> {
+    email: &'a str,
+    role: &'a str,
+}
+
+/// A customer.
+pub(crate) fn customer(email: &str) -> Who<'_> {
+    Who { email, role: "CUSTOMER" }
+}
+
+/// The admin.
+pub(crate) fn admin() -> Who<'static> {
+    Who { email: "admin@example.com", role: "ADMIN" }
+}
+
+/// A call that is being put together.
+pub(crate) struct Call(RequestBuilder);
+
+impl Call {
+    pub(crate) fn new(client: &Client, method: Method, url: String) -> Self {
+        Self(client.request(method, url))
+    }
+
+    /// The two headers of the gateway.
+    pub(crate) fn by(self, who: Who<'_>) -> Self {
+        self.header("X-User-Email", who.email).header("X-User-Role", who.role)
+    }
+
+    /// Adds a header; a second one of the same name stands beside the first.
+    pub(crate) fn header(self, name: &str, value: impl AsRef<[u8]>) -> Self {
+        Self(self.0.header(name, value.as_ref()))
+    }
+
+    /// A JSON body.
+    pub(crate) fn json(self, body: &Value) -> Self {
+        self.body(body.to_string())
+    }
+
+    /// Any body, declared as JSON.
+    pub(crate) fn body(self, body: impl Into<reqwest::Body>) -> Self {
+        Self(self.0.header("Content-Type", "application/json").body(body))
+    }
+
+    /// A body without any declaration.
+    pub(crate) fn bare_body(self, body: impl Into<reqwest::Body>) -> Self {
+        Self(self.0.body(body))
+    }
+
+    /// The answer, or the client's error where there was none.
+    pub(crate) async fn try_send(self) -> Result<Answer, reqwest::Error> {
+        let response = self.0.send().await?;
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let text = response.text().await?;
+        Ok(Answer { status, headers, body: serde_json::from_str(&text).unwrap_or(Value::Null), text })
+    }
+
+    /// The answer.
+    pub(crate) async fn send(self) -> Answer {
+        self.try_send().await.expect("an answer")
+    }
+}
+
+/// An answer.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Value,
+    pub(crate) text: String,
+}
+
+impl Answer {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+
+    /// Checks the status, and shows the answer where it is another.
+    #[track_caller]
+    pub(crate) fn expect(self, status: u16) -> Self {
+        assert_eq!(self.status, status, "{}", self.text);
+        self
+    }
+
+    /// Checks that this is the problem of the contract's table with this status and code, in the one shape.
+    #[track_caller]
+    pub(crate) fn expect_problem(self, status: u16, code: &str) -> Self {
+        assert_eq!(self.status, status, "{}", self.text);
+        assert_eq!(self.header("content-type"), Some("application/problem+json"), "{}", self.text);
+        assert_eq!(self.body["type"], format!("urn:problem:order-service:{code}"), "{}", self.text);
+        assert_eq!(self.body["status"], status, "{}", self.text);
+        for member in ["title", "detail", "instance"] {
+            assert!(self.body[member].is_string(), "{member} is missing: {}", self.text);
+        }
+        self
+    }
+
+    /// Checks that `errors` names this place.
+    #[track_caller]
+    pub(crate) fn naming(self, pointer: &str) -> Self {
+        let named =
+            self.body["errors"].as_array().is_some_and(|all| all.iter().any(|e| e["pointer"] == pointer));
+        assert!(named, "{pointer} is not named: {}", self.text);
+        self
+    }
+
+    /// The order's id.
+    #[track_caller]
+    pub(crate) fn order_id(&self) -> String {
+        self.body["orderId"].as_str().expect("an orderId").to_owned()
+    }
+}

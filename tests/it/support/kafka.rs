@@ -1,0 +1,145 @@
+//! Reading a topic, as a consumer of the platform would.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{Headers, Message};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use serde_json::Value;
+
+use super::PATIENCE;
+
+/// A topic on a cluster.
+#[derive(Clone, Debug)]
+pub(crate) struct Topic {
+    pub(crate) bootstrap_servers: String,
+    pub(crate) name: String,
+}
+
+/// A record of the topic.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Record {
+    pub(crate) key: String,
+    pub(crate) payload: String,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
+}
+
+impl Record {
+    pub(crate) fn value(&self) -> Value {
+        serde_json::from_str(&self.payload).expect("JSON")
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    pub(crate) fn event_type(&self) -> String {
+        self.value()["eventType"].as_str().expect("an eventType").to_owned()
+    }
+
+    pub(crate) fn sequence(&self) -> i64 {
+        self.value()["metadata"]["sequence"].as_i64().expect("a sequence")
+    }
+}
+
+impl Topic {
+    /// Reads from the beginning until `enough` says so; fails after [`PATIENCE`].
+    pub(crate) async fn read_until(
+        &self,
+        enough: impl Fn(&[Record]) -> bool + Send + 'static,
+    ) -> Vec<Record> {
+        let topic = self.clone();
+        tokio::task::spawn_blocking(move || topic.read(PATIENCE, &enough)).await.unwrap()
+    }
+
+    /// Waits for `count` records.
+    pub(crate) async fn records(&self, count: usize) -> Vec<Record> {
+        self.read_until(move |records| records.len() >= count).await
+    }
+
+    /// Waits for `count` records of one order, and returns only those.
+    pub(crate) async fn records_of(&self, order: &str, count: usize) -> Vec<Record> {
+        let of = |records: &[Record], order: &str| -> Vec<Record> {
+            records.iter().filter(|record| record.key == order).cloned().collect()
+        };
+        let wanted = order.to_owned();
+        let all = self.read_until(move |records| of(records, &wanted).len() >= count).await;
+        of(&all, order)
+    }
+
+    /// Everything that is in the topic now.
+    pub(crate) async fn everything(&self) -> Vec<Record> {
+        let topic = self.clone();
+        tokio::task::spawn_blocking(move || topic.read_to_end()).await.unwrap()
+    }
+
+    fn consumer(&self) -> BaseConsumer {
+        ClientConfig::new()
+            .set("bootstrap.servers", &self.bootstrap_servers)
+            .set("group.id", "it")
+            .set("enable.auto.commit", "false")
+            .set("isolation.level", "read_committed")
+            .create()
+            .unwrap()
+    }
+
+    fn partitions(&self, consumer: &BaseConsumer) -> Vec<i32> {
+        let metadata = consumer.fetch_metadata(Some(&self.name), PATIENCE).expect("metadata");
+        let topic = metadata.topics().first().expect("the topic");
+        topic.partitions().iter().map(rdkafka::metadata::MetadataPartition::id).collect()
+    }
+
+    fn assign(&self, consumer: &BaseConsumer, partitions: &[i32]) {
+        let mut list = TopicPartitionList::new();
+        for partition in partitions {
+            list.add_partition_offset(&self.name, *partition, Offset::Beginning).unwrap();
+        }
+        consumer.assign(&list).unwrap();
+    }
+
+    fn read(&self, patience: Duration, enough: &dyn Fn(&[Record]) -> bool) -> Vec<Record> {
+        let (deadline, mut records) = (Instant::now() + patience, Vec::new());
+        let consumer = self.consumer();
+        let mut assigned = Vec::new();
+        while !enough(&records) {
+            assert!(Instant::now() < deadline, "the topic never held enough; it holds {records:#?}");
+            // A topic that the service creates may not be there yet.
+            if assigned.is_empty() {
+                assigned = self.partitions(&consumer);
+                self.assign(&consumer, &assigned);
+            }
+            if let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) {
+                records.push(record(&message));
+            }
+        }
+        records
+    }
+
+    fn read_to_end(&self) -> Vec<Record> {
+        let consumer = self.consumer();
+        let partitions = self.partitions(&consumer);
+        let ends: Vec<i64> = partitions
+            .iter()
+            .map(|partition| {
+                consumer.fetch_watermarks(&self.name, *partition, PATIENCE).expect("watermarks").1
+            })
+            .collect();
+        let wanted = usize::try_from(ends.iter().sum::<i64>()).unwrap();
+        self.read(PATIENCE, &|records| records.len() >= wanted)
+    }
+}
+
+fn record(message: &impl Message) -> Record {
+    let text = |bytes: Option<&[u8]>| String::from_utf8(bytes.unwrap_or_default().to_vec()).expect("UTF-8");
+    let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
+    Record {
+        key: text(message.key()),
+        payload: text(message.payload()),
+        headers: headers.map(|header| (header.key.to_owned(), text(header.value))).collect(),
+        partition: message.partition(),
+        offset: message.offset(),
+    }
+}

@@ -1,0 +1,29 @@
+//! What the tests stand on.
+
+mod call;
+mod kafka;
+mod process;
+mod proxy;
+mod shop;
+mod stack;
+
+use std::time::{Duration, Instant};
+
+pub(crate) use call::{Answer, Call, admin, customer};
+pub(crate) use kafka::{Record, Topic};
+pub(crate) use process::Replica;
+pub(crate) use proxy::Proxy;
+pub(crate) use shop::{Shop, lines};
+pub(crate) use stack::stack;
+
+/// How long a test waits for what must come. Long, because a slow machine is no bug; never a way to pass time.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until `condition` holds, and fails with `what` when it never does.
+pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "never happened: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

@@ -1,0 +1,91 @@
+//! The service as a process of its own, for what only a process can show: signals, exit codes, kills.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use order_service::config::Environment;
+use serde_json::Value;
+
+use super::PATIENCE;
+
+/// A running `order-service serve`. Dropping it kills it.
+pub(crate) struct Replica {
+    child: Child,
+    pub(crate) url: String,
+    log: mpsc::Receiver<Value>,
+}
+
+/// A command of the service with this environment and no other.
+pub(crate) fn command(name: &str, environment: &Environment) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_order-service"));
+    // An empty folder, so that no .env is found.
+    command.arg(name).env_clear().envs(environment.variables()).current_dir("/tmp");
+    command
+}
+
+impl Replica {
+    /// Starts `serve` and waits until it says that it serves.
+    pub(crate) fn start(environment: &Environment) -> Self {
+        let mut replica = Self::spawn(environment);
+        let listening = replica.wait_for_log("listening");
+        replica.url = format!("http://{}", listening["address"].as_str().expect("an address"));
+        replica.wait_for_log("serving");
+        replica
+    }
+
+    /// Starts `serve` and waits for nothing.
+    pub(crate) fn spawn(environment: &Environment) -> Self {
+        let mut child = command("serve", environment).stderr(Stdio::piped()).spawn().unwrap();
+        let (lines, log) = mpsc::channel();
+        let stderr = BufReader::new(child.stderr.take().expect("a pipe"));
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                let entry = serde_json::from_str(&line).unwrap_or(Value::String(line));
+                if lines.send(entry).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { child, url: String::new(), log }
+    }
+
+    /// The next log entry with this message.
+    pub(crate) fn wait_for_log(&self, message: &str) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let entry = self.log.recv_timeout(left).unwrap_or_else(|_| panic!("never logged: {message}"));
+            if entry["message"].as_str().is_some_and(|text| text.starts_with(message)) {
+                return entry;
+            }
+        }
+    }
+
+    /// Sends a signal, by its name.
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+
+    /// Waits for the end; the exit code, or nothing if a signal ended it.
+    pub(crate) fn exit_code(&mut self) -> Option<i32> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(Instant::now() < deadline, "the process never ended");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,69 @@
+//! A TCP proxy that can be cut, for making a database (or anything else) go away and come back.
+
+use std::net::SocketAddr;
+
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+/// What happens to connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// They pass.
+    Open,
+    /// They are closed, and so are new ones.
+    Cut,
+    /// They stay open and nothing comes through: a network that swallows packets.
+    Silent,
+}
+
+/// A proxy in front of `target`.
+pub(crate) struct Proxy {
+    pub(crate) address: SocketAddr,
+    mode: watch::Sender<Mode>,
+}
+
+impl Proxy {
+    pub(crate) async fn before(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (mode, changes) = watch::channel(Mode::Open);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(pass(client, target, changes.clone()));
+            }
+        });
+        Self { address, mode }
+    }
+
+    /// A proxy in front of the database of this URL, and the URL through it.
+    pub(crate) async fn before_database(url: &str) -> (Self, String) {
+        let mut url: reqwest::Url = url.parse().unwrap();
+        let host = (url.host_str().unwrap().to_owned(), url.port().unwrap_or(5432));
+        let target = tokio::net::lookup_host(host).await.unwrap().next().unwrap();
+        let proxy = Self::before(target).await;
+        url.set_host(Some("127.0.0.1")).unwrap();
+        url.set_port(Some(proxy.address.port())).unwrap();
+        (proxy, url.into())
+    }
+
+    pub(crate) fn set(&self, mode: Mode) {
+        self.mode.send_replace(mode);
+    }
+}
+
+async fn pass(mut client: TcpStream, target: SocketAddr, mut mode: watch::Receiver<Mode>) {
+    if *mode.borrow() == Mode::Cut {
+        return;
+    }
+    let Ok(mut server) = TcpStream::connect(target).await else { return };
+    loop {
+        if mode.wait_for(|mode| *mode != Mode::Silent).await.is_err() || *mode.borrow() == Mode::Cut {
+            return;
+        }
+        tokio::select! {
+            _ = copy_bidirectional(&mut client, &mut server) => return,
+            _ = mode.changed() => {}
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! One service under test, in this process, with a database and a topic of its own.
+
+use order_service::app::App;
+use order_service::config::{Config, Environment};
+use reqwest::{Client, Method};
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, PgPool};
+use uuid::Uuid;
+
+use super::call::{Answer, Call, Who};
+use super::stack::{empty_database, new_database, stack};
+use super::{Topic, eventually};
+
+/// The service, and what a test needs to drive and to check it.
+pub(crate) struct Shop {
+    pub(crate) url: String,
+    pub(crate) topic: Topic,
+    /// A connection beside the service, for checking what it wrote.
+    pub(crate) database: PgPool,
+    pub(crate) environment: Environment,
+    client: Client,
+    /// Product ids of this test start with it, so that tests that share the Product Service do not meet.
+    prefix: String,
+    app: Option<App>,
+}
+
+/// How a service under test is to be started.
+pub(crate) struct Builder {
+    environment: Environment,
+    bootstrap_servers: String,
+    database: Option<String>,
+}
+
+/// The body of an order: product ids and quantities.
+pub(crate) fn lines(lines: &[(&str, u32)]) -> Value {
+    let items: Vec<Value> =
+        lines.iter().map(|(id, quantity)| json!({"productId": id, "quantity": quantity})).collect();
+    json!({"items": items})
+}
+
+impl Builder {
+    /// Sets a variable of the service's environment.
+    pub(crate) fn with(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.environment = self.environment.with(name, value);
+        self
+    }
+
+    /// Uses another cluster than the shared one. Its topic must exist, or be created by the broker.
+    pub(crate) fn kafka(mut self, bootstrap_servers: &str) -> Self {
+        bootstrap_servers.clone_into(&mut self.bootstrap_servers);
+        self
+    }
+
+    /// Uses this database instead of a new one.
+    pub(crate) fn database(mut self, url: &str) -> Self {
+        self.database = Some(url.to_owned());
+        self
+    }
+
+    /// Everything but the service itself: for tests that start it as processes of its own.
+    pub(crate) async fn without_service(self) -> Shop {
+        let database = match self.database {
+            Some(url) => url,
+            None => new_database().await,
+        };
+        let topic = Topic {
+            bootstrap_servers: self.bootstrap_servers,
+            name: format!("order-events-{}", Uuid::new_v4().simple()),
+        };
+        if let Some(cluster) = &stack().cluster
+            && topic.bootstrap_servers == stack().kafka()
+        {
+            cluster.create_topic(&topic.name, 3).unwrap();
+        }
+        let own = [
+            ("BIND_ADDRESS", "127.0.0.1:0".to_owned()),
+            ("DATABASE_URL", database.clone()),
+            ("KAFKA_BOOTSTRAP_SERVERS", topic.bootstrap_servers.clone()),
+            ("ORDER_EVENTS_TOPIC", topic.name.clone()),
+            ("KAFKA_TOPIC_PARTITIONS", "3".to_owned()),
+            ("PRODUCT_SERVICE_URL", stack().product_service().to_owned()),
+            ("DATABASE_MAX_CONNECTIONS", "6".to_owned()),
+        ];
+        let environment = self.environment.or(own.map(|(name, value)| (name.to_owned(), value)));
+        Shop {
+            url: String::new(),
+            topic,
+            database: PgPool::connect_lazy(&database).unwrap(),
+            environment,
+            client: Client::builder().no_proxy().build().unwrap(),
+            prefix: format!("T{}", &Uuid::new_v4().simple().to_string()[..12]),
+            app: None,
+        }
+    }
+
+    /// Starts the service and waits until it serves.
+    pub(crate) async fn start(self) -> Shop {
+        let mut shop = self.without_service().await;
+        shop.start_service().await;
+        shop
+    }
+}
+
+impl Shop {
+    /// A service with everything as it comes.
+    pub(crate) async fn start() -> Self {
+        Self::builder().start().await
+    }
+
+    /// A service that is to differ in something.
+    pub(crate) fn builder() -> Builder {
+        let bootstrap_servers = stack().kafka().to_owned();
+        Builder { environment: Environment::default(), bootstrap_servers, database: None }
+    }
+
+    /// The URL of a new database without any schema.
+    pub(crate) async fn empty_database() -> String {
+        empty_database().await
+    }
+
+    /// Starts the service in this process, with the environment of the shop.
+    pub(crate) async fn start_service(&mut self) {
+        let app = App::start(Config::read(&self.environment).unwrap()).await.unwrap();
+        app.ready().await;
+        self.url = format!("http://{}", app.address);
+        self.app = Some(app);
+    }
+
+    /// Stops the service as SIGTERM does.
+    pub(crate) async fn stop_service(&mut self) {
+        self.app.take().expect("a running service").stop().await.unwrap();
+    }
+
+    /// Starts a call of any kind.
+    pub(crate) fn call(&self, method: &str, path: &str) -> Call {
+        let method = Method::from_bytes(method.as_bytes()).unwrap();
+        Call::new(&self.client, method, format!("{}{path}", self.url))
+    }
+
+    /// `GET` as somebody.
+    pub(crate) async fn get(&self, who: Who<'_>, path: &str) -> Answer {
+        self.call("GET", path).by(who).send().await
+    }
+
+    /// `POST /api/orders`.
+    pub(crate) async fn place(&self, who: Who<'_>, body: &Value) -> Answer {
+        self.call("POST", "/api/orders").by(who).json(body).send().await
+    }
+
+    /// Places an order that must succeed, and returns its id.
+    pub(crate) async fn placed(&self, email: &str, order: &[(&str, u32)]) -> String {
+        self.place(super::customer(email), &lines(order)).await.expect(201).order_id()
+    }
+
+    /// `PUT /api/orders/{order}/status` as the admin.
+    pub(crate) async fn set_status(&self, order: &str, status: &str) -> Answer {
+        let path = format!("/api/orders/{order}/status");
+        self.call("PUT", &path).by(super::admin()).json(&json!({"status": status})).send().await
+    }
+
+    /// Makes a product of this test, with a price as JSON text; returns its id.
+    pub(crate) async fn product(&self, name: &str, price: &str, stock: i64) -> String {
+        let id = format!("{}-{name}", self.prefix);
+        let body = format!(r#"{{"price":{price},"stock":{stock}}}"#);
+        self.demo("PUT", &format!("/demo/products/{id}"), body).await.expect(200);
+        id
+    }
+
+    /// Withdraws a product.
+    pub(crate) async fn withdraw(&self, product: &str) {
+        self.demo("DELETE", &format!("/demo/products/{product}"), String::new()).await;
+    }
+
+    /// Makes the Product Service misbehave for one product (`src/dev/products.rs` lists the faults).
+    pub(crate) async fn fault(&self, product: &str, fault: &Value) {
+        self.demo("PUT", &format!("/demo/products/{product}/fault"), fault.to_string()).await;
+    }
+
+    /// Makes the Product Service behave again.
+    pub(crate) async fn heal(&self, product: &str) {
+        self.demo("DELETE", &format!("/demo/products/{product}/fault"), String::new()).await;
+    }
+
+    /// What the Product Service saw of one product, or of all whose ids start like this test's.
+    pub(crate) async fn requests_seen(&self, product: Option<&str>) -> Value {
+        let id = product.unwrap_or(&self.prefix);
+        self.demo("GET", &format!("/demo/requests/{id}"), String::new()).await.expect(200).body
+    }
+
+    async fn demo(&self, method: &str, path: &str, body: String) -> Answer {
+        let method = Method::from_bytes(method.as_bytes()).unwrap();
+        Call::new(&self.client, method, format!("{}{path}", stack().product_service()))
+            .body(body)
+            .send()
+            .await
+    }
+
+    /// The number of rows of a table.
+    pub(crate) async fn count(&self, table: &str) -> i64 {
+        let count = AssertSqlSafe(format!("select count(*) from {table}"));
+        sqlx::query_scalar(count).fetch_one(&self.database).await.unwrap()
+    }
+
+    /// Checks that nothing was written and nothing was published.
+    pub(crate) async fn expect_nothing_happened(&self) {
+        for table in ["orders", "order_items", "order_history", "outbox"] {
+            assert_eq!(self.count(table).await, 0, "{table}");
+        }
+        assert_eq!(self.topic.everything().await, []);
+    }
+
+    /// Waits until the relay has nothing left to do.
+    pub(crate) async fn relayed(&self) {
+        eventually("the outbox is empty", async || self.count("outbox").await == 0).await;
+    }
+}

@@ -1,0 +1,70 @@
+//! The parts that all tests share: one PostgreSQL server, one Kafka cluster, one demo Product Service.
+//!
+//! They live on a runtime of their own, because each test's runtime ends with the test. `DATABASE_URL`,
+//! `KAFKA_BOOTSTRAP_SERVERS` and `PRODUCT_SERVICE_URL`, where set, replace them.
+
+use std::str::FromStr;
+use std::sync::OnceLock;
+
+use order_service::config::Environment;
+use order_service::dev::Stack;
+use order_service::{config, store};
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, Executor};
+use tokio::sync::OnceCell;
+use uuid::Uuid;
+
+struct Shared {
+    stack: Stack,
+    _runtime: tokio::runtime::Runtime,
+}
+
+/// The shared parts, started by whoever asks first.
+pub(crate) fn stack() -> &'static Stack {
+    static SHARED: OnceLock<Shared> = OnceLock::new();
+    let start = || {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let stack = runtime.block_on(Stack::start(|name| std::env::var(name).ok())).unwrap();
+        Shared { stack, _runtime: runtime }
+    };
+    // On a thread of its own, because a runtime cannot be started from within another.
+    &SHARED.get_or_init(|| std::thread::spawn(start).join().unwrap()).stack
+}
+
+/// A new database with the schema, copied from a template that was migrated once. Returns its URL.
+pub(crate) async fn new_database() -> String {
+    static TEMPLATE: OnceCell<String> = OnceCell::const_new();
+    let template = TEMPLATE
+        .get_or_init(|| async {
+            let name = create_database(None).await;
+            let env = Environment::default().with("DATABASE_URL", url_of(&name));
+            store::migrate::migrate(&config::read_database(&env).unwrap()).await.unwrap();
+            name
+        })
+        .await;
+    url_of(&create_database(Some(template)).await)
+}
+
+/// A new database without any schema. Returns its URL.
+pub(crate) async fn empty_database() -> String {
+    url_of(&create_database(None).await)
+}
+
+async fn create_database(template: Option<&str>) -> String {
+    let name = format!("it_{}", Uuid::new_v4().simple());
+    let template = template.map(|template| format!(" template {template}")).unwrap_or_default();
+    let options = PgConnectOptions::from_str(stack().database_url()).unwrap();
+    let mut connection = PgConnection::connect_with(&options).await.unwrap();
+    // PostgreSQL copies one template at a time; the lock makes the others wait instead of fail.
+    connection.execute("select pg_advisory_lock(4711)").await.unwrap();
+    connection.execute(AssertSqlSafe(format!("create database {name}{template}"))).await.unwrap();
+    connection.close().await.unwrap();
+    name
+}
+
+fn url_of(database: &str) -> String {
+    let mut url: reqwest::Url = stack().database_url().parse().unwrap();
+    url.set_path(database);
+    url.into()
+}
