@@ -68,12 +68,12 @@ create table order_history (
     constraint order_history_order_fkey foreign key (order_id) references orders (id),
     constraint order_history_first_row_places check ((version = 1) = (from_status is null)),
     constraint order_history_is_a_change check (from_status is distinct from to_status),
-    constraint order_history_actor_role_is_known check (actor_role in ('CUSTOMER', 'ADMIN'))
+    constraint order_history_actor_role_is_known check (actor_role in ('CUSTOMER', 'ADMIN', 'PAYMENT', 'SYSTEM'))
 );
 
 comment on table order_history is 'What happened to each order: who, from what, to what, why and when';
 comment on column order_history.version is 'The version of the order that this change made';
 comment on column order_history.from_status is 'Absent in the row of the placing';
-comment on column order_history.actor_role is 'In which role the actor acted';
-comment on column order_history.actor_id is 'The address of the actor';
+comment on column order_history.actor_role is 'As what the actor acted';
+comment on column order_history.actor_id is 'An e-mail address, or the name of a service';
 comment on column order_history.reason is 'Why, where that was said';

@@ -4,16 +4,18 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::task::{JoinError, JoinHandle};
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use crate::api::{self, Health, server};
 use crate::config::Config;
-use crate::events::{KafkaHealth, PublishError, Publisher, Relay};
+use crate::events::{KafkaHealth, PaymentConsumer, PublishError, Publisher, Relay};
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::orders::OrderService;
 use crate::products::{InvalidSettings, ProductClient};
@@ -66,10 +68,11 @@ struct Parts {
     config: Config,
     listener: TcpListener,
     lifecycle: Lifecycle,
-    store: Store,
-    relay_store: Store,
+    stores: [Store; 3],
     relay: Relay,
     orders: OrderService,
+    background: OrderService,
+    payments: Option<PaymentConsumer>,
     router: axum::Router,
 }
 
@@ -112,68 +115,96 @@ impl App {
 
 impl Parts {
     async fn assemble(config: Config) -> Result<Self, AppError> {
+        // The relay reads ahead of everything else and the workers wait on the Product Service's pace: pools of
+        // their own keep them from starving the requests, and the other way round (P26).
+        const RELAY_CONNECTIONS: u32 = 2;
+        const WORKER_CONNECTIONS: u32 = 4;
         let lifecycle = Lifecycle::default();
-        let store = Store::new(config.database.clone());
-        let relay_store = store.for_relay();
+        let store = Store::new(config.database.clone(), config.stock);
+        let relay_store = store.with_own_pool(RELAY_CONNECTIONS);
+        let worker_store = store.with_own_pool(WORKER_CONNECTIONS);
         let products = Arc::new(ProductClient::new(config.products.clone())?);
         let kafka = KafkaHealth::default();
         let publisher = Publisher::new(config.kafka.clone(), kafka.clone())?;
         let relay = Relay::new(relay_store.clone(), publisher, config.relay.clone());
-        let orders = OrderService::new(store.clone(), Arc::clone(&products), config.max_placements);
+        let orders = OrderService::new(store.clone(), Arc::clone(&products), &config.orders);
+        let background = orders.with_store(worker_store.clone());
+        let payments =
+            config.kafka.payments.enabled.then(|| PaymentConsumer::new(&config.kafka, background.clone()));
+        let payments = payments.transpose().map_err(PublishError::from)?;
         let health = Health { lifecycle: lifecycle.clone(), store: store.clone(), kafka, products };
         let router = api::router(orders.clone(), health, &config.api);
         let bind = |error| AppError::Bind(config.bind_address, error);
         let listener = TcpListener::bind(config.bind_address).await.map_err(bind)?;
-        Ok(Self { config, listener, lifecycle, store, relay_store, relay, orders, router })
+        let stores = [store, relay_store, worker_store];
+        Ok(Self { config, listener, lifecycle, stores, relay, orders, background, payments, router })
     }
 
     async fn run(self, stop: CancellationToken) -> Result<(), AppError> {
-        let Self { config, listener, lifecycle, store, relay_store, relay, orders, router } = self;
+        let Self { config, listener, lifecycle, stores, relay, orders, background, payments, router } = self;
         if let Some(warning) = config.warning() {
             warn!("{warning}");
         }
-        let (server_stop, relay_stop) = (CancellationToken::new(), CancellationToken::new());
-        let mut server = {
-            let (settings, stop) = (config.server.clone(), server_stop.clone());
-            tokio::spawn(async move { server::serve(listener, router, &settings, &stop).await })
-        };
-        // Dropping the guards on an early return stops what was started.
-        let _guards = (server_stop.clone().drop_guard(), relay_stop.clone().drop_guard());
+        let (server_stop, work_stop, relay_stop) =
+            (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        // Dropping the sets on an early return ends what was started.
+        let mut parts: JoinSet<&'static str> = JoinSet::new();
+        let (settings, stopping) = (config.server.clone(), server_stop.clone());
+        parts.spawn(async move {
+            server::serve(listener, router, &settings, &stopping).await;
+            "server"
+        });
 
         tokio::select! {
-            ready = prepare_schema(&config, &store) => ready?,
+            ready = prepare_schema(&config, &stores[0]) => ready?,
             () = stop.cancelled() => {}
         }
         lifecycle.serving();
-        let mut relay = tokio::spawn(relay.run(relay_stop.clone()));
+        spawn_workers(&mut parts, &config, &background, payments, &work_stop);
+        let mut relay = AbortOnDropHandle::new(tokio::spawn(relay.run(relay_stop.clone())));
         info!("serving");
         tokio::select! {
             () = stop.cancelled() => {}
-            ended = &mut server => return Err(part_ended("server", ended)),
-            ended = &mut relay => return Err(part_ended("relay", ended)),
+            Some(ended) = parts.join_next() => return Err(AppError::PartEnded(ended?)),
+            ended = &mut relay => return Err(ended.err().map_or(AppError::PartEnded("relay"), AppError::from)),
         }
 
         info!("stopping");
         lifecycle.stopping();
         sleep(config.timing.shutdown_delay).await;
-        timeout(config.timing.shutdown_timeout, async {
+        let settle = async {
             server_stop.cancel();
-            server.await?;
+            work_stop.cancel();
+            while let Some(ended) = parts.join_next().await {
+                ended?;
+            }
             orders.settle().await;
             relay_stop.cancel();
             relay.await?;
-            store.close().await;
-            relay_store.close().await;
+            for store in &stores {
+                store.close().await;
+            }
             info!("stopped");
             Ok(())
-        })
-        .await
-        .unwrap_or(Err(AppError::ShutdownTimeout))
+        };
+        timeout(config.timing.shutdown_timeout, settle).await.unwrap_or(Err(AppError::ShutdownTimeout))
     }
 }
 
-fn part_ended(part: &'static str, ended: Result<(), JoinError>) -> AppError {
-    ended.err().map_or(AppError::PartEnded(part), AppError::from)
+fn spawn_workers(
+    parts: &mut JoinSet<&'static str>,
+    config: &Config,
+    orders: &OrderService,
+    payments: Option<PaymentConsumer>,
+    stop: &CancellationToken,
+) {
+    let worker = orders.clone().run_stock_worker(stop.clone());
+    parts.spawn(worker.map(|()| "stock worker"));
+    let housekeeping = orders.clone().run_housekeeping(config.housekeeping, stop.clone());
+    parts.spawn(housekeeping.map(|()| "housekeeping"));
+    if let Some(payments) = payments {
+        parts.spawn(payments.run(stop.clone()).map(|()| "payment consumer"));
+    }
 }
 
 /// Waits for the database and brings the schema up to date, or makes sure that it is.

@@ -8,16 +8,19 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use reqwest::Url;
+use reqwest::{Method, Url};
 use sqlx::postgres::PgConnectOptions;
 
 pub use environment::{Environment, InvalidConfig};
 
 use crate::api::server::ServerSettings;
 use crate::api::{ApiSettings, GatewaySecrets};
-use crate::events::{KafkaSettings, RelaySettings, Secret};
-use crate::products::ProductSettings;
-use crate::store::DatabaseSettings;
+use crate::domain::CustomerId;
+use crate::events::{KafkaSettings, PaymentSettings, RelaySettings, Secret};
+use crate::orders::{ConfirmSettings, DuplicateSettings, HousekeepingSettings, OrderSettings};
+use crate::products::{ProductSettings, StockRoute, StockSettings};
+use crate::store::idempotency::KeyTimes;
+use crate::store::{DatabaseSettings, StockTimes};
 
 /// All settings of `serve`.
 #[derive(Clone, Debug)]
@@ -28,8 +31,12 @@ pub struct Config {
     pub server: ServerSettings,
     /// Requests.
     pub api: ApiSettings,
-    /// How many orders are placed at once.
-    pub max_placements: usize,
+    /// The use cases.
+    pub orders: OrderSettings,
+    /// Stock work.
+    pub stock: StockTimes,
+    /// Tidying up.
+    pub housekeeping: HousekeepingSettings,
     /// The database.
     pub database: DatabaseSettings,
     /// Whether `serve` applies pending migrations, or refuses to start while there are any.
@@ -86,7 +93,9 @@ impl Config {
         let (bind_address, products) = (bind_address(env), products(env));
         let rest = (server(env), api(env), database(env), kafka(env, delivery_timeout));
         let (relay, timing) = (relay(env, delivery_timeout), timing(env));
-        let max_placements = env.number("MAX_CONCURRENT_PLACEMENTS", 512, 1..=100_000);
+        let lookup_deadline = products.as_ref().map_or(Duration::ZERO, |products| products.deadline);
+        let orders = orders(env, lookup_deadline + rest.2.deadline * 2);
+        let (stock, housekeeping) = (stock(env), housekeeping(env));
         let migrate_on_start = env.flag("MIGRATE_ON_START", true);
         let config = bind_address.zip(products).map(|(bind_address, products)| {
             let (server, api, database, kafka) = rest;
@@ -94,7 +103,9 @@ impl Config {
                 bind_address,
                 server,
                 api,
-                max_placements,
+                orders,
+                stock,
+                housekeeping,
                 database,
                 migrate_on_start,
                 kafka,
@@ -116,6 +127,12 @@ impl Config {
         }
         if self.products.attempt_timeout > self.products.deadline {
             env.refuse("PRODUCT_ATTEMPT_TIMEOUT_MS", "must not be more than PRODUCT_DEADLINE_MS");
+        }
+        if self.stock.lease <= self.products.stock.timeout * 2 {
+            env.refuse("STOCK_LEASE_MS", "must be more than twice PRODUCT_STOCK_TIMEOUT_MS");
+        }
+        if self.api.request_deadline <= self.orders.confirmation.wait {
+            env.refuse("REQUEST_DEADLINE_MS", "must be more than STOCK_WAIT_MS");
         }
         if self.api.request_deadline <= self.products.deadline {
             env.refuse("REQUEST_DEADLINE_MS", "must be more than PRODUCT_DEADLINE_MS");
@@ -178,6 +195,39 @@ fn api(env: &Environment) -> ApiSettings {
         gateway_secrets: gateway_secrets(env),
         max_requests: env.number("MAX_CONCURRENT_REQUESTS", 1024, 1..=100_000),
         request_deadline: env.millis("REQUEST_DEADLINE_MS", 15 * SECOND, 100..=10 * MINUTE),
+    }
+}
+
+/// `longest_placement` is how long a placement may hold its key.
+fn orders(env: &Environment, longest_placement: Duration) -> OrderSettings {
+    let window = env.number("DUPLICATE_WINDOW_SECONDS", 5, 0..=3600);
+    let expiry_hours: u64 = env.number("IDEMPOTENCY_KEY_TTL_HOURS", 24, 1..=8760);
+    OrderSettings {
+        max_placements: env.number("MAX_CONCURRENT_PLACEMENTS", 512, 1..=100_000),
+        duplicates: DuplicateSettings {
+            window: (window > 0).then(|| Duration::from_secs(window)),
+            keys: KeyTimes { lock: longest_placement, expiry: Duration::from_hours(expiry_hours) },
+        },
+        confirmation: ConfirmSettings {
+            wait: env.millis("STOCK_WAIT_MS", 8 * SECOND, 0..=MINUTE),
+            concurrency: env.number("STOCK_CONCURRENCY", 8, 1..=100),
+            poll_interval: env.millis("STOCK_POLL_INTERVAL_MS", SECOND, 10..=MINUTE),
+        },
+    }
+}
+
+fn stock(env: &Environment) -> StockTimes {
+    StockTimes {
+        lease: env.millis("STOCK_LEASE_MS", 15 * SECOND, 100..=10 * MINUTE),
+        deadline: env.millis("STOCK_DEADLINE_MS", MINUTE, 100..=24 * 60 * MINUTE),
+    }
+}
+
+fn housekeeping(env: &Environment) -> HousekeepingSettings {
+    let ttl: u64 = env.number("UNPAID_ORDER_TTL_SECONDS", 0, 0..=31_536_000);
+    HousekeepingSettings {
+        unpaid_order_ttl: (ttl > 0).then(|| Duration::from_secs(ttl)),
+        interval: env.millis("HOUSEKEEPING_INTERVAL_MS", 10 * SECOND, 10..=60 * MINUTE),
     }
 }
 
@@ -252,10 +302,23 @@ fn kafka(env: &Environment, delivery_timeout: Duration) -> KafkaSettings {
         bootstrap_servers: servers.unwrap_or_default(),
         properties: kafka_security(env),
         topic,
+        payments: payments(env),
         create_topic: env.flag("KAFKA_CREATE_TOPIC", true),
         partitions: env.number("KAFKA_TOPIC_PARTITIONS", 6, 1..=10_000),
         replication: env.number("KAFKA_TOPIC_REPLICATION", -1, -1..=100),
         delivery_timeout,
+    }
+}
+
+/// The topic of the payments; empty: they are not read.
+fn payments(env: &Environment) -> PaymentSettings {
+    let group = env.text("KAFKA_CONSUMER_GROUP", "order-service");
+    let topic = env.text("PAYMENT_EVENTS_TOPIC", "payment-events");
+    PaymentSettings {
+        enabled: env.flag("PAYMENT_EVENTS_ENABLED", true),
+        topic,
+        group,
+        session_timeout: env.millis("KAFKA_SESSION_TIMEOUT_MS", 45 * SECOND, SECOND..=30 * MINUTE),
     }
 }
 
@@ -303,6 +366,41 @@ fn kafka_security(env: &Environment) -> Vec<(&'static str, Secret)> {
     properties
 }
 
+fn product_stock(env: &Environment) -> StockSettings {
+    let route = |method_name: &'static str, path_name: &'static str, default: &str| {
+        let methods = [("POST", Method::POST), ("PUT", Method::PUT), ("PATCH", Method::PATCH)];
+        let method = env.text(method_name, "POST");
+        let known = methods.into_iter().find(|(word, _)| *word == method);
+        if known.is_none() {
+            env.refuse(method_name, "must be one of POST, PUT, PATCH");
+        }
+        let path = env.text(path_name, default);
+        if !path.starts_with('/') || !path.contains(StockRoute::PLACEHOLDER) {
+            env.refuse(path_name, "must start with / and contain {productId}");
+        }
+        StockRoute { method: known.map_or(Method::POST, |(_, method)| method), path }
+    };
+    let service_email = env.text("PRODUCT_SERVICE_USER_EMAIL", "order-service@shopverse.internal");
+    if CustomerId::parse(&service_email).is_err() {
+        env.refuse("PRODUCT_SERVICE_USER_EMAIL", "must be an e-mail address");
+    }
+    StockSettings {
+        reduce: route(
+            "PRODUCT_REDUCE_METHOD",
+            "PRODUCT_REDUCE_PATH",
+            "/api/products/{productId}/reduce-stock",
+        ),
+        restore: route(
+            "PRODUCT_RESTORE_METHOD",
+            "PRODUCT_RESTORE_PATH",
+            "/api/products/{productId}/restore-stock",
+        ),
+        timeout: env.millis("PRODUCT_STOCK_TIMEOUT_MS", 3 * SECOND, 10..=MINUTE),
+        service_email,
+        key_is_honoured: env.flag("PRODUCT_HONOURS_IDEMPOTENCY_KEY", true),
+    }
+}
+
 fn products(env: &Environment) -> Option<ProductSettings> {
     let url = env.required("PRODUCT_SERVICE_URL", "a URL such as http://product-service:8081", |text| {
         let url = text.parse::<Url>().ok().filter(|url| ["http", "https"].contains(&url.scheme()))?;
@@ -319,6 +417,7 @@ fn products(env: &Environment) -> Option<ProductSettings> {
         breaker_window: env.number("PRODUCT_BREAKER_WINDOW", 50, 10..=10_000),
         breaker_failure_percent: env.number("PRODUCT_BREAKER_FAILURE_PERCENT", 50, 1..=100),
         breaker_open: env.millis("PRODUCT_BREAKER_OPEN_MS", 5 * SECOND, 100..=10 * MINUTE),
+        stock: product_stock(env),
     };
     // A stand-in, so that the other settings are looked at too; it is refused like any wrong one.
     url.or_else(|| "http://unset.invalid".parse().ok()).map(settings)

@@ -33,6 +33,7 @@ mod budget;
 mod failure;
 mod gate;
 mod settings;
+pub mod stock;
 #[cfg(test)]
 mod tests;
 
@@ -42,6 +43,7 @@ use budget::RetryBudget;
 use failure::Failure;
 use gate::Gate;
 pub use settings::{InvalidSettings, ProductSettings};
+pub use stock::{StockRoute, StockSettings};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const USER_AGENT: &str = concat!("order-service/", env!("CARGO_PKG_VERSION"));
@@ -77,7 +79,9 @@ pub struct Unavailable {
 /// The client of the Product Service; one for the whole process.
 pub struct ProductClient {
     http: reqwest::Client,
+    base: Url,
     products: Url,
+    stock: StockSettings,
     deadline: Duration,
     attempt_timeout: Duration,
     retries: u32,
@@ -100,7 +104,9 @@ impl ProductClient {
     pub fn new(settings: ProductSettings) -> Result<Self, InvalidSettings> {
         let settings = settings.within_bounds();
         Ok(Self {
+            base: settings.url.clone(),
             products: settings.products()?,
+            stock: settings.stock.clone(),
             http: http_client(&settings)?,
             deadline: settings.deadline,
             attempt_timeout: settings.attempt_timeout,

@@ -9,7 +9,7 @@ use super::problem::{FieldError, Problem};
 use crate::domain::line::BadLines;
 use crate::domain::order::InvalidTransition;
 use crate::domain::{Forbidden, OrderId, Status};
-use crate::orders::{ChangeStatusError, GetError, PlaceError, ShortLine, UnknownProduct};
+use crate::orders::{CancelError, ChangeStatusError, GetError, PlaceError, ShortLine, UnknownProduct};
 use crate::products::Unavailable;
 use crate::store::StoreError;
 
@@ -60,6 +60,19 @@ impl From<PlaceError> for Problem {
             PlaceError::Products(error) => error.into(),
             error @ PlaceError::TotalTooLarge => products_unavailable(RETRY_SOON).with_cause(error),
             PlaceError::Busy => Self::unavailable("Too many orders are being placed.", RETRY_SOON),
+            PlaceError::InProgress => Self::new(
+                StatusCode::CONFLICT,
+                "request-in-progress",
+                "The same request is running",
+                "A request with the same Idempotency-Key is still running.",
+            )
+            .with_retry_after(RETRY_SOON),
+            PlaceError::KeyReused => Self::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "idempotency-key-reused",
+                "The key belongs to another request",
+                "This Idempotency-Key was sent with other lines before.",
+            ),
             PlaceError::Store(error) => error.into(),
             PlaceError::Crashed(error) => Self::internal(error),
         }
@@ -77,7 +90,33 @@ impl From<ChangeStatusError> for Problem {
                 format!("If-Match does not match: the order's ETag is \"{version}\"."),
             ),
             ChangeStatusError::InvalidTransition(error) => invalid_transition(error),
+            ChangeStatusError::StockUnavailable(product) => Self::new(
+                StatusCode::CONFLICT,
+                "stock-unavailable",
+                "The stock is gone",
+                format!("The Product Service refused to give {product}. The order stays CREATED."),
+            )
+            .with_member("productId", json!(product)),
+            error @ ChangeStatusError::StockUnknown => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "product-service-unavailable",
+                "The stock is still being taken",
+                "The Product Service has not said yet whether the stock was taken. The confirmation goes on; \
+                 asking again joins it.",
+            )
+            .with_retry_after(RETRY_SOON)
+            .with_cause(error),
             ChangeStatusError::Store(error) => error.into(),
+            ChangeStatusError::Crashed(error) => Self::internal(error),
+        }
+    }
+}
+
+impl From<CancelError> for Problem {
+    fn from(error: CancelError) -> Self {
+        match error {
+            CancelError::Forbidden(error) => error.into(),
+            CancelError::Status(error) => error.into(),
         }
     }
 }

@@ -5,6 +5,7 @@ mod conditional;
 mod error;
 mod extract;
 mod health;
+mod idempotency;
 mod identity;
 mod json;
 mod observe;
@@ -19,7 +20,7 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, put};
+use axum::routing::{get, post, put};
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::error;
 
@@ -52,6 +53,8 @@ pub fn router(orders: OrderService, health: Health, settings: &ApiSettings) -> R
         .route("/api/orders/my", get(orders::list_mine))
         .route("/api/orders/{orderId}", get(orders::get))
         .route("/api/orders/{orderId}/status", put(orders::change_status))
+        .route("/api/orders/{orderId}/cancel", post(orders::cancel))
+        .route("/api/orders/{orderId}/history", get(orders::history))
         .route_layer(from_fn_with_state(settings.gateway_secrets.clone(), identity::require_identity))
         .route_layer(from_fn_with_state(admission, admission::admit))
         .with_state(orders);

@@ -8,13 +8,15 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::conditional::{client_has, etag, only_if};
-use super::extract::{Json, OrderIdPath, Query};
+use super::extract::{Json, OptionalJson, OrderIdPath, Query};
+use super::idempotency;
 use super::identity::Caller;
 use super::problem::Problem;
 use crate::domain::{
-    CustomerId, Line, Money, Order, OrderId, OrderSummary, RequestedLine, Status, TraceParent, time,
+    Actor, ActorRole, CustomerId, Line, Money, Order, OrderId, OrderSummary, RequestedLine, Role, Status,
+    TraceParent, time,
 };
-use crate::orders::{ChangeStatus, OrderService};
+use crate::orders::{CancelOrder, ChangeStatus, OrderService, PlaceOrder, Placed};
 use crate::store::{Cursor, ListQuery};
 
 #[derive(Deserialize)]
@@ -35,13 +37,21 @@ pub(super) async fn place(
     State(orders): State<OrderService>,
     Caller(caller): Caller,
     Extension(trace): Extension<TraceParent>,
+    headers: HeaderMap,
     Json(body): Json<PlaceBody>,
 ) -> Result<Response, Problem> {
-    let order = orders.place(caller, body.items, trace).await?;
+    let key = idempotency::key(&headers)?;
+    let Placed { order, replayed } =
+        orders.place(PlaceOrder { caller, lines: body.items, key, trace }).await?;
     let location = format!("/api/orders/{}", order.id);
-    let body = PlacedBody { order_id: order.id, status: order.status, total_amount: order.total };
-    let headers = [(LOCATION, header(&location)?), (ETAG, etag(order.version))];
-    Ok((StatusCode::CREATED, headers, json(&body)?).into_response())
+    // What the first answer said: a replay does not tell what became of the order since.
+    let body = PlacedBody { order_id: order.id, status: Status::Created, total_amount: order.total };
+    let headers = [(LOCATION, header(&location)?)];
+    let mut response = (StatusCode::CREATED, headers, json(&body)?).into_response();
+    if replayed {
+        response.headers_mut().insert(idempotency::REPLAYED, HeaderValue::from_static("true"));
+    }
+    Ok(response)
 }
 
 #[derive(Serialize)]
@@ -110,6 +120,62 @@ pub(super) async fn change_status(
     let Json(StatusBody { status: to, reason }) = body?;
     let change = ChangeStatus { id, to, reason, only_if: only_if(&headers)? };
     show(&orders.change_status(admin, change, &trace).await?)
+}
+
+#[derive(Default, Deserialize)]
+pub(super) struct CancelBody {
+    #[serde(default, deserialize_with = "reason")]
+    reason: Option<String>,
+}
+
+/// `POST /api/orders/{orderId}/cancel`; the body may be left out.
+pub(super) async fn cancel(
+    State(orders): State<OrderService>,
+    Caller(caller): Caller,
+    Extension(trace): Extension<TraceParent>,
+    OrderIdPath(id): OrderIdPath,
+    headers: HeaderMap,
+    OptionalJson(body): OptionalJson<CancelBody>,
+) -> Result<Response, Problem> {
+    let cancel = CancelOrder { id, reason: body.reason, only_if: only_if(&headers)? };
+    show(&orders.cancel(&caller, cancel, &trace).await?)
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct HistoryBody {
+    status: Status,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    previous_status: Option<Status>,
+    #[serde(serialize_with = "time::serialize")]
+    changed_at: DateTime<Utc>,
+    actor_role: ActorRole,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    actor_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+/// `GET /api/orders/{orderId}/history`, oldest first. A customer sees their own address and nobody else's.
+pub(super) async fn history(
+    State(orders): State<OrderService>,
+    Caller(caller): Caller,
+    OrderIdPath(id): OrderIdPath,
+) -> Result<Response, Problem> {
+    let shown = |actor: &Actor| caller.role == Role::Admin || actor.id == caller.customer.as_str();
+    let history = orders.history(&caller, id).await?;
+    let body: Vec<HistoryBody> = history
+        .into_iter()
+        .map(|entry| HistoryBody {
+            status: entry.to,
+            previous_status: entry.from,
+            changed_at: entry.changed_at,
+            actor_role: entry.actor.role,
+            actor_id: shown(&entry.actor).then_some(entry.actor.id),
+            reason: entry.reason,
+        })
+        .collect();
+    Ok(json(&body)?.into_response())
 }
 
 #[derive(Serialize)]

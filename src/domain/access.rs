@@ -61,7 +61,7 @@ pub struct Admin<'a>(&'a Identity);
 impl Admin<'_> {
     /// The admin as the one who did something.
     pub fn actor(self) -> Actor {
-        Actor { role: self.0.role, id: self.0.customer.clone() }
+        Actor::caller(self.0)
     }
 }
 
@@ -81,6 +81,11 @@ impl<T> Owned<T> {
     /// Puts `thing` where only its owner and admins get at it.
     pub fn new(owner: CustomerId, thing: T) -> Self {
         Self { owner, thing }
+    }
+
+    /// Hands the thing to the service's own work, which shows it to nobody but those who asked for that work.
+    pub(crate) fn for_service(self) -> T {
+        self.thing
     }
 
     /// Hands the thing to its owner and to admins, and to nobody else.

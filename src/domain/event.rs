@@ -72,13 +72,10 @@ impl OrderEvent {
     }
 
     /// The event of an order that `change` has just moved.
-    pub fn status_updated(
-        order: &Order,
-        change: &StatusChange,
-        trace: &TraceParent,
-    ) -> Result<Self, serde_json::Error> {
-        Self::render(order, EventType::OrderStatusUpdated, trace, |metadata| {
+    pub fn status_updated(order: &Order, change: &StatusChange) -> Result<Self, serde_json::Error> {
+        Self::render(order, EventType::OrderStatusUpdated, &change.trace, |metadata| {
             metadata.previous_status = Some(change.from);
+            metadata.refund_due = change.refund_due;
             metadata.reason = change.reason.as_deref();
         })
     }
@@ -96,6 +93,7 @@ impl OrderEvent {
             status: order.status,
             previous_status: None,
             reason: None,
+            refund_due: None,
             items: None,
         };
         fill(&mut metadata);
@@ -165,13 +163,15 @@ struct Metadata<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    refund_due: Option<Money>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     items: Option<&'a [Line]>,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{Actor, ProductId, Quantity, Role};
+    use crate::domain::{Actor, ProductId, Quantity};
 
     fn an_order() -> Order {
         let line = |id: &str, quantity, price: &str| Line {
@@ -199,10 +199,11 @@ mod tests {
     #[test]
     fn order_status_updated_says_from_what_to_what_and_why() {
         let mut order = an_order();
-        let actor = Actor { role: Role::Admin, id: CustomerId::parse("admin@example.com").unwrap() };
-        let change = order.change_status(Status::Cancelled, actor, Some("asked to".into())).unwrap().unwrap();
-        let event =
-            OrderEvent::status_updated(&order, &change, &TraceParent::continue_or_start(None)).unwrap();
+        let trace = TraceParent::continue_or_start(None);
+        let reason = Some("asked to".into());
+        let change =
+            order.change_status(Status::Cancelled, Actor::system(), reason, &trace).unwrap().unwrap();
+        let event = OrderEvent::status_updated(&order, &change).unwrap();
         let value: serde_json::Value = serde_json::from_str(&event.payload).unwrap();
         assert_eq!(value["eventType"], "ORDER_STATUS_UPDATED");
         assert_eq!(value["metadata"]["sequence"], 2);

@@ -1,18 +1,22 @@
 //! The rules, as plain data and functions: no I/O, no async, no framework.
 
 pub mod access;
+pub mod aggregate;
 pub mod event;
 pub mod ids;
 pub mod line;
 pub mod money;
 pub mod order;
+pub mod payment;
+pub mod stock;
 pub mod time;
 pub mod trace;
 
 pub use access::{Forbidden, Identity, Owned, Role};
+pub use aggregate::OrderAggregate;
 pub use event::OrderEvent;
 pub use ids::{CustomerId, OrderId, ProductId};
 pub use line::{Line, Quantity, RequestedLine};
 pub use money::Money;
-pub use order::{Actor, Order, OrderSummary, Status, StatusChange};
+pub use order::{Actor, ActorRole, Order, OrderSummary, Status, StatusChange};
 pub use trace::TraceParent;

@@ -7,7 +7,8 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use thiserror::Error;
 
-use super::{CustomerId, Line, Money, OrderId, Role, time};
+use super::stock::words;
+use super::{CustomerId, Identity, Line, Money, OrderId, Role, TraceParent, time};
 
 /// Where an order is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -94,13 +95,55 @@ pub struct InvalidTransition {
     pub to: Status,
 }
 
+words! {
+    /// As what somebody moved an order.
+    ActorRole {
+        /// Its owner.
+        Customer = "CUSTOMER",
+        /// An admin.
+        Admin = "ADMIN",
+        /// The Payment Service, by an event.
+        Payment = "PAYMENT",
+        /// This service, by itself.
+        System = "SYSTEM",
+    }
+}
+
 /// Who moved an order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Actor {
-    /// In which role.
-    pub role: Role,
-    /// Under which address.
-    pub id: CustomerId,
+    /// As what.
+    pub role: ActorRole,
+    /// An e-mail address, or the name of a service.
+    pub id: String,
+}
+
+impl Actor {
+    /// Somebody who called.
+    pub fn caller(caller: &Identity) -> Self {
+        let role = match caller.role {
+            Role::Customer => ActorRole::Customer,
+            Role::Admin => ActorRole::Admin,
+        };
+        Self { role, id: caller.customer.as_str().to_owned() }
+    }
+
+    /// The Payment Service.
+    pub fn payment() -> Self {
+        Self { role: ActorRole::Payment, id: "PAYMENT_SERVICE".to_owned() }
+    }
+
+    /// This service.
+    pub fn system() -> Self {
+        Self { role: ActorRole::System, id: "ORDER_SERVICE".to_owned() }
+    }
+}
+
+/// Without the address of a person.
+impl fmt::Debug for Actor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Actor({})", self.role.as_str())
+    }
 }
 
 /// An order with its lines.
@@ -147,6 +190,7 @@ impl Order {
         to: Status,
         actor: Actor,
         reason: Option<String>,
+        trace: &TraceParent,
     ) -> Result<Option<StatusChange>, InvalidTransition> {
         match self.status.change_to(to)? {
             Change::None => Ok(None),
@@ -155,7 +199,7 @@ impl Order {
                 self.status = to;
                 self.version += 1;
                 self.changed_at = time::after(self.changed_at);
-                Ok(Some(StatusChange { from, actor, reason }))
+                Ok(Some(StatusChange { from, actor, reason, refund_due: None, trace: trace.clone() }))
             }
         }
     }
@@ -170,6 +214,27 @@ pub struct StatusChange {
     pub actor: Actor,
     /// Why, where that was said.
     pub reason: Option<String>,
+    /// What has to go back to the customer because of it.
+    pub refund_due: Option<Money>,
+    /// The trace of what caused it.
+    pub trace: TraceParent,
+}
+
+/// One row of the history of an order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HistoryEntry {
+    /// The version of the order that the change made.
+    pub version: i32,
+    /// The status before; none when it was placed.
+    pub from: Option<Status>,
+    /// The status from then on.
+    pub to: Status,
+    /// Who did it.
+    pub actor: Actor,
+    /// Why, where that was said.
+    pub reason: Option<String>,
+    /// When.
+    pub changed_at: DateTime<Utc>,
 }
 
 /// An order as the lists show it, without its lines.
@@ -204,7 +269,7 @@ mod tests {
     }
 
     fn admin() -> Actor {
-        Actor { role: Role::Admin, id: CustomerId::parse("admin@example.com").unwrap() }
+        Actor { role: ActorRole::Admin, id: "admin@example.com".to_owned() }
     }
 
     #[test]
@@ -239,7 +304,7 @@ mod tests {
             let mut order = an_order();
             for to in requests.into_iter().map(|index| Status::ALL[index]) {
                 let before = order.clone();
-                match order.change_status(to, admin(), None) {
+                match order.change_status(to, admin(), None, &TraceParent::continue_or_start(None)) {
                     Ok(Some(change)) => {
                         prop_assert_eq!(change.from, before.status);
                         prop_assert!(before.status.reachable().contains(&order.status));

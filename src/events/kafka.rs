@@ -16,6 +16,7 @@ use thiserror::Error;
 use tokio::task::JoinError;
 use tracing::{info, warn};
 
+use super::PaymentSettings;
 use crate::store::PendingEvent;
 
 /// How Kafka is reached, and what is published where.
@@ -27,6 +28,8 @@ pub struct KafkaSettings {
     pub properties: Vec<(&'static str, Secret)>,
     /// The topic of the events.
     pub topic: String,
+    /// The payments that are read.
+    pub payments: PaymentSettings,
     /// Whether a topic that is missing may be created.
     pub create_topic: bool,
     /// Partitions of a topic that is created. Raising it later breaks the sequence at that moment.
@@ -227,7 +230,7 @@ impl Publisher {
 }
 
 /// How to reach the broker.
-fn connection_config(settings: &KafkaSettings) -> ClientConfig {
+pub(super) fn connection_config(settings: &KafkaSettings) -> ClientConfig {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", &settings.bootstrap_servers).set("client.id", "order-service");
     for (name, Secret(value)) in &settings.properties {

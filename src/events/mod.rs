@@ -3,7 +3,9 @@
 //! The request path never comes here (invariant 2).
 
 mod kafka;
+pub mod payments;
 pub mod relay;
 
 pub use kafka::{KafkaHealth, KafkaSettings, PublishError, Publisher, Secret};
+pub use payments::{PaymentConsumer, PaymentSettings};
 pub use relay::{Relay, RelaySettings};

@@ -1,11 +1,12 @@
-//! Changing the status of an order.
+//! Changing the status of an order for an admin. CONFIRMED goes the long way, by [`confirm`](super::confirm).
 
 use thiserror::Error;
+use tokio::task::JoinError;
 
 use super::OrderService;
 use crate::domain::access::Admin;
 use crate::domain::order::InvalidTransition;
-use crate::domain::{Order, OrderId, Status, TraceParent};
+use crate::domain::{Order, OrderAggregate, OrderId, ProductId, Status, TraceParent};
 use crate::store::StoreError;
 
 /// What an admin asks for.
@@ -38,6 +39,12 @@ impl Versions {
             Self::OneOf(versions) => versions.contains(&version),
         }
     }
+
+    /// Refuses an order that is at another version.
+    pub(super) fn check(&self, order: &Order) -> Result<(), ChangeStatusError> {
+        let version = order.version;
+        if self.contain(version) { Ok(()) } else { Err(ChangeStatusError::PreconditionFailed(version)) }
+    }
 }
 
 /// Why a status was not changed. The order is as it was.
@@ -52,9 +59,18 @@ pub enum ChangeStatusError {
     /// The life of an order has no such move.
     #[error(transparent)]
     InvalidTransition(#[from] InvalidTransition),
+    /// A line's stock is gone, so the order cannot be confirmed.
+    #[error("the stock of {0} is gone")]
+    StockUnavailable(ProductId),
+    /// Nobody knows yet whether the stock was taken; the work goes on in the background.
+    #[error("the stock is still being taken")]
+    StockUnknown,
     /// The database could not do it.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The change ended in a panic: a bug.
+    #[error("the change crashed")]
+    Crashed(#[from] JoinError),
 }
 
 impl OrderService {
@@ -65,17 +81,23 @@ impl OrderService {
         change: ChangeStatus,
         trace: &TraceParent,
     ) -> Result<Order, ChangeStatusError> {
+        if change.to == Status::Confirmed {
+            return self.confirm(admin.actor(), change, trace).await;
+        }
         let ChangeStatus { id, to, reason, only_if } = change;
-        let outcome = self
-            .store
-            .change_order(id, trace, |order| {
-                if only_if.contain(order.version) {
-                    Ok(order.change_status(to, admin.actor(), reason)?)
-                } else {
-                    Err(ChangeStatusError::PreconditionFailed(order.version))
-                }
-            })
-            .await?;
-        outcome.ok_or(ChangeStatusError::NotFound(id))?
+        let decide = |aggregate: &mut OrderAggregate| {
+            only_if.check(&aggregate.order)?;
+            if to == Status::Cancelled {
+                aggregate.cancel(admin.actor(), reason, trace)?;
+            } else {
+                // CREATED cannot be reached from anywhere else: the same status, or a refusal.
+                aggregate.order.status.change_to(to)?;
+            }
+            Ok::<_, ChangeStatusError>(())
+        };
+        let changed = self.store.update_order(id, None, decide).await?;
+        let (order, ()) = changed.ok_or(ChangeStatusError::NotFound(id))??;
+        self.stock_wanted.notify_one();
+        Ok(order)
     }
 }

@@ -3,47 +3,79 @@
 //! This layer names the concrete [`Store`] and [`ProductClient`] on purpose: each exists once, and the tests
 //! run the real ones.
 
+mod cancel;
 mod change_status;
+mod confirm;
+mod fingerprint;
 mod get;
+mod history;
 mod list;
+mod pay;
 mod place;
+mod workers;
 
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::TaskTracker;
 
+pub use cancel::{CancelError, CancelOrder};
 pub use change_status::{ChangeStatus, ChangeStatusError, Versions};
+pub use confirm::ConfirmSettings;
 pub use get::GetError;
-pub use place::{PlaceError, ShortLine, UnknownProduct};
+pub use place::{DuplicateSettings, PlaceError, PlaceOrder, Placed, ShortLine, UnknownProduct};
+pub use workers::HousekeepingSettings;
 
 use crate::products::ProductClient;
 use crate::store::Store;
+
+/// How the use cases behave.
+#[derive(Clone, Copy, Debug)]
+pub struct OrderSettings {
+    /// How many placements run at once; more are refused, not queued.
+    pub max_placements: usize,
+    /// What a repeated request finds.
+    pub duplicates: DuplicateSettings,
+    /// How stock work is done.
+    pub confirmation: ConfirmSettings,
+}
 
 /// The use cases, with the parts that they need. Cheap to clone.
 #[derive(Clone)]
 pub struct OrderService {
     store: Store,
     products: Arc<ProductClient>,
-    placements: TaskTracker,
+    duplicates: DuplicateSettings,
+    confirmation: ConfirmSettings,
+    tasks: TaskTracker,
     permits: Arc<Semaphore>,
+    stock_wanted: Arc<Notify>,
 }
 
 impl OrderService {
-    /// Puts the parts together. At most `max_placements` run at once; more are refused, not queued.
-    pub fn new(store: Store, products: Arc<ProductClient>, max_placements: usize) -> Self {
+    /// Puts the parts together.
+    pub fn new(store: Store, products: Arc<ProductClient>, settings: &OrderSettings) -> Self {
         Self {
             store,
             products,
-            placements: TaskTracker::new(),
-            permits: Arc::new(Semaphore::new(max_placements)),
+            duplicates: settings.duplicates,
+            confirmation: settings.confirmation,
+            tasks: TaskTracker::new(),
+            permits: Arc::new(Semaphore::new(settings.max_placements)),
+            stock_wanted: Arc::default(),
         }
     }
 
-    /// Waits until no placement is running any more. New ones can still start meanwhile; whoever calls this
-    /// has stopped accepting requests first.
+    /// The same use cases on another pool: for what runs in the background.
+    #[must_use]
+    pub fn with_store(&self, store: Store) -> Self {
+        Self { store, ..self.clone() }
+    }
+
+    /// Waits until nothing is running any more that a request has started. New requests can still come
+    /// meanwhile; whoever calls this has stopped accepting them first.
     pub async fn settle(&self) {
-        self.placements.close();
-        self.placements.wait().await;
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 }

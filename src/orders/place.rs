@@ -1,15 +1,53 @@
 //! Placing an order: ask the Product Service, then write everything in one transaction.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use thiserror::Error;
 use tokio::task::JoinError;
+use tracing::warn;
 
 use super::OrderService;
+use super::fingerprint::fingerprint;
 use crate::domain::line::{BadLines, merge_lines};
-use crate::domain::{Identity, Line, Order, ProductId, RequestedLine, TraceParent};
-use crate::products::{Product, ProductClient, Unavailable};
-use crate::store::{Store, StoreError};
+use crate::domain::{Identity, Line, Order, ProductId, RequestedLine, TraceParent, time};
+use crate::products::{Product, Unavailable};
+use crate::store::idempotency::{Claimed, KeyTimes};
+use crate::store::place::PlacedBefore;
+use crate::store::{Guard, Placement, StoreError};
+use crate::telemetry::chain;
+
+/// A request to place an order.
+#[derive(Clone, Debug)]
+pub struct PlaceOrder {
+    /// Who asks.
+    pub caller: Identity,
+    /// What for.
+    pub lines: Vec<RequestedLine>,
+    /// The caller's `Idempotency-Key`, if there is one.
+    pub key: Option<String>,
+    /// The trace of the request.
+    pub trace: TraceParent,
+}
+
+/// What a repeated request finds.
+#[derive(Clone, Copy, Debug)]
+pub struct DuplicateSettings {
+    /// How long an order is found again by the same lines without a key. None: never.
+    pub window: Option<Duration>,
+    /// How long keys count.
+    pub keys: KeyTimes,
+}
+
+/// An order that was placed, now or by an earlier request that was the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// What the answer says of it.
+    pub order: PlacedBefore,
+    /// Whether an earlier request placed it.
+    pub replayed: bool,
+}
 
 /// Why an order was not placed. Nothing was written.
 #[derive(Debug, Error)]
@@ -32,6 +70,12 @@ pub enum PlaceError {
     /// As many placements are running as may run at once.
     #[error("too many placements are running")]
     Busy,
+    /// A request with the same key is running.
+    #[error("a request with the same key is running")]
+    InProgress,
+    /// The key belongs to a request with other lines.
+    #[error("the key belongs to a request with other lines")]
+    KeyReused,
     /// The database could not take the order.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -62,42 +106,76 @@ pub struct ShortLine {
     pub available: u64,
 }
 
+/// A request whose lines are in order.
+struct Request {
+    caller: Identity,
+    lines: Vec<(usize, RequestedLine)>,
+    fingerprint: [u8; 32],
+    key: Option<String>,
+    received_at: DateTime<Utc>,
+    trace: TraceParent,
+}
+
 impl OrderService {
-    /// Places an order for the caller: everything or nothing.
+    /// Places an order for the caller: everything or nothing, and the same request only once.
     ///
     /// It runs in a task of its own, so that it comes to its end even when the client hangs up (invariant 9),
     /// and it holds no connection while it asks the Product Service (invariant 3).
-    pub async fn place(
-        &self,
-        caller: Identity,
-        requested: Vec<RequestedLine>,
-        trace: TraceParent,
-    ) -> Result<Order, PlaceError> {
-        let lines = merge_lines(requested).map_err(PlaceError::BadLines)?;
+    pub async fn place(&self, request: PlaceOrder) -> Result<Placed, PlaceError> {
+        let PlaceOrder { caller, lines, key, trace } = request;
+        let lines = merge_lines(lines).map_err(PlaceError::BadLines)?;
+        let fingerprint = fingerprint(&lines);
+        let request = Request { caller, lines, fingerprint, key, received_at: time::now(), trace };
         let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| PlaceError::Busy)?;
-        let (store, products) = (self.store.clone(), Arc::clone(&self.products));
-        let placement = self.placements.spawn(async move {
-            let placed = price_and_write(&store, &products, caller, lines, &trace).await;
+        let service = self.clone();
+        let placement = self.tasks.spawn(async move {
+            let placed = service.place_once(request).await;
             drop(permit);
             placed
         });
         placement.await?
     }
-}
 
-async fn price_and_write(
-    store: &Store,
-    products: &ProductClient,
-    caller: Identity,
-    lines: Vec<(usize, RequestedLine)>,
-    trace: &TraceParent,
-) -> Result<Order, PlaceError> {
-    let ids: Vec<&ProductId> = lines.iter().map(|(_, line)| &line.product_id).collect();
-    let answers = products.look_up(&ids, trace).await?;
-    let lines = price(lines, answers)?;
-    let order = Order::place(caller.customer, lines).ok_or(PlaceError::TotalTooLarge)?;
-    store.place(&order, caller.role, trace).await?;
-    Ok(order)
+    /// Finds out what keeps the request from becoming a second order, and places it under that guard.
+    async fn place_once(&self, request: Request) -> Result<Placed, PlaceError> {
+        let Some(key) = &request.key else {
+            let guard = self.duplicates.window.map_or(Guard::None, |window| Guard::Window {
+                fingerprint: request.fingerprint,
+                since: request.received_at - window,
+            });
+            return self.price_and_write(request, &guard).await;
+        };
+        let customer = request.caller.customer.clone();
+        let times = self.duplicates.keys;
+        let claim = match self.store.claim_key(&customer, key, &request.fingerprint, times).await? {
+            Claimed::Held(claim) => claim,
+            Claimed::Done(order) => return Ok(Placed { order, replayed: true }),
+            Claimed::InProgress => return Err(PlaceError::InProgress),
+            Claimed::OtherLines => return Err(PlaceError::KeyReused),
+        };
+        let placed = self.price_and_write(request, &Guard::Key(claim.clone())).await;
+        if placed.is_err()
+            && let Err(error) = self.store.release_key(&customer, &claim).await
+        {
+            warn!(error = chain(&error), "a key could not be freed; it frees itself");
+        }
+        placed
+    }
+
+    async fn price_and_write(&self, request: Request, guard: &Guard) -> Result<Placed, PlaceError> {
+        let Request { caller, lines, trace, .. } = request;
+        let ids: Vec<&ProductId> = lines.iter().map(|(_, line)| &line.product_id).collect();
+        let answers = self.products.look_up(&ids, &trace).await?;
+        let lines = price(lines, answers)?;
+        let order = Order::place(caller.customer, lines).ok_or(PlaceError::TotalTooLarge)?;
+        match self.store.place(&order, caller.role, &trace, guard).await? {
+            Placement::New => {
+                Ok(Placed { order: PlacedBefore { id: order.id, total: order.total }, replayed: false })
+            }
+            Placement::Duplicate(order) => Ok(Placed { order, replayed: true }),
+            Placement::KeyLost => Err(PlaceError::InProgress),
+        }
+    }
 }
 
 /// Puts the price of the moment on every line, if every product exists and there is enough of each.

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use reqwest::Url;
+use reqwest::{Method, Url};
 use thiserror::Error;
 use tokio::sync::Semaphore;
+
+use super::stock::{StockRoute, StockSettings};
 
 /// Every bound of the [`ProductClient`](super::ProductClient).
 #[derive(Clone, Debug)]
@@ -29,6 +31,8 @@ pub struct ProductSettings {
     pub breaker_failure_percent: u8,
     /// How long it then stays open.
     pub breaker_open: Duration,
+    /// How stock is moved.
+    pub stock: StockSettings,
 }
 
 /// Settings that no client can be made of.
@@ -61,6 +65,19 @@ impl ProductSettings {
             breaker_window: 50,
             breaker_failure_percent: 50,
             breaker_open: Duration::from_secs(5),
+            stock: StockSettings {
+                reduce: StockRoute {
+                    method: Method::POST,
+                    path: "/api/products/{productId}/reduce-stock".to_owned(),
+                },
+                restore: StockRoute {
+                    method: Method::POST,
+                    path: "/api/products/{productId}/restore-stock".to_owned(),
+                },
+                timeout: Duration::from_secs(3),
+                service_email: "order-service@shopverse.internal".to_owned(),
+                key_is_honoured: true,
+            },
         }
     }
 

@@ -5,11 +5,16 @@
 
 mod connection;
 mod error;
+mod expire;
+mod history;
+pub mod idempotency;
 pub mod list;
 pub mod migrate;
 pub mod orders;
 pub mod outbox;
-mod place;
+pub mod payments;
+pub mod place;
+pub mod stock;
 
 use std::sync::Arc;
 
@@ -20,27 +25,31 @@ pub use connection::DatabaseSettings;
 pub use error::StoreError;
 pub use list::{Cursor, ListQuery};
 pub use outbox::{Lease, PendingEvent};
+pub use place::{Guard, Placement};
+pub use stock::StockTimes;
 
 /// The database of the service. Cheap to clone: every clone is the same pool.
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: PgPool,
     settings: DatabaseSettings,
+    stock: StockTimes,
     outbox_written: Arc<Notify>,
 }
 
 impl Store {
     /// A store that connects when it is first asked, so that a database that is away delays the start and
     /// does not prevent it.
-    pub fn new(settings: DatabaseSettings) -> Self {
-        Self { pool: connection::pool(&settings), settings, outbox_written: Arc::default() }
+    pub fn new(settings: DatabaseSettings, stock: StockTimes) -> Self {
+        Self { pool: connection::pool(&settings), settings, stock, outbox_written: Arc::default() }
     }
 
-    /// A store with a small pool of its own, so that the relay and the requests do not starve each other.
+    /// A store with a small pool of its own, so that the requests and the work in the background do not starve
+    /// each other.
     #[must_use]
-    pub fn for_relay(&self) -> Self {
-        let settings = DatabaseSettings { max_connections: 2, ..self.settings.clone() };
-        Self { pool: connection::pool(&settings), settings, outbox_written: Arc::clone(&self.outbox_written) }
+    pub fn with_own_pool(&self, max_connections: u32) -> Self {
+        let settings = DatabaseSettings { max_connections, ..self.settings.clone() };
+        Self { pool: connection::pool(&settings), settings, ..self.clone() }
     }
 
     /// Resolves after something was committed to the outbox by this process. One permit is kept, so that a

@@ -5,11 +5,12 @@ use rust_decimal::Decimal;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, payments, stock};
+use crate::domain::aggregate::Changes;
 use crate::domain::event::bucket_of;
 use crate::domain::{
-    CustomerId, Line, Money, Order, OrderEvent, OrderId, Owned, ProductId, Quantity, Status, StatusChange,
-    TraceParent,
+    CustomerId, Line, Money, Order, OrderAggregate, OrderEvent, OrderId, Owned, ProductId, Quantity, Status,
+    StatusChange,
 };
 
 /// One order with its lines as three arrays: one round trip, and each amount stays a `numeric`.
@@ -69,56 +70,74 @@ impl Store {
         .await
     }
 
-    /// Locks the order, lets `decide` change it, and makes a real change durable together with its history
-    /// and its event (invariant 1). Answers with the order as it then is; nothing where there is none.
+    /// Locks the order, lets `decide` change it and what belongs to it, and makes all changes durable together
+    /// with the history and the event of a new status (invariant 1). Nothing where there is no such order.
     ///
-    /// `decide` returns `Ok(None)` where nothing changes; its refusal leaves everything as it was.
-    pub async fn change_order<E>(
+    /// `job` picks the stock job that is at hand: that attempt, else the latest. A refusal of `decide` leaves
+    /// everything as it was.
+    pub async fn update_order<T: Send, E: Send>(
         &self,
         id: OrderId,
-        trace: &TraceParent,
-        decide: impl FnOnce(&mut Order) -> Result<Option<StatusChange>, E> + Send,
-    ) -> Result<Option<Result<Order, E>>, StoreError> {
-        let outcome = self.bounded(self.lock_and_change(id, trace, decide)).await?;
+        job: Option<i16>,
+        decide: impl FnOnce(&mut OrderAggregate) -> Result<T, E> + Send,
+    ) -> Result<Option<Result<(Order, T), E>>, StoreError> {
+        let outcome = self
+            .bounded(async {
+                let mut connection = self.connection().await?;
+                let mut transaction = connection.begin().await?;
+                let outcome = match lock(&mut transaction, id, job).await? {
+                    None => None,
+                    Some(aggregate) => {
+                        Some(self.decide_and_write(&mut transaction, aggregate, decide).await?)
+                    }
+                };
+                transaction.commit().await?;
+                connection.give_back();
+                Ok(outcome)
+            })
+            .await?;
         self.outbox_written.notify_one();
         Ok(outcome)
     }
 
-    async fn lock_and_change<E>(
+    pub(super) async fn decide_and_write<T, E>(
         &self,
-        id: OrderId,
-        trace: &TraceParent,
-        decide: impl FnOnce(&mut Order) -> Result<Option<StatusChange>, E> + Send,
-    ) -> Result<Option<Result<Order, E>>, StoreError> {
-        let mut connection = self.connection().await?;
-        let mut transaction = connection.begin().await?;
-        let row: Option<OrderRow> =
-            sqlx::query_as(SELECT_FOR_UPDATE).bind(id.0).fetch_optional(&mut *transaction).await?;
-        let outcome = match row.map(Order::try_from).transpose()? {
-            None => None,
-            Some(mut order) => match decide(&mut order) {
-                Err(refusal) => Some(Err(refusal)),
-                Ok(change) => {
-                    if let Some(change) = change {
-                        write_change(&mut transaction, &order, &change, trace).await?;
-                    }
-                    Some(Ok(order))
-                }
-            },
+        connection: &mut PgConnection,
+        mut aggregate: OrderAggregate,
+        decide: impl FnOnce(&mut OrderAggregate) -> Result<T, E>,
+    ) -> Result<Result<(Order, T), E>, StoreError> {
+        let decision = match decide(&mut aggregate) {
+            Err(refusal) => return Ok(Err(refusal)),
+            Ok(decision) => decision,
         };
-        transaction.commit().await?;
-        connection.give_back();
-        Ok(outcome)
+        if let Some(change) = &aggregate.changes.status {
+            write_status(connection, &aggregate.order, change).await?;
+        }
+        stock::write_job(connection, &aggregate, self.stock).await?;
+        payments::write(connection, &aggregate).await?;
+        Ok(Ok((aggregate.order, decision)))
     }
 }
 
-async fn write_change(
+/// The order and what belongs to it, locked until the transaction ends.
+pub(super) async fn lock(
+    connection: &mut PgConnection,
+    id: OrderId,
+    job: Option<i16>,
+) -> Result<Option<OrderAggregate>, StoreError> {
+    let row: Option<OrderRow> =
+        sqlx::query_as(SELECT_FOR_UPDATE).bind(id.0).fetch_optional(&mut *connection).await?;
+    let Some(order) = row.map(Order::try_from).transpose()? else { return Ok(None) };
+    let (job, paid) = stock::load_job(connection, id, job).await?;
+    Ok(Some(OrderAggregate { order, job, paid, changes: Changes::default() }))
+}
+
+async fn write_status(
     connection: &mut PgConnection,
     order: &Order,
     change: &StatusChange,
-    trace: &TraceParent,
 ) -> Result<(), StoreError> {
-    let event = OrderEvent::status_updated(order, change, trace)?;
+    let event = OrderEvent::status_updated(order, change)?;
     sqlx::query(CHANGE_STATUS)
         .bind(order.id.0)
         .bind(order.status.as_str())

@@ -1,55 +1,146 @@
-//! Writing a new order.
+//! Writing a new order, unless the same request was an order already.
 
+use chrono::{DateTime, Utc};
+use rust_decimal::Decimal;
 use sqlx::Connection;
+use uuid::Uuid;
 
+use super::idempotency::KeyClaim;
 use super::{Store, StoreError};
 use crate::domain::event::bucket_of;
-use crate::domain::{Order, OrderEvent, Role, TraceParent};
+use crate::domain::{CustomerId, Money, Order, OrderEvent, OrderId, Role, TraceParent};
+
+/// What keeps a request from becoming a second order.
+#[derive(Clone, Debug)]
+pub enum Guard {
+    /// Nothing: every request is an order.
+    None,
+    /// No other order of the customer with the same lines since `since`, unless it was cancelled.
+    Window {
+        /// SHA-256 of the lines.
+        fingerprint: [u8; 32],
+        /// The beginning of the window.
+        since: DateTime<Utc>,
+    },
+    /// The key that the customer sent, and that this attempt holds.
+    Key(KeyClaim),
+}
+
+/// What became of a placement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// The order is new.
+    New,
+    /// The same request is this order already.
+    Duplicate(PlacedBefore),
+    /// Another attempt has taken the key over meanwhile.
+    KeyLost,
+}
+
+/// What the answer to a placement says, of an earlier one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlacedBefore {
+    /// The order.
+    pub id: OrderId,
+    /// What it costs.
+    pub total: Money,
+}
 
 /// The order, its lines, the first row of its history and its event: one statement, so that a placement costs
-/// one round trip between BEGIN and COMMIT, and none of the four can be forgotten.
-const INSERT: &str = "
-with
+/// one round trip between BEGIN and COMMIT, and none of the four can be forgotten. It writes nothing where
+/// the guard yields no row.
+macro_rules! insert_order {
+    ($guard:literal) => {
+        concat!(
+            "with guard as (",
+            $guard,
+            "),
     placed as (
         insert into orders (id, customer_id, status, total_amount, placed_at, version, changed_at)
-        values ($1, $2, $3, $4, $5, 1, $5)
+        select $1, $2, $3, $4, $5, 1, $5 from guard
     ),
     items as (
         insert into order_items (order_id, line_number, product_id, quantity, unit_price)
         select $1, line.number, line.product_id, line.quantity, line.unit_price
-        from unnest($6::text[], $7::integer[], $8::numeric[])
+        from guard, unnest($6::text[], $7::integer[], $8::numeric[])
             with ordinality as line (product_id, quantity, unit_price, number)
     ),
     history as (
         insert into order_history (order_id, version, to_status, actor_role, actor_id, changed_at)
-        values ($1, 1, $3, $9, $2, $5)
+        select $1, 1, $3, $9, $2, $5 from guard
     )
 insert into outbox (bucket, event_id, order_id, sequence, event_type, payload, headers)
-values ($10, $11, $1, 1, $12, $13, $14)
+select $10, $11, $1, 1, $12, $13, $14 from guard
+"
+        )
+    };
+}
+
+const INSERT: &str = insert_order!("select 1");
+
+/// Of two requests at once the second waits here for the first, then finds its row.
+const INSERT_UNLESS_RECENT: &str = insert_order!(
+    "insert into recent_orders (customer_id, fingerprint, order_id, placed_at) values ($2, $15, $1, $5)
+     on conflict (customer_id, fingerprint) do update
+     set order_id = excluded.order_id, placed_at = excluded.placed_at
+     where recent_orders.placed_at <= $16
+        or (select status from orders where id = recent_orders.order_id) = 'CANCELLED'
+     returning 1"
+);
+
+const INSERT_WITH_KEY: &str = insert_order!(
+    "update idempotency_keys set order_id = $1
+     where customer_id = $2 and key = $15 and token = $16 and order_id is null
+     returning 1"
+);
+
+const FIND_RECENT: &str = "
+select orders.id, orders.total_amount
+from recent_orders join orders on orders.id = recent_orders.order_id
+where recent_orders.customer_id = $1 and recent_orders.fingerprint = $2
 ";
 
 impl Store {
-    /// Makes a new order durable together with its lines, its history and its `ORDER_PLACED` (invariant 1).
+    /// Makes a new order durable together with its lines, its history and its `ORDER_PLACED` (invariant 1),
+    /// and with what the guard remembers of the request.
     ///
     /// `placed_as` is the role in which the customer acted.
-    pub async fn place(&self, order: &Order, placed_as: Role, trace: &TraceParent) -> Result<(), StoreError> {
+    pub async fn place(
+        &self,
+        order: &Order,
+        placed_as: Role,
+        trace: &TraceParent,
+        guard: &Guard,
+    ) -> Result<Placement, StoreError> {
         let event = OrderEvent::placed(order, trace)?;
-        self.bounded(self.insert_order(order, placed_as, &event)).await?;
-        self.outbox_written.notify_one();
-        Ok(())
+        if self.bounded(self.insert_order(order, placed_as, &event, guard)).await? {
+            self.outbox_written.notify_one();
+            return Ok(Placement::New);
+        }
+        match guard {
+            Guard::Window { fingerprint, .. } => self.find_recent(&order.customer, fingerprint).await,
+            Guard::None | Guard::Key(_) => Ok(Placement::KeyLost),
+        }
     }
 
+    /// Whether the guard let it happen.
     async fn insert_order(
         &self,
         order: &Order,
         placed_as: Role,
         event: &OrderEvent,
-    ) -> Result<(), StoreError> {
+        guard: &Guard,
+    ) -> Result<bool, StoreError> {
         let lines = &order.lines;
         let products: Vec<&str> = lines.iter().map(|line| line.product_id.as_str()).collect();
         let quantities: Vec<i32> = lines.iter().map(|line| line.quantity.get().cast_signed()).collect();
         let prices: Vec<_> = lines.iter().map(|line| line.price.decimal()).collect();
-        let insert = sqlx::query(INSERT)
+        let statement = match guard {
+            Guard::None => INSERT,
+            Guard::Window { .. } => INSERT_UNLESS_RECENT,
+            Guard::Key(_) => INSERT_WITH_KEY,
+        };
+        let insert = sqlx::query(statement)
             .bind(order.id.0)
             .bind(order.customer.as_str())
             .bind(order.status.as_str())
@@ -64,12 +155,44 @@ impl Store {
             .bind(event.event_type.as_str())
             .bind(&event.payload)
             .bind(&event.headers);
+        let insert = match guard {
+            Guard::None => insert,
+            Guard::Window { fingerprint, since } => insert.bind(fingerprint.as_slice()).bind(since),
+            Guard::Key(claim) => insert.bind(&claim.key).bind(claim.token),
+        };
 
         let mut connection = self.connection().await?;
         let mut transaction = connection.begin().await?;
-        insert.execute(&mut *transaction).await?;
+        let written = insert.execute(&mut *transaction).await?.rows_affected() > 0;
         transaction.commit().await?;
         connection.give_back();
-        Ok(())
+        Ok(written)
+    }
+
+    async fn find_recent(
+        &self,
+        customer: &CustomerId,
+        fingerprint: &[u8; 32],
+    ) -> Result<Placement, StoreError> {
+        self.bounded(async {
+            let mut connection = self.connection().await?;
+            let found: Option<(Uuid, Decimal)> = sqlx::query_as(FIND_RECENT)
+                .bind(customer.as_str())
+                .bind(fingerprint.as_slice())
+                .fetch_optional(&mut *connection)
+                .await?;
+            connection.give_back();
+            found.map_or(Ok(Placement::KeyLost), |(id, total)| {
+                Ok(Placement::Duplicate(PlacedBefore::read(id, total)?))
+            })
+        })
+        .await
+    }
+}
+
+impl PlacedBefore {
+    pub(super) fn read(id: Uuid, total: Decimal) -> Result<Self, StoreError> {
+        let wrong = |_| StoreError::Inconsistent { table: "orders", column: "total_amount", id };
+        Ok(Self { id: OrderId(id), total: Money::new(total).map_err(wrong)? })
     }
 }

@@ -10,4 +10,7 @@
 
 mod support;
 
+mod confirm_order;
+mod duplicates;
+mod payments;
 mod place_order;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Headers, Message};
+use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde_json::Value;
 
@@ -68,6 +69,14 @@ impl Topic {
         let wanted = order.to_owned();
         let all = self.read_until(move |records| of(records, &wanted).len() >= count).await;
         of(&all, order)
+    }
+
+    /// Publishes a record, and waits until the broker has it.
+    pub(crate) async fn publish(&self, key: &str, payload: &[u8]) {
+        let producer: FutureProducer =
+            ClientConfig::new().set("bootstrap.servers", &self.bootstrap_servers).create().unwrap();
+        let record = FutureRecord::to(&self.name).key(key).payload(payload);
+        producer.send(record, PATIENCE).await.expect("an acknowledgement");
     }
 
     /// Everything that is in the topic now.

@@ -2,6 +2,7 @@
 
 mod call;
 mod kafka;
+mod payment;
 mod process;
 mod proxy;
 mod shop;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use call::{Answer, Call, admin, customer};
 pub(crate) use kafka::{Record, Topic};
+pub(crate) use payment::Payment;
 pub(crate) use process::Replica;
 pub(crate) use proxy::Proxy;
 pub(crate) use shop::{Shop, lines};

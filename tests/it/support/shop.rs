@@ -15,6 +15,7 @@ use super::{Topic, eventually};
 pub(crate) struct Shop {
     pub(crate) url: String,
     pub(crate) topic: Topic,
+    pub(crate) payments: Topic,
     /// A connection beside the service, for checking what it wrote.
     pub(crate) database: PgPool,
     pub(crate) environment: Environment,
@@ -67,24 +68,32 @@ impl Builder {
             bootstrap_servers: self.bootstrap_servers,
             name: format!("order-events-{}", Uuid::new_v4().simple()),
         };
+        let payments = Topic { name: topic.name.replace("order", "payment"), ..topic.clone() };
         if let Some(cluster) = &stack().cluster
             && topic.bootstrap_servers == stack().kafka()
         {
             cluster.create_topic(&topic.name, 3).unwrap();
+            cluster.create_topic(&payments.name, 3).unwrap();
         }
         let own = [
             ("BIND_ADDRESS", "127.0.0.1:0".to_owned()),
             ("DATABASE_URL", database.clone()),
             ("KAFKA_BOOTSTRAP_SERVERS", topic.bootstrap_servers.clone()),
             ("ORDER_EVENTS_TOPIC", topic.name.clone()),
+            ("PAYMENT_EVENTS_TOPIC", payments.name.clone()),
+            ("KAFKA_CONSUMER_GROUP", payments.name.clone()),
             ("KAFKA_TOPIC_PARTITIONS", "3".to_owned()),
             ("PRODUCT_SERVICE_URL", stack().product_service().to_owned()),
             ("DATABASE_MAX_CONNECTIONS", "6".to_owned()),
+            // Tests repeat themselves on purpose; those of duplicates and payments switch these on.
+            ("DUPLICATE_WINDOW_SECONDS", "0".to_owned()),
+            ("PAYMENT_EVENTS_ENABLED", "false".to_owned()),
         ];
         let environment = self.environment.or(own.map(|(name, value)| (name.to_owned(), value)));
         Shop {
             url: String::new(),
             topic,
+            payments,
             database: PgPool::connect_lazy(&database).unwrap(),
             environment,
             client: Client::builder().no_proxy().build().unwrap(),
@@ -164,6 +173,31 @@ impl Shop {
         let body = format!(r#"{{"price":{price},"stock":{stock}}}"#);
         self.demo("PUT", &format!("/demo/products/{id}"), body).await.expect(200);
         id
+    }
+
+    /// What the Product Service has of a product.
+    pub(crate) async fn stock(&self, product: &str) -> i64 {
+        let answer = self.demo("GET", &format!("/api/products/{product}"), String::new()).await.expect(200);
+        answer.body["stock"].as_i64().unwrap()
+    }
+
+    /// Sets what the Product Service has of a product, at the price it was made with.
+    pub(crate) async fn set_stock(&self, product: &str, stock: i64) {
+        let path = format!("/api/products/{product}");
+        let price = self.demo("GET", &path, String::new()).await.expect(200).body["price"].clone();
+        let body = json!({"price": price, "stock": stock}).to_string();
+        self.demo("PUT", &format!("/demo/products/{product}"), body).await.expect(200);
+    }
+
+    /// Publishes a payment event.
+    pub(crate) async fn pay(&self, payment: &super::Payment) {
+        self.payments.publish(&payment.order, payment.record.to_string().as_bytes()).await;
+    }
+
+    /// The status of an order.
+    pub(crate) async fn status(&self, order: &str) -> String {
+        let shown = self.get(super::admin(), &format!("/api/orders/{order}")).await.expect(200);
+        shown.body["status"].as_str().unwrap().to_owned()
     }
 
     /// Withdraws a product.

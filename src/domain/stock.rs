@@ -1,0 +1,294 @@
+//! Taking the stock of an order line by line, and giving it back: a small state machine per line.
+//!
+//! The Product Service has no transactions, so "all lines or none" is made of durable intentions: a job a
+//! confirmation, a row a line. What was written before a call says what to do after a crash:
+//!
+//! ```text
+//! line:  TODO ─► TAKING ─► TAKEN ─► RETURNING ─► RETURNED        job:  TAKING ─► TAKEN
+//!                  └─────► REFUSED                                        └─► RETURNING ─► RETURNED
+//! ```
+//!
+//! TAKING and RETURNING mean that the call may have been sent. Such a line is asked again under the same
+//! `Idempotency-Key` until the answer is known, or, where the Product Service does not honour the key, parked
+//! for a person. An outcome is never guessed.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{Actor, OrderId, ProductId, Quantity, TraceParent};
+
+/// Which way stock moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// Out of the stock, for a confirmed order.
+    Take,
+    /// Back into the stock.
+    GiveBack,
+}
+
+impl Direction {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Take => "take",
+            Self::GiveBack => "give-back",
+        }
+    }
+}
+
+/// Defines an enum whose values are words in a column.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+        pub enum $name { $($(#[$variant_doc])* #[serde(rename = $word)] $variant),+ }
+
+        impl $name {
+            /// The word in the column.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+
+            /// Reads the word in the column.
+            pub fn parse(text: &str) -> Option<Self> {
+                match text { $($word => Some(Self::$variant),)+ _ => None }
+            }
+        }
+    };
+}
+pub(crate) use words;
+
+words! {
+    /// How far a line is.
+    LineState {
+        /// Nothing was sent for it.
+        Todo = "TODO",
+        /// A call to take it may have been sent; its outcome is not known.
+        Taking = "TAKING",
+        /// Its stock was taken.
+        Taken = "TAKEN",
+        /// The Product Service refused: nothing was taken.
+        Refused = "REFUSED",
+        /// A call to give it back may have been sent; its outcome is not known.
+        Returning = "RETURNING",
+        /// Its stock was given back.
+        Returned = "RETURNED",
+    }
+}
+
+words! {
+    /// How far a job is.
+    JobState {
+        /// Taking all lines.
+        Taking = "TAKING",
+        /// All lines are taken and the order is CONFIRMED.
+        Taken = "TAKEN",
+        /// Giving back what was taken.
+        Returning = "RETURNING",
+        /// Nothing of it is taken any more.
+        Returned = "RETURNED",
+    }
+}
+
+/// One line of a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StockLine {
+    /// Its number in the order.
+    pub number: i16,
+    /// Its product.
+    pub product_id: ProductId,
+    /// How many.
+    pub quantity: Quantity,
+    /// How far it is.
+    pub state: LineState,
+    /// What the last call that brought nothing said.
+    pub last_error: Option<String>,
+}
+
+/// One attempt to confirm an order, until its stock is taken for good or given back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StockJob {
+    /// The order.
+    pub order: OrderId,
+    /// 1, 2, 3 … for an order whose confirmation was refused and asked for again.
+    pub attempt: i16,
+    /// How far it is.
+    pub state: JobState,
+    /// Whether the customer has paid: then a refusal cancels the order and a refund is due.
+    pub paid: bool,
+    /// Why a person has to look at it, if that is so.
+    pub parked: Option<String>,
+    /// How often in a row its calls brought nothing.
+    pub failures: i32,
+    /// Who asked for the confirmation.
+    pub actor: Actor,
+    /// Why, where that was said.
+    pub reason: Option<String>,
+    /// The trace of the request or the payment that started it.
+    pub trace: TraceParent,
+    /// Who is working on it, by the token of the time it was taken up.
+    pub holder: Option<Uuid>,
+    /// Its lines.
+    pub lines: Vec<StockLine>,
+}
+
+/// One call to the Product Service that is to be made now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StockCall {
+    /// The line.
+    pub line: i16,
+    /// Which way.
+    pub direction: Direction,
+    /// The product.
+    pub product_id: ProductId,
+    /// How many.
+    pub quantity: Quantity,
+    /// The same for every repeat of this call, and for no other call.
+    pub idempotency_key: String,
+    /// Whether an earlier call of this kind may have been applied already.
+    pub sent_before: bool,
+}
+
+/// What is known after a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CallOutcome {
+    /// It was applied.
+    Done,
+    /// It was refused, and nothing was applied.
+    Refused(String),
+    /// It never left, or was turned away before it was looked at.
+    NotSent(String),
+    /// It may or may not have been applied.
+    Unknown(String),
+}
+
+impl CallOutcome {
+    fn error(&self) -> Option<&str> {
+        match self {
+            Self::Done => None,
+            Self::Refused(error) | Self::NotSent(error) | Self::Unknown(error) => Some(error),
+        }
+    }
+}
+
+/// What the outcomes so far add up to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// There are calls left to make.
+    Unfinished,
+    /// Every line is taken.
+    AllTaken,
+    /// A line was refused.
+    Refused,
+    /// Nothing is taken any more.
+    AllReturned,
+}
+
+impl StockJob {
+    /// The calls to make now; their lines are marked as sent. Where the Product Service does not honour the
+    /// key, a line that may have been sent before is not sent again: the job is parked.
+    pub fn next_calls(&mut self, key_is_honoured: bool) -> Vec<StockCall> {
+        let (order, attempt, state) = (self.order, self.attempt, self.state);
+        let (mut calls, mut unknown) = (Vec::new(), Vec::new());
+        for line in &mut self.lines {
+            let Some((direction, sent_before)) = due(state, line.state) else { continue };
+            if sent_before && !key_is_honoured {
+                unknown.push(line.number);
+                continue;
+            }
+            line.state = match direction {
+                Direction::Take => LineState::Taking,
+                Direction::GiveBack => LineState::Returning,
+            };
+            calls.push(StockCall {
+                line: line.number,
+                direction,
+                product_id: line.product_id.clone(),
+                quantity: line.quantity,
+                idempotency_key: format!("{order}:{}:{}:{attempt}", line.number, direction.as_str()),
+                sent_before,
+            });
+        }
+        if let Some(first) = unknown.first() {
+            self.parked = Some(format!("line {first}: nobody knows whether its call was applied"));
+        }
+        calls
+    }
+
+    /// Takes note of one outcome. Of those who do not hold the job any more only the proof that something was
+    /// applied counts, for another call may be on its way.
+    pub fn record(&mut self, call: &StockCall, outcome: &CallOutcome, holder: Uuid) {
+        use LineState::{Refused, Returned, Returning, Taken, Taking, Todo};
+        let is_owner = self.holder == Some(holder);
+        let Some(line) = self.lines.iter_mut().find(|line| line.number == call.line) else { return };
+        line.state = match (call.direction, outcome, line.state) {
+            (Direction::Take, CallOutcome::Done, Todo | Taking | Refused) => Taken,
+            (Direction::GiveBack, CallOutcome::Done, Taken | Returning) => Returned,
+            (Direction::Take, CallOutcome::Refused(_), Taking) if is_owner => Refused,
+            (Direction::Take, CallOutcome::NotSent(_), Taking) if is_owner && !call.sent_before => Todo,
+            (Direction::GiveBack, CallOutcome::NotSent(_), Returning) if is_owner && !call.sent_before => {
+                Taken
+            }
+            (_, _, unchanged) => unchanged,
+        };
+        line.last_error = outcome.error().map(str::to_owned);
+        if let (Direction::GiveBack, CallOutcome::Refused(why), true) = (call.direction, outcome, is_owner) {
+            self.parked =
+                Some(format!("line {}: the Product Service does not take it back: {why}", call.line));
+        }
+    }
+
+    /// Turns the job round: from now on what was taken, or may have been, is given back.
+    pub fn give_back(&mut self) {
+        self.state = JobState::Returning;
+        self.failures = 0;
+        if self.verdict() == Verdict::AllReturned {
+            self.state = JobState::Returned;
+        }
+    }
+
+    /// What the lines add up to.
+    pub fn verdict(&self) -> Verdict {
+        use LineState::{Refused, Returned, Taken, Todo};
+        let all = |states: &[LineState]| self.lines.iter().all(|line| states.contains(&line.state));
+        match self.state {
+            JobState::Taking if self.lines.iter().any(|line| line.state == Refused) => Verdict::Refused,
+            JobState::Taking if all(&[Taken]) => Verdict::AllTaken,
+            JobState::Returning if all(&[Todo, Refused, Returned]) => Verdict::AllReturned,
+            _ => Verdict::Unfinished,
+        }
+    }
+
+    /// How long to wait before the next calls: nothing after progress, then 500 ms, doubled with each failure up
+    /// to half a minute.
+    pub fn pause(&self) -> Duration {
+        const LONGEST: Duration = Duration::from_secs(30);
+        let Some(doublings) = self.failures.checked_sub(1).and_then(|n| u32::try_from(n).ok()) else {
+            return Duration::ZERO;
+        };
+        Duration::from_millis(500).saturating_mul(2_u32.saturating_pow(doublings.min(16))).min(LONGEST)
+    }
+
+    /// The first line that was refused.
+    pub fn refused_line(&self) -> Option<&StockLine> {
+        self.lines.iter().find(|line| line.state == LineState::Refused)
+    }
+}
+
+/// The call that a line needs, if any, and whether one like it may have been sent before.
+///
+/// A job that gives back still has to learn of a line that may have been taken: it asks again, which either
+/// was applied before or is applied now, and then gives it back.
+fn due(job: JobState, line: LineState) -> Option<(Direction, bool)> {
+    match (job, line) {
+        (JobState::Taking, LineState::Todo) => Some((Direction::Take, false)),
+        (JobState::Taking | JobState::Returning, LineState::Taking) => Some((Direction::Take, true)),
+        (JobState::Returning, LineState::Taken) => Some((Direction::GiveBack, false)),
+        (JobState::Returning, LineState::Returning) => Some((Direction::GiveBack, true)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

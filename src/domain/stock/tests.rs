@@ -1,0 +1,163 @@
+use std::collections::{HashMap, HashSet};
+
+use proptest::prelude::*;
+
+use super::*;
+
+const ME: Uuid = Uuid::from_u128(1);
+const SOMEBODY_ELSE: Uuid = Uuid::from_u128(2);
+
+fn job(lines: i16) -> StockJob {
+    let line = |number| StockLine {
+        number,
+        product_id: ProductId::parse(&format!("P{number}")).unwrap(),
+        quantity: Quantity::new(1).unwrap(),
+        state: LineState::Todo,
+        last_error: None,
+    };
+    StockJob {
+        order: OrderId::new(),
+        attempt: 1,
+        state: JobState::Taking,
+        paid: false,
+        parked: None,
+        failures: 0,
+        actor: Actor::system(),
+        reason: None,
+        trace: TraceParent::continue_or_start(None),
+        holder: Some(ME),
+        lines: (1..=lines).map(line).collect(),
+    }
+}
+
+/// A Product Service that honours keys, may lose answers, and may be short of some products.
+#[derive(Default)]
+struct Book {
+    applied: HashSet<String>,
+    stock_of: HashMap<i16, i32>,
+    short: HashSet<i16>,
+}
+
+impl Book {
+    fn call(&mut self, call: &StockCall, fate: u8) -> CallOutcome {
+        if fate == 0 {
+            return CallOutcome::NotSent("down".into());
+        }
+        let known = self.applied.contains(&call.idempotency_key);
+        let taking = call.direction == Direction::Take;
+        if taking && !known && self.short.contains(&call.line) {
+            return if fate == 1 {
+                CallOutcome::Unknown("lost".into())
+            } else {
+                CallOutcome::Refused("short".into())
+            };
+        }
+        if self.applied.insert(call.idempotency_key.clone()) {
+            *self.stock_of.entry(call.line).or_default() += if taking { -1 } else { 1 };
+        }
+        if fate == 1 { CallOutcome::Unknown("lost".into()) } else { CallOutcome::Done }
+    }
+}
+
+/// Runs the job until it ends, losing answers and the recording of outcomes by `fates`.
+fn run(job: &mut StockJob, book: &mut Book, fates: &[u8], cancel_at: Option<usize>) {
+    let mut fates = fates.iter().copied().chain(std::iter::repeat(9));
+    for step in 0..200 {
+        if cancel_at == Some(step) && job.state != JobState::Returned {
+            job.give_back();
+        }
+        let calls = job.next_calls(true);
+        let outcomes: Vec<_> = calls.iter().map(|call| book.call(call, fates.next().unwrap())).collect();
+        // A crash between the calls and the recording: the outcomes are lost.
+        if fates.next() != Some(2) {
+            for (call, outcome) in calls.iter().zip(&outcomes) {
+                job.record(call, outcome, ME);
+            }
+        }
+        job.state = match job.verdict() {
+            Verdict::Unfinished => job.state,
+            Verdict::AllTaken => JobState::Taken,
+            Verdict::Refused => JobState::Returning,
+            Verdict::AllReturned => JobState::Returned,
+        };
+        if job.state == JobState::Returned
+            || (job.state == JobState::Taken && cancel_at.is_none_or(|at| at < step))
+        {
+            return;
+        }
+    }
+    panic!("the job never ended: {job:?}");
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_lost_all_lines_are_taken_once_or_none(
+        lines in 1_i16..6,
+        short in prop::collection::hash_set(1_i16..6, 0..3),
+        fates in prop::collection::vec(0_u8..6, 0..60),
+        cancel_at in prop::option::of(0_usize..6),
+    ) {
+        let (mut job, mut book) = (job(lines), Book { short, ..Book::default() });
+        run(&mut job, &mut book, &fates, cancel_at);
+        let taken: Vec<i32> = (1..=lines).map(|line| book.stock_of.get(&line).copied().unwrap_or_default()).collect();
+        match job.state {
+            JobState::Taken => prop_assert!(taken.iter().all(|moved| *moved == -1), "{:?}", taken),
+            JobState::Returned => prop_assert!(taken.iter().all(|moved| *moved == 0), "{:?}", taken),
+            other => prop_assert!(false, "ended as {:?}", other),
+        }
+    }
+}
+
+#[test]
+fn without_an_honoured_key_what_may_have_been_sent_is_parked_and_never_sent_again() {
+    let mut job = job(2);
+    assert_eq!(job.next_calls(false).len(), 2);
+    let calls = job.next_calls(false);
+    assert_eq!(calls, []);
+    assert!(job.parked.is_some_and(|why| why.contains("line 1")));
+}
+
+#[test]
+fn a_call_that_never_left_is_made_again_even_without_an_honoured_key() {
+    let mut job = job(1);
+    let calls = job.next_calls(false);
+    job.record(&calls[0], &CallOutcome::NotSent("refused connection".into()), ME);
+    assert_eq!(job.next_calls(false), calls);
+    assert_eq!(job.parked, None);
+}
+
+#[test]
+fn who_lost_the_job_can_prove_that_stock_was_taken_but_not_that_it_was_not() {
+    let mut job = job(1);
+    let calls = job.next_calls(true);
+    job.record(&calls[0], &CallOutcome::Refused("short".into()), SOMEBODY_ELSE);
+    assert_eq!(job.lines[0].state, LineState::Taking);
+    job.record(&calls[0], &CallOutcome::Done, SOMEBODY_ELSE);
+    assert_eq!(job.lines[0].state, LineState::Taken);
+}
+
+#[test]
+fn every_repeat_of_a_call_has_the_same_key_and_every_other_call_another() {
+    let mut taking = job(2);
+    let first = taking.next_calls(true);
+    let again = taking.next_calls(true);
+    let keys =
+        |calls: &[StockCall]| calls.iter().map(|call| call.idempotency_key.clone()).collect::<Vec<_>>();
+    assert_eq!(keys(&first), keys(&again));
+    let mut second = StockJob { attempt: 2, ..job(2) };
+    second.order = taking.order;
+    let other = second.next_calls(true);
+    let all: HashSet<_> = keys(&first).into_iter().chain(keys(&other)).collect();
+    assert_eq!(all.len(), 4);
+}
+
+#[test]
+fn what_the_product_service_does_not_take_back_is_parked() {
+    let mut job = job(1);
+    job.state = JobState::Returning;
+    job.lines[0].state = LineState::Taken;
+    let calls = job.next_calls(true);
+    job.record(&calls[0], &CallOutcome::Refused("withdrawn".into()), ME);
+    assert!(job.parked.is_some());
+    assert_eq!(job.verdict(), Verdict::Unfinished);
+}

@@ -1,0 +1,190 @@
+//! Kafka in: payments. An offset is stored after the database transaction that did its record's work, so a
+//! crash repeats records and loses none; the transaction remembers the event, so a repeat does nothing.
+
+mod decode;
+
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{Consumer, ConsumerContext, StreamConsumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::topic_partition_list::Offset;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::KafkaSettings;
+use super::kafka::connection_config;
+use crate::domain::TraceParent;
+use crate::orders::OrderService;
+use crate::store::StoreError;
+use crate::store::payments::{IncomingPayment, Received, RecordPlace};
+use crate::telemetry::chain;
+use decode::{Decoded, decode};
+
+/// What is read of the Payment Service.
+#[derive(Clone, Debug)]
+pub struct PaymentSettings {
+    /// Whether payments are read at all.
+    pub enabled: bool,
+    /// The topic.
+    pub topic: String,
+    /// The consumer group, which all replicas share.
+    pub group: String,
+    /// How long a replica may be silent before its partitions go to others.
+    pub session_timeout: Duration,
+}
+
+/// Reads the payments of its share of the partitions.
+pub struct PaymentConsumer {
+    consumer: StreamConsumer<Context>,
+    orders: OrderService,
+    topic: String,
+}
+
+struct Context;
+
+impl rdkafka::ClientContext for Context {}
+impl ConsumerContext for Context {}
+
+/// How long a partition rests after its record could not be written.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long the consumer may take for one exchange with the broker.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl PaymentConsumer {
+    /// A consumer that has read nothing yet; it connects in the background.
+    pub fn new(settings: &KafkaSettings, orders: OrderService) -> Result<Self, KafkaError> {
+        let payments = &settings.payments;
+        let mut config: ClientConfig = connection_config(settings);
+        let consumer: StreamConsumer<Context> = config
+            .set("group.id", &payments.group)
+            // Stored offsets are committed in the background; what is stored is decided here.
+            .set("enable.auto.commit", "true")
+            .set("auto.commit.interval.ms", "1000")
+            .set("enable.auto.offset.store", "false")
+            // A new group starts with the oldest payment, not with the next one.
+            .set("auto.offset.reset", "earliest")
+            .set("isolation.level", "read_committed")
+            .set("session.timeout.ms", payments.session_timeout.as_millis().to_string())
+            .set("heartbeat.interval.ms", (payments.session_timeout.as_millis() / 4).to_string())
+            .set("queued.max.messages.kbytes", "4096")
+            .set("topic.metadata.refresh.interval.ms", "10000")
+            .create_with_context(Context)?;
+        consumer.subscribe(&[&payments.topic])?;
+        Ok(Self { consumer, orders, topic: payments.topic.clone() })
+    }
+
+    /// Applies payments until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        info!(topic = self.topic, "reading payments");
+        let mut failures = 0;
+        loop {
+            let message = tokio::select! {
+                () = stop.cancelled() => break,
+                message = self.consumer.recv() => message,
+            };
+            match message {
+                Ok(message) => match self.apply(&message).await {
+                    Ok(()) => {
+                        failures = 0;
+                        self.store_offset(&message);
+                    }
+                    Err(error) => {
+                        failures += 1;
+                        let place = place_of(&message);
+                        warn!(
+                            ?place,
+                            error = chain(&error),
+                            "a payment could not be written; it is read again"
+                        );
+                        drop(message);
+                        self.step_back(&place, pause(failures), &stop).await;
+                    }
+                },
+                Err(error) => self.say(&error).await,
+            }
+        }
+        // Leaving the group commits what is stored and hands the partitions over; it waits for the broker.
+        let left = tokio::task::spawn_blocking(move || drop(self.consumer));
+        if timeout(BROKER_TIMEOUT, left).await.is_err() {
+            warn!("the consumer group could not be left in time; the broker notices by itself");
+        }
+    }
+
+    /// Applies one record, or parks it where it can never be applied.
+    async fn apply(&self, message: &BorrowedMessage<'_>) -> Result<(), StoreError> {
+        let place = place_of(message);
+        let payload = message.payload().unwrap_or_default();
+        match decode(payload, &place) {
+            Decoded::Ignored => Ok(()),
+            Decoded::Payment { key, order, event, event_type } => {
+                let trace = TraceParent::continue_or_start(header(message, "traceparent"));
+                let payload = payload.to_vec();
+                let payment = IncomingPayment { key, order, event, event_type, place, trace, payload };
+                let received = self.orders.receive_payment(&payment).await?;
+                let (event_type, offset) = (payment.event_type, payment.place.offset);
+                match received {
+                    Received::Repeated => {}
+                    Received::UnknownOrder => {
+                        warn!(%order, event_type, offset, "parked a payment of no order");
+                    }
+                    Received::Applied(outcome) => info!(%order, event_type, ?outcome, "payment applied"),
+                }
+                Ok(())
+            }
+            Decoded::Undecodable(error) => {
+                warn!(?place, error, "parked a record that is no payment event");
+                self.orders.park_payment(&place, payload, &error).await
+            }
+        }
+    }
+
+    /// After this the record counts as read. An error means that the partition has gone to another replica,
+    /// which reads the record again and finds it done.
+    fn store_offset(&self, message: &BorrowedMessage<'_>) {
+        if let Err(error) = self.consumer.store_offset_from_message(message) {
+            info!(%error, "an offset was not stored");
+        }
+    }
+
+    /// Goes back to a record and rests. Nothing is skipped, and the group keeps its member meanwhile, because
+    /// the client's own threads go on talking to the broker.
+    async fn step_back(&self, place: &RecordPlace, pause: Duration, stop: &CancellationToken) {
+        let _ = timeout(pause, stop.cancelled()).await;
+        let offset = Offset::Offset(place.offset);
+        if let Err(error) = self.consumer.seek(&place.topic, place.partition, offset, BROKER_TIMEOUT) {
+            // The partition is no longer ours; whoever has it starts from the stored offset.
+            info!(%error, "the partition has moved");
+        }
+    }
+
+    async fn say(&self, error: &KafkaError) {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownTopicOrPartition) {
+            info!(topic = self.topic, "the topic of the payments is not there yet");
+        } else {
+            warn!(%error, "payments cannot be read right now");
+        }
+        // The client reports the same error again and again while it lasts.
+        sleep(Duration::from_secs(1)).await;
+    }
+}
+
+fn place_of(message: &BorrowedMessage<'_>) -> RecordPlace {
+    RecordPlace {
+        topic: message.topic().to_owned(),
+        partition: message.partition(),
+        offset: message.offset(),
+    }
+}
+
+fn header<'a>(message: &'a BorrowedMessage<'_>, name: &str) -> Option<&'a str> {
+    let header = message.headers()?.iter().find(|header| header.key == name)?;
+    std::str::from_utf8(header.value?).ok()
+}
+
+fn pause(failures: u32) -> Duration {
+    FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16))).min(LONGEST_PAUSE)
+}

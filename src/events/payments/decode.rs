@@ -1,0 +1,155 @@
+//! From the platform's envelope to a payment event.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::domain::payment::PaymentEvent;
+use crate::domain::{Money, OrderId};
+use crate::store::payments::RecordPlace;
+
+/// What a record turned out to be.
+#[derive(Debug)]
+pub(super) enum Decoded {
+    /// A payment that succeeded or failed.
+    Payment { key: String, order: OrderId, event: PaymentEvent, event_type: &'static str },
+    /// Nothing that concerns an order.
+    Ignored,
+    /// Broken, and why.
+    Undecodable(String),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Envelope {
+    event_type: String,
+    #[serde(default)]
+    service: Value,
+    #[serde(default)]
+    entity_id: Value,
+    #[serde(default)]
+    amount: Value,
+    #[serde(default)]
+    timestamp: Value,
+    #[serde(default)]
+    metadata: Value,
+}
+
+/// Reads a record. Only what the event needs has to be right: a broken amount of a failed payment is no harm.
+pub(super) fn decode(payload: &[u8], place: &RecordPlace) -> Decoded {
+    let envelope: Envelope = match serde_json::from_slice(payload) {
+        Ok(envelope) => envelope,
+        Err(error) => return Decoded::Undecodable(error.to_string()),
+    };
+    if envelope.service.as_str().is_some_and(|service| service != "PAYMENT_SERVICE") {
+        return Decoded::Ignored;
+    }
+    let event_type = match envelope.event_type.as_str() {
+        "PAYMENT_SUCCESS" => "PAYMENT_SUCCESS",
+        "PAYMENT_FAILED" => "PAYMENT_FAILED",
+        _ => return Decoded::Ignored,
+    };
+    let Some(order) = envelope.order() else {
+        return Decoded::Undecodable("neither metadata.orderId nor entityId is an order id".to_owned());
+    };
+    let event = match event_type {
+        "PAYMENT_FAILED" => PaymentEvent::Failed,
+        _ => match envelope.amount() {
+            Ok(amount) => PaymentEvent::Succeeded(amount),
+            Err(error) => return Decoded::Undecodable(format!("amount {error}")),
+        },
+    };
+    Decoded::Payment { key: envelope.key(event_type, place), order, event, event_type }
+}
+
+impl Envelope {
+    /// The order id; where `metadata.orderId` is present, that one counts (contract).
+    fn order(&self) -> Option<OrderId> {
+        let id = self.metadata.get("orderId").unwrap_or(&self.entity_id);
+        OrderId::parse(id.as_str()?).ok()
+    }
+
+    fn amount(&self) -> Result<Money, String> {
+        let Value::Number(number) = &self.amount else { return Err("is not a number".to_owned()) };
+        Money::parse(number.as_str()).map_err(|error| error.to_string())
+    }
+
+    /// By which repeats are told: the event's id, else the triple by which the platform dedupes, else the
+    /// place of the record.
+    fn key(&self, event_type: &str, place: &RecordPlace) -> String {
+        if let Some(id) = self.metadata.get("eventId").and_then(Value::as_str) {
+            return format!("id:{id}");
+        }
+        match (self.entity_id.as_str(), self.timestamp.as_str()) {
+            (Some(entity), Some(timestamp)) => format!("triple:{event_type}:{entity}:{timestamp}"),
+            _ => format!("place:{}:{}:{}", place.topic, place.partition, place.offset),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const ORDER: &str = "0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10";
+
+    fn read(envelope: &Value) -> Decoded {
+        let place = RecordPlace { topic: "payment-events".into(), partition: 1, offset: 7 };
+        decode(envelope.to_string().as_bytes(), &place)
+    }
+
+    fn success() -> Value {
+        json!({
+            "eventType": "PAYMENT_SUCCESS", "service": "PAYMENT_SERVICE", "userEmail": "a@example.com",
+            "entityId": ORDER, "amount": 2499, "timestamp": "2026-01-21T12:30:00", "metadata": {},
+        })
+    }
+
+    #[test]
+    fn a_success_names_its_order_and_its_amount() {
+        let Decoded::Payment { order, event, key, .. } = read(&success()) else { panic!("not read") };
+        assert_eq!(order.to_string(), ORDER);
+        assert_eq!(event, PaymentEvent::Succeeded(Money::parse("2499").unwrap()));
+        assert_eq!(key, format!("triple:PAYMENT_SUCCESS:{ORDER}:2026-01-21T12:30:00"));
+    }
+
+    #[test]
+    fn metadata_order_id_counts_before_entity_id() {
+        let mut event = success();
+        event["entityId"] = json!("PAY123");
+        event["metadata"] = json!({"orderId": ORDER, "eventId": "e-1"});
+        let Decoded::Payment { order, key, .. } = read(&event) else { panic!("not read") };
+        assert_eq!((order.to_string().as_str(), key.as_str()), (ORDER, "id:e-1"));
+    }
+
+    #[test]
+    fn other_events_and_other_services_are_ignored() {
+        for (field, value) in
+            [("eventType", "PAYMENT_CREATED"), ("eventType", "X"), ("service", "AUTH_SERVICE")]
+        {
+            let mut event = success();
+            event[field] = json!(value);
+            assert!(matches!(read(&event), Decoded::Ignored), "{field} {value}");
+        }
+    }
+
+    #[test]
+    fn what_is_broken_is_told_from_what_is_foreign() {
+        let broken = [
+            ("entityId", json!("ORD1")),
+            ("entityId", json!(7)),
+            ("amount", json!("2499")),
+            ("amount", json!(-1)),
+        ];
+        for (field, value) in broken {
+            let mut event = success();
+            event[field] = value;
+            assert!(matches!(read(&event), Decoded::Undecodable(_)), "{event}");
+        }
+        let place = RecordPlace { topic: String::new(), partition: 0, offset: 0 };
+        for payload in [&b""[..], b"{", b"\xff", b"[]", b"{}"] {
+            assert!(matches!(decode(payload, &place), Decoded::Undecodable(_)), "{payload:?}");
+        }
+    }
+}

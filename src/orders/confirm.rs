@@ -1,0 +1,177 @@
+//! Confirming an order takes its stock: the intention is durable first, then every line is taken, then the
+//! order becomes CONFIRMED together with its event.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::time::{Instant, sleep};
+use tracing::{error, warn};
+use uuid::Uuid;
+
+use super::{ChangeStatus, ChangeStatusError, OrderService};
+use crate::domain::aggregate::Confirmation;
+use crate::domain::order::InvalidTransition;
+use crate::domain::stock::{JobState, StockCall, StockJob, Verdict};
+use crate::domain::{Actor, Order, OrderAggregate, OrderId, Status, TraceParent};
+use crate::store::StoreError;
+use crate::store::stock::ClaimedJob;
+use crate::telemetry::chain;
+
+/// How stock work is done.
+#[derive(Clone, Copy, Debug)]
+pub struct ConfirmSettings {
+    /// How long an admin's request waits for the outcome.
+    pub wait: Duration,
+    /// How many calls of one job, and how many jobs, run at once.
+    pub concurrency: usize,
+    /// How long the worker waits before it looks again when nothing woke it.
+    pub poll_interval: Duration,
+}
+
+/// The outcomes of a step are tried to be written this often: without them the calls have to be repeated, or,
+/// where keys are not honoured, a person has to look.
+const SETTLE_ATTEMPTS: u32 = 5;
+
+impl OrderService {
+    /// Confirms an order for an admin, and waits a while for the outcome.
+    pub(super) async fn confirm(
+        &self,
+        actor: Actor,
+        change: ChangeStatus,
+        trace: &TraceParent,
+    ) -> Result<Order, ChangeStatusError> {
+        let ChangeStatus { id, reason, only_if, .. } = change;
+        let (holder, key_is_honoured) = (Uuid::new_v4(), self.products.honours_keys());
+        let decide = |aggregate: &mut OrderAggregate| {
+            only_if.check(&aggregate.order)?;
+            let confirmation = aggregate.confirm(actor, reason, trace)?;
+            let started = matches!(confirmation, Confirmation::Started(_));
+            let calls =
+                if started { aggregate.next_stock_calls(holder, key_is_honoured) } else { Vec::new() };
+            Ok::<_, ChangeStatusError>((confirmation, calls))
+        };
+        let intended = self.store.update_order(id, None, decide).await?;
+        let (order, (confirmation, calls)) = intended.ok_or(ChangeStatusError::NotFound(id))??;
+        match confirmation {
+            Confirmation::Already => Ok(order),
+            Confirmation::Running(attempt) => self.await_outcome(id, attempt).await,
+            Confirmation::Started(attempt) => {
+                // In a task of its own, so that it comes to its end even when the client hangs up.
+                let (service, trace) = (self.clone(), trace.clone());
+                let step = self.tasks.spawn(async move {
+                    service.make_calls(id, attempt, holder, calls, &trace).await;
+                });
+                step.await?;
+                self.await_outcome(id, attempt).await
+            }
+        }
+    }
+
+    /// Waits until an attempt has come to its decision, or the wait is over.
+    async fn await_outcome(&self, id: OrderId, attempt: i16) -> Result<Order, ChangeStatusError> {
+        const LOOK_AGAIN: Duration = Duration::from_millis(100);
+        let give_up = Instant::now() + self.confirmation.wait;
+        loop {
+            let job = self.store.stock_job(id, attempt).await?.ok_or(ChangeStatusError::NotFound(id))?;
+            match job.state {
+                JobState::Taking if job.parked.is_none() && Instant::now() < give_up => {
+                    sleep(LOOK_AGAIN).await;
+                }
+                JobState::Taking => return Err(ChangeStatusError::StockUnknown),
+                JobState::Taken => return self.load(id).await,
+                JobState::Returning | JobState::Returned => return Err(self.refusal(&job).await),
+            }
+        }
+    }
+
+    /// Why an attempt did not end in CONFIRMED: its stock was refused, or the order was cancelled meanwhile.
+    async fn refusal(&self, job: &StockJob) -> ChangeStatusError {
+        match self.load(job.order).await {
+            Err(error) => error,
+            Ok(order) if order.status == Status::Created => {
+                job.refused_line().map_or(ChangeStatusError::StockUnknown, |line| {
+                    ChangeStatusError::StockUnavailable(line.product_id.clone())
+                })
+            }
+            Ok(order) => InvalidTransition { from: order.status, to: Status::Confirmed }.into(),
+        }
+    }
+
+    async fn load(&self, id: OrderId) -> Result<Order, ChangeStatusError> {
+        let order = self.store.find_order(id).await?.ok_or(ChangeStatusError::NotFound(id))?;
+        Ok(order.for_service())
+    }
+
+    /// Takes up the stock jobs that are due, whoever started them. Returns how many there were.
+    pub(super) async fn work_stock(&self) -> Result<usize, StoreError> {
+        let holder = Uuid::new_v4();
+        let limit = i64::try_from(self.confirmation.concurrency).unwrap_or(i64::MAX);
+        let jobs = self.store.claim_stock_jobs(holder, limit).await?;
+        let steps = jobs.iter().map(|job| self.step(job, holder));
+        futures_util::future::join_all(steps).await;
+        Ok(jobs.len())
+    }
+
+    /// One step of a job: writes down the next calls, makes them, writes down what they brought.
+    async fn step(&self, job: &ClaimedJob, holder: Uuid) {
+        let ClaimedJob { order_id: id, attempt, overdue, failures } = *job;
+        if overdue {
+            error!(order = %id, attempt, failures, "stock work is past its deadline; it goes on");
+        }
+        let key_is_honoured = self.products.honours_keys();
+        let decide = |aggregate: &mut OrderAggregate| {
+            let calls = aggregate.next_stock_calls(holder, key_is_honoured);
+            let job = aggregate.job.as_ref();
+            let (trace, parked) = (job.map(|job| job.trace.clone()), job.and_then(|job| job.parked.clone()));
+            Ok::<_, Infallible>((calls, trace, parked))
+        };
+        match self.store.update_order(id, Some(attempt), decide).await {
+            Ok(Some(Ok((_, (calls, Some(trace), None))))) => {
+                self.make_calls(id, attempt, holder, calls, &trace).await;
+            }
+            Ok(Some(Ok((_, (_, _, Some(parked)))))) => {
+                error!(order = %id, attempt, parked, "stock work waits for a person");
+            }
+            Ok(_) => {}
+            Err(error) => warn!(error = chain(&error), "stock work could not be taken up; it stays due"),
+        }
+    }
+
+    /// Makes the calls that were written down, with nothing held, and writes down what they brought.
+    async fn make_calls(
+        &self,
+        id: OrderId,
+        attempt: i16,
+        holder: Uuid,
+        calls: Vec<StockCall>,
+        trace: &TraceParent,
+    ) {
+        let outcomes: Vec<_> = futures_util::stream::iter(calls)
+            .map(async |call| {
+                let outcome = self.products.move_stock(&call, trace).await;
+                (call, outcome)
+            })
+            .buffer_unordered(self.confirmation.concurrency)
+            .collect()
+            .await;
+        for attempts_left in (0..SETTLE_ATTEMPTS).rev() {
+            let settle = |aggregate: &mut OrderAggregate| aggregate.settle_stock(&outcomes, holder);
+            match self.store.update_order(id, Some(attempt), settle).await {
+                Ok(Some(Ok((_, Verdict::Refused | Verdict::Unfinished)))) => {
+                    self.stock_wanted.notify_one();
+                    return;
+                }
+                Ok(Some(Ok(_)) | None) => return,
+                Ok(Some(Err(error))) => {
+                    error!(order = %id, attempt, %error, "stock work contradicts its order");
+                    return;
+                }
+                Err(error) => {
+                    warn!(order = %id, attempt, attempts_left, error = chain(&error), "outcomes not written");
+                    sleep(Duration::from_millis(200)).await;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! What the Payment Service tells moves orders, too.
+
+use super::OrderService;
+use crate::store::StoreError;
+use crate::store::payments::{IncomingPayment, Received, RecordPlace};
+
+impl OrderService {
+    /// Applies a payment event; the stock of a paid order is taken by the worker afterwards.
+    pub async fn receive_payment(&self, payment: &IncomingPayment) -> Result<Received, StoreError> {
+        let received = self.store.receive_payment(payment).await?;
+        self.stock_wanted.notify_one();
+        Ok(received)
+    }
+
+    /// Keeps a record that is no payment event, for a person.
+    pub async fn park_payment(
+        &self,
+        place: &RecordPlace,
+        payload: &[u8],
+        error: &str,
+    ) -> Result<(), StoreError> {
+        self.store.park_payment(place, payload, error).await
+    }
+}

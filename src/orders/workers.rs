@@ -1,0 +1,100 @@
+//! What any replica does in the background, beside relaying: stock work, unpaid orders, old keys.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::OrderService;
+use crate::domain::aggregate::reason::PAYMENT_TIMEOUT;
+use crate::domain::order::Change;
+use crate::domain::stock::JobState;
+use crate::domain::{Actor, OrderAggregate, OrderId, Status, TraceParent};
+use crate::store::StoreError;
+use crate::telemetry::chain;
+
+/// When and how often things are tidied up.
+#[derive(Clone, Copy, Debug)]
+pub struct HousekeepingSettings {
+    /// After how long an order that nobody paid is cancelled. None: never.
+    pub unpaid_order_ttl: Option<Duration>,
+    /// How often to look.
+    pub interval: Duration,
+}
+
+/// How much is tidied up at once.
+const BATCH: i64 = 200;
+
+impl OrderService {
+    /// Does stock work until `stop`, then finishes the jobs that it has taken up.
+    pub async fn run_stock_worker(self, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            match self.work_stock().await {
+                Ok(0) => self.rest(&stop).await,
+                Ok(_) => {}
+                Err(error) => {
+                    warn!(error = chain(&error), "the stock worker failed; it goes on");
+                    self.rest(&stop).await;
+                }
+            }
+        }
+    }
+
+    async fn rest(&self, stop: &CancellationToken) {
+        tokio::select! {
+            () = self.stock_wanted.notified() => {}
+            () = sleep(self.confirmation.poll_interval) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    /// Cancels unpaid orders and forgets old keys, now and then, until `stop`.
+    pub async fn run_housekeeping(self, settings: HousekeepingSettings, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            if let Err(error) = self.tidy_up(&settings, &stop).await {
+                warn!(error = chain(&error), "the housekeeping failed; it goes on");
+            }
+            tokio::select! {
+                () = sleep(settings.interval) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+
+    async fn tidy_up(
+        &self,
+        settings: &HousekeepingSettings,
+        stop: &CancellationToken,
+    ) -> Result<(), StoreError> {
+        if let Some(ttl) = settings.unpaid_order_ttl {
+            let mut cancelled = 0;
+            for id in self.store.unpaid_orders(ttl, BATCH).await? {
+                if stop.is_cancelled() {
+                    return Ok(());
+                }
+                cancelled += usize::from(self.cancel_unpaid(id).await?);
+            }
+            if cancelled > 0 {
+                info!(cancelled, "cancelled orders that nobody paid");
+            }
+        }
+        let window = self.duplicates.window.unwrap_or_default();
+        self.store.forget_requests(window + Duration::from_mins(1), BATCH).await?;
+        Ok(())
+    }
+
+    /// Looks again under the lock: the payment may have come meanwhile, or another replica may have been first.
+    async fn cancel_unpaid(&self, id: OrderId) -> Result<bool, StoreError> {
+        let decide = |aggregate: &mut OrderAggregate| {
+            let confirming = aggregate.job.as_ref().is_some_and(|job| job.state == JobState::Taking);
+            if aggregate.order.status != Status::Created || aggregate.paid.is_some() || confirming {
+                return Ok(Change::None);
+            }
+            let trace = TraceParent::continue_or_start(None);
+            aggregate.cancel(Actor::system(), Some(PAYMENT_TIMEOUT.to_owned()), &trace)
+        };
+        let changed = self.store.update_order(id, None, decide).await?;
+        Ok(matches!(changed, Some(Ok((_, Change::Real)))))
+    }
+}

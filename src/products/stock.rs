@@ -1,0 +1,144 @@
+//! Moving stock at the Product Service. What is not known after a call is said to be unknown, never guessed.
+
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode, Url};
+use tokio::time::timeout;
+
+use super::failure::Failure;
+use super::{ProductClient, TRACEPARENT};
+use crate::domain::TraceParent;
+use crate::domain::stock::{CallOutcome, Direction, StockCall};
+
+/// Where a stock change is asked for. The platform's pages do not show it, so it is all settings.
+#[derive(Clone, Debug)]
+pub struct StockRoute {
+    /// The method.
+    pub method: Method,
+    /// The path after the URL of the Product Service, with `{productId}` in it.
+    pub path: String,
+}
+
+/// How stock is moved.
+#[derive(Clone, Debug)]
+pub struct StockSettings {
+    /// Takes stock.
+    pub reduce: StockRoute,
+    /// Gives it back.
+    pub restore: StockRoute,
+    /// How long one call may take.
+    pub timeout: Duration,
+    /// The service's own `X-User-Email`.
+    pub service_email: String,
+    /// Whether a repeat under the same `Idempotency-Key` is applied once.
+    pub key_is_honoured: bool,
+}
+
+impl StockRoute {
+    /// What stands for the product in a path.
+    pub const PLACEHOLDER: &'static str = "{productId}";
+
+    /// The address of one product's route: ids mean themselves in a path ([`ProductId`](crate::domain::ProductId)).
+    fn address(&self, base: &Url, product: &str) -> Option<Url> {
+        let path = self.path.replace(Self::PLACEHOLDER, product);
+        format!("{}/{}", base.as_str().trim_end_matches('/'), path.trim_start_matches('/')).parse().ok()
+    }
+}
+
+impl ProductClient {
+    /// Makes one stock call. It is made once: who repeats it has to write that down first.
+    ///
+    /// 2xx: done. 400, 404 and 409: refused (contract). A connection that never came about, and an answer that
+    /// turns the request away before it is looked at: not sent. Everything else: unknown.
+    pub async fn move_stock(&self, call: &StockCall, trace: &TraceParent) -> CallOutcome {
+        let sent = timeout(self.stock.timeout, self.send_stock(call, trace)).await;
+        let outcome = match sent {
+            Err(_) => CallOutcome::Unknown(format!("no answer within {:?}", self.stock.timeout)),
+            Ok(Err(error)) if error.is_builder() || error.is_connect() => {
+                CallOutcome::NotSent(Failure::from(error).chain())
+            }
+            Ok(Err(error)) => CallOutcome::Unknown(Failure::from(error).chain()),
+            Ok(Ok(status)) => outcome_of(status),
+        };
+        let (product, line, direction) = (&call.product_id, call.line, call.direction);
+        match &outcome {
+            CallOutcome::Done => tracing::debug!(%product, line, ?direction, "stock moved"),
+            CallOutcome::Refused(error) => {
+                tracing::info!(%product, line, ?direction, error, "stock not moved");
+            }
+            CallOutcome::NotSent(error) => {
+                tracing::warn!(%product, line, ?direction, error, "stock not moved");
+            }
+            CallOutcome::Unknown(error) => {
+                tracing::warn!(%product, line, ?direction, error, "nobody knows whether stock was moved");
+            }
+        }
+        outcome
+    }
+
+    /// Whether a repeat under the same key is safe.
+    pub fn honours_keys(&self) -> bool {
+        self.stock.key_is_honoured
+    }
+
+    async fn send_stock(&self, call: &StockCall, trace: &TraceParent) -> Result<StatusCode, reqwest::Error> {
+        let route = match call.direction {
+            Direction::Take => &self.stock.reduce,
+            Direction::GiveBack => &self.stock.restore,
+        };
+        let Some(address) = route.address(&self.base, call.product_id.as_str()) else {
+            return Ok(StatusCode::MISDIRECTED_REQUEST);
+        };
+        let response = self
+            .http
+            .request(route.method.clone(), address)
+            .header("Idempotency-Key", &call.idempotency_key)
+            .header("X-User-Email", &self.stock.service_email)
+            .header("X-User-Role", "ADMIN")
+            .header(TRACEPARENT, trace.as_str())
+            .header("Content-Type", "application/json")
+            .body(format!(r#"{{"quantity":{}}}"#, call.quantity.get()))
+            .send()
+            .await?;
+        Ok(response.status())
+    }
+}
+
+fn outcome_of(status: StatusCode) -> CallOutcome {
+    let said = || format!("answered {status}");
+    match status.as_u16() {
+        200..=299 => CallOutcome::Done,
+        400 | 404 | 409 => CallOutcome::Refused(said()),
+        401 | 403 | 405 | 415 | 421 | 429 => CallOutcome::NotSent(said()),
+        _ => CallOutcome::Unknown(said()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_says_what_became_of_the_stock_or_that_nobody_knows() {
+        let outcome = |status| outcome_of(StatusCode::from_u16(status).unwrap());
+        for done in [200, 201, 204] {
+            assert_eq!(outcome(done), CallOutcome::Done, "{done}");
+        }
+        for refused in [400, 404, 409] {
+            assert!(matches!(outcome(refused), CallOutcome::Refused(_)), "{refused}");
+        }
+        for unknown in [302, 408, 422, 500, 502, 503, 504] {
+            assert!(matches!(outcome(unknown), CallOutcome::Unknown(_)), "{unknown}");
+        }
+    }
+
+    #[test]
+    fn a_route_is_put_behind_the_url_with_the_product_in_its_place() {
+        let route =
+            StockRoute { method: Method::POST, path: "/api/products/{productId}/reduce-stock".into() };
+        for base in ["http://shop/in/here", "http://shop/in/here/"] {
+            let address = route.address(&base.parse().unwrap(), "P:1").unwrap();
+            assert_eq!(address.as_str(), "http://shop/in/here/api/products/P:1/reduce-stock");
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! What happened to an order.
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::{Store, StoreError};
+use crate::domain::order::HistoryEntry;
+use crate::domain::{Actor, ActorRole, CustomerId, OrderId, Owned, Status};
+
+const SELECT: &str = "
+select orders.customer_id, history.version, history.from_status, history.to_status, history.actor_role,
+       history.actor_id, history.reason, history.changed_at
+from orders
+join order_history history on history.order_id = orders.id
+where orders.id = $1
+order by history.version
+";
+
+#[derive(sqlx::FromRow)]
+struct HistoryRow {
+    customer_id: String,
+    version: i32,
+    from_status: Option<String>,
+    to_status: String,
+    actor_role: String,
+    actor_id: String,
+    reason: Option<String>,
+    changed_at: DateTime<Utc>,
+}
+
+impl Store {
+    /// The history of an order, for those who may see the order; nothing where there is none. One round trip.
+    pub async fn find_history(&self, id: OrderId) -> Result<Option<Owned<Vec<HistoryEntry>>>, StoreError> {
+        let rows: Vec<HistoryRow> = self
+            .bounded(async {
+                let mut connection = self.connection().await?;
+                let rows = sqlx::query_as(SELECT).bind(id.0).fetch_all(&mut *connection).await?;
+                connection.give_back();
+                Ok(rows)
+            })
+            .await?;
+        let Some(first) = rows.first() else { return Ok(None) };
+        let wrong = |_| StoreError::Inconsistent { table: "orders", column: "customer_id", id: id.0 };
+        let owner = CustomerId::parse(&first.customer_id).map_err(wrong)?;
+        let entries = rows.into_iter().map(|row| row.into_entry(id.0)).collect::<Result<_, _>>()?;
+        Ok(Some(Owned::new(owner, entries)))
+    }
+}
+
+impl HistoryRow {
+    fn into_entry(self, id: Uuid) -> Result<HistoryEntry, StoreError> {
+        let wrong = |column| StoreError::Inconsistent { table: "order_history", column, id };
+        let from = self.from_status.map(|from| from.parse::<Status>()).transpose();
+        Ok(HistoryEntry {
+            version: self.version,
+            from: from.map_err(|_| wrong("from_status"))?,
+            to: self.to_status.parse().map_err(|_| wrong("to_status"))?,
+            actor: Actor {
+                role: ActorRole::parse(&self.actor_role).ok_or_else(|| wrong("actor_role"))?,
+                id: self.actor_id,
+            },
+            reason: self.reason,
+            changed_at: self.changed_at,
+        })
+    }
+}

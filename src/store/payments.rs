@@ -1,0 +1,183 @@
+//! What the Payment Service told us: remembered in the transaction of what it did.
+
+use sqlx::{Connection, PgConnection};
+use uuid::Uuid;
+
+use super::orders::lock;
+use super::{Store, StoreError};
+use crate::domain::payment::{PaymentEvent, PaymentOutcome};
+use crate::domain::{OrderAggregate, OrderId, TraceParent};
+
+/// Where a record stands in Kafka.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordPlace {
+    /// The topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: i32,
+    /// The offset.
+    pub offset: i64,
+}
+
+/// A payment event that can be applied.
+#[derive(Clone, Debug)]
+pub struct IncomingPayment {
+    /// By which repeats are told.
+    pub key: String,
+    /// The order.
+    pub order: OrderId,
+    /// What happened.
+    pub event: PaymentEvent,
+    /// The word on the wire.
+    pub event_type: &'static str,
+    /// Where it stands.
+    pub place: RecordPlace,
+    /// The record's own trace, else a new one.
+    pub trace: TraceParent,
+    /// The record as it came, for parking it.
+    pub payload: Vec<u8>,
+}
+
+/// What became of an incoming payment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Received {
+    /// It was applied, with this outcome.
+    Applied(PaymentOutcome),
+    /// It was applied before.
+    Repeated,
+    /// There is no such order: it was parked.
+    UnknownOrder,
+}
+
+const REMEMBER: &str = "
+insert into payment_events (event_key, order_id, event_type, outcome, topic, partition, \"offset\")
+values ($1, $2, $3, $4, $5, $6, $7)
+";
+
+const PARK: &str = "
+insert into parked_payments (topic, partition, \"offset\", order_id, payload, error)
+values ($1, $2, $3, $4, $5, $6)
+on conflict do nothing
+";
+
+impl Store {
+    /// Applies a payment event to its order and remembers it, in one transaction. What a person has to look at
+    /// is parked in the same.
+    pub async fn receive_payment(&self, payment: &IncomingPayment) -> Result<Received, StoreError> {
+        let received = self
+            .bounded(async {
+                let mut connection = self.connection().await?;
+                let mut transaction = connection.begin().await?;
+                let received = self.apply(&mut transaction, payment).await?;
+                transaction.commit().await?;
+                connection.give_back();
+                Ok(received)
+            })
+            .await?;
+        self.outbox_written.notify_one();
+        Ok(received)
+    }
+
+    /// The order is locked first, so that two repeats at once do not both find that they are the first.
+    async fn apply(
+        &self,
+        connection: &mut PgConnection,
+        payment: &IncomingPayment,
+    ) -> Result<Received, StoreError> {
+        let Some(aggregate) = lock(connection, payment.order, None).await? else {
+            let error = "there is no such order";
+            park(connection, &payment.place, Some(payment.order), &payment.payload, error).await?;
+            return Ok(Received::UnknownOrder);
+        };
+        let known: bool =
+            sqlx::query_scalar("select exists (select from payment_events where event_key = $1)")
+                .bind(&payment.key)
+                .fetch_one(&mut *connection)
+                .await?;
+        if known {
+            return Ok(Received::Repeated);
+        }
+        let total = aggregate.order.total;
+        let apply = |aggregate: &mut OrderAggregate| {
+            Ok::<_, std::convert::Infallible>(aggregate.apply_payment(payment.event, &payment.trace))
+        };
+        let outcome = match self.decide_and_write(connection, aggregate, apply).await? {
+            Ok((_, outcome)) => outcome,
+            Err(never) => match never {},
+        };
+        if let (PaymentOutcome::AmountMismatch, PaymentEvent::Succeeded(amount)) = (&outcome, payment.event) {
+            let error = format!("{amount} was paid and the order costs {total}");
+            park(connection, &payment.place, Some(payment.order), &payment.payload, &error).await?;
+        }
+        sqlx::query(REMEMBER)
+            .bind(&payment.key)
+            .bind(payment.order.0)
+            .bind(payment.event_type)
+            .bind(outcome.as_str())
+            .bind(&payment.place.topic)
+            .bind(payment.place.partition)
+            .bind(payment.place.offset)
+            .execute(connection)
+            .await?;
+        Ok(Received::Applied(outcome))
+    }
+
+    /// Keeps a record that cannot be applied, for a person.
+    pub async fn park_payment(
+        &self,
+        place: &RecordPlace,
+        payload: &[u8],
+        error: &str,
+    ) -> Result<(), StoreError> {
+        self.bounded(async {
+            let mut connection = self.connection().await?;
+            park(&mut connection, place, None, payload, error).await?;
+            connection.give_back();
+            Ok(())
+        })
+        .await
+    }
+}
+
+async fn park(
+    connection: &mut PgConnection,
+    place: &RecordPlace,
+    order: Option<OrderId>,
+    payload: &[u8],
+    error: &str,
+) -> Result<(), StoreError> {
+    sqlx::query(PARK)
+        .bind(&place.topic)
+        .bind(place.partition)
+        .bind(place.offset)
+        .bind(order.map(|order| order.0))
+        .bind(payload)
+        .bind(error)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Writes what an aggregate says of money.
+pub(super) async fn write(
+    connection: &mut PgConnection,
+    aggregate: &OrderAggregate,
+) -> Result<(), StoreError> {
+    let id: Uuid = aggregate.order.id.0;
+    if let Some(amount) = aggregate.changes.payment {
+        sqlx::query("insert into payments (order_id, amount) values ($1, $2)")
+            .bind(id)
+            .bind(amount.decimal())
+            .execute(&mut *connection)
+            .await?;
+    }
+    if let Some(refund) = &aggregate.changes.refund {
+        sqlx::query("insert into refunds_due (order_id, amount, reason) values ($1, $2, $3)")
+            .bind(id)
+            .bind(refund.amount.decimal())
+            .bind(&refund.reason)
+            .execute(connection)
+            .await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,293 @@
+//! Stock jobs: written with the order they belong to, taken up by whichever replica is free.
+
+use std::time::Duration;
+
+use rust_decimal::Decimal;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{Store, StoreError};
+use crate::domain::aggregate::JobWrite;
+use crate::domain::stock::{JobState, LineState, StockJob, StockLine};
+use crate::domain::{Actor, ActorRole, Money, OrderAggregate, OrderId, ProductId, Quantity, TraceParent};
+
+/// How long stock work may take.
+#[derive(Clone, Copy, Debug)]
+pub struct StockTimes {
+    /// For how long a job is its holder's; after a crash others take it up then.
+    pub lease: Duration,
+    /// After how long a job that has not come to its end is reported.
+    pub deadline: Duration,
+}
+
+const LOAD: &str = "
+select job.attempt, job.state, job.paid, job.actor_role, job.actor_id, job.reason, job.traceparent, job.parked,
+       job.failures, job.lease_token, lines.numbers, lines.products, lines.quantities, lines.states,
+       lines.errors, payment.amount
+from (select) as always
+left join lateral (
+    select * from stock_jobs
+    where order_id = $1 and attempt = coalesce($2, attempt)
+    order by attempt desc limit 1
+) job on true
+left join lateral (
+    select array_agg(line_number order by line_number) as numbers,
+           array_agg(product_id order by line_number) as products,
+           array_agg(quantity order by line_number) as quantities,
+           array_agg(state order by line_number) as states,
+           array_agg(last_error order by line_number) as errors
+    from stock_lines
+    where order_id = $1 and attempt = job.attempt
+) lines on true
+left join payments payment on payment.order_id = $1
+";
+
+const INSERT: &str = "
+with job as (
+    insert into stock_jobs
+        (order_id, attempt, state, paid, actor_role, actor_id, reason, traceparent, parked, failures, deadline,
+         next_attempt_at, lease_token, leased_until)
+    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, now() + $11, now(), $12,
+            case when $12 is null then '-infinity' else now() + $13 end)
+)
+insert into stock_lines (order_id, attempt, line_number, product_id, quantity, state)
+select $1, $2, line.* from unnest($14::smallint[], $15::text[], $16::integer[], $17::text[]) as line
+";
+
+const UPDATE: &str = "
+with job as (
+    update stock_jobs
+    set state = $3, paid = $4, parked = $5, failures = $6,
+        next_attempt_at = case when $7 then now() + $8 else next_attempt_at end,
+        leased_until = case when $7 then '-infinity' else leased_until end
+    where order_id = $1 and attempt = $2
+)
+update stock_lines
+set state = line.state, last_error = line.error
+from unnest($9::smallint[], $10::text[], $11::text[]) as line (number, state, error)
+where order_id = $1 and attempt = $2 and line_number = line.number
+";
+
+const CLAIM: &str = "
+update stock_jobs
+set lease_token = $1, leased_until = now() + $2
+where (order_id, attempt) in (
+    select order_id, attempt from stock_jobs
+    where state in ('TAKING', 'RETURNING') and parked is null
+      and next_attempt_at <= now() and leased_until < now()
+    order by next_attempt_at
+    limit $3
+    for update skip locked
+)
+returning order_id, attempt, deadline < now() as overdue, failures
+";
+
+const UNFINISHED: &str = "
+select count(*) as open,
+       count(*) filter (where deadline < now()) as overdue,
+       count(*) filter (where parked is not null) as parked
+from stock_jobs
+where state in ('TAKING', 'RETURNING')
+";
+
+/// A job that was taken up.
+#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
+pub struct ClaimedJob {
+    /// The order.
+    #[sqlx(try_from = "Uuid")]
+    pub order_id: OrderId,
+    /// The attempt.
+    pub attempt: i16,
+    /// Whether it should have come to its end before.
+    pub overdue: bool,
+    /// How often in a row its calls brought nothing.
+    pub failures: i32,
+}
+
+/// Stock work that has not come to its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, sqlx::FromRow)]
+pub struct UnfinishedStock {
+    /// All of it.
+    pub open: i64,
+    /// Past its deadline.
+    pub overdue: i64,
+    /// Waiting for a person.
+    pub parked: i64,
+}
+
+impl Store {
+    /// Takes up to `limit` jobs that are due and that nobody holds.
+    pub async fn claim_stock_jobs(&self, holder: Uuid, limit: i64) -> Result<Vec<ClaimedJob>, StoreError> {
+        self.bounded(async {
+            let mut connection = self.connection().await?;
+            let jobs = sqlx::query_as(CLAIM)
+                .bind(holder)
+                .bind(self.stock.lease)
+                .bind(limit)
+                .fetch_all(&mut *connection)
+                .await?;
+            connection.give_back();
+            Ok(jobs)
+        })
+        .await
+    }
+
+    /// How far a job is. Nothing where there is no such job.
+    pub async fn stock_job(&self, order: OrderId, attempt: i16) -> Result<Option<StockJob>, StoreError> {
+        self.bounded(async {
+            let mut connection = self.connection().await?;
+            let (job, _) = load_job(&mut connection, order, Some(attempt)).await?;
+            connection.give_back();
+            Ok(job)
+        })
+        .await
+    }
+
+    /// Counts the stock work that has not come to its end.
+    pub async fn unfinished_stock(&self) -> Result<UnfinishedStock, StoreError> {
+        self.bounded(async {
+            let mut connection = self.connection().await?;
+            let counts = sqlx::query_as(UNFINISHED).fetch_one(&mut *connection).await?;
+            connection.give_back();
+            Ok(counts)
+        })
+        .await
+    }
+}
+
+/// One job of an order (that attempt, else the latest), and what was paid for the order.
+pub(super) async fn load_job(
+    connection: &mut PgConnection,
+    order: OrderId,
+    attempt: Option<i16>,
+) -> Result<(Option<StockJob>, Option<Money>), StoreError> {
+    let row: JobRow = sqlx::query_as(LOAD).bind(order.0).bind(attempt).fetch_one(connection).await?;
+    let wrong = |_| StoreError::Inconsistent { table: "payments", column: "amount", id: order.0 };
+    let paid = row.amount.map(Money::new).transpose().map_err(wrong)?;
+    Ok((row.into_job(order)?, paid))
+}
+
+pub(super) async fn write_job(
+    connection: &mut PgConnection,
+    aggregate: &OrderAggregate,
+    times: StockTimes,
+) -> Result<(), StoreError> {
+    let (Some(job), Some(write)) = (&aggregate.job, aggregate.changes.job) else { return Ok(()) };
+    match write {
+        JobWrite::Insert => insert(connection, job, times).await,
+        JobWrite::Keep => update(connection, job, false).await,
+        JobWrite::Release => update(connection, job, true).await,
+    }
+}
+
+async fn insert(connection: &mut PgConnection, job: &StockJob, times: StockTimes) -> Result<(), StoreError> {
+    let numbers: Vec<i16> = job.lines.iter().map(|line| line.number).collect();
+    let products: Vec<&str> = job.lines.iter().map(|line| line.product_id.as_str()).collect();
+    let quantities: Vec<i32> = job.lines.iter().map(|line| line.quantity.get().cast_signed()).collect();
+    let states: Vec<&str> = job.lines.iter().map(|line| line.state.as_str()).collect();
+    sqlx::query(INSERT)
+        .bind(job.order.0)
+        .bind(job.attempt)
+        .bind(job.state.as_str())
+        .bind(job.paid)
+        .bind(job.actor.role.as_str())
+        .bind(&job.actor.id)
+        .bind(job.reason.as_deref())
+        .bind(job.trace.as_str())
+        .bind(job.parked.as_deref())
+        .bind(job.failures)
+        .bind(times.deadline)
+        .bind(job.holder)
+        .bind(times.lease)
+        .bind(numbers)
+        .bind(products)
+        .bind(quantities)
+        .bind(states)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+async fn update(connection: &mut PgConnection, job: &StockJob, release: bool) -> Result<(), StoreError> {
+    let numbers: Vec<i16> = job.lines.iter().map(|line| line.number).collect();
+    let states: Vec<&str> = job.lines.iter().map(|line| line.state.as_str()).collect();
+    let errors: Vec<Option<&str>> = job.lines.iter().map(|line| line.last_error.as_deref()).collect();
+    sqlx::query(UPDATE)
+        .bind(job.order.0)
+        .bind(job.attempt)
+        .bind(job.state.as_str())
+        .bind(job.paid)
+        .bind(job.parked.as_deref())
+        .bind(job.failures)
+        .bind(release)
+        .bind(job.pause())
+        .bind(numbers)
+        .bind(states)
+        .bind(errors)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+#[derive(sqlx::FromRow)]
+struct JobRow {
+    attempt: Option<i16>,
+    state: Option<String>,
+    paid: Option<bool>,
+    actor_role: Option<String>,
+    actor_id: Option<String>,
+    reason: Option<String>,
+    traceparent: Option<String>,
+    parked: Option<String>,
+    failures: Option<i32>,
+    lease_token: Option<Uuid>,
+    numbers: Option<Vec<i16>>,
+    products: Option<Vec<String>>,
+    quantities: Option<Vec<i32>>,
+    states: Option<Vec<String>>,
+    errors: Option<Vec<Option<String>>>,
+    amount: Option<Decimal>,
+}
+
+impl JobRow {
+    /// Nothing where the order has no such job.
+    fn into_job(self, order: OrderId) -> Result<Option<StockJob>, StoreError> {
+        let Some(attempt) = self.attempt else { return Ok(None) };
+        let wrong = |column| StoreError::Inconsistent { table: "stock_jobs", column, id: order.0 };
+        let lines = self.lines().ok_or(StoreError::Inconsistent {
+            table: "stock_lines",
+            column: "state",
+            id: order.0,
+        })?;
+        let role = self.actor_role.as_deref().and_then(ActorRole::parse).ok_or(wrong("actor_role"))?;
+        Ok(Some(StockJob {
+            order,
+            attempt,
+            state: self.state.as_deref().and_then(JobState::parse).ok_or(wrong("state"))?,
+            paid: self.paid.unwrap_or_default(),
+            parked: self.parked,
+            failures: self.failures.unwrap_or_default(),
+            actor: Actor { role, id: self.actor_id.unwrap_or_default() },
+            reason: self.reason,
+            trace: TraceParent::continue_or_start(self.traceparent.as_deref()),
+            holder: self.lease_token,
+            lines,
+        }))
+    }
+
+    fn lines(&self) -> Option<Vec<StockLine>> {
+        let (numbers, products) = (self.numbers.as_ref()?, self.products.as_ref()?);
+        let (quantities, states) = (self.quantities.as_ref()?, self.states.as_ref()?);
+        let errors = self.errors.as_ref()?;
+        let line = |index: usize| {
+            Some(StockLine {
+                number: *numbers.get(index)?,
+                product_id: ProductId::parse(products.get(index)?).ok()?,
+                quantity: Quantity::new(u64::from(quantities.get(index)?.unsigned_abs())).ok()?,
+                state: LineState::parse(states.get(index)?)?,
+                last_error: errors.get(index)?.clone(),
+            })
+        };
+        (0..numbers.len()).map(line).collect()
+    }
+}
