@@ -168,6 +168,12 @@ pub fn read_database(env: &Environment) -> Result<DatabaseSettings, InvalidConfi
     env.finish(Some(settings))
 }
 
+/// What the operators' commands need.
+pub fn read_store(env: &Environment) -> Result<(DatabaseSettings, StockTimes), InvalidConfig> {
+    let settings = (database(env), stock(env));
+    env.finish(Some(settings))
+}
+
 /// Where `healthcheck` asks: the port of `BIND_ADDRESS`, on this machine.
 pub fn read_bind_address(env: &Environment) -> Result<SocketAddr, InvalidConfig> {
     let address = bind_address(env);

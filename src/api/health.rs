@@ -39,13 +39,14 @@ pub(super) async fn live() -> Response {
 pub(super) async fn ready(State(health): State<Health>) -> Result<Response, Problem> {
     let phase = health.lifecycle.phase();
     let migrated = health.store.is_migrated().await;
-    let stock = health.store.unfinished_stock().await.unwrap_or_default();
+    let work = health.store.unfinished_work().await.unwrap_or_default();
     let components = json!({
         "database": if migrated.is_ok() { "up" } else { "down" },
         "migrations": match migrated { Ok(true) => "current", Ok(false) => "pending", Err(_) => "unknown" },
         "kafka": health.kafka.as_str(),
         "productService": health.products.state().to_string(),
-        "stockWork": {"open": stock.open, "overdue": stock.overdue, "parked": stock.parked},
+        "stockWork": {"open": work.open, "overdue": work.overdue, "parked": work.parked},
+        "outbox": {"parkedOrders": work.parked_orders},
     });
     let refuse =
         |detail| Problem::unavailable(detail, RETRY_SOON).with_member("components", components.clone());

@@ -3,6 +3,7 @@
 #[cfg(feature = "dev")]
 mod dev;
 mod healthcheck;
+mod operate;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -28,6 +29,12 @@ enum Command {
     Serve,
     /// Bring the database schema up to date, then exit
     Migrate,
+    /// List, replay or skip events that Kafka refuses
+    #[command(subcommand)]
+    Outbox(operate::OutboxCommand),
+    /// List or resolve stock movements of which nobody knows the outcome
+    #[command(subcommand)]
+    Stock(operate::StockCommand),
     /// Exit with 0 if the service on this machine is ready, with 1 if it is not
     Healthcheck,
     /// Run everything on this machine: PostgreSQL, a Kafka broker, a demo Product Service and the service
@@ -68,6 +75,8 @@ async fn execute(command: &Command, env: &Environment) -> Result<(), Failure> {
     match command {
         Command::Serve => serve(env).await,
         Command::Migrate => migrate(env).await,
+        Command::Outbox(command) => operate::outbox(command, env).await,
+        Command::Stock(command) => operate::stock(command, env).await,
         Command::Healthcheck => healthcheck::run(config::read_bind_address(env)?).await,
         #[cfg(feature = "dev")]
         Command::Dev => dev::run(env).await,

@@ -73,6 +73,42 @@ pub enum PublishError {
     Thread(#[from] JoinError),
 }
 
+impl PublishError {
+    /// Whether the record itself is refused, and will be every time, wherever it is sent. Everything else is
+    /// about the broker or the way to it, and never counts against an event (invariant 5).
+    fn is_about_the_record(&self) -> bool {
+        use RDKafkaErrorCode::{InvalidRecord, MessageBatchTooLarge, MessageSizeTooLarge};
+        match self {
+            Self::Kafka(error) => error.rdkafka_error_code().is_some_and(|code| {
+                [InvalidRecord, MessageBatchTooLarge, MessageSizeTooLarge].contains(&code)
+            }),
+            Self::Headers(_) => true,
+            _ => false,
+        }
+    }
+}
+
+/// What became of events that were sent.
+#[derive(Debug, Default)]
+pub struct Sent<'a> {
+    /// The broker has them.
+    pub acknowledged: Vec<&'a PendingEvent>,
+    /// They are refused for themselves, and why.
+    pub refused: Vec<(&'a PendingEvent, PublishError)>,
+    /// The first failure that is nobody's fault but the broker's. All other events may or may not be there.
+    pub failure: Option<PublishError>,
+}
+
+impl<'a> Sent<'a> {
+    fn note(&mut self, event: &'a PendingEvent, error: PublishError) {
+        if error.is_about_the_record() {
+            self.refused.push((event, error));
+        } else if self.failure.is_none() {
+            self.failure = Some(error);
+        }
+    }
+}
+
 /// What was last seen of Kafka. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct KafkaHealth(Arc<AtomicU8>);
@@ -185,35 +221,33 @@ impl Publisher {
         }
     }
 
-    /// Sends events and waits for the broker's word on each. Returns those that it acknowledged, and the first
-    /// error where there was one. No two events of one call may belong to the same order.
-    pub async fn send_all<'a>(
-        &self,
-        events: &'a [PendingEvent],
-    ) -> (Vec<&'a PendingEvent>, Result<(), PublishError>) {
-        let mut first_error = Ok(());
+    /// Sends events and waits for the broker's word on each. No two of one call may belong to the same order.
+    pub async fn send_all<'a>(&self, events: &'a [PendingEvent]) -> Sent<'a> {
+        let mut sent = Sent { acknowledged: Vec::with_capacity(events.len()), ..Sent::default() };
         let mut on_their_way = Vec::with_capacity(events.len());
         for event in events {
             match self.enqueue(event) {
                 Ok(delivery) => on_their_way.push((event, delivery)),
                 Err(error) => {
-                    first_error = Err(error);
-                    break;
+                    let goes_on = error.is_about_the_record();
+                    sent.note(event, error);
+                    if !goes_on {
+                        break;
+                    }
                 }
             }
         }
-        let mut acknowledged = Vec::with_capacity(on_their_way.len());
         for (event, delivery) in on_their_way {
             match delivery.await {
-                Ok(Ok(_)) => acknowledged.push(event),
-                Ok(Err((error, _))) => first_error = first_error.and(Err(error.into())),
-                Err(_) => first_error = first_error.and(Err(PublishError::Canceled)),
+                Ok(Ok(_)) => sent.acknowledged.push(event),
+                Ok(Err((error, _))) => sent.note(event, error.into()),
+                Err(_) => sent.note(event, PublishError::Canceled),
             }
         }
-        if !acknowledged.is_empty() {
+        if !sent.acknowledged.is_empty() {
             self.health.saw(KafkaHealth::UP);
         }
-        (acknowledged, first_error)
+        sent
     }
 
     fn enqueue(&self, event: &PendingEvent) -> Result<DeliveryFuture, PublishError> {

@@ -6,6 +6,6 @@ mod kafka;
 pub mod payments;
 pub mod relay;
 
-pub use kafka::{KafkaHealth, KafkaSettings, PublishError, Publisher, Secret};
+pub use kafka::{KafkaHealth, KafkaSettings, PublishError, Publisher, Secret, Sent};
 pub use payments::{PaymentConsumer, PaymentSettings};
 pub use relay::{Relay, RelaySettings};

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
 use super::{PublishError, Publisher};
@@ -57,6 +57,15 @@ enum TurnError {
     Store(#[from] StoreError),
     #[error("events cannot be published")]
     Publish(#[from] PublishError),
+}
+
+/// What a turn brought to Kafka.
+#[derive(Default)]
+struct Published {
+    /// By bucket and position.
+    done: Vec<(i16, i64)>,
+    refused: Vec<(PendingEvent, PublishError)>,
+    failure: Option<PublishError>,
 }
 
 /// What a turn found.
@@ -115,13 +124,17 @@ impl Relay {
         if pending.is_empty() {
             return Ok(Turn::Idle);
         }
-        let (done, outcome) = self.publish(pending, send_until).await;
-        if !done.is_empty() {
-            debug!(events = done.len(), "published");
-            self.store.delete_events(&done).await?;
+        let published = self.publish(pending, send_until).await;
+        if !published.done.is_empty() {
+            debug!(events = published.done.len(), "published");
+            self.store.delete_events(&published.done).await?;
         }
-        outcome?;
-        Ok(Turn::Busy)
+        for (event, cause) in &published.refused {
+            let (order, sequence) = (event.order_id, event.sequence);
+            error!(%order, sequence, error = chain(cause), "Kafka refuses an event: its order is parked");
+            self.store.park_order(event, &chain(cause)).await?;
+        }
+        published.failure.map_or(Ok(Turn::Busy), |error| Err(error.into()))
     }
 
     /// The buckets that this replica holds, renewed in time.
@@ -148,22 +161,21 @@ impl Relay {
 
     /// Publishes events in waves, so that no order ever has two on their way at once: librdkafka gives up on
     /// each event by its own clock, and a later one could outlive an earlier one (librdkafka issue 4134).
-    async fn publish(
-        &self,
-        mut waiting: Vec<PendingEvent>,
-        send_until: Instant,
-    ) -> (Vec<(i16, i64)>, Result<(), PublishError>) {
-        let mut done = Vec::with_capacity(waiting.len());
-        while !waiting.is_empty() && Instant::now() < send_until {
-            let (wave, rest) = first_of_each_order(waiting);
-            let (acknowledged, outcome) = self.publisher.send_all(&wave).await;
-            done.extend(acknowledged.into_iter().map(|event| (event.bucket, event.position)));
-            if outcome.is_err() {
-                return (done, outcome);
-            }
+    async fn publish(&self, mut waiting: Vec<PendingEvent>, send_until: Instant) -> Published {
+        let mut published = Published::default();
+        while !waiting.is_empty() && published.failure.is_none() && Instant::now() < send_until {
+            let (wave, mut rest) = first_of_each_order(waiting);
+            let sent = self.publisher.send_all(&wave).await;
+            published.failure = sent.failure;
+            published.done.extend(sent.acknowledged.iter().map(|event| (event.bucket, event.position)));
+            // The later events of a refused one wait with it.
+            let stuck: HashSet<_> = sent.refused.iter().map(|(event, _)| event.order_id).collect();
+            rest.retain(|event| !stuck.contains(&event.order_id));
+            let refused = sent.refused.into_iter().map(|(event, error)| (event.clone(), error));
+            published.refused.extend(refused);
             waiting = rest;
         }
-        (done, Ok(()))
+        published
     }
 
     /// After a failure: says so, and gives the buckets to replicas that may reach Kafka better.

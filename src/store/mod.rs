@@ -12,6 +12,7 @@ pub mod list;
 pub mod migrate;
 pub mod orders;
 pub mod outbox;
+pub mod parking;
 pub mod payments;
 pub mod place;
 pub mod stock;

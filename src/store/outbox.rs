@@ -86,7 +86,11 @@ const PENDING: &str = "
 select event.bucket, event.position, event.order_id, event.sequence, event.payload, event.headers
 from unnest($1::smallint[]) as held (bucket)
 cross join lateral (
-    select * from outbox where outbox.bucket = held.bucket order by position limit $2
+    select * from outbox
+    where outbox.bucket = held.bucket
+      and not exists (select from parked_orders where parked_orders.order_id = outbox.order_id)
+    order by position
+    limit $2
 ) event
 ";
 
@@ -151,7 +155,8 @@ impl Store {
         .await
     }
 
-    /// The oldest events of each held bucket, at most `limit` a bucket, each bucket by position.
+    /// The oldest events of each held bucket, at most `limit` a bucket, each bucket by position; those of parked
+    /// orders wait.
     pub async fn pending_events(&self, lease: &Lease, limit: i64) -> Result<Vec<PendingEvent>, StoreError> {
         self.bounded(async {
             let mut connection = self.connection().await?;

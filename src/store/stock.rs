@@ -85,7 +85,8 @@ returning order_id, attempt, deadline < now() as overdue, failures
 const UNFINISHED: &str = "
 select count(*) as open,
        count(*) filter (where deadline < now()) as overdue,
-       count(*) filter (where parked is not null) as parked
+       count(*) filter (where parked is not null) as parked,
+       (select count(*) from parked_orders) as parked_orders
 from stock_jobs
 where state in ('TAKING', 'RETURNING')
 ";
@@ -104,15 +105,17 @@ pub struct ClaimedJob {
     pub failures: i32,
 }
 
-/// Stock work that has not come to its end.
+/// Work that has not come to its end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, sqlx::FromRow)]
-pub struct UnfinishedStock {
+pub struct Unfinished {
     /// All of it.
     pub open: i64,
     /// Past its deadline.
     pub overdue: i64,
     /// Waiting for a person.
     pub parked: i64,
+    /// Orders whose events wait for a person.
+    pub parked_orders: i64,
 }
 
 impl Store {
@@ -143,8 +146,8 @@ impl Store {
         .await
     }
 
-    /// Counts the stock work that has not come to its end.
-    pub async fn unfinished_stock(&self) -> Result<UnfinishedStock, StoreError> {
+    /// Counts the work that has not come to its end.
+    pub async fn unfinished_work(&self) -> Result<Unfinished, StoreError> {
         self.bounded(async {
             let mut connection = self.connection().await?;
             let counts = sqlx::query_as(UNFINISHED).fetch_one(&mut *connection).await?;

@@ -12,5 +12,6 @@ mod support;
 
 mod confirm_order;
 mod duplicates;
+mod parking;
 mod payments;
 mod place_order;

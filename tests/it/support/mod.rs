@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 pub(crate) use call::{Answer, Call, admin, customer};
 pub(crate) use kafka::{Record, Topic};
 pub(crate) use payment::Payment;
-pub(crate) use process::Replica;
+pub(crate) use process::{Replica, command};
 pub(crate) use proxy::Proxy;
 pub(crate) use shop::{Shop, lines};
 pub(crate) use stack::stack;

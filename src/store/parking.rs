@@ -1,0 +1,216 @@
+//! What waits for a person, and what people do about it. Every deed is recorded in the transaction that does it.
+
+use chrono::{DateTime, Utc};
+use sqlx::{Connection, PgConnection};
+use uuid::Uuid;
+
+use super::{PendingEvent, Store, StoreError};
+use crate::domain::OrderId;
+use crate::domain::stock::LineState;
+
+/// An order whose events wait.
+#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
+pub struct ParkedOrder {
+    /// The order.
+    #[sqlx(try_from = "Uuid")]
+    pub order_id: OrderId,
+    /// The event that Kafka refused.
+    pub event_id: Uuid,
+    /// Its number within the order.
+    pub sequence: i32,
+    /// Why.
+    pub error: String,
+    /// Since when.
+    pub parked_at: DateTime<Utc>,
+    /// How many events of the order wait.
+    pub waiting: i64,
+}
+
+/// A line of stock work that waits.
+#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
+pub struct ParkedStockLine {
+    /// The order.
+    #[sqlx(try_from = "Uuid")]
+    pub order_id: OrderId,
+    /// The attempt.
+    pub attempt: i16,
+    /// The line.
+    pub line_number: i16,
+    /// Its product.
+    pub product_id: String,
+    /// How many.
+    pub quantity: i32,
+    /// TAKING or RETURNING: what nobody knows the outcome of.
+    pub state: String,
+    /// Why a person has to look at it.
+    pub parked: String,
+}
+
+/// Only while it still waits in the outbox: a replica that was slow may have seen it refused long ago.
+const PARK: &str = "
+insert into parked_orders (order_id, event_id, sequence, error)
+select order_id, event_id, sequence, $3 from outbox where bucket = $1 and position = $2
+on conflict do nothing
+";
+
+const LIST: &str = "
+select parked.*, (select count(*) from outbox where outbox.order_id = parked.order_id) as waiting
+from parked_orders parked
+order by parked_at
+";
+
+const REPLAY: &str = "
+with parked as (
+    delete from parked_orders where order_id = $1 returning *
+)
+insert into interventions (order_id, action, detail, actor)
+select order_id, 'OUTBOX_REPLAY', event_id::text, $2 from parked
+";
+
+const SKIP: &str = "
+with parked as (
+    delete from parked_orders where order_id = $1 returning *
+),
+event as (
+    delete from outbox using parked where outbox.event_id = parked.event_id returning outbox.*
+)
+insert into interventions (order_id, action, detail, actor)
+select order_id, 'OUTBOX_SKIP', payload, $2 from event
+";
+
+const STOCK: &str = "
+select line.order_id, line.attempt, line.line_number, line.product_id, line.quantity, line.state, job.parked
+from stock_jobs job
+join stock_lines line on line.order_id = job.order_id and line.attempt = job.attempt
+where job.state in ('TAKING', 'RETURNING') and job.parked is not null and line.state in ('TAKING', 'RETURNING')
+order by job.created_at, line.line_number
+";
+
+/// The job is due again when no line of it is left that nobody knows the outcome of.
+const RESOLVE: &str = "
+with line as (
+    update stock_lines line set state = $4
+    from stock_jobs job
+    where line.order_id = $1 and line.attempt = $2 and line.line_number = $3 and line.state = $5
+      and job.order_id = $1 and job.attempt = $2 and job.parked is not null
+    returning line.*
+),
+job as (
+    update stock_jobs set parked = null, failures = 0, next_attempt_at = now(), leased_until = '-infinity'
+    where order_id = $1 and attempt = $2 and exists (select from line)
+)
+insert into interventions (order_id, action, detail, actor)
+select $1, 'STOCK_RESOLVE', format('attempt %s line %s: %s to %s', $2, $3, $5, $4), $6 from line
+";
+
+impl Store {
+    /// Parks the order of an event that Kafka refuses for itself.
+    pub async fn park_order(&self, event: &PendingEvent, error: &str) -> Result<(), StoreError> {
+        self.bounded(async {
+            let mut connection = self.connection().await?;
+            sqlx::query(PARK)
+                .bind(event.bucket)
+                .bind(event.position)
+                .bind(error)
+                .execute(&mut *connection)
+                .await?;
+            connection.give_back();
+            Ok(())
+        })
+        .await
+    }
+
+    /// The orders that are parked, oldest first.
+    pub async fn parked_orders(&self) -> Result<Vec<ParkedOrder>, StoreError> {
+        self.bounded(async {
+            let mut connection = self.connection().await?;
+            let parked = sqlx::query_as(LIST).fetch_all(&mut *connection).await?;
+            connection.give_back();
+            Ok(parked)
+        })
+        .await
+    }
+
+    /// Lets the relay try the events of a parked order again. Whether there was such an order.
+    pub async fn replay_parked(&self, order: OrderId, actor: &str) -> Result<bool, StoreError> {
+        self.intervene(REPLAY, order, actor).await
+    }
+
+    /// Gives up the refused event of a parked order; the later ones go on. Whether there was such an order.
+    pub async fn skip_parked(&self, order: OrderId, actor: &str) -> Result<bool, StoreError> {
+        self.intervene(SKIP, order, actor).await
+    }
+
+    async fn intervene(&self, deed: &'static str, order: OrderId, actor: &str) -> Result<bool, StoreError> {
+        self.bounded(async {
+            let mut connection = self.connection().await?;
+            let done = sqlx::query(deed).bind(order.0).bind(actor).execute(&mut *connection).await?;
+            connection.give_back();
+            Ok(done.rows_affected() > 0)
+        })
+        .await
+    }
+
+    /// The lines of stock work that are parked.
+    pub async fn parked_stock(&self) -> Result<Vec<ParkedStockLine>, StoreError> {
+        self.bounded(async {
+            let mut connection = self.connection().await?;
+            let parked = sqlx::query_as(STOCK).fetch_all(&mut *connection).await?;
+            connection.give_back();
+            Ok(parked)
+        })
+        .await
+    }
+
+    /// Writes down what a person found out about a parked line: whether its call was applied. Whether there
+    /// was such a line.
+    pub async fn resolve_stock(
+        &self,
+        (order, attempt, line): (OrderId, i16, i16),
+        applied: bool,
+        actor: &str,
+    ) -> Result<bool, StoreError> {
+        self.bounded(async {
+            let mut connection = self.connection().await?;
+            let mut transaction = connection.begin().await?;
+            let mut resolved = false;
+            for (from, to) in meanings(applied) {
+                resolved |= resolve(&mut transaction, (order, attempt, line), (from, to), actor).await?;
+                if resolved {
+                    break;
+                }
+            }
+            transaction.commit().await?;
+            connection.give_back();
+            Ok(resolved)
+        })
+        .await
+    }
+}
+
+/// What "applied" and "not applied" make of a line that was being taken, and of one that was being given back.
+fn meanings(applied: bool) -> [(LineState, LineState); 2] {
+    if applied {
+        [(LineState::Taking, LineState::Taken), (LineState::Returning, LineState::Returned)]
+    } else {
+        [(LineState::Taking, LineState::Todo), (LineState::Returning, LineState::Taken)]
+    }
+}
+
+async fn resolve(
+    connection: &mut PgConnection,
+    (order, attempt, line): (OrderId, i16, i16),
+    (from, to): (LineState, LineState),
+    actor: &str,
+) -> Result<bool, StoreError> {
+    let done = sqlx::query(RESOLVE)
+        .bind(order.0)
+        .bind(attempt)
+        .bind(line)
+        .bind(to.as_str())
+        .bind(from.as_str())
+        .bind(actor)
+        .execute(connection)
+        .await?;
+    Ok(done.rows_affected() > 0)
+}
