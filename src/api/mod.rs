@@ -11,6 +11,7 @@ mod json;
 mod observe;
 mod orders;
 mod problem;
+mod refusals;
 pub mod server;
 
 use std::any::Any;

@@ -17,6 +17,9 @@ use serde_json::{Map, Value};
 
 use crate::telemetry::chain;
 
+/// RFC 9457, section 3.
+pub(super) const MEDIA_TYPE: &str = "application/problem+json";
+
 /// An answer that tells the client what is wrong, and never why we could not do better. Boxed, so that the
 /// results that may hold one stay small.
 #[derive(Clone, Debug)]
@@ -156,7 +159,7 @@ impl Problem {
     }
 
     /// A problem for a refusal of the framework, by its status.
-    fn of_framework(status: StatusCode) -> Self {
+    pub(super) fn of_framework(status: StatusCode) -> Self {
         match status {
             StatusCode::NOT_FOUND => {
                 Self::new(status, "not-found", "There is nothing here", "No route has this path.")
@@ -168,24 +171,34 @@ impl Problem {
                 "The Allow header names the methods that are.",
             ),
             status if status.is_client_error() => {
-                Self::new(status, "invalid-request", "The request is invalid", "The request cannot be read.")
+                let detail = match status {
+                    StatusCode::URI_TOO_LONG => "The address of the request is too long.",
+                    StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "The headers are too many or too long.",
+                    _ => "The request cannot be read.",
+                };
+                Self::new(status, "invalid-request", "The request is invalid", detail)
             }
             _ => Self::bug(),
         }
     }
 
-    fn write(&self, path: &str) -> Response {
+    /// The document; `instance` says which request it is about.
+    pub(super) fn document(&self, instance: &str) -> Vec<u8> {
         let document = Document {
             r#type: format!("urn:problem:order-service:{}", self.0.code),
             title: self.0.title,
             status: self.0.status.as_u16(),
             detail: &self.0.detail,
-            instance: path,
+            instance,
             errors: &self.0.errors,
             more: &self.0.more,
         };
-        let body = serde_json::to_vec(&document).unwrap_or_default();
-        let content_type = [(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"))];
+        serde_json::to_vec(&document).unwrap_or_default()
+    }
+
+    fn write(&self, path: &str) -> Response {
+        let body = self.document(path);
+        let content_type = [(CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE))];
         let mut response = (self.0.status, content_type, body).into_response();
         if let Some(wait) = self.0.retry_after {
             let seconds = wait.as_millis().div_ceil(1000).max(1);

@@ -15,3 +15,4 @@ mod duplicates;
 mod parking;
 mod payments;
 mod place_order;
+mod refusals;

@@ -5,16 +5,22 @@ mod kafka;
 mod payment;
 mod process;
 mod proxy;
+mod raw;
 mod shop;
 mod stack;
 
 use std::time::{Duration, Instant};
 
-pub(crate) use call::{Answer, Call, admin, customer};
+pub(crate) use call::{Answer, Call, Who, admin, customer};
 pub(crate) use kafka::{Record, Topic};
+<<<<<<< HEAD
 pub(crate) use payment::Payment;
 pub(crate) use process::{Replica, command};
 pub(crate) use proxy::Proxy;
+=======
+pub(crate) use process::Replica;
+pub(crate) use proxy::{Mode, Proxy};
+>>>>>>> 5876873 (Refusals of hyper itself are problems, too, and findable in the log)
 pub(crate) use shop::{Shop, lines};
 pub(crate) use stack::stack;
 
