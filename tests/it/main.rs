@@ -11,6 +11,7 @@
 mod support;
 
 mod confirm_order;
+mod contract_errors;
 mod duplicates;
 mod parking;
 mod payments;
