@@ -52,21 +52,31 @@ fn read(
     Ok(versions)
 }
 
-/// Our tags hold digits only, so a comma always separates; a tag that is not ours matches no version.
+/// `*`, or tags with commas between (8.8.3). A tag that is not ours matches no version.
 fn parse(text: &str, comparison: Comparison) -> Option<Versions> {
+    const BETWEEN: [char; 3] = [',', ' ', '\t'];
     if text.trim() == "*" {
         return Some(Versions::Any);
     }
-    let mut versions = Vec::new();
-    for tag in text.split(',').map(str::trim).filter(|tag| !tag.is_empty()) {
-        let strong = tag.strip_prefix("W/");
-        let weak_here = strong.is_some();
-        let opaque = strong.unwrap_or(tag).strip_prefix('"')?.strip_suffix('"')?;
-        if !(weak_here && comparison == Comparison::Strong) {
-            versions.extend(opaque.parse::<i32>());
+    let (mut versions, mut rest) = (Vec::new(), text.trim_matches(BETWEEN));
+    while !rest.is_empty() {
+        let weak = rest.strip_prefix("W/");
+        let (opaque, after) = weak.unwrap_or(rest).strip_prefix('"')?.split_once('"')?;
+        rest = after.trim_start_matches(BETWEEN);
+        let separated = rest.is_empty() || after[..after.len() - rest.len()].contains(',');
+        if !separated || !opaque.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return None;
+        }
+        if weak.is_none() || comparison == Comparison::Weak {
+            versions.extend(version(opaque));
         }
     }
     Some(Versions::OneOf(versions))
+}
+
+/// The version of which this is the tag, character by character: `"01"` is not ours.
+fn version(opaque: &str) -> Option<i32> {
+    opaque.parse().ok().filter(|version: &i32| version.to_string() == opaque)
 }
 
 #[cfg(test)]
@@ -85,12 +95,14 @@ mod tests {
     fn a_weak_or_foreign_tag_matches_nothing_strongly() {
         let nothing = Some(Versions::OneOf(Vec::new()));
         assert_eq!(parse("W/\"1\"", Comparison::Strong), nothing);
-        assert_eq!(parse("\"abc\"", Comparison::Strong), nothing);
+        for foreign in ["\"abc\"", "\"01\"", "\"+1\"", "\"1,1\"", "\"\"", ""] {
+            assert_eq!(parse(foreign, Comparison::Strong), nothing, "{foreign}");
+        }
     }
 
     #[test]
     fn what_is_no_tag_is_refused() {
-        for bad in ["1", "\"1", "'1'", "W/1", "\""] {
+        for bad in ["1", "\"1", "'1'", "W/1", "\"", "*, \"1\"", "\"1\" \"2\"", "\"1\"2", "\"1 2\""] {
             assert_eq!(parse(bad, Comparison::Weak), None, "{bad}");
         }
     }
