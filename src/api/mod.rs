@@ -56,6 +56,8 @@ pub fn router(orders: OrderService, health: Health, settings: &ApiSettings) -> R
         .route("/api/orders/{orderId}/status", put(orders::change_status))
         .route("/api/orders/{orderId}/cancel", post(orders::cancel))
         .route("/api/orders/{orderId}/history", get(orders::history))
+        // Before the layers, so that it is behind them: who is not known is not told which methods there are.
+        .method_not_allowed_fallback(method_not_allowed)
         .route_layer(from_fn_with_state(settings.gateway_secrets.clone(), identity::require_identity))
         .route_layer(from_fn_with_state(admission, admission::admit))
         .with_state(orders);
@@ -65,10 +67,14 @@ pub fn router(orders: OrderService, health: Health, settings: &ApiSettings) -> R
         .with_state(health);
     api.merge(health)
         .fallback(async || StatusCode::NOT_FOUND)
-        .method_not_allowed_fallback(async || StatusCode::METHOD_NOT_ALLOWED)
+        .method_not_allowed_fallback(method_not_allowed)
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn(problem::write_problems))
         .layer(from_fn(observe::observe))
+}
+
+async fn method_not_allowed() -> StatusCode {
+    StatusCode::METHOD_NOT_ALLOWED
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature of the layer")]
