@@ -11,9 +11,13 @@
 mod support;
 
 mod confirm_order;
+mod access;
+mod bad_input;
+mod bad_parameters;
 mod contract_errors;
 mod duplicates;
 mod parking;
 mod payments;
 mod place_order;
+mod read_orders;
 mod refusals;

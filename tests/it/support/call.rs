@@ -12,7 +12,7 @@ pub(crate) struct Who<'a> {
 }
 
 /// A customer.
-pub(crate) fn customer(email: &str) -> Who<'_> {
+pub(crate) const fn customer(email: &str) -> Who<'_> {
     Who { email, role: "CUSTOMER" }
 }
 
