@@ -10,16 +10,16 @@
 
 mod support;
 
-mod confirm_order;
 mod access;
 mod bad_input;
 mod bad_parameters;
 mod change_status;
+mod confirm_order;
 mod contract_errors;
 mod duplicates;
+mod list_orders;
 mod parking;
 mod payments;
-mod list_orders;
 mod place_order;
 mod read_orders;
 mod refusals;
