@@ -23,3 +23,8 @@ mod payments;
 mod place_order;
 mod read_orders;
 mod refusals;
+mod client_hangs_up;
+mod database_outage;
+mod kafka_outage;
+mod place_order;
+mod product_outage;

@@ -111,6 +111,15 @@ impl Answer {
         self
     }
 
+    /// Checks that this is a 503 of the contract's table, which says when to try again and nothing of its cause.
+    #[track_caller]
+    pub(crate) fn expect_unavailable(self, code: &str) -> Self {
+        let answer = self.expect_problem(503, code);
+        let seconds = answer.header("retry-after").and_then(|value| value.parse::<u64>().ok());
+        assert!(seconds.is_some_and(|seconds| (1..=60).contains(&seconds)), "{:?}", answer.headers);
+        answer
+    }
+
     /// The order's id.
     #[track_caller]
     pub(crate) fn order_id(&self) -> String {

@@ -1,6 +1,7 @@
 //! What the tests stand on.
 
 mod call;
+mod history;
 mod kafka;
 mod payment;
 mod process;
@@ -21,6 +22,11 @@ pub(crate) use proxy::Proxy;
 pub(crate) use process::Replica;
 pub(crate) use proxy::{Mode, Proxy};
 >>>>>>> 5876873 (Refusals of hyper itself are problems, too, and findable in the log)
+pub(crate) use call::{Answer, Call, admin, customer};
+pub(crate) use history::expect_history;
+pub(crate) use kafka::{Record, Topic};
+pub(crate) use process::{Replica, command};
+pub(crate) use proxy::{Mode, Proxy};
 pub(crate) use shop::{Shop, lines};
 pub(crate) use stack::stack;
 

@@ -1,5 +1,7 @@
 //! One service under test, in this process, with a database and a topic of its own.
 
+use std::collections::BTreeMap;
+
 use order_service::app::App;
 use order_service::config::{Config, Environment};
 use reqwest::{Client, Method};
@@ -8,6 +10,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 use uuid::Uuid;
 
 use super::call::{Answer, Call, Who};
+use super::history::expect_history;
 use super::stack::{empty_database, new_database, stack};
 use super::{Topic, eventually};
 
@@ -120,6 +123,24 @@ impl Shop {
     pub(crate) fn builder() -> Builder {
         let bootstrap_servers = stack().kafka().to_owned();
         Builder { environment: Environment::default(), bootstrap_servers, database: None }
+    }
+
+    /// The URL of a new database with the schema.
+    pub(crate) async fn new_database() -> String {
+        new_database().await
+    }
+
+    /// The same shop, through another replica.
+    pub(crate) fn through(&self, url: &str) -> Self {
+        Self {
+            url: url.to_owned(),
+            topic: self.topic.clone(),
+            database: self.database.clone(),
+            environment: self.environment.clone(),
+            client: self.client.clone(),
+            prefix: self.prefix.clone(),
+            app: None,
+        }
     }
 
     /// The URL of a new database without any schema.
@@ -241,6 +262,33 @@ impl Shop {
             assert_eq!(self.count(table).await, 0, "{table}");
         }
         assert_eq!(self.topic.everything().await, []);
+    }
+
+    /// The orders of the database, each with its version: as many events are due.
+    pub(crate) async fn versions(&self) -> BTreeMap<String, i64> {
+        let versions = sqlx::query_as::<_, (Uuid, i32)>("select id, version from orders");
+        let versions = versions.fetch_all(&self.database).await.unwrap();
+        versions.into_iter().map(|(id, version)| (id.to_string(), version.into())).collect()
+    }
+
+    /// Checks that each order has its lines and its history: nothing was half written.
+    pub(crate) async fn expect_whole_orders(&self) {
+        let broken: Vec<Uuid> = sqlx::query_scalar(
+            "select id from orders
+             where not exists (select from order_items where order_id = id)
+                or version <> (select count(*) from order_history where order_id = id)",
+        )
+        .fetch_all(&self.database)
+        .await
+        .unwrap();
+        assert!(broken.is_empty(), "half written: {broken:?}");
+    }
+
+    /// Waits for the relay, then checks that the topic holds the events of the orders in the database: all of
+    /// them, no others, and in sequence.
+    pub(crate) async fn expect_every_event(&self) {
+        self.relayed().await;
+        expect_history(&self.topic.everything().await, &self.versions().await);
     }
 
     /// Waits until the relay has nothing left to do.

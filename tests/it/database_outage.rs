@@ -1,0 +1,173 @@
+//! The database is away, or does not answer.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use serde_json::json;
+
+use crate::support::{Answer, Mode, Proxy, Shop, admin, customer, eventually, lines};
+
+const ADA: &str = "ada@example.com";
+
+/// A service behind a proxy that can cut it off from its database.
+async fn shop_behind_proxy(settings: &[(&str, &str)]) -> (Shop, Proxy) {
+    let database = Shop::new_database().await;
+    let (proxy, url) = Proxy::before_database(&database).await;
+    let builder = Shop::builder().database(&database).with("DATABASE_URL", url);
+    let builder = settings.iter().fold(builder, |builder, (name, value)| builder.with(name, *value));
+    (builder.start().await, proxy)
+}
+
+/// Every route that needs the database, once.
+async fn every_route(shop: &Shop, order: &str, product: &str) -> Vec<Answer> {
+    let order = format!("/api/orders/{order}");
+    vec![
+        shop.place(customer(ADA), &lines(&[(product, 1)])).await,
+        shop.get(customer(ADA), &order).await,
+        shop.get(customer(ADA), "/api/orders/my").await,
+        shop.get(admin(), "/api/orders").await,
+        shop.call("PUT", &format!("{order}/status"))
+            .by(admin())
+            .json(&json!({"status": "CONFIRMED"}))
+            .send()
+            .await,
+    ]
+}
+
+/// Opens as many connections as the pool may have.
+async fn fill_pool(shop: &Shop) {
+    join_all((0..30).map(|_| shop.get(customer(ADA), "/api/orders/my"))).await;
+}
+
+#[tokio::test]
+async fn every_route_is_a_503_while_the_database_is_away_and_works_again_by_itself() {
+    let (shop, proxy) = shop_behind_proxy(&[]).await;
+    let phone = shop.product("phone", "10", 50).await;
+    let order = shop.placed(ADA, &[(&phone, 1)]).await;
+    shop.expect_every_event().await;
+    fill_pool(&shop).await;
+
+    proxy.set(Mode::Cut);
+    for answer in every_route(&shop, &order, &phone).await {
+        answer.expect_unavailable("unavailable");
+    }
+    let ready = shop.call("GET", "/health/ready").send().await.expect_unavailable("unavailable");
+    assert_eq!(ready.body["components"]["database"], "down");
+    shop.call("GET", "/health/live").send().await.expect(200);
+
+    proxy.set(Mode::Open);
+    eventually("the service is ready again", async || {
+        shop.call("GET", "/health/ready").send().await.status == 200
+    })
+    .await;
+    for answer in every_route(&shop, &order, &phone).await {
+        assert!(answer.status < 300, "{}", answer.text);
+    }
+    shop.expect_whole_orders().await;
+    shop.expect_every_event().await;
+    assert_eq!(shop.count("orders").await, 2);
+}
+
+#[tokio::test]
+async fn connections_that_idled_through_an_outage_cost_no_request() {
+    let (shop, proxy) = shop_behind_proxy(&[]).await;
+    fill_pool(&shop).await;
+
+    proxy.set(Mode::Cut);
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    proxy.set(Mode::Open);
+
+    let reads = join_all((0..30).map(|_| shop.get(customer(ADA), "/api/orders/my"))).await;
+    for answer in reads {
+        answer.expect(200);
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_swallows_packets_is_given_up_at_the_deadline() {
+    let deadlines = [("DATABASE_DEADLINE_MS", "400"), ("DATABASE_ACQUIRE_TIMEOUT_MS", "300")];
+    let (shop, proxy) = shop_behind_proxy(&deadlines).await;
+    let phone = shop.product("phone", "10", 50).await;
+    let order = shop.placed(ADA, &[(&phone, 1)]).await;
+    fill_pool(&shop).await;
+
+    proxy.set(Mode::Silent);
+    // Without a deadline in the store, the one of each request would end it, after 15 s.
+    let started = Instant::now();
+    for answer in every_route(&shop, &order, &phone).await {
+        answer.expect_unavailable("unavailable");
+    }
+    shop.call("GET", "/health/ready").send().await.expect_unavailable("unavailable");
+    assert!(started.elapsed() < Duration::from_secs(15), "{:?} for six requests", started.elapsed());
+    shop.call("GET", "/health/live").send().await.expect(200);
+
+    proxy.set(Mode::Open);
+    eventually("the service is ready again", async || {
+        shop.call("GET", "/health/ready").send().await.status == 200
+    })
+    .await;
+    for answer in every_route(&shop, &order, &phone).await {
+        assert!(answer.status < 300, "{}", answer.text);
+    }
+    shop.expect_whole_orders().await;
+    shop.expect_every_event().await;
+}
+
+/// The placements of one outage after another, and what became of them.
+#[derive(Default)]
+struct Tally {
+    placed: AtomicUsize,
+    refused: AtomicUsize,
+    over: AtomicBool,
+}
+
+impl Tally {
+    /// Places until it is over; returns the orders that were answered with 201.
+    async fn place(&self, shop: &Shop, product: &str) -> Vec<String> {
+        let mut orders = Vec::new();
+        while !self.over.load(Ordering::Relaxed) {
+            let answer = shop.place(customer(ADA), &lines(&[(product, 1)])).await;
+            if answer.status == 201 {
+                orders.push(answer.order_id());
+                self.placed.fetch_add(1, Ordering::Relaxed);
+            } else {
+                answer.expect_unavailable("unavailable");
+                self.refused.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        orders
+    }
+
+    /// Waits for so many more of a kind.
+    async fn wait_for(&self, kind: &AtomicUsize, more: usize) {
+        let wanted = kind.load(Ordering::Relaxed) + more;
+        eventually("placements are answered", async || kind.load(Ordering::Relaxed) >= wanted).await;
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_half_written_and_nothing_is_lost_when_the_database_goes_away_in_the_middle() {
+    let (shop, proxy) = shop_behind_proxy(&[("DATABASE_ACQUIRE_TIMEOUT_MS", "300")]).await;
+    let phone = shop.product("phone", "10", 1_000_000).await;
+    let tally = Tally::default();
+
+    let outages = async {
+        for _ in 0..8 {
+            tally.wait_for(&tally.placed, 20).await;
+            proxy.set(Mode::Cut);
+            tally.wait_for(&tally.refused, 10).await;
+            proxy.set(Mode::Open);
+        }
+        tally.wait_for(&tally.placed, 20).await;
+        tally.over.store(true, Ordering::Relaxed);
+    };
+    let (orders, ()) = tokio::join!(join_all((0..8).map(|_| tally.place(&shop, &phone))), outages);
+
+    let written = shop.versions().await;
+    for order in orders.iter().flatten() {
+        assert!(written.contains_key(order), "{order} was answered with 201 and is not there");
+    }
+    shop.expect_whole_orders().await;
+    shop.expect_every_event().await;
+}

@@ -1,0 +1,151 @@
+//! Kafka is away, or refuses.
+//!
+//! Each test has a cluster of its own, which fails when it is told to.
+
+use futures_util::future::join_all;
+use order_service::dev::Kafka;
+use order_service::dev::kafka::ALL_BROKERS;
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+use crate::support::{Replica, Shop, eventually};
+
+const ADA: &str = "ada@example.com";
+
+/// A shop whose service, not started yet, uses this cluster, and gives up on it quickly.
+async fn shop_on(kafka: &Kafka) -> Shop {
+    Shop::builder()
+        .kafka(kafka.bootstrap_servers())
+        .with("KAFKA_DELIVERY_TIMEOUT_MS", "1000")
+        .with("RELAY_LEASE_MS", "3000")
+        .with("RELAY_MAX_BACKOFF_MS", "200")
+        .without_service()
+        .await
+}
+
+/// A running service on a cluster of its own that has the topic.
+async fn shop_and_cluster() -> (Shop, Kafka) {
+    let kafka = Kafka::start(1).unwrap();
+    let mut shop = shop_on(&kafka).await;
+    kafka.create_topic(&shop.topic.name, 3).unwrap();
+    shop.start_service().await;
+    (shop, kafka)
+}
+
+/// Orders with one, two and three events each, all at once.
+async fn trade(shop: &Shop, product: &str, count: usize) {
+    join_all((0..count).map(async |number| {
+        let order = shop.placed(ADA, &[(product, 1)]).await;
+        for status in ["CONFIRMED", "CANCELLED"].iter().take(number % 3) {
+            shop.set_status(&order, status).await.expect(200);
+        }
+    }))
+    .await;
+}
+
+async fn kafka_is(shop: &Shop, word: &str) {
+    eventually(&format!("readiness stays 200 and shows that Kafka is {word}"), async || {
+        shop.call("GET", "/health/ready").send().await.expect(200).body["components"]["kafka"] == word
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn orders_are_placed_while_kafka_is_away_and_every_event_arrives_when_it_is_back() {
+    let kafka = Kafka::start(1).unwrap();
+    let mut shop = shop_on(&kafka).await;
+    kafka.create_topic(&shop.topic.name, 3).unwrap();
+    kafka.broker_down(ALL_BROKERS).unwrap();
+    shop.start_service().await;
+    let phone = shop.product("phone", "10", 1_000).await;
+
+    trade(&shop, &phone, 30).await;
+    kafka_is(&shop, "down").await;
+    assert_eq!(shop.count("outbox").await, 60);
+
+    kafka.broker_up(ALL_BROKERS).unwrap();
+    shop.expect_every_event().await;
+    kafka_is(&shop, "up").await;
+}
+
+#[tokio::test]
+async fn kafka_that_goes_and_comes_while_orders_are_placed_loses_nothing() {
+    let (shop, kafka) = shop_and_cluster().await;
+    let phone = shop.product("phone", "10", 10_000).await;
+
+    for _ in 0..3 {
+        kafka_is(&shop, "up").await;
+        let outage = async { kafka.broker_down(ALL_BROKERS).unwrap() };
+        tokio::join!(trade(&shop, &phone, 30), outage);
+        trade(&shop, &phone, 10).await;
+        kafka_is(&shop, "down").await;
+        kafka.broker_up(ALL_BROKERS).unwrap();
+        trade(&shop, &phone, 10).await;
+    }
+
+    shop.expect_every_event().await;
+}
+
+#[tokio::test]
+async fn a_topic_that_is_missing_and_may_not_be_created_is_named_in_the_log_and_the_events_wait() {
+    let kafka = Kafka::start(1).unwrap();
+    let mut shop = shop_on(&kafka).await;
+    let environment = shop.environment.clone().with("KAFKA_CREATE_TOPIC", "false");
+    let replica = Replica::start(&environment);
+    shop = shop.through(&replica.url);
+    let phone = shop.product("phone", "10", 1_000).await;
+
+    trade(&shop, &phone, 6).await;
+    let line = replica.wait_for_log("the relay failed")["error"].to_string();
+    assert!(line.contains(&shop.topic.name) && line.contains("KAFKA_CREATE_TOPIC is false"), "{line}");
+    assert_eq!(shop.count("outbox").await, 12);
+
+    kafka.create_topic(&shop.topic.name, 3).unwrap();
+    shop.expect_every_event().await;
+}
+
+#[tokio::test]
+async fn errors_of_the_broker_lose_nothing_and_change_no_sequence() {
+    use RDKafkaRespErr as E;
+    let errors = [
+        E::RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT,
+        E::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
+        E::RD_KAFKA_RESP_ERR__TRANSPORT,
+        E::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS,
+        E::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+        E::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED,
+        E::RD_KAFKA_RESP_ERR_INVALID_MSG,
+        E::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE,
+        E::RD_KAFKA_RESP_ERR_UNKNOWN,
+        E::RD_KAFKA_RESP_ERR_UNKNOWN_PRODUCER_ID,
+        E::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER,
+        E::RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH,
+    ];
+    let (shop, kafka) = shop_and_cluster().await;
+    let phone = shop.product("phone", "10", 10_000).await;
+
+    for error in errors {
+        kafka.request_errors(RDKafkaApiKey::Produce, &[error; 3]).unwrap();
+        trade(&shop, &phone, 9).await;
+        eventually(&format!("the events arrive in spite of {error:?}"), async || {
+            shop.count("outbox").await == 0
+        })
+        .await;
+    }
+
+    shop.expect_every_event().await;
+}
+
+#[tokio::test]
+async fn a_service_that_is_stopped_while_kafka_is_away_leaves_its_events_to_the_next() {
+    let (mut shop, kafka) = shop_and_cluster().await;
+    let phone = shop.product("phone", "10", 1_000).await;
+    kafka.broker_down(ALL_BROKERS).unwrap();
+    trade(&shop, &phone, 12).await;
+
+    shop.stop_service().await;
+    assert_ne!(shop.count("outbox").await, 0);
+    kafka.broker_up(ALL_BROKERS).unwrap();
+
+    shop.start_service().await;
+    shop.expect_every_event().await;
+}

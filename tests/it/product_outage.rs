@@ -1,0 +1,229 @@
+//! The Product Service is away, slow, or talks nonsense.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+
+use crate::support::{Mode, PATIENCE, Proxy, Shop, admin, customer, eventually, lines, stack};
+
+const UNAVAILABLE: &str = "product-service-unavailable";
+const ADA: &str = "ada@example.com";
+
+/// Nothing listens there, and nothing without privileges can.
+const CLOSED: &str = "http://127.0.0.1:1";
+
+#[tokio::test]
+async fn a_product_service_that_is_down_is_a_503_and_nothing_else_happens() {
+    let shop = Shop::builder().with("PRODUCT_SERVICE_URL", CLOSED).start().await;
+
+    shop.place(customer(ADA), &lines(&[("PROD123", 1)])).await.expect_unavailable(UNAVAILABLE);
+
+    shop.expect_nothing_happened().await;
+}
+
+/// Faults of which each makes an answer that no order may be placed on.
+fn faults() -> Vec<Value> {
+    let mut faults = vec![
+        json!({"kind": "hang"}),
+        json!({"kind": "slow", "millis": 60_000}),
+        json!({"kind": "lose-answer"}),
+        json!({"kind": "endless"}),
+    ];
+    faults.extend([204, 301, 401, 429, 500, 502, 503].map(|s| json!({"kind": "status", "status": s})));
+    let bodies = [
+        "",
+        "<html>maintenance</html>",
+        "null",
+        "[]",
+        r#"{"stock":5}"#,
+        r#"{"price":null,"stock":5}"#,
+        r#"{"price":"10","stock":5}"#,
+        r#"{"price":-0.01,"stock":5}"#,
+        r#"{"price":10.005,"stock":5}"#,
+        r#"{"price":1000000000000,"stock":5}"#,
+        r#"{"price":1e400,"stock":5}"#,
+        r#"{"price":10}"#,
+        r#"{"price":10,"stock":"5"}"#,
+        r#"{"id":"ANOTHER","price":10,"stock":5}"#,
+    ];
+    faults.extend(bodies.map(|body| json!({"kind": "body", "body": body})));
+    faults
+}
+
+#[tokio::test]
+async fn an_answer_that_makes_no_sense_is_a_503_and_nothing_is_written() {
+    // One answer that is fine keeps the failures below 100 percent and the circuit closed, so that every
+    // placement really asks.
+    let shop = Shop::builder()
+        .with("PRODUCT_DEADLINE_MS", "300")
+        .with("PRODUCT_ATTEMPT_TIMEOUT_MS", "300")
+        .with("PRODUCT_BREAKER_FAILURE_PERCENT", "100")
+        .with("PRODUCT_BREAKER_WINDOW", "10000")
+        .with("PRODUCT_RETRIES", "0")
+        .start()
+        .await;
+    shop.place(customer(ADA), &lines(&[("NOSUCH", 1)])).await.expect_problem(400, "product-not-found");
+    let (good, bad) = (shop.product("good", "1", 5).await, shop.product("bad", "10", 5).await);
+
+    let mut asked = 0;
+    for fault in faults() {
+        shop.fault(&bad, &fault).await;
+        let answer = shop.place(customer(ADA), &lines(&[(&good, 1), (&bad, 1)])).await;
+        assert_eq!(answer.status, 503, "{fault}: {}", answer.text);
+        answer.expect_unavailable(UNAVAILABLE);
+        asked += 1;
+        assert_eq!(shop.requests_seen(Some(&bad)).await["total"], asked, "{fault}");
+    }
+    shop.expect_nothing_happened().await;
+
+    shop.heal(&bad).await;
+    shop.placed(ADA, &[(&good, 1), (&bad, 1)]).await;
+}
+
+#[tokio::test]
+async fn a_total_beyond_the_column_is_a_503_and_nothing_is_written() {
+    let shop = Shop::start().await;
+    let gold = shop.product("gold", "999999999999.99", 5).await;
+
+    shop.place(customer(ADA), &lines(&[(&gold, 2)])).await.expect_unavailable(UNAVAILABLE);
+
+    shop.expect_nothing_happened().await;
+    shop.placed(ADA, &[(&gold, 1)]).await;
+}
+
+#[tokio::test]
+async fn everything_but_placing_goes_on_and_placing_works_again_by_itself() {
+    let products = stack().product_service().trim_start_matches("http://");
+    let proxy = Proxy::before(products.parse().expect("an address")).await;
+    let shop = Shop::builder()
+        .with("PRODUCT_SERVICE_URL", format!("http://{}", proxy.address))
+        .with("PRODUCT_BREAKER_OPEN_MS", "500")
+        .start()
+        .await;
+    let phone = shop.product("phone", "10", 5).await;
+    let order = shop.placed(ADA, &[(&phone, 1)]).await;
+
+    proxy.set(Mode::Cut);
+    let shown = async || shop.get(customer(ADA), "/health/ready").await.expect(200).body;
+    eventually("the circuit opens", async || {
+        shop.place(customer(ADA), &lines(&[(&phone, 1)])).await.expect_unavailable(UNAVAILABLE);
+        shown().await["components"]["productService"] == "open"
+    })
+    .await;
+    shop.get(customer(ADA), &format!("/api/orders/{order}")).await.expect(200);
+    assert_eq!(shop.get(customer(ADA), "/api/orders/my").await.expect(200).body[0]["orderId"], order);
+    assert_eq!(shop.get(admin(), "/api/orders").await.expect(200).body[0]["orderId"], order);
+    shop.set_status(&order, "CONFIRMED").await.expect(200);
+    assert_eq!(shop.count("orders").await, 1);
+
+    proxy.set(Mode::Open);
+    eventually("orders are placed again", async || {
+        shop.place(customer(ADA), &lines(&[(&phone, 1)])).await.status == 201
+    })
+    .await;
+    eventually("the circuit closes", async || {
+        shop.place(customer(ADA), &lines(&[(&phone, 1)])).await;
+        shown().await["components"]["productService"] == "closed"
+    })
+    .await;
+    shop.expect_every_event().await;
+}
+
+#[tokio::test]
+async fn products_that_are_each_fast_enough_do_not_add_up_to_more_than_the_deadline() {
+    const EACH: Duration = Duration::from_millis(150);
+    let shop = Shop::builder()
+        .with("PRODUCT_DEADLINE_MS", "600")
+        .with("PRODUCT_ATTEMPT_TIMEOUT_MS", "600")
+        .with("PRODUCT_CONCURRENCY", "1")
+        .start()
+        .await;
+    let mut order = Vec::new();
+    for number in 0..60 {
+        let product = shop.product(&format!("p{number}"), "1", 5).await;
+        shop.fault(&product, &json!({"kind": "slow", "millis": EACH.as_millis()})).await;
+        order.push((product, 1));
+    }
+    let order: Vec<(&str, u32)> = order.iter().map(|(id, quantity)| (id.as_str(), *quantity)).collect();
+
+    let started = Instant::now();
+    shop.place(customer(ADA), &lines(&order)).await.expect_unavailable(UNAVAILABLE);
+    assert!(started.elapsed() < EACH * 60, "as long as all of them together: {:?}", started.elapsed());
+
+    shop.expect_nothing_happened().await;
+}
+
+#[tokio::test]
+async fn one_product_that_hangs_among_many_ends_the_placement_at_the_deadline_whatever_the_retries() {
+    let shop = Shop::builder()
+        .with("PRODUCT_DEADLINE_MS", "500")
+        .with("PRODUCT_ATTEMPT_TIMEOUT_MS", "450")
+        .with("PRODUCT_RETRIES", "5")
+        .start()
+        .await;
+    let (good, bad) = (shop.product("good", "1", 5).await, shop.product("bad", "1", 5).await);
+    shop.fault(&bad, &json!({"kind": "hang"})).await;
+
+    shop.place(customer(ADA), &lines(&[(&good, 1), (&bad, 1)])).await.expect_unavailable(UNAVAILABLE);
+
+    // Five retries of 450 ms each would be six calls.
+    let calls = shop.requests_seen(Some(&bad)).await["total"].as_u64().expect("a number");
+    assert!((1..=2).contains(&calls), "{calls} calls");
+    shop.expect_nothing_happened().await;
+}
+
+#[tokio::test]
+async fn every_distinct_product_is_asked_for_once_side_by_side_but_boundedly() {
+    let shop = Shop::builder()
+        .with("PRODUCT_DEADLINE_MS", "30000")
+        .with("PRODUCT_ATTEMPT_TIMEOUT_MS", "30000")
+        .with("REQUEST_DEADLINE_MS", "60000")
+        .with("PRODUCT_CONCURRENCY", "4")
+        .start()
+        .await;
+    let mut products = Vec::new();
+    for number in 0..8 {
+        let product = shop.product(&format!("p{number}"), "1", 5).await;
+        shop.fault(&product, &json!({"kind": "slow", "millis": 400})).await;
+        products.push(product);
+    }
+    let twice: Vec<(&str, u32)> = products.iter().chain(&products).map(|id| (id.as_str(), 1)).collect();
+
+    shop.placed(ADA, &twice).await;
+
+    assert_eq!(shop.requests_seen(None).await, json!({"total": 8, "atOnce": 4}));
+}
+
+#[tokio::test]
+async fn no_connection_is_held_while_the_product_service_is_asked() {
+    const WAITING: u64 = 20;
+    let shop = Shop::builder()
+        .with("DATABASE_MAX_CONNECTIONS", "2")
+        .with("PRODUCT_DEADLINE_MS", "60000")
+        .with("PRODUCT_ATTEMPT_TIMEOUT_MS", "60000")
+        .with("REQUEST_DEADLINE_MS", "120000")
+        .start()
+        .await;
+    let (good, bad) = (shop.product("good", "1", 5).await, shop.product("bad", "1", 5).await);
+    let order = shop.placed(ADA, &[(&good, 1)]).await;
+    shop.fault(&bad, &json!({"kind": "hang"})).await;
+    let body = lines(&[(&good, 1), (&bad, 1)]);
+    let placements = join_all((0..WAITING).map(|_| shop.place(customer(ADA), &body)));
+
+    let reads = async {
+        eventually("all placements wait for the Product Service", async || {
+            shop.requests_seen(Some(&bad)).await["atOnce"] == WAITING
+        })
+        .await;
+        for _ in 0..50 {
+            shop.get(customer(ADA), &format!("/api/orders/{order}")).await.expect(200);
+            shop.get(admin(), "/api/orders").await.expect(200);
+        }
+    };
+    tokio::select! {
+        answers = placements => panic!("answered although the Product Service hangs: {answers:?}"),
+        read = tokio::time::timeout(PATIENCE, reads) => read.expect("reads that do not wait"),
+    }
+    assert_eq!(shop.count("orders").await, 1);
+}
