@@ -28,3 +28,4 @@ mod database_outage;
 mod kafka_outage;
 mod place_order;
 mod product_outage;
+mod relay;

@@ -27,7 +27,7 @@ pub(crate) use history::expect_history;
 pub(crate) use kafka::{Record, Topic};
 pub(crate) use process::{Replica, command};
 pub(crate) use proxy::{Mode, Proxy};
-pub(crate) use shop::{Shop, lines};
+pub(crate) use shop::{Builder, Shop, lines};
 pub(crate) use stack::stack;
 
 /// How long a test waits for what must come. Long, because a slow machine is no bug; never a way to pass time.
