@@ -157,7 +157,11 @@ impl Parts {
 
         tokio::select! {
             ready = prepare_schema(&config, &stores[0]) => ready?,
-            () = stop.cancelled() => {}
+            () = stop.cancelled() => {
+                lifecycle.stopping();
+                info!("stopped before the start was complete");
+                return Ok(());
+            }
         }
         lifecycle.serving();
         spawn_workers(&mut parts, &config, &background, payments, &work_stop);
@@ -232,7 +236,7 @@ async fn try_schema(config: &Config, store: &Store) -> Result<(), AppError> {
                 info!(version, "the schema is current");
                 Ok(())
             }
-            Err(MigrationError::Unavailable(error)) => Err(AppError::NoDatabase(error.into())),
+            Err(MigrationError::Unavailable(error)) => Err(AppError::NoDatabase(error)),
             Err(error) => Err(error.into()),
         };
     }

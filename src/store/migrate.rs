@@ -3,6 +3,7 @@
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::{Connection, PgConnection};
 use thiserror::Error;
+use tokio::time::timeout;
 
 use super::{DatabaseSettings, Store, StoreError};
 
@@ -21,7 +22,7 @@ fn migrator() -> Migrator {
 pub enum MigrationError {
     /// The database could not be reached; trying again later may help.
     #[error("the database is not available")]
-    Unavailable(#[source] sqlx::Error),
+    Unavailable(#[source] StoreError),
     /// A migration failed, or an applied one is not the one of this release.
     #[error("a migration failed")]
     Failed(#[from] MigrateError),
@@ -30,12 +31,14 @@ pub enum MigrationError {
 /// Applies what is pending, one replica at a time (an advisory lock on the database); returns the version
 /// that the schema then has.
 ///
-/// It uses a connection of its own: building an index may take longer than any request may.
+/// It uses a connection of its own: building an index may take longer than any request may. Only the
+/// connecting has the store's deadline.
 pub async fn migrate(settings: &DatabaseSettings) -> Result<i64, MigrationError> {
-    let mut connection =
-        PgConnection::connect_with(&settings.options).await.map_err(MigrationError::Unavailable)?;
+    let connecting = timeout(settings.deadline, PgConnection::connect_with(&settings.options));
+    let connected = connecting.await.map_err(|_| StoreError::Deadline);
+    let mut connection = connected.and_then(|result| Ok(result?)).map_err(MigrationError::Unavailable)?;
     migrator().run_direct(None, &mut connection, false).await?;
-    connection.close().await.map_err(MigrationError::Unavailable)?;
+    connection.close().await.map_err(|error| MigrationError::Unavailable(error.into()))?;
     Ok(latest())
 }
 
