@@ -21,6 +21,7 @@ use crate::orders::OrderService;
 use crate::products::{InvalidSettings, ProductClient};
 use crate::store::migrate::{MigrationError, migrate};
 use crate::store::{Store, StoreError};
+use crate::telemetry::chain;
 
 /// Why the service does not run, or ran and ended badly.
 #[derive(Debug, Error)]
@@ -43,6 +44,9 @@ pub enum AppError {
     /// The database did not come within the start's time.
     #[error("the database did not answer within STARTUP_TIMEOUT_MS")]
     NoDatabase(#[source] StoreError),
+    /// The database is there, and waiting will not help.
+    #[error("the database of DATABASE_URL cannot be used")]
+    Database(#[from] StoreError),
     /// A part that must run as long as the process ended by itself.
     #[error("the {0} ended by itself")]
     PartEnded(&'static str),
@@ -218,13 +222,13 @@ async fn prepare_schema(config: &Config, store: &Store) -> Result<(), AppError> 
     loop {
         let error = match try_schema(config, store).await {
             Ok(()) => return Ok(()),
-            Err(AppError::NoDatabase(error)) if error.is_transient() => error,
+            Err(AppError::Database(error)) if error.is_transient() => error,
             Err(error) => return Err(error),
         };
         if Instant::now() + PAUSE > give_up {
             return Err(AppError::NoDatabase(error));
         }
-        warn!(%error, "waiting for the database");
+        warn!(error = chain(&error), "waiting for the database");
         sleep(PAUSE).await;
     }
 }
@@ -236,9 +240,9 @@ async fn try_schema(config: &Config, store: &Store) -> Result<(), AppError> {
                 info!(version, "the schema is current");
                 Ok(())
             }
-            Err(MigrationError::Unavailable(error)) => Err(AppError::NoDatabase(error)),
+            Err(MigrationError::Unavailable(error)) => Err(error.into()),
             Err(error) => Err(error.into()),
         };
     }
-    if store.is_migrated().await.map_err(AppError::NoDatabase)? { Ok(()) } else { Err(AppError::NotMigrated) }
+    if store.is_migrated().await? { Ok(()) } else { Err(AppError::NotMigrated) }
 }

@@ -38,9 +38,11 @@ impl StoreError {
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
-        use sqlx::Error::{Database, Io, PoolClosed, PoolTimedOut, Tls, WorkerCrashed};
+        use sqlx::Error::{Database, Io, PoolClosed, PoolTimedOut, Protocol, Tls, WorkerCrashed};
         let transient = match &error {
-            Io(_) | Tls(_) | PoolTimedOut | PoolClosed | WorkerCrashed => true,
+            // Protocol: a connection that ends in the middle of its negotiation, as behind a load balancer
+            // without a server, reads as nonsense and not as an end.
+            Io(_) | Tls(_) | Protocol(_) | PoolTimedOut | PoolClosed | WorkerCrashed => true,
             Database(refusal) => refusal.code().is_some_and(|code| is_transient(&code)),
             _ => false,
         };
@@ -74,5 +76,11 @@ mod tests {
         for code in ["23505", "42601", "42P01", "22003"] {
             assert!(!is_transient(code), "{code}");
         }
+    }
+
+    #[test]
+    fn a_connection_that_ends_in_the_middle_of_its_negotiation_may_come_back() {
+        let cut = sqlx::Error::Protocol("unexpected response from SSLRequest: 0x00".to_owned());
+        assert!(StoreError::from(cut).is_transient());
     }
 }
