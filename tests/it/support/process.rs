@@ -53,14 +53,22 @@ impl Replica {
 
     /// The next log entry with this message.
     pub(crate) fn wait_for_log(&self, message: &str) -> Value {
-        let deadline = Instant::now() + PATIENCE;
+        let (deadline, mut seen) = (Instant::now() + PATIENCE, Vec::new());
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let entry = self.log.recv_timeout(left).unwrap_or_else(|_| panic!("never logged: {message}"));
+            let entry = self.log.recv_timeout(left);
+            let entry = entry.unwrap_or_else(|_| panic!("never logged: {message}, but {seen:#?}"));
             if entry["message"].as_str().is_some_and(|text| text.starts_with(message)) {
                 return entry;
             }
+            seen.push(entry);
         }
+    }
+
+    /// Everything that is logged from here to the end of the process.
+    pub(crate) fn rest_of_log(&mut self) -> Vec<Value> {
+        self.exit_code();
+        self.log.iter().collect()
     }
 
     /// Sends a signal, by its name.

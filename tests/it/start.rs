@@ -1,0 +1,231 @@
+//! How the service starts, and how it refuses to.
+
+use std::net::TcpListener;
+use std::process::{Output, Stdio};
+
+use order_service::config::Environment;
+
+use crate::support::{Mode, PATIENCE, Proxy, Replica, Shop, command, customer, lines};
+
+const ADA: &str = "ada@example.com";
+
+/// Runs a command to its end; returns its exit code and what it said on standard error.
+async fn run(name: &'static str, environment: &Environment) -> (Option<i32>, String) {
+    let mut command = tokio::process::Command::from(command(name, environment));
+    let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
+    let output = tokio::time::timeout(PATIENCE, output).await.expect("an end");
+    let Output { status, stderr, .. } = output.unwrap();
+    (status.code(), String::from_utf8(stderr).unwrap())
+}
+
+async fn expect_refusal(name: &'static str, environment: &Environment, words: &[&str]) {
+    let (code, said) = run(name, environment).await;
+    assert_eq!(code, Some(1), "{said}");
+    for word in words {
+        assert!(said.contains(word), "{word} is missing: {said}");
+    }
+}
+
+#[tokio::test]
+async fn wrong_settings_are_all_named_at_once_and_no_value_is_shown() {
+    let wrong = [
+        ("BIND_ADDRESS", "everywhere"),
+        ("DATABASE_URL", "mysql://orders:sEcReT@db/orders"),
+        ("DATABASE_MAX_CONNECTIONS", "1"),
+        ("KAFKA_BOOTSTRAP_SERVERS", "sEcReT"),
+        ("KAFKA_SECURITY_PROTOCOL", "sEcReT"),
+        ("ORDER_EVENTS_TOPIC", "no topic"),
+        ("PRODUCT_SERVICE_URL", "ftp://sEcReT@products"),
+        ("GATEWAY_SECRET", "sEcReT"),
+        ("MIGRATE_ON_START", "perhaps"),
+        ("RELAY_BATCH", "-1"),
+        ("REQUEST_DEADLINE_MS", "soon"),
+    ];
+    let all = wrong.map(|(name, value)| (name.to_owned(), value.to_owned()));
+
+    let (code, said) = run("serve", &Environment::from(all)).await;
+
+    assert_eq!(code, Some(1));
+    for (name, _) in wrong {
+        assert!(said.lines().any(|line| line.contains(name)), "{name} is not named: {said}");
+    }
+    assert!(!said.contains("sEcReT"), "{said}");
+}
+
+#[tokio::test]
+async fn missing_settings_are_named() {
+    let required = ["DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS", "PRODUCT_SERVICE_URL"];
+    expect_refusal("serve", &Environment::default(), &required).await;
+    expect_refusal("migrate", &Environment::default(), &["DATABASE_URL"]).await;
+}
+
+#[tokio::test]
+async fn settings_that_are_wrong_together_are_named() {
+    let shop = Shop::builder()
+        .with("RELAY_LEASE_MS", "2000")
+        .with("KAFKA_DELIVERY_TIMEOUT_MS", "1000")
+        .with("PRODUCT_ATTEMPT_TIMEOUT_MS", "5000")
+        .with("REQUEST_DEADLINE_MS", "3000")
+        .without_service()
+        .await;
+
+    let names = ["RELAY_LEASE_MS", "PRODUCT_ATTEMPT_TIMEOUT_MS", "REQUEST_DEADLINE_MS"];
+    expect_refusal("serve", &shop.environment, &names).await;
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_named() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let shop = Shop::builder().with("BIND_ADDRESS", &address).without_service().await;
+
+    expect_refusal("serve", &shop.environment, &["BIND_ADDRESS", &address]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_service_whose_database_is_away_at_the_start_serves_as_soon_as_it_is_there() {
+    let database = Shop::empty_database().await;
+    let (proxy, url) = Proxy::before_database(&database).await;
+    proxy.set(Mode::Cut);
+    let shop = Shop::builder().database(&database).with("DATABASE_URL", url).without_service().await;
+    let replica = Replica::spawn(&shop.environment);
+    let address = replica.wait_for_log("listening")["address"].as_str().unwrap().to_owned();
+    let shop = shop.through(&format!("http://{address}"));
+    let phone = shop.product("phone", "10", 5).await;
+
+    replica.wait_for_log("waiting for the database");
+    shop.call("GET", "/health/live").send().await.expect(200);
+    shop.call("GET", "/health/ready").send().await.expect_unavailable("unavailable");
+    shop.place(customer(ADA), &lines(&[(&phone, 1)])).await.expect_unavailable("unavailable");
+
+    proxy.set(Mode::Open);
+    replica.wait_for_log("serving");
+    shop.call("GET", "/health/ready").send().await.expect(200);
+    shop.placed(ADA, &[(&phone, 1)]).await;
+    shop.expect_every_event().await;
+}
+
+#[tokio::test]
+async fn a_database_that_refuses_us_ends_the_start_at_once() {
+    let nobody = Shop::empty_database().await.replace("it_", "no_such_");
+    let shop = Shop::builder()
+        .with("DATABASE_URL", nobody)
+        .with("STARTUP_TIMEOUT_MS", "3600000")
+        .without_service()
+        .await;
+
+    expect_refusal("serve", &shop.environment, &["DATABASE_URL", "does not exist"]).await;
+}
+
+#[tokio::test]
+async fn a_database_that_never_comes_ends_the_start() {
+    for mode in [Mode::Cut, Mode::Silent] {
+        let database = Shop::empty_database().await;
+        let (proxy, url) = Proxy::before_database(&database).await;
+        proxy.set(mode);
+        let shop = Shop::builder()
+            .database(&database)
+            .with("DATABASE_URL", url)
+            .with("STARTUP_TIMEOUT_MS", "600")
+            .with("DATABASE_DEADLINE_MS", "300")
+            .without_service()
+            .await;
+
+        for migrate in ["true", "false"] {
+            let environment = shop.environment.clone().with("MIGRATE_ON_START", migrate);
+            expect_refusal("serve", &environment, &["STARTUP_TIMEOUT_MS"]).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_stop_before_the_database_has_come_ends_the_start_at_once() {
+    let database = Shop::empty_database().await;
+    let (proxy, url) = Proxy::before_database(&database).await;
+    proxy.set(Mode::Silent);
+    let shop = Shop::builder()
+        .database(&database)
+        .with("DATABASE_URL", url)
+        .with("DATABASE_DEADLINE_MS", "600000")
+        .with("STARTUP_TIMEOUT_MS", "3600000")
+        .without_service()
+        .await;
+    let mut replica = Replica::spawn(&shop.environment);
+    replica.wait_for_log("listening");
+
+    replica.signal("TERM");
+
+    assert_eq!(replica.exit_code(), Some(0));
+    let log = replica.rest_of_log();
+    assert!(!log.iter().any(|line| line["message"] == "serving"), "{log:#?}");
+}
+
+#[tokio::test]
+async fn a_service_that_may_not_migrate_refuses_until_somebody_else_has() {
+    let database = Shop::empty_database().await;
+    let shop = Shop::builder().database(&database).with("MIGRATE_ON_START", "false").without_service().await;
+    expect_refusal("serve", &shop.environment, &["MIGRATE_ON_START", "order-service migrate"]).await;
+
+    for _ in 0..2 {
+        let (code, said) = run("migrate", &shop.environment).await;
+        assert_eq!(code, Some(0), "{said}");
+    }
+
+    let replica = Replica::start(&shop.environment);
+    let shop = shop.through(&replica.url);
+    let phone = shop.product("phone", "10", 5).await;
+    shop.placed(ADA, &[(&phone, 1)]).await;
+}
+
+#[tokio::test]
+async fn replicas_that_migrate_an_empty_database_at_the_same_time_all_start() {
+    let database = Shop::empty_database().await;
+    let shop = Shop::builder().database(&database).without_service().await;
+    let phone = shop.product("phone", "10", 50).await;
+
+    let replicas = [(); 4].map(|()| Replica::spawn(&shop.environment));
+    for replica in &replicas {
+        let address = replica.wait_for_log("listening")["address"].as_str().unwrap().to_owned();
+        replica.wait_for_log("serving");
+        shop.through(&format!("http://{address}")).placed(ADA, &[(&phone, 1)]).await;
+    }
+    shop.expect_every_event().await;
+}
+
+#[tokio::test]
+async fn the_healthcheck_tells_a_service_that_is_ready_from_one_that_is_not() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let (code, _) = run("healthcheck", &Environment::default().with("BIND_ADDRESS", free)).await;
+    assert_eq!(code, Some(1), "nobody is there");
+
+    let shop = Shop::builder().with("SHUTDOWN_DELAY_MS", "600000").without_service().await;
+    let replica = Replica::start(&shop.environment);
+    let port = replica.url.rsplit(':').next().unwrap();
+    // A container is bound to every interface and asks itself.
+    for bound in [format!("127.0.0.1:{port}"), format!("0.0.0.0:{port}")] {
+        let (code, said) = run("healthcheck", &Environment::default().with("BIND_ADDRESS", bound)).await;
+        assert_eq!(code, Some(0), "{said}");
+    }
+
+    replica.signal("TERM");
+    replica.wait_for_log("stopping");
+    let bound = format!("127.0.0.1:{port}");
+    expect_refusal("healthcheck", &Environment::default().with("BIND_ADDRESS", bound), &["503"]).await;
+}
+
+#[tokio::test]
+async fn a_service_that_anybody_can_reach_without_a_secret_warns() {
+    let shop = Shop::builder().with("BIND_ADDRESS", "0.0.0.0:0").without_service().await;
+    let warning = Replica::spawn(&shop.environment).wait_for_log("GATEWAY_SECRET is not set");
+    assert_eq!(warning["level"], "WARN");
+
+    let secret = shop.environment.clone().with("GATEWAY_SECRET", "0123456789abcdef");
+    let loopback = shop.environment.clone().with("BIND_ADDRESS", "127.0.0.1:0");
+    for safe in [secret, loopback] {
+        let mut replica = Replica::spawn(&safe);
+        replica.wait_for_log("listening");
+        replica.signal("TERM");
+        let log = replica.rest_of_log();
+        assert!(!log.iter().any(|line| line.to_string().contains("GATEWAY_SECRET")), "{log:#?}");
+    }
+}
