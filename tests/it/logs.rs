@@ -57,7 +57,7 @@ async fn log_of_a_whole_session(filter: &str) -> Vec<Value> {
     replica.rest_of_log()
 }
 
-fn is_of_a_request(line: &&Value) -> bool {
+fn is_of_a_request(line: &Value) -> bool {
     line["message"].as_str().is_some_and(|message| message.starts_with("request "))
 }
 
@@ -66,7 +66,7 @@ async fn every_request_is_one_line_of_json() {
     let log = log_of_a_whole_session("info").await;
 
     assert!(log.iter().all(Value::is_object), "{log:#?}");
-    let requests: Vec<&Value> = log.iter().filter(is_of_a_request).collect();
+    let requests: Vec<&Value> = log.iter().filter(|line| is_of_a_request(line)).collect();
     assert_eq!(requests.len(), CALLS, "{requests:#?}");
     for line in requests {
         assert!(line["status"].is_u64() && line["duration_ms"].is_u64(), "{line:#}");
@@ -106,7 +106,7 @@ async fn a_request_id_is_taken_from_the_caller_or_given_to_them() {
     assert_ne!(id(&refused), "from the gateway");
     assert_ne!(id(&refused), id(&given));
     for answer in [&taken, &refused, &given] {
-        let lines = log.iter().filter(is_of_a_request);
+        let lines = log.iter().filter(|line| is_of_a_request(line));
         assert_eq!(lines.filter(|line| line["span"]["request_id"] == id(answer)).count(), 1);
     }
 }

@@ -25,6 +25,7 @@ mod read_orders;
 mod refusals;
 mod client_hangs_up;
 mod database_outage;
+mod dev_command;
 mod kafka_outage;
 mod logs;
 mod place_order;

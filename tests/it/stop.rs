@@ -40,12 +40,12 @@ async fn a_stop_under_load_loses_no_order_and_no_event() {
     let (mut replica, shop) = start(Shop::builder()).await;
     let phone = shop.product("phone", "10", 1_000_000).await;
 
-    let stop = async {
+    let terminate = async {
         eventually("many orders are placed", async || shop.count("orders").await > 100).await;
         replica.signal("TERM");
     };
     let clients = join_all((0..16).map(|_| place_until_refused(&shop, &phone)));
-    let (answers, ()) = tokio::join!(clients, stop);
+    let (answers, ()) = tokio::join!(clients, terminate);
     assert_eq!(replica.exit_code(), Some(0));
 
     let placed: Vec<String> =
@@ -67,12 +67,12 @@ async fn a_request_that_is_under_way_at_sigterm_is_finished() {
         let slow = shop.product("slow", "10", 5).await;
         shop.fault(&slow, &json!({"kind": "slow", "millis": 1500})).await;
 
-        let stop = async {
+        let terminate = async {
             eventually("it is under way", async || shop.requests_seen(Some(&slow)).await["total"] == 1).await;
             replica.signal(signal);
         };
         let body = lines(&[(&slow, 1)]);
-        let (answer, ()) = tokio::join!(shop.place(customer(ADA), &body), stop);
+        let (answer, ()) = tokio::join!(shop.place(customer(ADA), &body), terminate);
 
         answer.expect(201);
         assert_eq!(replica.exit_code(), Some(0), "{signal}");
@@ -128,11 +128,11 @@ async fn a_stop_that_takes_too_long_ends_with_exit_code_2() {
     let asked =
         eventually("it is under way", async || shop.requests_seen(Some(&hanging)).await["total"] == 1);
     let placement = shop.call("POST", "/api/orders").by(customer(ADA)).json(&body).try_send();
-    let stop = async {
+    let terminate = async {
         asked.await;
         replica.signal("TERM");
     };
-    let (answer, ()) = tokio::join!(placement, stop);
+    let (answer, ()) = tokio::join!(placement, terminate);
 
     answer.expect_err("no answer");
     assert_eq!(replica.exit_code(), Some(2));

@@ -12,7 +12,7 @@ pub(crate) fn expect_history(records: &[Record], versions: &BTreeMap<String, i64
     for record in records {
         let events = seen.entry(record.key.clone()).or_default();
         let (sequence, expected) = (record.sequence(), i64::try_from(events.len()).unwrap() + 1);
-        assert!(sequence <= expected, "{} comes before {expected}: {record:#?}", sequence);
+        assert!(sequence <= expected, "{sequence} comes before {expected}: {record:#?}");
         if sequence == expected {
             events.push(record);
             continue;

@@ -25,13 +25,13 @@ pub(crate) use proxy::{Mode, Proxy};
 pub(crate) use call::{Answer, Call, admin, customer};
 pub(crate) use history::expect_history;
 pub(crate) use kafka::{Record, Topic};
-pub(crate) use process::{Replica, command};
+pub(crate) use process::{Replica, command, exit_code, signal};
 pub(crate) use proxy::{Mode, Proxy};
 pub(crate) use shop::{Builder, Shop, lines};
 pub(crate) use stack::stack;
 
 /// How long a test waits for what must come. Long, because a slow machine is no bug; never a way to pass time.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Waits until `condition` holds, and fails with `what` when it never does.
 pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {

@@ -25,6 +25,24 @@ pub(crate) fn command(name: &str, environment: &Environment) -> Command {
     command
 }
 
+/// Sends a signal, by its name.
+pub(crate) fn signal(child: &Child, name: &str) {
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+}
+
+/// Waits for the end; the exit code, or nothing if a signal ended it.
+pub(crate) fn exit_code(child: &mut Child) -> Option<i32> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code();
+        }
+        assert!(Instant::now() < deadline, "the process never ended");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 impl Replica {
     /// Starts `serve` and waits until it says that it serves.
     pub(crate) fn start(environment: &Environment) -> Self {
@@ -73,20 +91,12 @@ impl Replica {
 
     /// Sends a signal, by its name.
     pub(crate) fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+        signal(&self.child, name);
     }
 
     /// Waits for the end; the exit code, or nothing if a signal ended it.
     pub(crate) fn exit_code(&mut self) -> Option<i32> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status.code();
-            }
-            assert!(Instant::now() < deadline, "the process never ended");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        exit_code(&mut self.child)
     }
 }
 
