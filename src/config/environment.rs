@@ -32,8 +32,7 @@ impl Environment {
 
     /// Any variables.
     pub fn from(variables: impl IntoIterator<Item = (String, String)>) -> Self {
-        let present = variables.into_iter().filter(|(_, value)| !value.trim().is_empty());
-        Self { variables: present.collect(), ..Self::default() }
+        Self::default().or(variables)
     }
 
     /// Sets a variable, or replaces it.
@@ -47,7 +46,9 @@ impl Environment {
     #[must_use]
     pub fn or(mut self, variables: impl IntoIterator<Item = (String, String)>) -> Self {
         for (name, value) in variables {
-            self.variables.entry(name).or_insert(value);
+            if !value.trim().is_empty() {
+                self.variables.entry(name).or_insert(value);
+            }
         }
         self
     }
