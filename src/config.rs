@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use reqwest::{Method, Url};
 use sqlx::postgres::PgConnectOptions;
+use tracing_subscriber::EnvFilter;
 
 pub use environment::{Environment, InvalidConfig};
 
@@ -81,7 +82,7 @@ pub struct LogConfig {
 }
 
 /// Where the service listens when nothing else is said: on this machine only.
-pub const DEFAULT_BIND_ADDRESS: &str = "127.0.0.1:8080";
+const DEFAULT_BIND_ADDRESS: &str = "127.0.0.1:8080";
 
 const SECOND: u64 = 1_000;
 const MINUTE: u64 = 60 * SECOND;
@@ -90,29 +91,21 @@ impl Config {
     /// Reads everything and reports everything that is wrong at once.
     pub fn read(env: &Environment) -> Result<Self, InvalidConfig> {
         let delivery_timeout = env.millis("KAFKA_DELIVERY_TIMEOUT_MS", 10 * SECOND, 100..=5 * MINUTE);
-        let (bind_address, products) = (bind_address(env), products(env));
-        let rest = (server(env), api(env), database(env), kafka(env, delivery_timeout));
-        let (relay, timing) = (relay(env, delivery_timeout), timing(env));
-        let lookup_deadline = products.as_ref().map_or(Duration::ZERO, |products| products.deadline);
-        let orders = orders(env, lookup_deadline + rest.2.deadline * 2);
-        let (stock, housekeeping) = (stock(env), housekeeping(env));
-        let migrate_on_start = env.flag("MIGRATE_ON_START", true);
-        let config = bind_address.zip(products).map(|(bind_address, products)| {
-            let (server, api, database, kafka) = rest;
-            Self {
-                bind_address,
-                server,
-                api,
-                orders,
-                stock,
-                housekeeping,
-                database,
-                migrate_on_start,
-                kafka,
-                relay,
-                products,
-                timing,
-            }
+        let database = database(env);
+        let config = products(env).map(|products| Self {
+            bind_address: bind_address(env),
+            server: server(env),
+            api: api(env),
+            // A placement holds its key while it asks for the products, and for two uses of the store.
+            orders: orders(env, products.deadline + database.deadline * 2),
+            stock: stock(env),
+            housekeeping: housekeeping(env),
+            database,
+            migrate_on_start: env.flag("MIGRATE_ON_START", true),
+            kafka: kafka(env, delivery_timeout),
+            relay: relay(env, delivery_timeout),
+            products,
+            timing: timing(env),
         });
         if let Some(config) = &config {
             config.refuse_dangerous_combinations(env);
@@ -158,7 +151,21 @@ impl LogConfig {
             &[("json", LogFormat::Json), ("human", LogFormat::Human)],
         );
         let filter = env.text("LOG_FILTER", "info");
+        if EnvFilter::try_new(&filter).is_err() {
+            env.refuse("LOG_FILTER", "must be a level or directives such as warn,order_service=debug");
+        }
         env.finish(Some(Self { format, filter }))
+    }
+}
+
+/// What `serve` needs. What is wrong with the log is reported together with everything else.
+pub fn read_service(env: &Environment) -> Result<(LogConfig, Config), InvalidConfig> {
+    match (LogConfig::read(env), Config::read(env)) {
+        (Ok(log), Ok(config)) => Ok((log, config)),
+        (log, config) => {
+            let wrong = [log.err(), config.err()].into_iter().flatten();
+            Err(InvalidConfig(wrong.flat_map(|InvalidConfig(lines)| lines).collect()))
+        }
     }
 }
 
@@ -177,16 +184,14 @@ pub fn read_store(env: &Environment) -> Result<(DatabaseSettings, StockTimes), I
 /// Where `healthcheck` asks: the port of `BIND_ADDRESS`, on this machine.
 pub fn read_bind_address(env: &Environment) -> Result<SocketAddr, InvalidConfig> {
     let address = bind_address(env);
-    env.finish(address)
+    env.finish(Some(address))
 }
 
-fn bind_address(env: &Environment) -> Option<SocketAddr> {
-    let text = env.text("BIND_ADDRESS", DEFAULT_BIND_ADDRESS);
-    let address = text.parse().ok();
-    if address.is_none() {
-        env.refuse("BIND_ADDRESS", "must be an address such as 127.0.0.1:8080");
-    }
-    address
+fn bind_address(env: &Environment) -> SocketAddr {
+    env.text("BIND_ADDRESS", DEFAULT_BIND_ADDRESS).parse().unwrap_or_else(|_| {
+        env.refuse("BIND_ADDRESS", &format!("must be an address such as {DEFAULT_BIND_ADDRESS}"));
+        SocketAddr::from(([127, 0, 0, 1], 0))
+    })
 }
 
 fn server(env: &Environment) -> ServerSettings {
@@ -293,8 +298,11 @@ fn kafka(env: &Environment, delivery_timeout: Duration) -> KafkaSettings {
         env.required("KAFKA_BOOTSTRAP_SERVERS", "host:port, or several with commas between", |text| {
             let is_address = |server: &str| {
                 let parts = server.trim().rsplit_once(':');
+                let host_char = |c: char| c.is_ascii_alphanumeric() || "._-:[]".contains(c);
                 parts.is_some_and(|(host, port)| {
-                    !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
+                    !host.is_empty()
+                        && host.chars().all(host_char)
+                        && port.parse::<u16>().is_ok_and(|port| port > 0)
                 })
             };
             text.split(',').all(is_address).then(|| text.to_owned())
@@ -304,6 +312,10 @@ fn kafka(env: &Environment, delivery_timeout: Duration) -> KafkaSettings {
     if topic.is_empty() || topic.len() > 249 || !topic.chars().all(legal) {
         env.refuse("ORDER_EVENTS_TOPIC", "must be 1 to 249 letters, digits, '.', '_' or '-'");
     }
+    let replication = env.number("KAFKA_TOPIC_REPLICATION", -1, -1..=100);
+    if replication == 0 {
+        env.refuse("KAFKA_TOPIC_REPLICATION", "must be -1 for the broker's default, or at least 1");
+    }
     KafkaSettings {
         bootstrap_servers: servers.unwrap_or_default(),
         properties: kafka_security(env),
@@ -311,7 +323,7 @@ fn kafka(env: &Environment, delivery_timeout: Duration) -> KafkaSettings {
         payments: payments(env),
         create_topic: env.flag("KAFKA_CREATE_TOPIC", true),
         partitions: env.number("KAFKA_TOPIC_PARTITIONS", 6, 1..=10_000),
-        replication: env.number("KAFKA_TOPIC_REPLICATION", -1, -1..=100),
+        replication,
         delivery_timeout,
     }
 }
@@ -361,12 +373,16 @@ fn kafka_security(env: &Environment) -> Vec<(&'static str, Secret)> {
         }
         add(name, variable);
     }
-    if protocol.starts_with("sasl") {
+    let sasl = protocol.starts_with("sasl");
+    if sasl {
         properties.push(("sasl.mechanism", Secret(mechanism.to_owned())));
-        for (found, variable) in [(user, "KAFKA_SASL_USERNAME"), (password, "KAFKA_SASL_PASSWORD")] {
-            if !found {
-                env.refuse(variable, "is required with KAFKA_SECURITY_PROTOCOL=SASL_…");
-            }
+    }
+    for (found, variable) in [(user, "KAFKA_SASL_USERNAME"), (password, "KAFKA_SASL_PASSWORD")] {
+        match (sasl, found) {
+            (true, false) => env.refuse(variable, "is required with KAFKA_SECURITY_PROTOCOL=SASL_…"),
+            // Whoever sets it believes that the connection is authenticated.
+            (false, true) => env.refuse(variable, "is of use only with KAFKA_SECURITY_PROTOCOL=SASL_…"),
+            _ => {}
         }
     }
     properties

@@ -4,13 +4,16 @@ use std::io::Write;
 use std::net::SocketAddr;
 
 use order_service::app::{App, AppError};
-use order_service::config::{Config, DEFAULT_BIND_ADDRESS, Environment, LogConfig};
+use order_service::config::{Config, Environment, LogConfig};
 use order_service::dev::Stack;
 use order_service::dev::products::DemoProducts;
 use order_service::telemetry;
 use tracing::info;
 
 use super::{Failure, stop_signal};
+
+/// Where the demo Product Service listens when nothing else is said.
+const DEMO_PRODUCTS_ADDRESS: &str = "127.0.0.1:8081";
 
 /// Starts the parts that the environment does not name, then the service; stops all of it on Ctrl-C.
 pub(super) async fn run(env: &Environment) -> Result<(), Failure> {
@@ -96,10 +99,11 @@ Place a first order:
 pub(super) async fn demo_products(env: &Environment) -> Result<(), Failure> {
     telemetry::start(&log_config(env)?)?;
     let stop = stop_signal()?;
-    let address = env.optional("DEMO_PRODUCTS_ADDRESS").unwrap_or_else(|| "127.0.0.1:8081".to_owned());
-    let address: SocketAddr = address
-        .parse()
-        .map_err(|_| format!("DEMO_PRODUCTS_ADDRESS must be an address such as {DEFAULT_BIND_ADDRESS}"))?;
+    let address = env.optional("DEMO_PRODUCTS_ADDRESS");
+    let address: SocketAddr =
+        address.as_deref().unwrap_or(DEMO_PRODUCTS_ADDRESS).parse().map_err(|_| {
+            format!("DEMO_PRODUCTS_ADDRESS must be an address such as {DEMO_PRODUCTS_ADDRESS}")
+        })?;
     let products = DemoProducts::start(address).await?;
     info!(url = products.url(), "the demo Product Service is up");
     stop.await;

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use order_service::app::{App, AppError};
-use order_service::config::{self, Config, Environment, LogConfig};
+use order_service::config::{self, Environment, LogConfig};
 use order_service::{store, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
@@ -86,8 +86,8 @@ async fn execute(command: &Command, env: &Environment) -> Result<(), Failure> {
 }
 
 async fn serve(env: &Environment) -> Result<(), Failure> {
-    telemetry::start(&LogConfig::read(env)?)?;
-    let config = Config::read(env)?;
+    let (log, config) = config::read_service(env)?;
+    telemetry::start(&log)?;
     let app = App::start(config).await?;
     info!(address = %app.address, "listening");
     app.run_until(stop_signal()?).await?;

@@ -13,18 +13,9 @@ mod stack;
 use std::time::{Duration, Instant};
 
 pub(crate) use call::{Answer, Call, Who, admin, customer};
-pub(crate) use kafka::{Record, Topic};
-<<<<<<< HEAD
-pub(crate) use payment::Payment;
-pub(crate) use process::{Replica, command};
-pub(crate) use proxy::Proxy;
-=======
-pub(crate) use process::Replica;
-pub(crate) use proxy::{Mode, Proxy};
->>>>>>> 5876873 (Refusals of hyper itself are problems, too, and findable in the log)
-pub(crate) use call::{Answer, Call, admin, customer};
 pub(crate) use history::expect_history;
 pub(crate) use kafka::{Record, Topic};
+pub(crate) use payment::Payment;
 pub(crate) use process::{Replica, command, exit_code, signal};
 pub(crate) use proxy::{Mode, Proxy};
 pub(crate) use shop::{Builder, Shop, lines};
