@@ -3,6 +3,8 @@
 //! `.env.example` lists them all with a sentence each; a test holds the two together.
 
 mod environment;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -1,0 +1,340 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+use crate::events::{KafkaHealth, Publisher};
+
+const EXAMPLE: &str = include_str!("../../.env.example");
+
+const REQUIRED: [(&str, &str); 3] = [
+    ("DATABASE_URL", "postgres://orders:database-password@db:5432/orders"),
+    ("KAFKA_BOOTSTRAP_SERVERS", "kafka-1:9092,kafka-2:9092"),
+    ("PRODUCT_SERVICE_URL", "http://product-service:8081"),
+];
+
+/// `serve` does not read it: it belongs to `demo-products`.
+const OF_THE_DEMO: (&str, &str) = ("DEMO_PRODUCTS_ADDRESS", "127.0.0.1:8081");
+
+fn required() -> Environment {
+    environment(&REQUIRED)
+}
+
+fn environment(variables: &[(&str, &str)]) -> Environment {
+    variables.iter().fold(Environment::default(), |env, (name, value)| env.with(name, *value))
+}
+
+/// What is wrong with these settings beside the required ones, a line each.
+fn wrong(variables: &[(&str, &str)]) -> Vec<String> {
+    let env = variables.iter().fold(required(), |env, (name, value)| env.with(name, *value));
+    read_service(&env).err().map(|InvalidConfig(lines)| lines).unwrap_or_default()
+}
+
+fn names(lines: &[String]) -> Vec<&str> {
+    lines.iter().filter_map(|line| line.split(' ').next()).collect()
+}
+
+/// `NAME=value` of a line, and whether it is in force as the file stands.
+fn assignment(line: &str) -> Option<(bool, &str, &str)> {
+    let (in_force, line) = line.strip_prefix('#').map_or((true, line), |line| (false, line));
+    let (name, value) = line.split_once('=')?;
+    let is_name = name.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
+    is_name.then_some((in_force, name, value))
+}
+
+/// The settings of `.env.example`, every one taken as if it were in force.
+fn example() -> BTreeMap<&'static str, &'static str> {
+    EXAMPLE.lines().filter_map(assignment).map(|(_, name, value)| (name, value)).collect()
+}
+
+/// Everything that can be told of settings: their `Debug` form leaves out what may be secret, and deadlines of
+/// the database with it.
+fn shown((log, config): &(LogConfig, Config)) -> String {
+    let database = &config.database;
+    let properties: Vec<_> =
+        config.kafka.properties.iter().map(|(name, Secret(value))| (name, value)).collect();
+    format!(
+        "{log:#?} {config:#?} {:?} {:?} {:?} {properties:?}",
+        database.options, database.acquire_timeout, database.deadline
+    )
+}
+
+#[test]
+fn the_example_lists_exactly_the_settings_that_are_read() {
+    let env = required();
+    read_service(&env).unwrap();
+    let mut read = env.asked();
+    read.insert(OF_THE_DEMO.0);
+    assert_eq!(example().into_keys().collect::<BTreeSet<_>>(), read);
+}
+
+#[test]
+fn the_example_shows_the_defaults_and_changes_none() {
+    let defaults = shown(&read_service(&required()).unwrap());
+
+    let taken_as_it_stands = EXAMPLE.lines().filter_map(assignment).filter(|(in_force, ..)| *in_force);
+    let taken_as_it_stands = taken_as_it_stands.map(|(_, name, value)| (name.to_owned(), value.to_owned()));
+    let env = Environment::from(taken_as_it_stands).or(required().variables().clone());
+    assert_eq!(shown(&read_service(&env).unwrap()), defaults);
+
+    let all_in_force = example().into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let env = Environment::from(all_in_force).or(required().variables().clone());
+    assert_eq!(shown(&read_service(&env).unwrap()), defaults);
+    assert_eq!(example()[OF_THE_DEMO.0], OF_THE_DEMO.1);
+}
+
+#[test]
+fn the_example_says_something_about_every_setting_and_names_each_once() {
+    let mut seen = BTreeSet::new();
+    let mut before = "";
+    for line in EXAMPLE.lines() {
+        if let Some((_, name, _)) = assignment(line) {
+            assert!(before.starts_with("# "), "{name} has no sentence");
+            assert!(before.ends_with('.'), "the sentence of {name} has no end");
+            assert!(seen.insert(name), "{name} is there twice");
+        }
+        before = line;
+    }
+}
+
+#[test]
+fn without_any_setting_the_required_ones_are_named_and_no_others() {
+    let InvalidConfig(lines) = read_service(&Environment::default()).unwrap_err();
+    let mut named = names(&lines);
+    named.sort_unstable();
+    assert_eq!(named, REQUIRED.map(|(name, _)| name));
+    assert!(lines.iter().all(|line| line.contains(" is required: ")), "{lines:?}");
+}
+
+#[test]
+fn an_empty_setting_counts_as_none() {
+    let blank = |name: &str| (name.to_owned(), "  ".to_owned());
+    let env =
+        Environment::from([blank("LOG_FORMAT")]).or([blank("GATEWAY_SECRET"), blank("MAX_CONNECTIONS")]);
+    let (log, config) = read_service(&env.or(required().variables().clone())).unwrap();
+    assert_eq!(log.format, LogFormat::Json);
+    assert!(config.api.gateway_secrets.is_empty());
+}
+
+#[test]
+fn every_number_has_its_bounds() {
+    let bounds: [(&str, i64, i64); 27] = [
+        ("MAX_CONCURRENT_REQUESTS", 1, 100_000),
+        ("MAX_CONCURRENT_PLACEMENTS", 1, 100_000),
+        ("REQUEST_DEADLINE_MS", 100, 600_000),
+        ("MAX_CONNECTIONS", 1, 1_000_000),
+        ("CONNECTION_IDLE_TIMEOUT_MS", 100, 3_600_000),
+        ("PRODUCT_DEADLINE_MS", 10, 60_000),
+        ("PRODUCT_ATTEMPT_TIMEOUT_MS", 10, 60_000),
+        ("PRODUCT_CONNECT_TIMEOUT_MS", 10, 60_000),
+        ("PRODUCT_RETRIES", 0, 5),
+        ("PRODUCT_CONCURRENCY", 1, 100),
+        ("PRODUCT_MAX_IN_FLIGHT", 1, 10_000),
+        ("PRODUCT_BREAKER_WINDOW", 10, 10_000),
+        ("PRODUCT_BREAKER_FAILURE_PERCENT", 1, 100),
+        ("PRODUCT_BREAKER_OPEN_MS", 100, 600_000),
+        ("DATABASE_MAX_CONNECTIONS", 2, 10_000),
+        ("DATABASE_ACQUIRE_TIMEOUT_MS", 10, 60_000),
+        ("DATABASE_DEADLINE_MS", 100, 600_000),
+        ("KAFKA_TOPIC_PARTITIONS", 1, 10_000),
+        ("KAFKA_TOPIC_REPLICATION", -1, 100),
+        ("KAFKA_DELIVERY_TIMEOUT_MS", 100, 300_000),
+        ("RELAY_LEASE_MS", 300, 3_600_000),
+        ("RELAY_POLL_INTERVAL_MS", 10, 60_000),
+        ("RELAY_BATCH", 1, 10_000),
+        ("RELAY_MAX_BACKOFF_MS", 100, 600_000),
+        ("STARTUP_TIMEOUT_MS", 100, 3_600_000),
+        ("SHUTDOWN_DELAY_MS", 0, 600_000),
+        ("SHUTDOWN_TIMEOUT_MS", 100, 3_600_000),
+    ];
+    for (name, least, most) in bounds {
+        for bad in [(least - 1).to_string(), (most + 1).to_string(), "many".into(), "1.5".into()] {
+            let lines = wrong(&[(name, &bad)]);
+            assert_eq!(lines, [format!("{name} must be a whole number from {least} to {most}")], "{bad}");
+        }
+        // Alone: combinations may be refused for another reason.
+        for good in [least, most].map(|bound| bound.to_string()) {
+            let lines = wrong(&[(name, &good)]);
+            assert!(!lines.iter().any(|line| line.contains("whole number")), "{name}={good}: {lines:?}");
+        }
+    }
+    // A number whose bounds are not in the table has none.
+    let tabled: BTreeSet<_> = bounds.map(|(name, ..)| name).into();
+    let numeric = example().into_iter().filter(|(_, value)| value.parse::<i64>().is_ok());
+    assert_eq!(numeric.map(|(name, _)| name).collect::<BTreeSet<_>>(), tabled);
+}
+
+#[test]
+fn every_other_wrong_value_is_refused_by_name() {
+    let too_long = "x".repeat(250);
+    let table: [(&str, &[&str]); 17] = [
+        ("BIND_ADDRESS", &["8080", "localhost:8080", "127.0.0.1", "127.0.0.1:65536", "http://127.0.0.1:80"]),
+        ("LOG_FORMAT", &["JSON", "text"]),
+        ("LOG_FILTER", &["order_service=loud", "info,=,debug["]),
+        ("MIGRATE_ON_START", &["yes", "1", "TRUE"]),
+        ("KAFKA_CREATE_TOPIC", &["no", "0"]),
+        ("GATEWAY_SECRET", &["fifteen-letters", "a secret with spaces", "sixteen-and-more-ü"]),
+        (
+            "DATABASE_URL",
+            &["db:5432", "mysql://db/orders", "postgres:///orders", "postgres://db/o?sslmode=perhaps"],
+        ),
+        (
+            "KAFKA_BOOTSTRAP_SERVERS",
+            &[
+                "kafka",
+                "kafka:",
+                ":9092",
+                "kafka:0",
+                "kafka:65536",
+                "kafka:9092,",
+                "a:1;b:2",
+                "http://kafka:9092",
+            ],
+        ),
+        ("ORDER_EVENTS_TOPIC", &["order events", "order/events", "bestellungen-für-alle", &too_long]),
+        ("KAFKA_TOPIC_REPLICATION", &["0"]),
+        ("KAFKA_SECURITY_PROTOCOL", &["plaintext", "TLS"]),
+        ("KAFKA_SASL_MECHANISM", &["GSSAPI", "SCRAM"]),
+        ("KAFKA_SSL_CA_LOCATION", &["/nowhere/ca.pem", "/"]),
+        ("KAFKA_SSL_CERTIFICATE_LOCATION", &["/nowhere/client.pem"]),
+        ("KAFKA_SSL_KEY_LOCATION", &["/nowhere/client.key"]),
+        (
+            "PRODUCT_SERVICE_URL",
+            &[
+                "product-service:8081",
+                "ftp://products",
+                "http://",
+                "http://products/?a=b",
+                "http://products/#a",
+            ],
+        ),
+        ("GATEWAY_SECRET_PREVIOUS", &["long-enough-but-alone"]),
+    ];
+    for (name, values) in table {
+        for value in values {
+            let lines = wrong(&[(name, value)]);
+            assert_eq!(names(&lines), [name], "{name}={value}: {lines:?}");
+        }
+    }
+}
+
+#[test]
+fn everything_wrong_is_reported_at_once() {
+    let bad = [
+        ("LOG_FORMAT", "xml"),
+        ("LOG_FILTER", "a=b=c"),
+        ("BIND_ADDRESS", "here"),
+        ("DATABASE_URL", "nowhere"),
+        ("KAFKA_BOOTSTRAP_SERVERS", "kafka"),
+        ("PRODUCT_SERVICE_URL", "products"),
+        ("PRODUCT_RETRIES", "lots"),
+        ("GATEWAY_SECRET", "short"),
+        ("RELAY_LEASE_MS", "20000"),
+    ];
+    let lines = wrong(&bad);
+    assert_eq!(names(&lines).into_iter().collect::<BTreeSet<_>>(), bad.map(|(name, _)| name).into());
+    assert_eq!(lines.len(), bad.len(), "{lines:?}");
+    assert_eq!(InvalidConfig(lines.clone()).to_string(), lines.join("\n"));
+}
+
+#[test]
+fn dangerous_combinations_are_refused() {
+    let table: [(&[(&str, &str)], &str); 9] = [
+        (&[("RELAY_LEASE_MS", "20000")], "RELAY_LEASE_MS"),
+        (&[("KAFKA_DELIVERY_TIMEOUT_MS", "15000")], "RELAY_LEASE_MS"),
+        (&[("PRODUCT_ATTEMPT_TIMEOUT_MS", "3001")], "PRODUCT_ATTEMPT_TIMEOUT_MS"),
+        (&[("PRODUCT_DEADLINE_MS", "999")], "PRODUCT_ATTEMPT_TIMEOUT_MS"),
+        (&[("REQUEST_DEADLINE_MS", "3000")], "REQUEST_DEADLINE_MS"),
+        (
+            &[("KAFKA_SECURITY_PROTOCOL", "SASL_SSL"), ("KAFKA_SASL_PASSWORD", "password-of-kafka")],
+            "KAFKA_SASL_USERNAME",
+        ),
+        (
+            &[("KAFKA_SECURITY_PROTOCOL", "SASL_PLAINTEXT"), ("KAFKA_SASL_USERNAME", "orders")],
+            "KAFKA_SASL_PASSWORD",
+        ),
+        (&[("KAFKA_SASL_USERNAME", "orders")], "KAFKA_SASL_USERNAME"),
+        (
+            &[("KAFKA_SECURITY_PROTOCOL", "SSL"), ("KAFKA_SASL_PASSWORD", "password-of-kafka")],
+            "KAFKA_SASL_PASSWORD",
+        ),
+    ];
+    for (variables, refused) in table {
+        let lines = wrong(variables);
+        assert_eq!(names(&lines), [refused], "{variables:?}: {lines:?}");
+    }
+    let all_right = [
+        ("RELAY_LEASE_MS", "20001"),
+        ("PRODUCT_ATTEMPT_TIMEOUT_MS", "3000"),
+        ("REQUEST_DEADLINE_MS", "3001"),
+    ];
+    assert_eq!(wrong(&all_right), Vec::<String>::new());
+}
+
+#[test]
+fn a_secret_is_neither_repeated_in_a_refusal_nor_shown() {
+    const SECRETS: [(&str, &str); 5] = [
+        ("GATEWAY_SECRET", "the-gateway-s-secret"),
+        ("GATEWAY_SECRET_PREVIOUS", "the-secret-of-yesterday"),
+        ("KAFKA_SASL_USERNAME", "user-of-kafka"),
+        ("KAFKA_SASL_PASSWORD", "password-of-kafka"),
+        ("KAFKA_SSL_KEY_PASSWORD", "password-of-the-key"),
+    ];
+    let told = |text: &str| {
+        let known = SECRETS.iter().map(|(_, secret)| *secret).chain(["database-password"]);
+        known.filter(|secret| text.contains(secret)).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let env = SECRETS.iter().fold(required(), |env, (name, value)| env.with(name, *value));
+    let config = Config::read(&env.with("KAFKA_SECURITY_PROTOCOL", "SASL_SSL")).unwrap();
+    assert_eq!(told(&format!("{config:?}")), Vec::<String>::new());
+
+    let refused = [
+        ("DATABASE_URL", "mysql://orders:database-password@db/orders"),
+        ("GATEWAY_SECRET", "the-gateway-s-secret with a space"),
+        ("GATEWAY_SECRET_PREVIOUS", "the-secret-of-yesterday with a space"),
+        ("KAFKA_SASL_USERNAME", "user-of-kafka"),
+        ("KAFKA_SASL_PASSWORD", "password-of-kafka"),
+    ];
+    let lines = wrong(&refused);
+    assert_eq!(lines.len(), refused.len(), "{lines:?}");
+    assert_eq!(told(&lines.join("\n")), Vec::<String>::new());
+}
+
+#[test]
+fn an_address_that_others_reach_is_warned_of_unless_there_is_a_secret() {
+    let secret = ("GATEWAY_SECRET", "the-gateway-s-secret");
+    let warns = |variables: &[(&str, &str)]| {
+        let env = variables.iter().fold(required(), |env, (name, value)| env.with(name, *value));
+        Config::read(&env).unwrap().warning().is_some()
+    };
+    for address in ["0.0.0.0:8080", "[::]:8080", "10.0.0.7:8080"] {
+        assert!(warns(&[("BIND_ADDRESS", address)]), "{address}");
+        assert!(!warns(&[("BIND_ADDRESS", address), secret]), "{address} with a secret");
+    }
+    for address in ["127.0.0.1:8080", "127.0.0.2:0", "[::1]:8080"] {
+        assert!(!warns(&[("BIND_ADDRESS", address)]), "{address}");
+    }
+    assert!(!warns(&[]));
+}
+
+#[test]
+fn a_command_asks_only_for_what_it_needs() {
+    let env = environment(&REQUIRED[..1]);
+    read_database(&env).unwrap();
+    assert_eq!(read_bind_address(&env).unwrap().to_string(), DEFAULT_BIND_ADDRESS);
+}
+
+#[test]
+fn librdkafka_takes_every_security_setting_that_is_accepted() {
+    let sasl = [("KAFKA_SASL_USERNAME", "orders"), ("KAFKA_SASL_PASSWORD", "password-of-kafka")];
+    for protocol in ["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] {
+        for mechanism in ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] {
+            let credentials: &[_] = if protocol.starts_with("SASL") { &sasl } else { &[] };
+            let env = credentials.iter().fold(required(), |env, (name, value)| env.with(name, *value));
+            let env = env
+                .with("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")
+                .with("KAFKA_SECURITY_PROTOCOL", protocol)
+                .with("KAFKA_SASL_MECHANISM", mechanism);
+            let made = Publisher::new(Config::read(&env).unwrap().kafka, KafkaHealth::default());
+            assert!(made.is_ok(), "{protocol} {mechanism}: {:?}", made.err());
+        }
+    }
+}
