@@ -31,7 +31,8 @@ pub(super) fn router(shop: Arc<Shop>) -> Router {
         .route("/demo/ledger", get(async |State(shop): Shared| json_of(&shop.book().ledger(None))))
         .route("/demo/ledger/{id}", get(ledger_of))
         .route("/demo/requests/{id}", get(calls))
-        .route("/health", get(async || json_of(&json!({"status": "UP"}))))
+        .route("/health", get(healthy))
+        .route("/health/ready", get(healthy))
         .with_state(shop)
 }
 
@@ -40,6 +41,10 @@ type Shared = State<Arc<Shop>>;
 #[derive(Deserialize)]
 struct Quantity {
     quantity: u64,
+}
+
+async fn healthy() -> Response {
+    json_of(&json!({"status": "UP"}))
 }
 
 async fn read(State(shop): Shared, Path(id): Path<String>) -> Response {
