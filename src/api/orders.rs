@@ -46,7 +46,7 @@ pub(super) async fn place(
     let location = format!("/api/orders/{}", order.id);
     // What the first answer said: a replay does not tell what became of the order since.
     let body = PlacedBody { order_id: order.id, status: Status::Created, total_amount: order.total };
-    let headers = [(LOCATION, header(&location)?)];
+    let headers = [(LOCATION, header(&location)?), (ETAG, etag(1))];
     let mut response = (StatusCode::CREATED, headers, json(&body)?).into_response();
     if replayed {
         response.headers_mut().insert(idempotency::REPLAYED, HeaderValue::from_static("true"));

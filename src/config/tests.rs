@@ -116,7 +116,7 @@ fn an_empty_setting_counts_as_none() {
 
 #[test]
 fn every_number_has_its_bounds() {
-    let bounds: [(&str, i64, i64); 27] = [
+    let bounds: [(&str, i64, i64); 38] = [
         ("MAX_CONCURRENT_REQUESTS", 1, 100_000),
         ("MAX_CONCURRENT_PLACEMENTS", 1, 100_000),
         ("REQUEST_DEADLINE_MS", 100, 600_000),
@@ -141,6 +141,17 @@ fn every_number_has_its_bounds() {
         ("RELAY_POLL_INTERVAL_MS", 10, 60_000),
         ("RELAY_BATCH", 1, 10_000),
         ("RELAY_MAX_BACKOFF_MS", 100, 600_000),
+        ("DUPLICATE_WINDOW_SECONDS", 0, 3_600),
+        ("IDEMPOTENCY_KEY_TTL_HOURS", 1, 8_760),
+        ("UNPAID_ORDER_TTL_SECONDS", 0, 31_536_000),
+        ("HOUSEKEEPING_INTERVAL_MS", 10, 3_600_000),
+        ("PRODUCT_STOCK_TIMEOUT_MS", 10, 60_000),
+        ("STOCK_WAIT_MS", 0, 60_000),
+        ("STOCK_CONCURRENCY", 1, 100),
+        ("STOCK_POLL_INTERVAL_MS", 10, 60_000),
+        ("STOCK_LEASE_MS", 100, 600_000),
+        ("STOCK_DEADLINE_MS", 100, 86_400_000),
+        ("KAFKA_SESSION_TIMEOUT_MS", 1_000, 1_800_000),
         ("STARTUP_TIMEOUT_MS", 100, 3_600_000),
         ("SHUTDOWN_DELAY_MS", 0, 600_000),
         ("SHUTDOWN_TIMEOUT_MS", 100, 3_600_000),
@@ -237,12 +248,14 @@ fn everything_wrong_is_reported_at_once() {
 
 #[test]
 fn dangerous_combinations_are_refused() {
-    let table: [(&[(&str, &str)], &str); 9] = [
+    let table: [(&[(&str, &str)], &str); 11] = [
         (&[("RELAY_LEASE_MS", "20000")], "RELAY_LEASE_MS"),
         (&[("KAFKA_DELIVERY_TIMEOUT_MS", "15000")], "RELAY_LEASE_MS"),
         (&[("PRODUCT_ATTEMPT_TIMEOUT_MS", "3001")], "PRODUCT_ATTEMPT_TIMEOUT_MS"),
         (&[("PRODUCT_DEADLINE_MS", "999")], "PRODUCT_ATTEMPT_TIMEOUT_MS"),
-        (&[("REQUEST_DEADLINE_MS", "3000")], "REQUEST_DEADLINE_MS"),
+        (&[("REQUEST_DEADLINE_MS", "3000"), ("STOCK_WAIT_MS", "2999")], "REQUEST_DEADLINE_MS"),
+        (&[("REQUEST_DEADLINE_MS", "8000")], "REQUEST_DEADLINE_MS"),
+        (&[("STOCK_LEASE_MS", "6000")], "STOCK_LEASE_MS"),
         (
             &[("KAFKA_SECURITY_PROTOCOL", "SASL_SSL"), ("KAFKA_SASL_PASSWORD", "password-of-kafka")],
             "KAFKA_SASL_USERNAME",
@@ -264,7 +277,7 @@ fn dangerous_combinations_are_refused() {
     let all_right = [
         ("RELAY_LEASE_MS", "20001"),
         ("PRODUCT_ATTEMPT_TIMEOUT_MS", "3000"),
-        ("REQUEST_DEADLINE_MS", "3001"),
+        ("REQUEST_DEADLINE_MS", "8001"),
     ];
     assert_eq!(wrong(&all_right), Vec::<String>::new());
 }

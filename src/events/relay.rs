@@ -168,14 +168,26 @@ impl Relay {
             let sent = self.publisher.send_all(&wave).await;
             published.failure = sent.failure;
             published.done.extend(sent.acknowledged.iter().map(|event| (event.bucket, event.position)));
-            // The later events of a refused one wait with it.
-            let stuck: HashSet<_> = sent.refused.iter().map(|(event, _)| event.order_id).collect();
-            rest.retain(|event| !stuck.contains(&event.order_id));
-            let refused = sent.refused.into_iter().map(|(event, error)| (event.clone(), error));
-            published.refused.extend(refused);
+            for (event, _) in sent.refused {
+                let order = event.order_id;
+                if published.failure.is_some() || !self.publish_alone(event, &mut published).await {
+                    // The later events of a refused one wait with it.
+                    rest.retain(|later| later.order_id != order);
+                }
+            }
             waiting = rest;
         }
         published
+    }
+
+    /// Sends an event by itself: a broker refuses a batch as a whole, for one of its records or for their sum.
+    /// Whether it got through.
+    async fn publish_alone(&self, event: &PendingEvent, published: &mut Published) -> bool {
+        let mut sent = self.publisher.send_all(std::slice::from_ref(event)).await;
+        published.failure = sent.failure;
+        published.done.extend(sent.acknowledged.iter().map(|event| (event.bucket, event.position)));
+        published.refused.extend(sent.refused.pop().map(|(event, error)| (event.clone(), error)));
+        !sent.acknowledged.is_empty()
     }
 
     /// After a failure: says so, and gives the buckets to replicas that may reach Kafka better.

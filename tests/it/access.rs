@@ -7,11 +7,13 @@ use serde_json::json;
 use crate::support::{Answer, Call, Shop, Who, admin, customer, lines};
 
 /// Every route under `/api`, with a request that an admin who owns the order may make.
-const ROUTES: [(&str, &str); 5] = [
+const ROUTES: [(&str, &str); 7] = [
     ("POST", "/api/orders"),
     ("GET", "/api/orders"),
     ("GET", "/api/orders/my"),
     ("GET", "/api/orders/{orderId}"),
+    ("GET", "/api/orders/{orderId}/history"),
+    ("POST", "/api/orders/{orderId}/cancel"),
     ("PUT", "/api/orders/{orderId}/status"),
 ];
 const ADA: Who<'static> = customer("ada@example.com");
@@ -39,7 +41,7 @@ impl Scene {
         let call = self.shop.call(method, &route.replace("{orderId}", &self.order));
         match method {
             "POST" => call.json(&lines(&[(&self.product, 1)])),
-            "PUT" => call.json(&json!({"status": "CONFIRMED"})),
+            "PUT" => call.json(&json!({"status": "CANCELLED"})),
             _ => call,
         }
     }
@@ -60,10 +62,10 @@ async fn every_caller_gets_what_the_contract_gives_them_on_every_route() {
         let request = || scene.request(method, route);
         request().send().await.expect_problem(401, "unauthenticated");
         let (owner, other, root) = match (method, route) {
-            ("POST", _) => (201, 201, 201),
+            ("POST", "/api/orders") => (201, 201, 201),
             (_, "/api/orders/my") => (200, 200, 200),
-            (_, "/api/orders/{orderId}") => (200, 403, 200),
-            _ => (403, 403, 200),
+            ("GET", "/api/orders") | ("PUT", _) => (403, 403, 200),
+            _ => (200, 403, 200),
         };
         for (who, status) in [(ADA, owner), (EVE, other), (admin(), root)] {
             let answer = request().by(who).send().await;

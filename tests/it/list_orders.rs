@@ -1,6 +1,6 @@
 //! The lists: newest first, page by page, filtered, and never a scan or a sort.
 
-use order_service::config::{Environment, read_database};
+use order_service::config::{Environment, read_store};
 use order_service::domain::{CustomerId, OrderId, Status};
 use order_service::store::{Cursor, ListQuery, Store};
 use serde_json::Value;
@@ -206,7 +206,8 @@ async fn no_page_of_any_list_scans_or_sorts_the_table() {
     let shop = Shop::start().await;
     insert(&shop, 20_000).await;
     let url = shop.environment.variables()["DATABASE_URL"].clone();
-    let store = Store::new(read_database(&Environment::default().with("DATABASE_URL", url)).unwrap());
+    let (database, stock) = read_store(&Environment::default().with("DATABASE_URL", url)).unwrap();
+    let store = Store::new(database, stock);
     for query in queries() {
         let plan = store.explain_list(&query).await.unwrap().join("\n");
         assert!(plan.contains("Index") && !plan.contains("Seq Scan"), "{query:?}\n{plan}");

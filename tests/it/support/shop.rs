@@ -135,6 +135,7 @@ impl Shop {
         Self {
             url: url.to_owned(),
             topic: self.topic.clone(),
+            payments: self.payments.clone(),
             database: self.database.clone(),
             environment: self.environment.clone(),
             client: self.client.clone(),
