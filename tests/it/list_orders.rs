@@ -26,6 +26,7 @@ async fn walk(shop: &Shop, who: Who<'_>, path: &str, meanwhile: impl AsyncFn()) 
     while let Some(at) = path {
         let page = shop.get(who, &at).await.expect(200);
         pages.push(ids(&page));
+        assert!(pages.len() < 100, "the pages do not come to an end");
         path = next(&page);
         meanwhile().await;
     }
