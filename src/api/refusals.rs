@@ -22,7 +22,7 @@ use super::problem::{MEDIA_TYPE, Problem};
 const LONGEST_HEAD: usize = 256;
 /// How long a refused client that is still writing is listened to, so that it gets to read the answer instead
 /// of a broken connection.
-const LINGER: Duration = Duration::from_secs(1);
+const LINGER: Duration = Duration::from_secs(2);
 
 /// A connection on which hyper's own refusals are replaced.
 pub(super) struct Refusals<S> {
