@@ -4,13 +4,16 @@ use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Record, Shop, admin, customer, lines};
+use crate::support::{Answer, Record, Shop, admin, customer, eventually, lines};
 
 const STATUSES: [&str; 3] = ["CREATED", "CONFIRMED", "CANCELLED"];
 
 /// A shop and the id of a new order of Ada's.
 async fn shop_with_an_order() -> (Shop, String) {
-    let shop = Shop::start().await;
+    with_an_order(Shop::start().await).await
+}
+
+async fn with_an_order(shop: Shop) -> (Shop, String) {
     let phone = shop.product("phone", "2499.10", 50).await;
     let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
     (shop, id)
@@ -40,6 +43,30 @@ async fn history(shop: &Shop, id: &str) -> Vec<Value> {
     .await
     .unwrap();
     rows.iter().map(|row| serde_json::from_str(row).unwrap()).collect()
+}
+
+/// A shop with a connection for each of 20 requests, and with time for all of them to wait for one row.
+async fn patient_shop() -> Shop {
+    let builder = Shop::builder().with("DATABASE_MAX_CONNECTIONS", "20");
+    let waits = ["DATABASE_ACQUIRE_TIMEOUT_MS", "DATABASE_DEADLINE_MS", "REQUEST_DEADLINE_MS"];
+    waits.iter().fold(builder, |builder, wait| builder.with(wait, "60000")).start().await
+}
+
+/// Runs requests that change an order, and lets none of them at it before `count` of them are there.
+async fn collide<T>(shop: &Shop, id: &str, count: i64, requests: impl Future<Output = T>) -> T {
+    let mut lock = shop.database.begin().await.unwrap();
+    let take = sqlx::query("select from orders where id = $1::uuid for update").bind(id);
+    take.execute(&mut *lock).await.unwrap();
+    let waiting = async || {
+        let count_waiting = "select count(*) from pg_stat_activity
+                             where datname = current_database() and wait_event_type = 'Lock'";
+        sqlx::query_scalar::<_, i64>(count_waiting).fetch_one(&shop.database).await.unwrap() >= count
+    };
+    let release = async {
+        eventually("all requests wait for the order", waiting).await;
+        lock.rollback().await.unwrap();
+    };
+    tokio::join!(requests, release).0
 }
 
 #[tokio::test]
@@ -158,8 +185,9 @@ async fn the_same_status_again_changes_and_publishes_nothing() {
 
 #[tokio::test]
 async fn twenty_requests_for_one_status_at_once_are_one_change_and_one_event() {
-    let (shop, id) = shop_with_an_order().await;
-    let answers = join_all((0..20).map(|_| shop.set_status(&id, "CONFIRMED"))).await;
+    let (shop, id) = with_an_order(patient_shop().await).await;
+    let requests = join_all((0..20).map(|_| shop.set_status(&id, "CONFIRMED")));
+    let answers = collide(&shop, &id, 20, requests).await;
     for answer in &answers {
         assert_eq!((answer.status, &answer.text), (200, &answers[0].text));
         assert_eq!(answer.header("etag"), answers[0].header("etag"));
@@ -204,14 +232,15 @@ async fn a_condition_that_matches_lets_the_change_through_once() {
 
 #[tokio::test]
 async fn of_two_admins_who_saw_the_same_order_one_wins() {
-    let shop = Shop::start().await;
+    let shop = patient_shop().await;
     let phone = shop.product("phone", "1", 50).await;
-    for _ in 0..10 {
+    for _ in 0..5 {
         let placed = shop.place(customer("ada@example.com"), &lines(&[(&phone, 1)])).await.expect(201);
         let (id, tag) = (placed.order_id(), placed.header("etag").unwrap());
         let confirm = put_if(&shop, &id, "CONFIRMED", tag);
         let cancel = put_if(&shop, &id, "CANCELLED", tag);
-        let (confirm, cancel) = tokio::join!(confirm, cancel);
+        let both = Box::pin(async { tokio::join!(confirm, cancel) });
+        let (confirm, cancel) = collide(&shop, &id, 2, both).await;
         let (winner, loser) = if confirm.status == 200 { (confirm, cancel) } else { (cancel, confirm) };
         let winner = winner.expect(200);
         loser.expect_problem(412, "precondition-failed");
