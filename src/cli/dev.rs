@@ -45,7 +45,9 @@ async fn run_service(
     let config = Config::read(&env)?;
     if let Some(cluster) = &stack.cluster {
         // The embedded broker has no admin API.
-        cluster.create_topic(&config.kafka.topic, config.kafka.partitions)?;
+        for topic in [&config.kafka.topic, &config.kafka.payments.topic] {
+            cluster.create_topic(topic, config.kafka.partitions)?;
+        }
     }
     let app = start_service(&env, config).await?;
     app.ready().await;

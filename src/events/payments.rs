@@ -12,7 +12,7 @@ use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::topic_partition_list::Offset;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::KafkaSettings;
 use super::kafka::connection_config;
@@ -45,7 +45,12 @@ pub struct PaymentConsumer {
 
 struct Context;
 
-impl rdkafka::ClientContext for Context {}
+impl rdkafka::ClientContext for Context {
+    /// What matters of it comes back from `recv`, too, and is logged there.
+    fn error(&self, error: KafkaError, reason: &str) {
+        debug!(%error, reason, "the Kafka client reports");
+    }
+}
 impl ConsumerContext for Context {}
 
 /// How long a partition rests after its record could not be written.

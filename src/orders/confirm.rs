@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{error, warn};
 use uuid::Uuid;
 
-use super::{ChangeStatus, ChangeStatusError, OrderService};
+use super::{ChangeStatus, ChangeStatusError, OrderService, Versions};
 use crate::domain::aggregate::Confirmation;
 use crate::domain::order::InvalidTransition;
 use crate::domain::stock::{JobState, StockCall, StockJob, Verdict};
@@ -55,7 +55,7 @@ impl OrderService {
         let (order, (confirmation, calls)) = intended.ok_or(ChangeStatusError::NotFound(id))??;
         match confirmation {
             Confirmation::Already => Ok(order),
-            Confirmation::Running(attempt) => self.await_outcome(id, attempt).await,
+            Confirmation::Running(attempt) => self.await_outcome(id, attempt, &only_if).await,
             Confirmation::Started(attempt) => {
                 // In a task of its own, so that it comes to its end even when the client hangs up.
                 let (service, trace) = (self.clone(), trace.clone());
@@ -63,13 +63,18 @@ impl OrderService {
                     service.make_calls(id, attempt, holder, calls, &trace).await;
                 });
                 step.await?;
-                self.await_outcome(id, attempt).await
+                self.await_outcome(id, attempt, &only_if).await
             }
         }
     }
 
     /// Waits until an attempt has come to its decision, or the wait is over.
-    async fn await_outcome(&self, id: OrderId, attempt: i16) -> Result<Order, ChangeStatusError> {
+    async fn await_outcome(
+        &self,
+        id: OrderId,
+        attempt: i16,
+        only_if: &Versions,
+    ) -> Result<Order, ChangeStatusError> {
         const LOOK_AGAIN: Duration = Duration::from_millis(100);
         let give_up = Instant::now() + self.confirmation.wait;
         loop {
@@ -80,13 +85,13 @@ impl OrderService {
                 }
                 JobState::Taking => return Err(ChangeStatusError::StockUnknown),
                 JobState::Taken => return self.load(id).await,
-                JobState::Returning | JobState::Returned => return Err(self.refusal(&job).await),
+                JobState::Returning | JobState::Returned => return Err(self.refusal(&job, only_if).await),
             }
         }
     }
 
     /// Why an attempt did not end in CONFIRMED: its stock was refused, or the order was cancelled meanwhile.
-    async fn refusal(&self, job: &StockJob) -> ChangeStatusError {
+    async fn refusal(&self, job: &StockJob, only_if: &Versions) -> ChangeStatusError {
         match self.load(job.order).await {
             Err(error) => error,
             Ok(order) if order.status == Status::Created => {
@@ -94,7 +99,11 @@ impl OrderService {
                     ChangeStatusError::StockUnavailable(line.product_id.clone())
                 })
             }
-            Ok(order) => InvalidTransition { from: order.status, to: Status::Confirmed }.into(),
+            // Somebody else moved it meanwhile.
+            Ok(order) => only_if
+                .check(&order)
+                .err()
+                .unwrap_or_else(|| InvalidTransition { from: order.status, to: Status::Confirmed }.into()),
         }
     }
 
