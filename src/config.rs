@@ -93,11 +93,11 @@ impl Config {
     /// Reads everything and reports everything that is wrong at once.
     pub fn read(env: &Environment) -> Result<Self, InvalidConfig> {
         let delivery_timeout = env.millis("KAFKA_DELIVERY_TIMEOUT_MS", 10 * SECOND, 100..=5 * MINUTE);
-        let database = database(env);
+        let (api, database) = (api(env), database(env));
         let config = products(env).map(|products| Self {
             bind_address: bind_address(env),
-            server: server(env),
-            api: api(env),
+            server: server(env, api.request_deadline),
+            api,
             // A placement holds its key while it asks for the products, and for two uses of the store.
             orders: orders(env, products.deadline + database.deadline * 2),
             stock: stock(env),
@@ -196,10 +196,11 @@ fn bind_address(env: &Environment) -> SocketAddr {
     })
 }
 
-fn server(env: &Environment) -> ServerSettings {
+fn server(env: &Environment, request_deadline: Duration) -> ServerSettings {
     ServerSettings {
         max_connections: env.number("MAX_CONNECTIONS", 4096, 1..=1_000_000),
         idle_timeout: env.millis("CONNECTION_IDLE_TIMEOUT_MS", 75 * SECOND, 100..=60 * MINUTE),
+        request_deadline,
     }
 }
 

@@ -10,6 +10,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -22,7 +23,12 @@ pub struct ServerSettings {
     pub max_connections: usize,
     /// How long a connection may take to send the head of its next request; so also how long it may idle.
     pub idle_timeout: Duration,
+    /// How long any request may take; so also how long a stop waits for connections.
+    pub request_deadline: Duration,
 }
+
+/// What an answer has for its way out, beyond the deadline of its request.
+const WRITE_TIME: Duration = Duration::from_secs(1);
 
 /// Serves until `stop`; then accepts nothing more, finishes the requests that are running, and returns.
 pub async fn serve(
@@ -31,7 +37,7 @@ pub async fn serve(
     settings: &ServerSettings,
     stop: &CancellationToken,
 ) {
-    let connections = GracefulShutdown::new();
+    let (connections, cut) = (GracefulShutdown::new(), CancellationToken::new());
     let permits = Arc::new(Semaphore::new(settings.max_connections));
     loop {
         let accepted = tokio::select! {
@@ -43,16 +49,20 @@ pub async fn serve(
             .timer(TokioTimer::new())
             .header_read_timeout(settings.idle_timeout)
             .serve_connection(TokioIo::new(Refusals::on(stream)), TowerToHyperService::new(router.clone()));
-        let connection = connections.watch(connection);
+        let connection = cut.clone().run_until_cancelled_owned(connections.watch(connection));
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            if let Some(Err(error)) = connection.await {
                 debug!(%error, "a connection ended badly");
             }
             drop(permit);
         });
     }
     drop(listener);
-    connections.shutdown().await;
+    // No request runs for longer: what is open then belongs to a client that stopped sending or reading.
+    if timeout(settings.request_deadline + WRITE_TIME, connections.shutdown()).await.is_err() {
+        warn!("clients that neither finish their requests nor read their answers are cut off");
+    }
+    cut.cancel();
 }
 
 async fn accept(
