@@ -2,6 +2,8 @@
 
 use futures_util::future::join_all;
 use serde_json::json;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 use crate::support::{Answer, Builder, Replica, Shop, customer, eventually, lines};
 
@@ -140,15 +142,25 @@ async fn a_stop_that_takes_too_long_ends_with_exit_code_2() {
 }
 
 #[tokio::test]
-async fn a_client_that_keeps_its_connection_open_does_not_hold_up_the_stop() {
-    let (mut replica, shop) = start(Shop::builder().with("SHUTDOWN_TIMEOUT_MS", "60000")).await;
+async fn clients_that_keep_their_connections_open_do_not_hold_up_the_stop() {
+    let quick = Shop::builder()
+        .with("PRODUCT_ATTEMPT_TIMEOUT_MS", "300")
+        .with("PRODUCT_DEADLINE_MS", "300")
+        .with("REQUEST_DEADLINE_MS", "500");
+    let (mut replica, shop) = start(quick).await;
     let address = replica.url.trim_start_matches("http://").to_owned();
-    // One that has said nothing yet, and one whose answer was read.
-    let silent = tokio::net::TcpStream::connect(&address).await.unwrap();
+    // One that has said nothing, two that will never end their request, and one whose answer was read.
+    let silent = TcpStream::connect(&address).await.unwrap();
+    let mut half_a_head = TcpStream::connect(&address).await.unwrap();
+    half_a_head.write_all(b"GET /health/live HTTP/1.1\r\nHost: sho").await.unwrap();
+    let mut half_a_body = TcpStream::connect(&address).await.unwrap();
+    let head = "POST /api/orders HTTP/1.1\r\nHost: shop\r\nContent-Type: application/json\r\n\
+                X-User-Email: ada@example.com\r\nX-User-Role: CUSTOMER\r\nContent-Length: 99\r\n\r\n{";
+    half_a_body.write_all(head.as_bytes()).await.unwrap();
     shop.get(customer(ADA), "/api/orders/my").await.expect(200);
 
     replica.signal("TERM");
 
     assert_eq!(replica.exit_code(), Some(0));
-    drop(silent);
+    drop((silent, half_a_head, half_a_body));
 }
