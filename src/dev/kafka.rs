@@ -18,7 +18,9 @@ pub const ALL_BROKERS: i32 = -1;
 ///
 /// What it cannot do:
 /// * tell a repeated batch of an idempotent producer: it checks sequence numbers only for producers with a
-///   transactional id, so an acknowledgement that is lost on the way ends in a second copy of the record;
+///   transactional id, so an acknowledgement that is lost on the way ends in a second copy of the record, and
+///   an injected error that hits one of several batches on their way loses it: the producer takes the
+///   acknowledgement of a later batch for one of the earlier;
 /// * hide what a transaction has not committed, or keep the offsets that were committed in one;
 /// * keep anything on disk: it ends, with all its records, when it is dropped or this process dies;
 /// * keep much: of each partition only the newest 5 MiB (or 100,000 batches), older ones vanish
