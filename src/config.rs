@@ -3,25 +3,27 @@
 //! `.env.example` lists them all with a sentence each; a test holds the two together.
 
 mod environment;
+mod kafka;
+mod products;
 #[cfg(test)]
 mod tests;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use reqwest::{Method, Url};
+use reqwest::Url;
 use sqlx::postgres::PgConnectOptions;
 use tracing_subscriber::EnvFilter;
 
 pub use environment::{Environment, InvalidConfig};
+use kafka::kafka;
+use products::products;
 
 use crate::api::server::ServerSettings;
 use crate::api::{ApiSettings, GatewaySecrets};
-use crate::domain::CustomerId;
-use crate::events::{KafkaSettings, PaymentSettings, RelaySettings, Secret};
+use crate::events::{KafkaSettings, RelaySettings};
 use crate::orders::{ConfirmSettings, DuplicateSettings, HousekeepingSettings, OrderSettings};
-use crate::products::{ProductSettings, StockRoute, StockSettings};
+use crate::products::ProductSettings;
 use crate::store::idempotency::KeyTimes;
 use crate::store::{DatabaseSettings, StockTimes};
 
@@ -294,156 +296,4 @@ fn database(env: &Environment) -> DatabaseSettings {
         acquire_timeout: env.millis("DATABASE_ACQUIRE_TIMEOUT_MS", 2 * SECOND, 10..=MINUTE),
         deadline: env.millis("DATABASE_DEADLINE_MS", 5 * SECOND, 100..=10 * MINUTE),
     }
-}
-
-fn kafka(env: &Environment, delivery_timeout: Duration) -> KafkaSettings {
-    let servers =
-        env.required("KAFKA_BOOTSTRAP_SERVERS", "host:port, or several with commas between", |text| {
-            let is_address = |server: &str| {
-                let parts = server.trim().rsplit_once(':');
-                let host_char = |c: char| c.is_ascii_alphanumeric() || "._-:[]".contains(c);
-                parts.is_some_and(|(host, port)| {
-                    !host.is_empty()
-                        && host.chars().all(host_char)
-                        && port.parse::<u16>().is_ok_and(|port| port > 0)
-                })
-            };
-            text.split(',').all(is_address).then(|| text.to_owned())
-        });
-    let topic = env.text("ORDER_EVENTS_TOPIC", "order-events");
-    let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    if topic.is_empty() || topic.len() > 249 || !topic.chars().all(legal) {
-        env.refuse("ORDER_EVENTS_TOPIC", "must be 1 to 249 letters, digits, '.', '_' or '-'");
-    }
-    let replication = env.number("KAFKA_TOPIC_REPLICATION", -1, -1..=100);
-    if replication == 0 {
-        env.refuse("KAFKA_TOPIC_REPLICATION", "must be -1 for the broker's default, or at least 1");
-    }
-    KafkaSettings {
-        bootstrap_servers: servers.unwrap_or_default(),
-        properties: kafka_security(env),
-        topic,
-        payments: payments(env),
-        create_topic: env.flag("KAFKA_CREATE_TOPIC", true),
-        partitions: env.number("KAFKA_TOPIC_PARTITIONS", 6, 1..=10_000),
-        replication,
-        delivery_timeout,
-    }
-}
-
-/// The topic of the payments; empty: they are not read.
-fn payments(env: &Environment) -> PaymentSettings {
-    let group = env.text("KAFKA_CONSUMER_GROUP", "order-service");
-    let topic = env.text("PAYMENT_EVENTS_TOPIC", "payment-events");
-    PaymentSettings {
-        enabled: env.flag("PAYMENT_EVENTS_ENABLED", true),
-        topic,
-        group,
-        session_timeout: env.millis("KAFKA_SESSION_TIMEOUT_MS", 45 * SECOND, SECOND..=30 * MINUTE),
-    }
-}
-
-/// The security settings of the client, under librdkafka's own names.
-fn kafka_security(env: &Environment) -> Vec<(&'static str, Secret)> {
-    const PROTOCOLS: [(&str, &str); 4] = [
-        ("PLAINTEXT", "plaintext"),
-        ("SSL", "ssl"),
-        ("SASL_PLAINTEXT", "sasl_plaintext"),
-        ("SASL_SSL", "sasl_ssl"),
-    ];
-    const MECHANISMS: [(&str, &str); 3] =
-        [("PLAIN", "PLAIN"), ("SCRAM-SHA-256", "SCRAM-SHA-256"), ("SCRAM-SHA-512", "SCRAM-SHA-512")];
-    let protocol = env.choice("KAFKA_SECURITY_PROTOCOL", "plaintext", &PROTOCOLS);
-    let mechanism = env.choice("KAFKA_SASL_MECHANISM", "SCRAM-SHA-512", &MECHANISMS);
-    let mut properties = vec![("security.protocol", Secret(protocol.to_owned()))];
-    let mut add = |name, variable| {
-        let value = env.optional(variable);
-        let found = value.is_some();
-        properties.extend(value.map(|value| (name, Secret(value))));
-        found
-    };
-    let user = add("sasl.username", "KAFKA_SASL_USERNAME");
-    let password = add("sasl.password", "KAFKA_SASL_PASSWORD");
-    add("ssl.key.password", "KAFKA_SSL_KEY_PASSWORD");
-    for (name, variable) in [
-        ("ssl.ca.location", "KAFKA_SSL_CA_LOCATION"),
-        ("ssl.certificate.location", "KAFKA_SSL_CERTIFICATE_LOCATION"),
-        ("ssl.key.location", "KAFKA_SSL_KEY_LOCATION"),
-    ] {
-        let missing = env.optional(variable).is_some_and(|path| !PathBuf::from(path).is_file());
-        if missing {
-            env.refuse(variable, "must name a file that exists");
-        }
-        add(name, variable);
-    }
-    let sasl = protocol.starts_with("sasl");
-    if sasl {
-        properties.push(("sasl.mechanism", Secret(mechanism.to_owned())));
-    }
-    for (found, variable) in [(user, "KAFKA_SASL_USERNAME"), (password, "KAFKA_SASL_PASSWORD")] {
-        match (sasl, found) {
-            (true, false) => env.refuse(variable, "is required with KAFKA_SECURITY_PROTOCOL=SASL_…"),
-            // Whoever sets it believes that the connection is authenticated.
-            (false, true) => env.refuse(variable, "is of use only with KAFKA_SECURITY_PROTOCOL=SASL_…"),
-            _ => {}
-        }
-    }
-    properties
-}
-
-fn product_stock(env: &Environment) -> StockSettings {
-    let route = |method_name: &'static str, path_name: &'static str, default: &str| {
-        let methods = [("POST", Method::POST), ("PUT", Method::PUT), ("PATCH", Method::PATCH)];
-        let method = env.text(method_name, "POST");
-        let known = methods.into_iter().find(|(word, _)| *word == method);
-        if known.is_none() {
-            env.refuse(method_name, "must be one of POST, PUT, PATCH");
-        }
-        let path = env.text(path_name, default);
-        if !path.starts_with('/') || !path.contains(StockRoute::PLACEHOLDER) {
-            env.refuse(path_name, "must start with / and contain {productId}");
-        }
-        StockRoute { method: known.map_or(Method::POST, |(_, method)| method), path }
-    };
-    let service_email = env.text("PRODUCT_SERVICE_USER_EMAIL", "order-service@shopverse.internal");
-    if CustomerId::parse(&service_email).is_err() {
-        env.refuse("PRODUCT_SERVICE_USER_EMAIL", "must be an e-mail address");
-    }
-    StockSettings {
-        reduce: route(
-            "PRODUCT_REDUCE_METHOD",
-            "PRODUCT_REDUCE_PATH",
-            "/api/products/{productId}/reduce-stock",
-        ),
-        restore: route(
-            "PRODUCT_RESTORE_METHOD",
-            "PRODUCT_RESTORE_PATH",
-            "/api/products/{productId}/restore-stock",
-        ),
-        timeout: env.millis("PRODUCT_STOCK_TIMEOUT_MS", 3 * SECOND, 10..=MINUTE),
-        service_email,
-        key_is_honoured: env.flag("PRODUCT_HONOURS_IDEMPOTENCY_KEY", true),
-    }
-}
-
-fn products(env: &Environment) -> Option<ProductSettings> {
-    let url = env.required("PRODUCT_SERVICE_URL", "a URL such as http://product-service:8081", |text| {
-        let url = text.parse::<Url>().ok().filter(|url| ["http", "https"].contains(&url.scheme()))?;
-        (url.query().is_none() && url.fragment().is_none()).then_some(url)
-    });
-    let settings = |url| ProductSettings {
-        url,
-        deadline: env.millis("PRODUCT_DEADLINE_MS", 3 * SECOND, 10..=MINUTE),
-        attempt_timeout: env.millis("PRODUCT_ATTEMPT_TIMEOUT_MS", SECOND, 10..=MINUTE),
-        connect_timeout: env.millis("PRODUCT_CONNECT_TIMEOUT_MS", 500, 10..=MINUTE),
-        retries: env.number("PRODUCT_RETRIES", 1, 0..=5),
-        concurrency: env.number("PRODUCT_CONCURRENCY", 16, 1..=100),
-        max_in_flight: env.number("PRODUCT_MAX_IN_FLIGHT", 256, 1..=10_000),
-        breaker_window: env.number("PRODUCT_BREAKER_WINDOW", 50, 10..=10_000),
-        breaker_failure_percent: env.number("PRODUCT_BREAKER_FAILURE_PERCENT", 50, 1..=100),
-        breaker_open: env.millis("PRODUCT_BREAKER_OPEN_MS", 5 * SECOND, 100..=10 * MINUTE),
-        stock: product_stock(env),
-    };
-    // A stand-in, so that the other settings are looked at too; it is refused like any wrong one.
-    url.or_else(|| "http://unset.invalid".parse().ok()).map(settings)
 }

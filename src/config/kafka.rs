@@ -1,0 +1,102 @@
+//! The settings of Kafka.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::{Environment, MINUTE, SECOND};
+use crate::events::{KafkaSettings, PaymentSettings, Secret};
+
+pub(super) fn kafka(env: &Environment, delivery_timeout: Duration) -> KafkaSettings {
+    let servers =
+        env.required("KAFKA_BOOTSTRAP_SERVERS", "host:port, or several with commas between", |text| {
+            let is_address = |server: &str| {
+                let parts = server.trim().rsplit_once(':');
+                let host_char = |c: char| c.is_ascii_alphanumeric() || "._-:[]".contains(c);
+                parts.is_some_and(|(host, port)| {
+                    !host.is_empty()
+                        && host.chars().all(host_char)
+                        && port.parse::<u16>().is_ok_and(|port| port > 0)
+                })
+            };
+            text.split(',').all(is_address).then(|| text.to_owned())
+        });
+    let topic = env.text("ORDER_EVENTS_TOPIC", "order-events");
+    let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if topic.is_empty() || topic.len() > 249 || !topic.chars().all(legal) {
+        env.refuse("ORDER_EVENTS_TOPIC", "must be 1 to 249 letters, digits, '.', '_' or '-'");
+    }
+    let replication = env.number("KAFKA_TOPIC_REPLICATION", -1, -1..=100);
+    if replication == 0 {
+        env.refuse("KAFKA_TOPIC_REPLICATION", "must be -1 for the broker's default, or at least 1");
+    }
+    KafkaSettings {
+        bootstrap_servers: servers.unwrap_or_default(),
+        properties: kafka_security(env),
+        topic,
+        payments: payments(env),
+        create_topic: env.flag("KAFKA_CREATE_TOPIC", true),
+        partitions: env.number("KAFKA_TOPIC_PARTITIONS", 6, 1..=10_000),
+        replication,
+        delivery_timeout,
+    }
+}
+
+/// The topic of the payments; empty: they are not read.
+fn payments(env: &Environment) -> PaymentSettings {
+    let group = env.text("KAFKA_CONSUMER_GROUP", "order-service");
+    let topic = env.text("PAYMENT_EVENTS_TOPIC", "payment-events");
+    PaymentSettings {
+        enabled: env.flag("PAYMENT_EVENTS_ENABLED", true),
+        topic,
+        group,
+        session_timeout: env.millis("KAFKA_SESSION_TIMEOUT_MS", 45 * SECOND, SECOND..=30 * MINUTE),
+    }
+}
+
+/// The security settings of the client, under librdkafka's own names.
+fn kafka_security(env: &Environment) -> Vec<(&'static str, Secret)> {
+    const PROTOCOLS: [(&str, &str); 4] = [
+        ("PLAINTEXT", "plaintext"),
+        ("SSL", "ssl"),
+        ("SASL_PLAINTEXT", "sasl_plaintext"),
+        ("SASL_SSL", "sasl_ssl"),
+    ];
+    const MECHANISMS: [(&str, &str); 3] =
+        [("PLAIN", "PLAIN"), ("SCRAM-SHA-256", "SCRAM-SHA-256"), ("SCRAM-SHA-512", "SCRAM-SHA-512")];
+    let protocol = env.choice("KAFKA_SECURITY_PROTOCOL", "plaintext", &PROTOCOLS);
+    let mechanism = env.choice("KAFKA_SASL_MECHANISM", "SCRAM-SHA-512", &MECHANISMS);
+    let mut properties = vec![("security.protocol", Secret(protocol.to_owned()))];
+    let mut add = |name, variable| {
+        let value = env.optional(variable);
+        let found = value.is_some();
+        properties.extend(value.map(|value| (name, Secret(value))));
+        found
+    };
+    let user = add("sasl.username", "KAFKA_SASL_USERNAME");
+    let password = add("sasl.password", "KAFKA_SASL_PASSWORD");
+    add("ssl.key.password", "KAFKA_SSL_KEY_PASSWORD");
+    for (name, variable) in [
+        ("ssl.ca.location", "KAFKA_SSL_CA_LOCATION"),
+        ("ssl.certificate.location", "KAFKA_SSL_CERTIFICATE_LOCATION"),
+        ("ssl.key.location", "KAFKA_SSL_KEY_LOCATION"),
+    ] {
+        let missing = env.optional(variable).is_some_and(|path| !PathBuf::from(path).is_file());
+        if missing {
+            env.refuse(variable, "must name a file that exists");
+        }
+        add(name, variable);
+    }
+    let sasl = protocol.starts_with("sasl");
+    if sasl {
+        properties.push(("sasl.mechanism", Secret(mechanism.to_owned())));
+    }
+    for (found, variable) in [(user, "KAFKA_SASL_USERNAME"), (password, "KAFKA_SASL_PASSWORD")] {
+        match (sasl, found) {
+            (true, false) => env.refuse(variable, "is required with KAFKA_SECURITY_PROTOCOL=SASL_…"),
+            // Whoever sets it believes that the connection is authenticated.
+            (false, true) => env.refuse(variable, "is of use only with KAFKA_SECURITY_PROTOCOL=SASL_…"),
+            _ => {}
+        }
+    }
+    properties
+}
