@@ -103,13 +103,11 @@ async fn a_database_that_swallows_packets_is_given_up_at_the_deadline() {
     shop.call("GET", "/health/live").send().await.expect(200);
 
     proxy.set(Mode::Open);
-    eventually("the service is ready again", async || {
-        shop.call("GET", "/health/ready").send().await.status == 200
+    // Not at the first try: what was swallowed reaches the server now, and may hold a lock for a moment.
+    eventually("every route works again", async || {
+        every_route(&shop, &order, &phone).await.iter().all(|answer| answer.status < 300)
     })
     .await;
-    for answer in every_route(&shop, &order, &phone).await {
-        assert!(answer.status < 300, "{}", answer.text);
-    }
     shop.expect_whole_orders().await;
     shop.expect_every_event().await;
 }
