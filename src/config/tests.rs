@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::events::{KafkaHealth, Publisher};
+use crate::events::{KafkaHealth, Publisher, Secret};
 
 const EXAMPLE: &str = include_str!("../../.env.example");
 

@@ -34,6 +34,9 @@ pub struct RelaySettings {
     pub delivery_timeout: Duration,
 }
 
+/// A renewal is also when buckets that others gave back are found.
+const LOOK_FOR_BUCKETS: Duration = Duration::from_secs(1);
+
 /// One replica's relay.
 pub struct Relay {
     replica: Uuid,
@@ -151,7 +154,7 @@ impl Relay {
         }
         let held = HeldLease {
             lease: lease.clone(),
-            renew_at: now + self.settings.lease / 3,
+            renew_at: now + (self.settings.lease / 3).min(LOOK_FOR_BUCKETS),
             send_until: now + self.settings.lease.saturating_sub(self.settings.delivery_timeout),
         };
         let send_until = held.send_until;

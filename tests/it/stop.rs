@@ -146,7 +146,8 @@ async fn clients_that_keep_their_connections_open_do_not_hold_up_the_stop() {
     let quick = Shop::builder()
         .with("PRODUCT_ATTEMPT_TIMEOUT_MS", "300")
         .with("PRODUCT_DEADLINE_MS", "300")
-        .with("REQUEST_DEADLINE_MS", "500");
+        .with("REQUEST_DEADLINE_MS", "500")
+        .with("STOCK_WAIT_MS", "400");
     let (mut replica, shop) = start(quick).await;
     let address = replica.url.trim_start_matches("http://").to_owned();
     // One that has said nothing, two that will never end their request, and one whose answer was read.
