@@ -4,7 +4,7 @@
 use uuid::Uuid;
 
 use super::order::{Change, InvalidTransition};
-use super::stock::{CallOutcome, JobState, LineState, StockCall, StockJob, StockLine, Verdict};
+use super::stock::{CallOutcome, CallRules, JobState, LineState, StockCall, StockJob, StockLine, Verdict};
 use super::{Actor, Money, Order, Status, StatusChange, TraceParent};
 
 /// Reasons that the service itself gives.
@@ -124,7 +124,7 @@ impl OrderAggregate {
     }
 
     /// The calls that the job needs now, for its holder; they are written down before they are made.
-    pub fn next_stock_calls(&mut self, holder: Uuid, key_is_honoured: bool) -> Vec<StockCall> {
+    pub fn next_stock_calls(&mut self, holder: Uuid, rules: CallRules) -> Vec<StockCall> {
         let is_new = self.changes.job == Some(JobWrite::Insert);
         let Some(job) = &mut self.job else { return Vec::new() };
         if is_new {
@@ -132,7 +132,7 @@ impl OrderAggregate {
         } else if job.holder != Some(holder) || job.parked.is_some() {
             return Vec::new();
         }
-        let calls = job.next_calls(key_is_honoured);
+        let calls = job.next_calls(rules);
         if !is_new {
             self.changes.job = Some(if calls.is_empty() { JobWrite::Release } else { JobWrite::Keep });
         }

@@ -150,6 +150,16 @@ pub struct StockCall {
     pub sent_before: bool,
 }
 
+/// How calls may be made.
+#[derive(Clone, Copy, Debug)]
+pub struct CallRules {
+    /// Whether a repeat under the same `Idempotency-Key` is applied once.
+    pub key_is_honoured: bool,
+    /// How many calls a step may have. They run side by side, so that a step ends well within its lease
+    /// however many lines an order has.
+    pub at_once: usize,
+}
+
 /// What is known after a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CallOutcome {
@@ -186,15 +196,22 @@ pub enum Verdict {
 }
 
 impl StockJob {
-    /// The calls to make now; their lines are marked as sent. Where the Product Service does not honour the
-    /// key, a line that may have been sent before is not sent again: the job is parked.
-    pub fn next_calls(&mut self, key_is_honoured: bool) -> Vec<StockCall> {
+    /// The calls to make now; their lines are marked as sent.
+    ///
+    /// Where the Product Service does not honour the key, a line that may have been sent before is not sent
+    /// again. Beside it nothing more is taken, what is known to be taken is still given back, and when that is
+    /// done the job is parked.
+    pub fn next_calls(&mut self, rules: CallRules) -> Vec<StockCall> {
+        let CallRules { key_is_honoured, at_once } = rules;
         let (order, attempt, state) = (self.order, self.attempt, self.state);
-        let (mut calls, mut unknown) = (Vec::new(), Vec::new());
+        let may_be_sent = |line: &&StockLine| matches!(due(state, line.state), Some((_, true)));
+        let unknown = self.lines.iter().find(may_be_sent).map(|line| line.number);
+        let unknown = unknown.filter(|_| !key_is_honoured);
+        let most = if unknown.is_some() && state == JobState::Taking { 0 } else { at_once };
+        let mut calls = Vec::new();
         for line in &mut self.lines {
             let Some((direction, sent_before)) = due(state, line.state) else { continue };
-            if sent_before && !key_is_honoured {
-                unknown.push(line.number);
+            if calls.len() == most || (sent_before && !key_is_honoured) {
                 continue;
             }
             line.state = match direction {
@@ -210,7 +227,7 @@ impl StockJob {
                 sent_before,
             });
         }
-        if let Some(first) = unknown.first() {
+        if let Some(first) = unknown.filter(|_| calls.is_empty()) {
             self.parked = Some(format!("line {first}: nobody knows whether its call was applied"));
         }
         calls
@@ -233,6 +250,13 @@ impl StockJob {
             (_, _, unchanged) => unchanged,
         };
         line.last_error = outcome.error().map(str::to_owned);
+        if self.state == JobState::Returned && line.state == Taken {
+            // The proof came after the end: what was taken has to go back all the same.
+            self.state = JobState::Returning;
+        }
+        if !self.lines.iter().any(|line| matches!(line.state, Taking | Returning)) {
+            self.parked = None;
+        }
         if let (Direction::GiveBack, CallOutcome::Refused(why), true) = (call.direction, outcome, is_owner) {
             self.parked =
                 Some(format!("line {}: the Product Service does not take it back: {why}", call.line));
@@ -243,6 +267,7 @@ impl StockJob {
     pub fn give_back(&mut self) {
         self.state = JobState::Returning;
         self.failures = 0;
+        self.parked = None;
         if self.verdict() == Verdict::AllReturned {
             self.state = JobState::Returned;
         }

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{ChangeStatus, ChangeStatusError, OrderService, Versions};
 use crate::domain::aggregate::Confirmation;
 use crate::domain::order::InvalidTransition;
-use crate::domain::stock::{JobState, StockCall, StockJob, Verdict};
+use crate::domain::stock::{CallRules, JobState, StockCall, StockJob, Verdict};
 use crate::domain::{Actor, Order, OrderAggregate, OrderId, Status, TraceParent};
 use crate::store::StoreError;
 use crate::store::stock::ClaimedJob;
@@ -42,13 +42,12 @@ impl OrderService {
         trace: &TraceParent,
     ) -> Result<Order, ChangeStatusError> {
         let ChangeStatus { id, reason, only_if, .. } = change;
-        let (holder, key_is_honoured) = (Uuid::new_v4(), self.products.honours_keys());
+        let (holder, rules) = (Uuid::new_v4(), self.call_rules());
         let decide = |aggregate: &mut OrderAggregate| {
             only_if.check(&aggregate.order)?;
             let confirmation = aggregate.confirm(actor, reason, trace)?;
             let started = matches!(confirmation, Confirmation::Started(_));
-            let calls =
-                if started { aggregate.next_stock_calls(holder, key_is_honoured) } else { Vec::new() };
+            let calls = if started { aggregate.next_stock_calls(holder, rules) } else { Vec::new() };
             Ok::<_, ChangeStatusError>((confirmation, calls))
         };
         let intended = self.store.update_order(id, None, decide).await?;
@@ -107,6 +106,10 @@ impl OrderService {
         }
     }
 
+    fn call_rules(&self) -> CallRules {
+        CallRules { key_is_honoured: self.products.honours_keys(), at_once: self.confirmation.concurrency }
+    }
+
     async fn load(&self, id: OrderId) -> Result<Order, ChangeStatusError> {
         let order = self.store.find_order(id).await?.ok_or(ChangeStatusError::NotFound(id))?;
         Ok(order.for_service())
@@ -128,9 +131,9 @@ impl OrderService {
         if overdue {
             error!(order = %id, attempt, failures, "stock work is past its deadline; it goes on");
         }
-        let key_is_honoured = self.products.honours_keys();
+        let rules = self.call_rules();
         let decide = |aggregate: &mut OrderAggregate| {
-            let calls = aggregate.next_stock_calls(holder, key_is_honoured);
+            let calls = aggregate.next_stock_calls(holder, rules);
             let job = aggregate.job.as_ref();
             let (trace, parked) = (job.map(|job| job.trace.clone()), job.and_then(|job| job.parked.clone()));
             Ok::<_, Infallible>((calls, trace, parked))

@@ -6,6 +6,8 @@ use super::*;
 
 const ME: Uuid = Uuid::from_u128(1);
 const SOMEBODY_ELSE: Uuid = Uuid::from_u128(2);
+const HONOURED: CallRules = CallRules { key_is_honoured: true, at_once: 3 };
+const NOT_HONOURED: CallRules = CallRules { key_is_honoured: false, ..HONOURED };
 
 fn job(lines: i16) -> StockJob {
     let line = |number| StockLine {
@@ -66,7 +68,7 @@ fn run(job: &mut StockJob, book: &mut Book, fates: &[u8], cancel_at: Option<usiz
         if cancel_at == Some(step) && job.state != JobState::Returned {
             job.give_back();
         }
-        let calls = job.next_calls(true);
+        let calls = job.next_calls(HONOURED);
         let outcomes: Vec<_> = calls.iter().map(|call| book.call(call, fates.next().unwrap())).collect();
         // A crash between the calls and the recording: the outcomes are lost.
         if fates.next() != Some(2) {
@@ -111,8 +113,8 @@ proptest! {
 #[test]
 fn without_an_honoured_key_what_may_have_been_sent_is_parked_and_never_sent_again() {
     let mut job = job(2);
-    assert_eq!(job.next_calls(false).len(), 2);
-    let calls = job.next_calls(false);
+    assert_eq!(job.next_calls(NOT_HONOURED).len(), 2);
+    let calls = job.next_calls(NOT_HONOURED);
     assert_eq!(calls, []);
     assert!(job.parked.is_some_and(|why| why.contains("line 1")));
 }
@@ -120,16 +122,16 @@ fn without_an_honoured_key_what_may_have_been_sent_is_parked_and_never_sent_agai
 #[test]
 fn a_call_that_never_left_is_made_again_even_without_an_honoured_key() {
     let mut job = job(1);
-    let calls = job.next_calls(false);
+    let calls = job.next_calls(NOT_HONOURED);
     job.record(&calls[0], &CallOutcome::NotSent("refused connection".into()), ME);
-    assert_eq!(job.next_calls(false), calls);
+    assert_eq!(job.next_calls(NOT_HONOURED), calls);
     assert_eq!(job.parked, None);
 }
 
 #[test]
 fn who_lost_the_job_can_prove_that_stock_was_taken_but_not_that_it_was_not() {
     let mut job = job(1);
-    let calls = job.next_calls(true);
+    let calls = job.next_calls(HONOURED);
     job.record(&calls[0], &CallOutcome::Refused("short".into()), SOMEBODY_ELSE);
     assert_eq!(job.lines[0].state, LineState::Taking);
     job.record(&calls[0], &CallOutcome::Done, SOMEBODY_ELSE);
@@ -139,14 +141,14 @@ fn who_lost_the_job_can_prove_that_stock_was_taken_but_not_that_it_was_not() {
 #[test]
 fn every_repeat_of_a_call_has_the_same_key_and_every_other_call_another() {
     let mut taking = job(2);
-    let first = taking.next_calls(true);
-    let again = taking.next_calls(true);
+    let first = taking.next_calls(HONOURED);
+    let again = taking.next_calls(HONOURED);
     let keys =
         |calls: &[StockCall]| calls.iter().map(|call| call.idempotency_key.clone()).collect::<Vec<_>>();
     assert_eq!(keys(&first), keys(&again));
     let mut second = StockJob { attempt: 2, ..job(2) };
     second.order = taking.order;
-    let other = second.next_calls(true);
+    let other = second.next_calls(HONOURED);
     let all: HashSet<_> = keys(&first).into_iter().chain(keys(&other)).collect();
     assert_eq!(all.len(), 4);
 }
@@ -156,8 +158,66 @@ fn what_the_product_service_does_not_take_back_is_parked() {
     let mut job = job(1);
     job.state = JobState::Returning;
     job.lines[0].state = LineState::Taken;
-    let calls = job.next_calls(true);
+    let calls = job.next_calls(HONOURED);
     job.record(&calls[0], &CallOutcome::Refused("withdrawn".into()), ME);
     assert!(job.parked.is_some());
     assert_eq!(job.verdict(), Verdict::Unfinished);
+}
+
+#[test]
+fn a_step_has_no_more_calls_than_run_side_by_side() {
+    let mut job = job(5);
+    let first = job.next_calls(HONOURED);
+    assert_eq!(first.len(), HONOURED.at_once);
+    for call in &first {
+        job.record(call, &CallOutcome::Done, ME);
+    }
+    let rest: Vec<i16> = job.next_calls(HONOURED).iter().map(|call| call.line).collect();
+    assert_eq!(rest, [4, 5]);
+}
+
+#[test]
+fn beside_an_unknown_line_nothing_more_is_taken_and_what_is_known_is_given_back_before_parking() {
+    let mut job = job(3);
+    let calls = job.next_calls(NOT_HONOURED);
+    job.record(&calls[0], &CallOutcome::Unknown("lost".into()), ME);
+    job.record(&calls[1], &CallOutcome::Done, ME);
+    job.record(&calls[2], &CallOutcome::NotSent("down".into()), ME);
+    assert_eq!(job.next_calls(NOT_HONOURED), []);
+    assert!(job.parked.is_some());
+    assert_eq!(job.lines[2].state, LineState::Todo);
+
+    job.give_back();
+    assert_eq!(job.parked, None);
+    let back = job.next_calls(NOT_HONOURED);
+    assert_eq!(
+        back.iter().map(|call| (call.line, call.direction)).collect::<Vec<_>>(),
+        [(2, Direction::GiveBack)]
+    );
+    assert_eq!(job.parked, None);
+    job.record(&back[0], &CallOutcome::Done, ME);
+    assert_eq!(job.next_calls(NOT_HONOURED), []);
+    assert!(job.parked.is_some_and(|why| why.contains("line 1")));
+}
+
+#[test]
+fn a_proof_that_settles_the_unknown_ends_the_parking() {
+    let mut job = job(1);
+    let calls = job.next_calls(NOT_HONOURED);
+    job.next_calls(NOT_HONOURED);
+    assert!(job.parked.is_some());
+    job.record(&calls[0], &CallOutcome::Done, SOMEBODY_ELSE);
+    assert_eq!((job.parked.as_deref(), job.verdict()), (None, Verdict::AllTaken));
+}
+
+#[test]
+fn a_proof_that_comes_after_the_end_is_given_back() {
+    let mut job = job(1);
+    let calls = job.next_calls(HONOURED);
+    job.record(&calls[0], &CallOutcome::Refused("short".into()), ME);
+    job.give_back();
+    assert_eq!(job.state, JobState::Returned);
+    job.record(&calls[0], &CallOutcome::Done, SOMEBODY_ELSE);
+    assert_eq!(job.state, JobState::Returning);
+    assert_eq!(job.next_calls(HONOURED)[0].direction, Direction::GiveBack);
 }
