@@ -84,25 +84,30 @@ impl OrderService {
                 }
                 JobState::Taking => return Err(ChangeStatusError::StockUnknown),
                 JobState::Taken => return self.load(id).await,
-                JobState::Returning | JobState::Returned => return Err(self.refusal(&job, only_if).await),
+                JobState::Returning | JobState::Returned => {
+                    return self.without_this_attempt(&job, only_if).await;
+                }
             }
         }
     }
 
-    /// Why an attempt did not end in CONFIRMED: its stock was refused, or the order was cancelled meanwhile.
-    async fn refusal(&self, job: &StockJob, only_if: &Versions) -> ChangeStatusError {
-        match self.load(job.order).await {
-            Err(error) => error,
-            Ok(order) if order.status == Status::Created => {
-                job.refused_line().map_or(ChangeStatusError::StockUnknown, |line| {
-                    ChangeStatusError::StockUnavailable(line.product_id.clone())
-                })
+    /// Where an order is whose attempt did not confirm it: the stock was refused, or the order was cancelled
+    /// meanwhile, or the next attempt was quicker than this look.
+    async fn without_this_attempt(
+        &self,
+        job: &StockJob,
+        only_if: &Versions,
+    ) -> Result<Order, ChangeStatusError> {
+        let order = self.load(job.order).await?;
+        match order.status {
+            Status::Confirmed => Ok(order),
+            Status::Created => Err(job.refused_line().map_or(ChangeStatusError::StockUnknown, |line| {
+                ChangeStatusError::StockUnavailable(line.product_id.clone())
+            })),
+            from @ Status::Cancelled => {
+                only_if.check(&order)?;
+                Err(InvalidTransition { from, to: Status::Confirmed }.into())
             }
-            // Somebody else moved it meanwhile.
-            Ok(order) => only_if
-                .check(&order)
-                .err()
-                .unwrap_or_else(|| InvalidTransition { from: order.status, to: Status::Confirmed }.into()),
         }
     }
 
