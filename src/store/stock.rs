@@ -54,12 +54,15 @@ insert into stock_lines (order_id, attempt, line_number, product_id, quantity, s
 select $1, $2, line.* from unnest($14::smallint[], $15::text[], $16::integer[], $17::text[]) as line
 ";
 
+/// A job that turns round gets a deadline of its own. The lease is given up by its holder alone: between reading
+/// the job and this, another replica may have taken it up.
 const UPDATE: &str = "
 with job as (
     update stock_jobs
     set state = $3, paid = $4, parked = $5, failures = $6,
+        deadline = case when $3 = 'RETURNING' and state <> $3 then now() + $12 else deadline end,
         next_attempt_at = case when $7 then now() + $8 else next_attempt_at end,
-        leased_until = case when $7 then '-infinity' else leased_until end
+        leased_until = case when $7 and lease_token is not distinct from $13 then '-infinity' else leased_until end
     where order_id = $1 and attempt = $2
 )
 update stock_lines
@@ -178,8 +181,8 @@ pub(super) async fn write_job(
     let (Some(job), Some(write)) = (&aggregate.job, aggregate.changes.job) else { return Ok(()) };
     match write {
         JobWrite::Insert => insert(connection, job, times).await,
-        JobWrite::Keep => update(connection, job, false).await,
-        JobWrite::Release => update(connection, job, true).await,
+        JobWrite::Keep => update(connection, job, times, false).await,
+        JobWrite::Release => update(connection, job, times, true).await,
     }
 }
 
@@ -211,7 +214,12 @@ async fn insert(connection: &mut PgConnection, job: &StockJob, times: StockTimes
     Ok(())
 }
 
-async fn update(connection: &mut PgConnection, job: &StockJob, release: bool) -> Result<(), StoreError> {
+async fn update(
+    connection: &mut PgConnection,
+    job: &StockJob,
+    times: StockTimes,
+    release: bool,
+) -> Result<(), StoreError> {
     let numbers: Vec<i16> = job.lines.iter().map(|line| line.number).collect();
     let states: Vec<&str> = job.lines.iter().map(|line| line.state.as_str()).collect();
     let errors: Vec<Option<&str>> = job.lines.iter().map(|line| line.last_error.as_deref()).collect();
@@ -227,6 +235,8 @@ async fn update(connection: &mut PgConnection, job: &StockJob, release: bool) ->
         .bind(numbers)
         .bind(states)
         .bind(errors)
+        .bind(times.deadline)
+        .bind(job.holder)
         .execute(connection)
         .await?;
     Ok(())
