@@ -64,7 +64,7 @@ pub(super) fn decode(payload: &[u8], place: &RecordPlace) -> Decoded {
 impl Envelope {
     /// The order id; where `metadata.orderId` is present, that one counts (contract).
     fn order(&self) -> Option<OrderId> {
-        let id = self.metadata.get("orderId").unwrap_or(&self.entity_id);
+        let id = self.metadata.get("orderId").filter(|id| !id.is_null()).unwrap_or(&self.entity_id);
         OrderId::parse(id.as_str()?).ok()
     }
 
@@ -76,14 +76,20 @@ impl Envelope {
     /// By which repeats are told: the event's id, else the triple by which the platform dedupes, else the
     /// place of the record.
     fn key(&self, event_type: &str, place: &RecordPlace) -> String {
-        if let Some(id) = self.metadata.get("eventId").and_then(Value::as_str) {
+        if let Some(id) = self.metadata.get("eventId").and_then(plain) {
             return format!("id:{id}");
         }
-        match (self.entity_id.as_str(), self.timestamp.as_str()) {
+        match (plain(&self.entity_id), plain(&self.timestamp)) {
             (Some(entity), Some(timestamp)) => format!("triple:{event_type}:{entity}:{timestamp}"),
             _ => format!("place:{}:{}:{}", place.topic, place.partition, place.offset),
         }
     }
+}
+
+/// Text that a key can be made of. PostgreSQL takes no NUL and no index entry of many kilobytes, and a record
+/// that can never be written would stop its partition for good.
+fn plain(value: &Value) -> Option<&str> {
+    value.as_str().filter(|text| (1..=255).contains(&text.len()) && !text.chars().any(char::is_control))
 }
 
 #[cfg(test)]
@@ -121,6 +127,27 @@ mod tests {
         event["metadata"] = json!({"orderId": ORDER, "eventId": "e-1"});
         let Decoded::Payment { order, key, .. } = read(&event) else { panic!("not read") };
         assert_eq!((order.to_string().as_str(), key.as_str()), (ORDER, "id:e-1"));
+    }
+
+    #[test]
+    fn a_null_order_id_in_the_metadata_is_none() {
+        let mut event = success();
+        event["metadata"] = json!({"orderId": null});
+        let Decoded::Payment { order, .. } = read(&event) else { panic!("not read") };
+        assert_eq!(order.to_string(), ORDER);
+    }
+
+    #[test]
+    fn an_event_id_that_no_key_can_be_made_of_is_as_good_as_none() {
+        for id in [json!("a\u{0}b"), json!("e".repeat(256)), json!(""), json!(7)] {
+            let mut event = success();
+            event["metadata"] = json!({"eventId": id});
+            let Decoded::Payment { key, .. } = read(&event) else { panic!("not read") };
+            assert!(key.starts_with("triple:"), "{key}");
+            event["timestamp"] = json!("\n");
+            let Decoded::Payment { key, .. } = read(&event) else { panic!("not read") };
+            assert_eq!(key, "place:payment-events:1:7");
+        }
     }
 
     #[test]
