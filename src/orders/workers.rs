@@ -23,8 +23,8 @@ pub struct HousekeepingSettings {
     pub interval: Duration,
 }
 
-/// How much is tidied up at once.
-const BATCH: i64 = 200;
+/// How much is tidied up by one statement.
+const BATCH: i64 = 500;
 
 impl OrderService {
     /// Does stock work until `stop`, then finishes the jobs that it has taken up.
@@ -69,18 +69,25 @@ impl OrderService {
     ) -> Result<(), StoreError> {
         if let Some(ttl) = settings.unpaid_order_ttl {
             let mut cancelled = 0;
-            for id in self.store.unpaid_orders(ttl, BATCH).await? {
-                if stop.is_cancelled() {
-                    return Ok(());
+            loop {
+                let before = cancelled;
+                for id in self.store.unpaid_orders(ttl, BATCH).await? {
+                    if stop.is_cancelled() {
+                        return Ok(());
+                    }
+                    cancelled += usize::from(self.cancel_unpaid(id).await?);
                 }
-                cancelled += usize::from(self.cancel_unpaid(id).await?);
+                if cancelled == before {
+                    break;
+                }
             }
             if cancelled > 0 {
                 info!(cancelled, "cancelled orders that nobody paid");
             }
         }
-        let window = self.duplicates.window.unwrap_or_default();
-        self.store.forget_requests(window + Duration::from_mins(1), BATCH).await?;
+        let past_any_window = self.duplicates.window.unwrap_or_default() + Duration::from_mins(1);
+        // Until nothing is left: every placement adds a row, so a fixed share would never catch up.
+        while !stop.is_cancelled() && self.store.forget_requests(past_any_window, BATCH).await? > 0 {}
         Ok(())
     }
 

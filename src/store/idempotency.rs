@@ -123,19 +123,24 @@ impl Store {
     }
 
     /// Deletes keys that have expired and baskets past `window`, at most `limit` of each. Returns how many.
+    ///
+    /// Each condition stands twice: of a row that is renewed at this very moment only the outer one is looked
+    /// at again.
     pub async fn forget_requests(&self, window: Duration, limit: i64) -> Result<u64, StoreError> {
         self.bounded(async {
             let mut connection = self.connection().await?;
             let keys = sqlx::query(
                 "delete from idempotency_keys where ctid = any (array(
-                     select ctid from idempotency_keys where expires_at <= now() order by expires_at limit $1))",
+                     select ctid from idempotency_keys where expires_at <= now() order by expires_at limit $1))
+                 and expires_at <= now()",
             )
             .bind(limit)
             .execute(&mut *connection)
             .await?;
             let baskets = sqlx::query(
                 "delete from recent_orders where ctid = any (array(
-                     select ctid from recent_orders where placed_at < now() - $2 order by placed_at limit $1))",
+                     select ctid from recent_orders where placed_at < now() - $2 order by placed_at limit $1))
+                 and placed_at < now() - $2",
             )
             .bind(limit)
             .bind(window)
