@@ -84,3 +84,6 @@ impl OrderAggregate {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+//! Any sequence of payment events against what the contract says of the whole sequence at once.
+
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::*;
+use crate::domain::aggregate::Changes;
+use crate::domain::stock::{CallOutcome, CallRules, JobState};
+use crate::domain::{CustomerId, Line, Order, ProductId, Quantity};
+
+const HOLDER: Uuid = Uuid::from_u128(1);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Event {
+    PaidExactly,
+    PaidOther(u32),
+    Failed,
+}
+
+/// What is left of a sequence.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct End {
+    status: Option<Status>,
+    /// Real changes of the status.
+    moves: i32,
+    paid: Option<Money>,
+    refund: Option<(Money, String)>,
+    mismatches: usize,
+}
+
+fn total() -> Money {
+    money(200)
+}
+
+fn money(amount: u32) -> Money {
+    Money::parse(&amount.to_string()).unwrap()
+}
+
+fn amount_of(event: Event) -> Option<Money> {
+    match event {
+        Event::PaidExactly => Some(total()),
+        Event::PaidOther(amount) => Some(money(amount)),
+        Event::Failed => None,
+    }
+}
+
+/// The contract, read off the whole sequence: the first event that decides decides for good, and money that
+/// comes for a cancelled order goes back.
+fn expected(events: &[Event], in_stock: bool) -> End {
+    let decisive = events.iter().position(|event| matches!(event, Event::PaidExactly | Event::Failed));
+    let others =
+        |events: &[Event]| events.iter().filter(|event| matches!(event, Event::PaidOther(_))).count();
+    let Some(decisive) = decisive else {
+        return End { status: Some(Status::Created), mismatches: others(events), ..End::default() };
+    };
+    let mut end = End { moves: 1, mismatches: others(&events[..decisive]), ..End::default() };
+    let after = &events[decisive + 1..];
+    match (events[decisive], in_stock) {
+        (Event::Failed, _) => {
+            end.status = Some(Status::Cancelled);
+            end.paid = after.iter().find_map(|event| amount_of(*event));
+            end.refund = end.paid.map(|amount| (amount, "PAID_AFTER_CANCELLED".to_owned()));
+        }
+        (_, true) => (end.status, end.paid) = (Some(Status::Confirmed), Some(total())),
+        (_, false) => {
+            (end.status, end.paid) = (Some(Status::Cancelled), Some(total()));
+            end.refund = Some((total(), "OUT_OF_STOCK".to_owned()));
+        }
+    }
+    end
+}
+
+fn an_order() -> OrderAggregate {
+    let line = |id: &str| Line {
+        product_id: ProductId::parse(id).unwrap(),
+        quantity: Quantity::new(1).unwrap(),
+        price: money(100),
+    };
+    let customer = CustomerId::parse("ada@example.com").unwrap();
+    let order = Order::place(customer, vec![line("P1"), line("P2")]).unwrap();
+    OrderAggregate { order, job: None, paid: None, changes: Changes::default() }
+}
+
+/// What the worker does for a job that is due.
+fn work_stock(aggregate: &mut OrderAggregate, in_stock: bool) {
+    let Some(job) = aggregate.job.as_mut().filter(|job| job.state == JobState::Taking) else { return };
+    job.holder = Some(HOLDER);
+    let calls = aggregate.next_stock_calls(HOLDER, CallRules { key_is_honoured: true, at_once: 8 });
+    let outcomes: Vec<_> = calls
+        .into_iter()
+        .map(|call| match in_stock || call.line == 1 {
+            true => (call, CallOutcome::Done),
+            false => (call, CallOutcome::Refused("short".into())),
+        })
+        .collect();
+    aggregate.settle_stock(&outcomes, HOLDER).unwrap();
+}
+
+/// Runs the events; the worker comes after `worker_at` of them, and at the end.
+fn run(events: &[Event], in_stock: bool, worker_at: usize) -> End {
+    let (mut aggregate, mut end) = (an_order(), End::default());
+    let trace = TraceParent::continue_or_start(None);
+    for step in 0..=events.len() {
+        aggregate.changes = Changes::default();
+        if let Some(event) = events.get(step) {
+            let event = amount_of(*event).map_or(PaymentEvent::Failed, PaymentEvent::Succeeded);
+            let outcome = aggregate.apply_payment(event, &trace);
+            end.mismatches += usize::from(outcome == PaymentOutcome::AmountMismatch);
+        }
+        take_note(&aggregate.changes, &mut end);
+        aggregate.changes = Changes::default();
+        if step >= worker_at {
+            work_stock(&mut aggregate, in_stock);
+        }
+        take_note(&aggregate.changes, &mut end);
+    }
+    assert_eq!(aggregate.order.version, 1 + end.moves);
+    End { status: Some(aggregate.order.status), ..end }
+}
+
+/// What is written is what counts, and no part of it twice.
+fn take_note(changes: &Changes, end: &mut End) {
+    end.moves += i32::from(changes.status.is_some());
+    if let Some(amount) = changes.payment {
+        assert_eq!(end.paid.replace(amount), None, "paid twice");
+    }
+    if let Some(refund) = &changes.refund {
+        let refund = (refund.amount, refund.reason.clone());
+        assert_eq!(end.refund.replace(refund), None, "refunded twice");
+    }
+}
+
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    let event = prop_oneof![
+        Just(Event::PaidExactly),
+        (1_u32..400)
+            .prop_filter_map("the total", |amount| (amount != 200).then_some(Event::PaidOther(amount))),
+        Just(Event::Failed),
+    ];
+    prop::collection::vec(event, 0..8).prop_shuffle()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(10_000))]
+
+    #[test]
+    fn any_shuffle_of_payment_events_ends_as_the_contract_says(
+        events in events(),
+        in_stock: bool,
+        worker_at in 0_usize..9,
+    ) {
+        let worker_at = worker_at.min(events.len());
+        prop_assert_eq!(run(&events, in_stock, worker_at), expected(&events, in_stock));
+    }
+}
