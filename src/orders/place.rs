@@ -138,13 +138,7 @@ impl OrderService {
 
     /// Finds out what keeps the request from becoming a second order, and places it under that guard.
     async fn place_once(&self, request: Request) -> Result<Placed, PlaceError> {
-        let Some(key) = &request.key else {
-            let guard = self.duplicates.window.map_or(Guard::None, |window| Guard::Window {
-                fingerprint: request.fingerprint,
-                since: request.received_at - window,
-            });
-            return self.price_and_write(request, &guard).await;
-        };
+        let Some(key) = &request.key else { return self.place_without_key(request).await };
         let customer = request.caller.customer.clone();
         let times = self.duplicates.keys;
         let claim = match self.store.claim_key(&customer, key, &request.fingerprint, times).await? {
@@ -160,6 +154,24 @@ impl OrderService {
             warn!(error = chain(&error), "a key could not be freed; it frees itself");
         }
         placed
+    }
+
+    /// A repeat that cannot be priced any more (the stock went to others, the Product Service is away) is the
+    /// first order all the same.
+    async fn place_without_key(&self, request: Request) -> Result<Placed, PlaceError> {
+        let Some(window) = self.duplicates.window else {
+            return self.price_and_write(request, &Guard::None).await;
+        };
+        let (customer, fingerprint) = (request.caller.customer.clone(), request.fingerprint);
+        let since = request.received_at - window;
+        let placed = self.price_and_write(request, &Guard::Window { fingerprint, since }).await;
+        match placed {
+            Ok(_) | Err(PlaceError::Store(_)) => placed,
+            Err(error) => match self.store.find_recent(&customer, &fingerprint, Some(since)).await? {
+                Some(order) => Ok(Placed { order, replayed: true }),
+                None => Err(error),
+            },
+        }
     }
 
     async fn price_and_write(&self, request: Request, guard: &Guard) -> Result<Placed, PlaceError> {

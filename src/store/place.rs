@@ -98,6 +98,7 @@ const FIND_RECENT: &str = "
 select orders.id, orders.total_amount
 from recent_orders join orders on orders.id = recent_orders.order_id
 where recent_orders.customer_id = $1 and recent_orders.fingerprint = $2
+  and ($3::timestamptz is null or (recent_orders.placed_at > $3 and orders.status <> 'CANCELLED'))
 ";
 
 impl Store {
@@ -118,7 +119,10 @@ impl Store {
             return Ok(Placement::New);
         }
         match guard {
-            Guard::Window { fingerprint, .. } => self.find_recent(&order.customer, fingerprint).await,
+            Guard::Window { fingerprint, .. } => {
+                let found = self.find_recent(&order.customer, fingerprint, None).await?;
+                Ok(found.map_or(Placement::KeyLost, Placement::Duplicate))
+            }
             Guard::None | Guard::Key(_) => Ok(Placement::KeyLost),
         }
     }
@@ -169,22 +173,24 @@ impl Store {
         Ok(written)
     }
 
-    async fn find_recent(
+    /// The latest order of the customer for the same lines without a key; where `since` is given, only if it
+    /// is younger and not cancelled.
+    pub async fn find_recent(
         &self,
         customer: &CustomerId,
         fingerprint: &[u8; 32],
-    ) -> Result<Placement, StoreError> {
+        since: Option<DateTime<Utc>>,
+    ) -> Result<Option<PlacedBefore>, StoreError> {
         self.bounded(async {
             let mut connection = self.connection().await?;
             let found: Option<(Uuid, Decimal)> = sqlx::query_as(FIND_RECENT)
                 .bind(customer.as_str())
                 .bind(fingerprint.as_slice())
+                .bind(since)
                 .fetch_optional(&mut *connection)
                 .await?;
             connection.give_back();
-            found.map_or(Ok(Placement::KeyLost), |(id, total)| {
-                Ok(Placement::Duplicate(PlacedBefore::read(id, total)?))
-            })
+            found.map(|(id, total)| PlacedBefore::read(id, total)).transpose()
         })
         .await
     }
