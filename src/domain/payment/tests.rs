@@ -88,9 +88,9 @@ fn work_stock(aggregate: &mut OrderAggregate, in_stock: bool) {
     let calls = aggregate.next_stock_calls(HOLDER, CallRules { key_is_honoured: true, at_once: 8 });
     let outcomes: Vec<_> = calls
         .into_iter()
-        .map(|call| match in_stock || call.line == 1 {
-            true => (call, CallOutcome::Done),
-            false => (call, CallOutcome::Refused("short".into())),
+        .map(|call| {
+            let taken = in_stock || call.line == 1;
+            (call, if taken { CallOutcome::Done } else { CallOutcome::Refused("short".into()) })
         })
         .collect();
     aggregate.settle_stock(&outcomes, HOLDER).unwrap();
