@@ -1,40 +1,121 @@
-//! The same request is the same order.
+//! Without a key: the same lines again, soon, are the first order.
+
+use futures_util::future::join_all;
 
 use crate::support::{Shop, customer, lines};
 
-#[tokio::test]
-async fn a_repeat_under_the_same_key_is_the_same_order() {
-    let shop = Shop::start().await;
-    let phone = shop.product("phone", "100", 50).await;
-    let place = async |key: &str, quantity| {
-        let call = shop.call("POST", "/api/orders").by(customer("ada@example.com"));
-        call.header("Idempotency-Key", key).json(&lines(&[(&phone, quantity)])).send().await
-    };
-
-    let first = place("k-1", 2).await.expect(201);
-    let again = place("\"k-1\"", 2).await.expect(201);
-
-    assert_eq!(first.header("idempotency-replayed"), None);
-    assert_eq!(again.header("idempotency-replayed"), Some("true"));
-    assert_eq!((again.text, again.headers.get("location")), (first.text, first.headers.get("location")));
-    place("k-1", 3).await.expect_problem(422, "idempotency-key-reused");
-    assert_eq!(shop.count("orders").await, 1);
+/// A window that no test outlives.
+async fn shop() -> Shop {
+    Shop::builder().with("DUPLICATE_WINDOW_SECONDS", "3600").start().await
 }
 
 #[tokio::test]
-async fn the_same_lines_again_within_the_window_are_the_first_order_even_at_the_same_moment() {
-    let shop = Shop::builder().with("DUPLICATE_WINDOW_SECONDS", "600").start().await;
+async fn the_same_lines_again_within_the_window_are_the_first_order_even_at_the_same_moment_at_two_replicas()
+{
+    let shop = shop().await;
+    let other = shop.replica(&[]).await;
     let phone = shop.product("phone", "100", 50).await;
     let body = lines(&[(&phone, 2)]);
 
-    let answers =
-        futures_util::future::join_all((0..8).map(|_| shop.place(customer("ada@example.com"), &body))).await;
+    for round in 0..5 {
+        let email = format!("ada{round}@example.com");
+        let answers = join_all((0..8).map(|number| {
+            let url = if number % 2 == 0 { &shop.url } else { &other.url };
+            shop.call_at(url, "POST", "/api/orders").by(customer(&email)).json(&body).send()
+        }))
+        .await;
 
-    let mut ids: Vec<_> = answers.into_iter().map(|answer| answer.expect(201).order_id()).collect();
-    ids.dedup();
-    assert_eq!(ids.len(), 1);
-    assert_eq!(shop.count("orders").await, 1);
-    shop.placed("bob@example.com", &[(&phone, 2)]).await;
-    shop.placed("ada@example.com", &[(&phone, 3)]).await;
-    assert_eq!(shop.count("orders").await, 3);
+        let texts: Vec<_> = answers.iter().map(|answer| (answer.status, answer.text.clone())).collect();
+        assert!(texts.iter().all(|text| *text == texts[0] && text.0 == 201), "{texts:?}");
+        let replayed =
+            answers.iter().filter(|answer| answer.header("idempotency-replayed") == Some("true")).count();
+        assert_eq!(replayed, 7);
+        assert_eq!(shop.count("orders").await, round + 1);
+    }
+    shop.relayed().await;
+    assert_eq!(shop.topic.everything().await.len(), 5);
+}
+
+#[tokio::test]
+async fn other_lines_and_other_customers_are_other_orders() {
+    let shop = shop().await;
+    let (phone, case) = (shop.product("phone", "100", 50).await, shop.product("case", "10", 50).await);
+
+    shop.placed("ada@example.com", &[(&phone, 2), (&case, 1)]).await;
+    shop.placed("bob@example.com", &[(&phone, 2), (&case, 1)]).await;
+    shop.placed("ada@example.com", &[(&phone, 2)]).await;
+    shop.placed("ada@example.com", &[(&phone, 3), (&case, 1)]).await;
+
+    assert_eq!(shop.count("orders").await, 4);
+}
+
+#[tokio::test]
+async fn a_cancelled_first_order_does_not_count() {
+    let shop = shop().await;
+    let phone = shop.product("phone", "100", 50).await;
+    let first = shop.placed("ada@example.com", &[(&phone, 2)]).await;
+    let path = format!("/api/orders/{first}/cancel");
+    shop.call("POST", &path).by(customer("ada@example.com")).send().await.expect(200);
+
+    let second = shop.placed("ada@example.com", &[(&phone, 2)]).await;
+    let third = shop.placed("ada@example.com", &[(&phone, 2)]).await;
+
+    assert_ne!(second, first);
+    assert_eq!(third, second);
+}
+
+#[tokio::test]
+async fn past_the_window_it_is_a_new_order() {
+    let shop = shop().await;
+    let phone = shop.product("phone", "100", 50).await;
+    let first = shop.placed("ada@example.com", &[(&phone, 2)]).await;
+    let age = "update recent_orders set placed_at = placed_at - interval '3601 seconds'";
+    sqlx::query(age).execute(&shop.database).await.unwrap();
+
+    assert_ne!(shop.placed("ada@example.com", &[(&phone, 2)]).await, first);
+}
+
+#[tokio::test]
+async fn a_window_of_nothing_makes_every_request_an_order() {
+    let shop = Shop::builder().with("DUPLICATE_WINDOW_SECONDS", "0").start().await;
+    let phone = shop.product("phone", "100", 50).await;
+
+    let ids = join_all((0..4).map(async |_| shop.placed("ada@example.com", &[(&phone, 2)]).await)).await;
+
+    assert_eq!(shop.count("orders").await, 4);
+    assert_eq!(ids.len(), 4);
+}
+
+#[tokio::test]
+async fn a_repeat_that_could_not_be_ordered_any_more_is_the_first_order_all_the_same() {
+    let shop = shop().await;
+    let phone = shop.product("phone", "100", 2).await;
+    let first = shop.place(customer("ada@example.com"), &lines(&[(&phone, 2)])).await.expect(201);
+
+    shop.set_stock(&phone, 0).await;
+    let short = shop.place(customer("ada@example.com"), &lines(&[(&phone, 2)])).await.expect(201);
+    shop.withdraw(&phone).await;
+    let withdrawn = shop.place(customer("ada@example.com"), &lines(&[(&phone, 2)])).await.expect(201);
+
+    assert_eq!((&short.text, &withdrawn.text), (&first.text, &first.text));
+    assert_eq!(withdrawn.header("idempotency-replayed"), Some("true"));
+    let others = shop.place(customer("bob@example.com"), &lines(&[(&phone, 2)])).await;
+    others.expect_problem(400, "product-not-found");
+}
+
+#[tokio::test]
+async fn baskets_past_any_window_are_forgotten() {
+    let shop = Shop::builder()
+        .with("DUPLICATE_WINDOW_SECONDS", "3600")
+        .with("HOUSEKEEPING_INTERVAL_MS", "20")
+        .start()
+        .await;
+    let rows = "insert into recent_orders select 'c' || n || '@example.com', 'x', gen_random_uuid(),
+                now() - interval '2 hours' from generate_series(1, 2000) n";
+    sqlx::query(rows).execute(&shop.database).await.unwrap();
+    let phone = shop.product("phone", "100", 50).await;
+    shop.placed("ada@example.com", &[(&phone, 2)]).await;
+
+    crate::support::eventually("only the young one is left", async || shop.count("recent_orders").await == 1)
+        .await;
 }

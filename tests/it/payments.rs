@@ -1,26 +1,37 @@
-//! Payments move orders.
+//! Payments move orders: repeated, late, shuffled and foreign events end in what the contract allows.
 
 use serde_json::json;
 
-use crate::support::{Payment, Shop, eventually};
+use crate::support::{Movement, Payment, Shop, customer, eventually};
 
-#[tokio::test]
-async fn a_payment_confirms_its_order_and_takes_the_stock() {
+async fn shop_with_order() -> (Shop, String, String) {
     let shop = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").start().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
+    (shop, phone, id)
+}
 
-    shop.pay(&Payment::success(&id, "200")).await;
+async fn cancel(shop: &Shop, id: &str) {
+    let path = format!("/api/orders/{id}/cancel");
+    shop.call("POST", &path).by(customer("ada@example.com")).send().await.expect(200);
+}
 
-    eventually("the order is confirmed", async || shop.status(&id).await == "CONFIRMED").await;
+#[tokio::test]
+async fn a_payment_confirms_its_order_and_takes_the_stock() {
+    let (shop, phone, id) = shop_with_order().await;
+
+    shop.pay(&Payment::success(&id, "200.00")).await;
+
+    shop.becomes(&id, "CONFIRMED").await;
     assert_eq!(shop.stock(&phone).await, 3);
+    let path = format!("/api/orders/{id}/history");
+    let history = shop.get(customer("ada@example.com"), &path).await.expect(200);
+    assert_eq!(history.body[1]["actorRole"], "PAYMENT");
 }
 
 #[tokio::test]
 async fn a_payment_for_stock_that_is_gone_cancels_the_order_and_a_refund_is_due() {
-    let shop = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").start().await;
-    let phone = shop.product("phone", "100", 5).await;
-    let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
+    let (shop, phone, id) = shop_with_order().await;
     shop.set_stock(&phone, 1).await;
 
     shop.pay(&Payment::success(&id, "200")).await;
@@ -29,6 +40,157 @@ async fn a_payment_for_stock_that_is_gone_cancels_the_order_and_a_refund_is_due(
     assert_eq!(cancelled["metadata"]["status"], "CANCELLED");
     assert_eq!(cancelled["metadata"]["reason"], "OUT_OF_STOCK");
     assert_eq!(cancelled["metadata"]["refundDue"], json!(200));
-    assert_eq!(shop.count("refunds_due").await, 1);
+    assert_eq!(shop.refunds(&id).await, [("200".to_owned(), "OUT_OF_STOCK".to_owned())]);
     assert_eq!(shop.stock(&phone).await, 1);
+}
+
+#[tokio::test]
+async fn a_failed_payment_cancels_the_order() {
+    let (shop, phone, id) = shop_with_order().await;
+
+    shop.read(&id, &[Payment::failed(&id)]).await;
+
+    let cancelled = shop.topic.records_of(&id, 2).await.remove(1).value();
+    assert_eq!(cancelled["metadata"]["status"], "CANCELLED");
+    assert_eq!(cancelled["metadata"]["reason"], "PAYMENT_FAILED");
+    assert_eq!(cancelled["metadata"].get("refundDue"), None);
+    assert_eq!((shop.refunds(&id).await, shop.ledger(&phone).await), (vec![], vec![]));
+}
+
+#[tokio::test]
+async fn a_repeated_payment_does_nothing_more() {
+    let (shop, phone, id) = shop_with_order().await;
+    let payment = Payment::success(&id, "200");
+
+    shop.read(&id, &[payment.clone(), payment.clone()]).await;
+    shop.becomes(&id, "CONFIRMED").await;
+    shop.read(&id, &[payment.clone(), Payment::success(&id, "200")]).await;
+
+    assert_eq!(shop.ledger(&phone).await, [Movement::new(-2, &id, 1, "take", 1)]);
+    assert_eq!((shop.count("payments").await, shop.count("order_history").await), (1, 2));
+    shop.relayed().await;
+    assert_eq!(shop.topic.everything().await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_failure_that_comes_after_the_success_is_late_news() {
+    let (shop, phone, id) = shop_with_order().await;
+
+    shop.read(&id, &[Payment::success(&id, "200"), Payment::failed(&id)]).await;
+
+    shop.becomes(&id, "CONFIRMED").await;
+    shop.no_stock_work().await;
+    assert_eq!((shop.stock(&phone).await, shop.refunds(&id).await), (3, vec![]));
+}
+
+#[tokio::test]
+async fn a_success_that_comes_after_the_cancellation_never_brings_the_order_back_and_a_refund_is_due() {
+    let (shop, phone, id) = shop_with_order().await;
+    cancel(&shop, &id).await;
+
+    shop.read(&id, &[Payment::success(&id, "150"), Payment::success(&id, "150")]).await;
+
+    assert_eq!(shop.status(&id).await, "CANCELLED");
+    assert_eq!(shop.refunds(&id).await, [("150".to_owned(), "PAID_AFTER_CANCELLED".to_owned())]);
+    shop.relayed().await;
+    assert_eq!((shop.topic.everything().await.len(), shop.ledger(&phone).await), (2, vec![]));
+}
+
+#[tokio::test]
+async fn another_amount_is_parked_with_the_reason_and_the_right_one_still_confirms() {
+    let (shop, _, id) = shop_with_order().await;
+    let less = Payment::success(&id, "199.99");
+
+    shop.read(&id, std::slice::from_ref(&less)).await;
+
+    let parked = shop.parked(less.record.to_string().as_bytes()).await;
+    assert_eq!(parked.len(), 1);
+    assert_eq!(parked[0].3, "199.99 was paid and the order costs 200");
+    assert_eq!(shop.status(&id).await, "CREATED");
+    assert_eq!(shop.count("payments").await, 0);
+    shop.read(&id, &[less.clone(), Payment::success(&id, "200")]).await;
+    shop.becomes(&id, "CONFIRMED").await;
+    assert_eq!(shop.parked(less.record.to_string().as_bytes()).await.len(), 1);
+}
+
+#[tokio::test]
+async fn the_order_of_the_metadata_counts_before_the_entity() {
+    let (shop, phone, id) = shop_with_order().await;
+    let other = shop.placed("ada@example.com", &[(&phone, 2)]).await;
+    let mut payment = Payment::success(&other, "200");
+    payment.record["metadata"]["orderId"] = json!(id);
+
+    shop.read(&id, &[payment]).await;
+
+    shop.becomes(&id, "CONFIRMED").await;
+    assert_eq!(shop.status(&other).await, "CREATED");
+}
+
+#[tokio::test]
+async fn events_that_are_no_payments_of_an_order_change_nothing() {
+    let (shop, phone, id) = shop_with_order().await;
+    let foreign = |field: &str, value: &str| {
+        let mut payment = Payment::success(&id, "200");
+        payment.record[field] = json!(value);
+        payment
+    };
+
+    let events = [
+        foreign("eventType", "PAYMENT_CREATED"),
+        foreign("eventType", "PAYMENT_REFUNDED"),
+        foreign("service", "AUTH_SERVICE"),
+    ];
+    shop.read(&id, &events).await;
+
+    assert_eq!(shop.status(&id).await, "CREATED");
+    assert_eq!((shop.count("payment_events").await, shop.count("parked_payments").await), (0, 1));
+    assert_eq!(shop.ledger(&phone).await, []);
+}
+
+#[tokio::test]
+async fn what_cannot_be_applied_is_parked_with_its_place_and_the_consumer_goes_on() {
+    let (shop, _, id) = shop_with_order().await;
+    let nobodys = "0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10";
+    let (mut text, unknown) = (Payment::success(&id, "200"), Payment::success(nobodys, "200"));
+    text.record["amount"] = json!("200");
+    let bad: [(Vec<u8>, &str); 5] = [
+        (b"{".to_vec(), "EOF"),
+        (b"\xff\xfe\x00".to_vec(), "expected value"),
+        (Vec::new(), "EOF"),
+        (text.record.to_string().into_bytes(), "amount is not a number"),
+        (unknown.record.to_string().into_bytes(), "there is no such order"),
+    ];
+    let records: Vec<_> = bad.iter().map(|(payload, _)| (id.clone(), payload.clone())).collect();
+    shop.payments.publish_all(&records).await;
+    shop.read(&id, &[Payment::success(&id, "200")]).await;
+
+    shop.becomes(&id, "CONFIRMED").await;
+    for (offset, (payload, why)) in (0..).zip(&bad) {
+        let parked = shop.parked(payload).await;
+        let (topic, _, at, error) = parked.first().unwrap_or_else(|| panic!("not parked: {why}"));
+        assert_eq!((topic, *at, parked.len()), (&shop.payments.name, offset, 1));
+        assert!(error.contains(why), "{error}");
+    }
+    let partitions: i64 = sqlx::query_scalar("select count(distinct partition) from parked_payments")
+        .fetch_one(&shop.database)
+        .await
+        .unwrap();
+    assert_eq!(partitions, 1);
+}
+
+#[tokio::test]
+async fn an_event_id_that_the_database_cannot_keep_does_not_stop_the_payments() {
+    let (shop, phone, id) = shop_with_order().await;
+    let other = shop.placed("ada@example.com", &[(&phone, 1)]).await;
+    let (mut with_nul, mut long) = (Payment::success(&id, "200"), Payment::success(&other, "100"));
+    with_nul.record["metadata"]["eventId"] = json!("a\u{0}b");
+    let noise: String = (0..400).map(|_| uuid::Uuid::new_v4().to_string()).collect();
+    long.record["metadata"]["eventId"] = json!(noise);
+
+    shop.read(&id, &[with_nul, long]).await;
+
+    for order in [&id, &other] {
+        shop.becomes(order, "CONFIRMED").await;
+    }
+    eventually("both are known", async || shop.count("payment_events").await == 2).await;
 }

@@ -79,6 +79,25 @@ impl Topic {
         producer.send(record, PATIENCE).await.expect("an acknowledgement");
     }
 
+    /// Publishes records in this sequence, and waits until the broker has all of them.
+    pub(crate) async fn publish_all(&self, records: &[(String, Vec<u8>)]) {
+        let producer: FutureProducer = ClientConfig::new()
+            .set("bootstrap.servers", &self.bootstrap_servers)
+            .set("enable.idempotence", "true")
+            .create()
+            .unwrap();
+        let sent: Vec<_> = records
+            .iter()
+            .map(|(key, payload)| {
+                let record = FutureRecord::to(&self.name).key(key).payload(payload);
+                producer.send_result(record).map_err(|(error, _)| error).expect("room in the queue")
+            })
+            .collect();
+        for delivery in sent {
+            delivery.await.unwrap().expect("an acknowledgement");
+        }
+    }
+
     /// Everything that is in the topic now.
     pub(crate) async fn everything(&self) -> Vec<Record> {
         let topic = self.clone();

@@ -22,7 +22,7 @@ pub(crate) struct Shop {
     /// A connection beside the service, for checking what it wrote.
     pub(crate) database: PgPool,
     pub(crate) environment: Environment,
-    client: Client,
+    pub(super) client: Client,
     /// Product ids of this test start with it, so that tests that share the Product Service do not meet.
     prefix: String,
     app: Option<App>,
@@ -243,7 +243,7 @@ impl Shop {
         self.demo("GET", &format!("/demo/requests/{id}"), String::new()).await.expect(200).body
     }
 
-    async fn demo(&self, method: &str, path: &str, body: String) -> Answer {
+    pub(super) async fn demo(&self, method: &str, path: &str, body: String) -> Answer {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
         Call::new(&self.client, method, format!("{}{path}", stack().product_service()))
             .body(body)

@@ -1,0 +1,180 @@
+//! A Product Service that fails in the middle: no line is taken twice or given back twice, and what nobody
+//! knows is not guessed.
+
+use serde_json::json;
+
+use crate::support::{Builder, Movement, Shop, admin, customer, eventually};
+
+/// Admins wait for as long as it takes, so that an answer says what became of the order.
+fn patient() -> Builder {
+    Shop::builder()
+        .with("PRODUCT_STOCK_TIMEOUT_MS", "300")
+        .with("STOCK_WAIT_MS", "60000")
+        .with("REQUEST_DEADLINE_MS", "90000")
+}
+
+/// One product for each way to fail, each for the next two calls of this kind.
+async fn products_that_fail(shop: &Shop, on: &str) -> Vec<String> {
+    let faults = [
+        json!({"kind": "lose-answer"}),
+        json!({"kind": "status", "status": 500}),
+        json!({"kind": "status", "status": 503}),
+        json!({"kind": "status", "status": 429}),
+        json!({"kind": "hang"}),
+        json!({"kind": "slow", "millis": 600}),
+    ];
+    let mut products = Vec::new();
+    for (number, mut fault) in faults.into_iter().enumerate() {
+        let product = shop.product(&format!("p{number}"), "10", 5).await;
+        (fault["on"], fault["times"]) = (json!(on), json!(2));
+        shop.fault(&product, &fault).await;
+        products.push(product);
+    }
+    products
+}
+
+#[tokio::test]
+async fn whatever_becomes_of_the_calls_every_line_is_taken_once_under_its_own_key() {
+    let shop = patient().start().await;
+    let products = products_that_fail(&shop, "reduce-stock").await;
+    let order: Vec<_> = products.iter().map(|product| (product.as_str(), 2)).collect();
+    let id = shop.placed("ada@example.com", &order).await;
+
+    shop.set_status(&id, "CONFIRMED").await.expect(200);
+
+    for (line, product) in (1..).zip(&products) {
+        assert_eq!(shop.ledger(product).await, [Movement::new(-2, &id, line, "take", 1)]);
+    }
+    assert_eq!(shop.topic.records_of(&id, 2).await.len(), 2);
+}
+
+#[tokio::test]
+async fn whatever_becomes_of_the_calls_every_line_is_given_back_once_under_its_own_key() {
+    let shop = patient().start().await;
+    let products = products_that_fail(&shop, "restore-stock").await;
+    let order: Vec<_> = products.iter().map(|product| (product.as_str(), 2)).collect();
+    let id = shop.placed("ada@example.com", &order).await;
+    shop.set_status(&id, "CONFIRMED").await.expect(200);
+
+    shop.set_status(&id, "CANCELLED").await.expect(200);
+
+    shop.no_stock_work().await;
+    for (line, product) in (1..).zip(&products) {
+        let expected = [Movement::new(-2, &id, line, "take", 1), Movement::new(2, &id, line, "give-back", 1)];
+        assert_eq!(shop.ledger(product).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_never_came_about_is_safe_to_repeat_even_where_keys_are_not_honoured() {
+    let keys = ("PRODUCT_HONOURS_IDEMPOTENCY_KEY", "false");
+    let mut shop = Shop::builder().with(keys.0, keys.1).without_service().await;
+    let database = shop.environment.variables()["DATABASE_URL"].clone();
+    let without_products = Shop::builder()
+        .database(&database)
+        .with(keys.0, keys.1)
+        .with("PRODUCT_SERVICE_URL", "http://127.0.0.1:1")
+        .with("STOCK_WAIT_MS", "0")
+        .start()
+        .await;
+    shop.start_service().await;
+    let phone = shop.product("phone", "100", 5).await;
+    let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
+    shop.stop_service().await;
+
+    let refused = without_products.confirm_at(&without_products.url, &id).await.unwrap();
+    refused.expect_problem(503, "product-service-unavailable");
+    let parked = without_products.stock_work().await["parked"].clone();
+    shop.start_service().await;
+
+    shop.becomes(&id, "CONFIRMED").await;
+    assert_eq!(parked, 0);
+    assert_eq!(shop.ledger(&phone).await, [Movement::new(-2, &id, 1, "take", 1)]);
+}
+
+#[tokio::test]
+async fn where_keys_are_not_honoured_an_unknown_outcome_waits_for_a_person_and_is_never_sent_again() {
+    let shop = Shop::builder().with("PRODUCT_HONOURS_IDEMPOTENCY_KEY", "false").start().await;
+    let (phone, case) = (shop.product("phone", "100", 5).await, shop.product("case", "10", 5).await);
+    let id = shop.placed("ada@example.com", &[(&phone, 2), (&case, 1)]).await;
+    shop.fault(&phone, &json!({"kind": "lose-answer", "on": "reduce-stock"})).await;
+    let before = shop.calls_seen(&phone).await;
+
+    let path = format!("/api/orders/{id}/status");
+    for _ in 0..3 {
+        let asked = shop.call("PUT", &path).by(admin()).json(&json!({"status": "CONFIRMED"})).send().await;
+        asked.expect_problem(503, "product-service-unavailable");
+    }
+
+    assert_eq!(shop.stock_work().await, json!({"open": 1, "overdue": 0, "parked": 1}));
+    assert_eq!(shop.status(&id).await, "CREATED");
+    assert_eq!(shop.calls_seen(&phone).await, before + 1);
+
+    // The customer does not wait for the person: what is known to be taken goes back at once.
+    let cancel = shop.call("POST", &format!("/api/orders/{id}/cancel")).by(customer("ada@example.com"));
+    cancel.send().await.expect(200);
+    eventually("the case is back", async || shop.ledger(&case).await.len() == 2).await;
+    eventually("the rest is parked again", async || shop.stock_work().await["parked"] == 1).await;
+    assert_eq!(shop.calls_seen(&phone).await, before + 1);
+
+    // The person has looked at the Product Service's book: it was taken.
+    sqlx::query("update stock_lines set state = 'TAKEN' where line_number = 1")
+        .execute(&shop.database)
+        .await
+        .unwrap();
+    sqlx::query("update stock_jobs set parked = null").execute(&shop.database).await.unwrap();
+    shop.no_stock_work().await;
+    let moved: Vec<i64> = shop.ledger(&phone).await.iter().map(|movement| movement.change).collect();
+    assert_eq!(moved, [-2, 2]);
+}
+
+#[tokio::test]
+async fn a_product_that_was_withdrawn_before_it_was_given_back_waits_for_a_person() {
+    let shop = Shop::start().await;
+    let (phone, case) = (shop.product("phone", "100", 5).await, shop.product("case", "10", 5).await);
+    let id = shop.placed("ada@example.com", &[(&phone, 2), (&case, 1)]).await;
+    shop.set_status(&id, "CONFIRMED").await.expect(200);
+    shop.withdraw(&phone).await;
+
+    shop.set_status(&id, "CANCELLED").await.expect(200);
+
+    eventually("the job is parked", async || shop.stock_work().await["parked"] == 1).await;
+    assert_eq!(shop.stock(&case).await, 5);
+    let why: String =
+        sqlx::query_scalar("select parked from stock_jobs").fetch_one(&shop.database).await.unwrap();
+    assert!(why.contains("line 1") && why.contains("404"), "{why}");
+    assert_eq!(shop.ledger(&phone).await, [Movement::new(-2, &id, 1, "take", 1)]);
+}
+
+#[tokio::test]
+async fn stock_work_past_its_deadline_is_seen_and_goes_on() {
+    let shop = Shop::builder().with("STOCK_DEADLINE_MS", "100").with("STOCK_WAIT_MS", "0").start().await;
+    let phone = shop.product("phone", "100", 5).await;
+    let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
+    shop.fault(&phone, &json!({"kind": "status", "status": 500, "on": "reduce-stock"})).await;
+
+    shop.set_status(&id, "CONFIRMED").await.expect_problem(503, "product-service-unavailable");
+    eventually("the work is overdue", async || shop.stock_work().await["overdue"] == 1).await;
+    shop.heal(&phone).await;
+
+    shop.becomes(&id, "CONFIRMED").await;
+    assert_eq!(shop.stock_work().await, json!({"open": 0, "overdue": 0, "parked": 0}));
+}
+
+#[tokio::test]
+async fn giving_back_has_a_deadline_of_its_own() {
+    let shop = Shop::start().await;
+    let phone = shop.product("phone", "100", 5).await;
+    let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
+    shop.set_status(&id, "CONFIRMED").await.expect(200);
+    let long_ago = "update stock_jobs set deadline = now() - interval '1 hour'";
+    sqlx::query(long_ago).execute(&shop.database).await.unwrap();
+    shop.fault(&phone, &json!({"kind": "status", "status": 500, "on": "restore-stock"})).await;
+
+    shop.set_status(&id, "CANCELLED").await.expect(200);
+
+    assert_eq!(shop.stock_work().await, json!({"open": 1, "overdue": 0, "parked": 0}));
+    shop.heal(&phone).await;
+    shop.no_stock_work().await;
+    assert_eq!(shop.stock(&phone).await, 5);
+}

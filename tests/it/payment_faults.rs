@@ -1,0 +1,164 @@
+//! Payments while the database is away, while replicas are killed, and in any order.
+
+use std::collections::HashMap;
+
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::support::{Mode, Payment, Proxy, Shop, eventually, figure, scale};
+
+async fn confirmed(shop: &Shop) -> i64 {
+    let count = "select count(*) from orders where status = 'CONFIRMED'";
+    sqlx::query_scalar(count).fetch_one(&shop.database).await.unwrap()
+}
+
+/// Takes the database away while payments come, and brings it back.
+async fn without_database(mode: Mode) {
+    let mut shop = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").without_service().await;
+    let (proxy, url) = Proxy::before_database(&shop.environment.variables()["DATABASE_URL"]).await;
+    let replica = shop.replica(&[("DATABASE_URL", &url), ("DATABASE_DEADLINE_MS", "500")]).await;
+    shop.url.clone_from(&replica.url);
+    let phone = shop.product("phone", "100", 50).await;
+    let mut ids = Vec::new();
+    for _ in 0..6 {
+        ids.push(shop.placed("ada@example.com", &[(&phone, 1)]).await);
+    }
+    shop.pay(&Payment::success(&ids[0], "100")).await;
+    eventually("payments are read", async || confirmed(&shop).await == 1).await;
+
+    proxy.set(mode);
+    let broken = b"{".to_vec();
+    let mut records: Vec<_> = ids[1..5]
+        .iter()
+        .map(|id| (id.clone(), Payment::success(id, "100").record.to_string().into_bytes()))
+        .collect();
+    records.insert(2, (ids[1].clone(), broken.clone()));
+    shop.payments.publish_all(&records).await;
+    tokio::task::block_in_place(|| replica.wait_for_log("a payment could not be written"));
+    assert_eq!((shop.count("payments").await, shop.count("parked_payments").await), (1, 0));
+    proxy.set(Mode::Open);
+
+    eventually("all are confirmed", async || confirmed(&shop).await == 5).await;
+    eventually("the broken one is parked", async || shop.parked(&broken).await.len() == 1).await;
+    assert_eq!((shop.count("payments").await, shop.count("payment_events").await), (5, 5));
+    assert_eq!(shop.stock(&phone).await, 45);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_refuses_connections_delays_payments_and_loses_none() {
+    without_database(Mode::Cut).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_does_not_answer_delays_payments_and_loses_none() {
+    without_database(Mode::Silent).await;
+}
+
+#[tokio::test]
+async fn killing_the_replica_that_reads_the_payments_repeats_nothing_that_shows() {
+    const ORDERS: usize = 24;
+    let settings = [("PAYMENT_EVENTS_ENABLED", "true"), ("KAFKA_SESSION_TIMEOUT_MS", "6000")];
+    let lease = [
+        ("PRODUCT_STOCK_TIMEOUT_MS", "400"),
+        ("STOCK_LEASE_MS", "900"),
+        ("RELAY_LEASE_MS", "3000"),
+        ("KAFKA_DELIVERY_TIMEOUT_MS", "1000"),
+    ];
+    let builder =
+        settings.iter().chain(&lease).fold(Shop::builder(), |b, (name, value)| b.with(name, *value));
+    let mut shop = builder.without_service().await;
+    let victim = shop.replica(&[]).await;
+    shop.url.clone_from(&victim.url);
+    let phone = shop.product("phone", "100", 100).await;
+    let mut ids = Vec::new();
+    for _ in 0..ORDERS {
+        ids.push(shop.placed("ada@example.com", &[(&phone, 1)]).await);
+    }
+    let records: Vec<_> = ids
+        .iter()
+        .map(|id| (id.clone(), Payment::success(id, "100").record.to_string().into_bytes()))
+        .collect();
+    shop.payments.publish_all(&records).await;
+
+    eventually("some payments are applied", async || shop.count("payments").await >= 3).await;
+    victim.kill();
+    let heir = shop.replica(&[]).await;
+    shop.url.clone_from(&heir.url);
+
+    for id in &ids {
+        shop.becomes(id, "CONFIRMED").await;
+    }
+    let payments = i64::try_from(ORDERS).unwrap();
+    assert_eq!((shop.count("payments").await, shop.count("order_history").await), (payments, payments * 2));
+    assert_eq!((shop.ledger(&phone).await.len(), shop.stock(&phone).await), (ORDERS, 100 - payments));
+}
+
+/// What the contract says of the whole sequence of an order: the first success of its amount, or the first
+/// failure, decides for good; money that comes for a cancelled order goes back.
+fn expected(events: &[(&str, &str)]) -> (&'static str, Option<String>) {
+    let decides = |event: &(&str, &str)| *event == ("PAYMENT_SUCCESS", "100") || event.0 == "PAYMENT_FAILED";
+    let Some(at) = events.iter().position(decides) else { return ("CREATED", None) };
+    if events[at].0 == "PAYMENT_SUCCESS" {
+        return ("CONFIRMED", None);
+    }
+    let late = events[at..].iter().find(|(kind, _)| *kind == "PAYMENT_SUCCESS");
+    ("CANCELLED", late.map(|(_, amount)| (*amount).to_owned()))
+}
+
+/// A small random number, from the only source that is at hand.
+fn random(below: usize) -> usize {
+    usize::from(Uuid::new_v4().as_bytes()[0]) % below
+}
+
+#[tokio::test]
+async fn shuffled_and_repeated_payments_end_as_the_contract_says() {
+    let shop = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").start().await;
+    let orders = scale(40, 1000);
+    let phone = shop.product("phone", "100", 1_000_000).await;
+    let mut sent: HashMap<String, Vec<(&str, &str)>> = HashMap::new();
+    let mut waiting: Vec<(String, Vec<Value>)> = Vec::new();
+    for _ in 0..orders {
+        let id = shop.placed("ada@example.com", &[(&phone, 1)]).await;
+        let mut events: Vec<Value> = Vec::new();
+        for _ in 0..random(6) {
+            let kinds = [("PAYMENT_SUCCESS", "100"), ("PAYMENT_SUCCESS", "99"), ("PAYMENT_FAILED", "0")];
+            let (kind, amount) = kinds[random(3)];
+            let payment = match kind {
+                "PAYMENT_FAILED" => Payment::failed(&id),
+                _ => Payment::success(&id, amount),
+            };
+            sent.entry(id.clone()).or_default().push((kind, amount));
+            events.push(payment.record);
+            if random(2) == 0 {
+                events.push(events[random(events.len())].clone());
+            }
+        }
+        waiting.push((id, events));
+    }
+    // Across the orders anything goes; the events of one order stay in their sequence, as Kafka keeps them.
+    let mut records = Vec::new();
+    while let Some(last) = waiting.len().checked_sub(1) {
+        let at = (random(256) * 256 + random(256)) % (last + 1);
+        let (id, events) = &mut waiting[at];
+        if events.is_empty() {
+            waiting.swap_remove(at);
+        } else {
+            records.push((id.clone(), events.remove(0).to_string().into_bytes()));
+        }
+    }
+    shop.payments.publish_all(&records).await;
+    let distinct = i64::try_from(sent.values().map(Vec::len).sum::<usize>()).unwrap();
+    eventually("all payments were read", async || shop.count("payment_events").await == distinct).await;
+    shop.no_stock_work().await;
+
+    let mut confirmed = 0;
+    for (id, events) in &sent {
+        let (status, refund) = expected(events);
+        assert_eq!(shop.status(id).await, status, "{events:?}");
+        let due: Vec<String> = shop.refunds(id).await.into_iter().map(|(amount, _)| amount).collect();
+        assert_eq!(due, Vec::from_iter(refund), "{events:?}");
+        confirmed += usize::from(status == "CONFIRMED");
+    }
+    assert_eq!(shop.ledger(&phone).await.len(), confirmed);
+    figure(&format!("{} payments of {orders} orders, shuffled and repeated: 0 differences", records.len()));
+}

@@ -1,0 +1,70 @@
+//! The Product Service's stock calls are settings: method, path, and who calls.
+
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::to_bytes;
+use axum::extract::Request;
+use axum::http::header::CONTENT_TYPE;
+
+use crate::support::{Shop, eventually};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Seen {
+    line: String,
+    key: String,
+    caller: (String, String),
+    body: String,
+}
+
+/// A Product Service that knows every product and says yes to everything.
+async fn a_generous_product_service() -> (String, Arc<Mutex<Vec<Seen>>>) {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let notes = Arc::clone(&seen);
+    let answer = move |request: Request| async move {
+        let (head, body) = request.into_parts();
+        let header = |name: &str| head.headers.get(name).map_or("", |v| v.to_str().unwrap()).to_owned();
+        let line = format!("{} {}", head.method, head.uri.path());
+        let (key, caller) = (header("idempotency-key"), (header("x-user-email"), header("x-user-role")));
+        let body = to_bytes(body, 1024).await.unwrap();
+        let body = String::from_utf8(body.to_vec()).unwrap();
+        if !line.starts_with("GET") {
+            notes.lock().unwrap().push(Seen { line, key, caller, body });
+        }
+        ([(CONTENT_TYPE, "application/json")], r#"{"id":"P1","price":100,"stock":5}"#)
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/shop", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, Router::new().fallback(answer)).await });
+    (url, seen)
+}
+
+#[tokio::test]
+async fn the_configured_methods_and_paths_are_called_with_the_key_and_as_the_service() {
+    let (url, seen) = a_generous_product_service().await;
+    let shop = Shop::builder()
+        .with("PRODUCT_SERVICE_URL", url)
+        .with("PRODUCT_REDUCE_METHOD", "PUT")
+        .with("PRODUCT_REDUCE_PATH", "/internal/{productId}/out")
+        .with("PRODUCT_RESTORE_METHOD", "PATCH")
+        .with("PRODUCT_RESTORE_PATH", "/internal/{productId}/in")
+        .with("PRODUCT_SERVICE_USER_EMAIL", "orders@shop.internal")
+        .start()
+        .await;
+    let id = shop.placed("ada@example.com", &[("P1", 2)]).await;
+
+    shop.set_status(&id, "CONFIRMED").await.expect(200);
+    shop.set_status(&id, "CANCELLED").await.expect(200);
+    shop.no_stock_work().await;
+
+    eventually("both calls were made", async || seen.lock().unwrap().len() == 2).await;
+    let call = |line: &str, direction: &str| Seen {
+        line: line.to_owned(),
+        key: format!("{id}:1:{direction}:1"),
+        caller: ("orders@shop.internal".to_owned(), "ADMIN".to_owned()),
+        body: r#"{"quantity":2}"#.to_owned(),
+    };
+    let expected =
+        [call("PUT /shop/internal/P1/out", "take"), call("PATCH /shop/internal/P1/in", "give-back")];
+    assert_eq!(*seen.lock().unwrap(), expected);
+}
