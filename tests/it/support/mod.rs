@@ -18,7 +18,6 @@ pub(crate) use history::expect_history;
 pub(crate) use kafka::{Record, Topic};
 pub(crate) use payment::Payment;
 pub(crate) use process::{Replica, command, exit_code, signal};
-pub(crate) use process::Replica;
 pub(crate) use promises::{Movement, figure, scale};
 pub(crate) use proxy::{Mode, Proxy};
 pub(crate) use shop::{Builder, Shop, lines};
