@@ -40,3 +40,4 @@ mod relay;
 mod start;
 mod stock_routes;
 mod stop;
+mod proof;

@@ -1,0 +1,118 @@
+//! The broker that gets killed: three embedded ones, or a real one behind a command.
+
+use std::process::Command;
+use std::time::Duration;
+
+use order_service::dev::Kafka;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use tempfile::TempDir;
+use tokio::time::sleep;
+
+use super::random::Random;
+
+const BROKERS: i32 = 3;
+
+pub(super) enum Broker {
+    /// librdkafka's own: a broker that is down cuts its connections, and keeps its records.
+    Embedded(Kafka),
+    Real(RealBroker),
+}
+
+/// A broker that a command such as `.ci/kafka` starts and kills, in a folder of its own.
+pub(super) struct RealBroker {
+    command: String,
+    address: String,
+    state: TempDir,
+}
+
+impl Broker {
+    pub(super) async fn start(command: Option<&str>) -> Self {
+        match command {
+            None => Self::Embedded(Kafka::start(BROKERS).unwrap()),
+            Some(command) => {
+                let command = command.to_owned();
+                Self::Real(tokio::task::spawn_blocking(|| RealBroker::start(command)).await.unwrap())
+            }
+        }
+    }
+
+    pub(super) fn bootstrap_servers(&self) -> &str {
+        match self {
+            Self::Embedded(kafka) => kafka.bootstrap_servers(),
+            Self::Real(broker) => &broker.address,
+        }
+    }
+
+    /// The shortest session of a consumer group that it permits.
+    pub(super) fn session_timeout(&self) -> Duration {
+        match self {
+            Self::Embedded(_) => Duration::from_secs(2),
+            Self::Real(_) => Duration::from_secs(6),
+        }
+    }
+
+    pub(super) async fn create_topic(&self, name: &str, partitions: i32) {
+        match self {
+            Self::Embedded(kafka) => kafka.create_topic(name, partitions).unwrap(),
+            Self::Real(broker) => {
+                let mut config = ClientConfig::new();
+                config.set("bootstrap.servers", &broker.address);
+                let admin: AdminClient<DefaultClientContext> = config.create().unwrap();
+                let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+                admin.create_topics([&topic], &AdminOptions::new()).await.unwrap().remove(0).unwrap();
+            }
+        }
+    }
+
+    /// Takes one broker or all of them down for a while, or kills and restarts the real one.
+    pub(super) async fn kill(&self, random: &mut Random) {
+        const LONGEST_OUTAGE_MS: u64 = 1_500;
+        match self {
+            Self::Embedded(kafka) => {
+                let one = i32::try_from(random.between(1, BROKERS.unsigned_abs().into())).unwrap();
+                let killed = if random.percent(40) { 1..=BROKERS } else { one..=one };
+                killed.clone().for_each(|broker| kafka.broker_down(broker).unwrap());
+                sleep(Duration::from_millis(random.between(50, LONGEST_OUTAGE_MS))).await;
+                killed.for_each(|broker| kafka.broker_up(broker).unwrap());
+            }
+            Self::Real(broker) => broker.restart().await,
+        }
+    }
+}
+
+impl RealBroker {
+    fn start(command: String) -> Self {
+        let state = TempDir::with_prefix("order-service-proof-kafka-").unwrap();
+        let mut broker = Self { command, address: String::new(), state };
+        broker.address = broker.run("start");
+        broker
+    }
+
+    async fn restart(&self) {
+        let mut command = self.command("restart");
+        let ended = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
+        assert!(ended.status.success(), "the broker did not come back: {ended:?}");
+    }
+
+    /// Runs one command and returns the last line that it prints.
+    fn run(&self, what: &str) -> String {
+        let ended = self.command(what).output().unwrap();
+        assert!(ended.status.success(), "{} {what}: {ended:?}", self.command);
+        String::from_utf8_lossy(&ended.stdout).lines().last().unwrap_or_default().trim().to_owned()
+    }
+
+    fn command(&self, what: &str) -> Command {
+        let mut command = Command::new(&self.command);
+        command.arg(what).env("KAFKA_STATE", self.state.path().join("broker"));
+        command
+    }
+}
+
+impl Drop for RealBroker {
+    fn drop(&mut self) {
+        // Whatever is left of it is in a temporary folder.
+        let _ = self.command("stop").output();
+    }
+}

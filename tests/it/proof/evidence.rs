@@ -1,0 +1,130 @@
+//! What is there to be checked when everything has settled: the database, the topic, the Product Service's
+//! own book, and what the clients saw.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde_json::Value;
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use super::story::Story;
+use super::world::World;
+use crate::support::Record;
+
+pub(super) struct Evidence {
+    pub(super) stories: Vec<Story>,
+    pub(super) orders: BTreeMap<String, Order>,
+    pub(super) records: Vec<Record>,
+    pub(super) movements: Vec<Movement>,
+    pub(super) jobs: Vec<Job>,
+    pub(super) parked: Vec<Parked>,
+    pub(super) outbox: i64,
+}
+
+/// An order and everything that belongs to it.
+#[derive(Debug, Default)]
+pub(super) struct Order {
+    pub(super) customer: String,
+    pub(super) status: String,
+    pub(super) version: i32,
+    /// Number, product and quantity.
+    pub(super) lines: Vec<(i16, String, i64)>,
+    /// From and to, by version.
+    pub(super) history: BTreeMap<i64, (Option<String>, String)>,
+    pub(super) is_paid: bool,
+    pub(super) refund_is_due: bool,
+}
+
+/// One entry of the Product Service's ledger.
+#[derive(Debug)]
+pub(super) struct Movement {
+    pub(super) product: String,
+    pub(super) change: i64,
+    pub(super) stock: i64,
+    pub(super) key: String,
+}
+
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct Job {
+    #[sqlx(rename = "order_id")]
+    pub(super) order: Uuid,
+    pub(super) state: String,
+    pub(super) parked: Option<String>,
+}
+
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct Parked {
+    pub(super) payload: Vec<u8>,
+    pub(super) error: String,
+}
+
+impl Evidence {
+    pub(super) async fn gather(world: &World, stories: Vec<Story>) -> Self {
+        let database = &world.database;
+        let jobs = sqlx::query_as("select order_id, state, parked from stock_jobs");
+        let parked = sqlx::query_as("select payload, error from parked_payments");
+        let outbox = sqlx::query_scalar("select count(*) from outbox");
+        Self {
+            stories,
+            orders: read_orders(database).await,
+            records: world.orders.everything().await,
+            movements: world.ledger().await.iter().map(movement).collect(),
+            jobs: jobs.fetch_all(database).await.unwrap(),
+            parked: parked.fetch_all(database).await.unwrap(),
+            outbox: outbox.fetch_one(database).await.unwrap(),
+        }
+    }
+
+    /// The orders of each customer.
+    pub(super) fn orders_by_customer(&self) -> HashMap<&str, Vec<&Order>> {
+        let mut by_customer: HashMap<&str, Vec<&Order>> = HashMap::new();
+        for order in self.orders.values() {
+            by_customer.entry(&order.customer).or_default().push(order);
+        }
+        by_customer
+    }
+}
+
+async fn read_orders(database: &PgPool) -> BTreeMap<String, Order> {
+    let rows: Vec<(Uuid, String, String, i32, bool, bool)> = sqlx::query_as(
+        "select id, customer_id, status, version, payments.order_id is not null, refunds_due.order_id is not null
+         from orders
+         left join payments on payments.order_id = id
+         left join refunds_due on refunds_due.order_id = id",
+    )
+    .fetch_all(database)
+    .await
+    .unwrap();
+    let mut orders: BTreeMap<String, Order> = BTreeMap::new();
+    for (id, customer, status, version, is_paid, refund_is_due) in rows {
+        let order = Order { customer, status, version, is_paid, refund_is_due, ..Order::default() };
+        orders.insert(id.to_string(), order);
+    }
+    let lines: Vec<(Uuid, i16, String, i32)> =
+        sqlx::query_as("select order_id, line_number, product_id, quantity from order_items")
+            .fetch_all(database)
+            .await
+            .unwrap();
+    for (id, number, product, quantity) in lines {
+        orders.entry(id.to_string()).or_default().lines.push((number, product, quantity.into()));
+    }
+    let history: Vec<(Uuid, i32, Option<String>, String)> =
+        sqlx::query_as("select order_id, version, from_status, to_status from order_history")
+            .fetch_all(database)
+            .await
+            .unwrap();
+    for (id, version, from, to) in history {
+        orders.entry(id.to_string()).or_default().history.insert(version.into(), (from, to));
+    }
+    orders
+}
+
+fn movement(entry: &Value) -> Movement {
+    let number = |name: &str| entry[name].as_i64().unwrap();
+    Movement {
+        product: entry["productId"].as_str().unwrap().to_owned(),
+        change: number("change"),
+        stock: number("stock"),
+        key: entry["idempotencyKey"].as_str().unwrap_or_default().to_owned(),
+    }
+}

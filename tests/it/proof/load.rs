@@ -1,0 +1,268 @@
+//! The clients: they place, pay, confirm, cancel and repeat themselves, as sane clients do when an answer
+//! does not come.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use rdkafka::config::ClientConfig;
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use reqwest::{Client, Method};
+use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::random::Random;
+use super::shelf::Shelf;
+use super::story::{PaymentKind, SentPayment, Story};
+use super::world::World;
+use crate::support::{Answer, Call, PATIENCE, admin, customer};
+
+/// A client gives up on one attempt after this, and on the whole after so many attempts.
+const ATTEMPT: Duration = Duration::from_secs(3);
+const ATTEMPTS: u32 = 60;
+
+/// What can be done to an order once it is placed.
+#[derive(Clone, Copy, Debug)]
+enum Deed {
+    Pay(PaymentKind),
+    Confirm,
+    CancelAsAdmin,
+    CancelAsOwner,
+}
+
+const DEEDS: [Deed; 13] = [
+    Deed::Pay(PaymentKind::Success),
+    Deed::Pay(PaymentKind::Success),
+    Deed::Pay(PaymentKind::Success),
+    Deed::Pay(PaymentKind::Success),
+    Deed::Pay(PaymentKind::Success),
+    Deed::Pay(PaymentKind::Failed),
+    Deed::Pay(PaymentKind::WrongAmount),
+    Deed::Confirm,
+    Deed::Confirm,
+    Deed::Confirm,
+    Deed::CancelAsAdmin,
+    Deed::CancelAsAdmin,
+    Deed::CancelAsOwner,
+];
+
+/// What came of a deed, to be noted in the story.
+enum Done {
+    Paid(SentPayment),
+    Changed(&'static str),
+    Nothing,
+}
+
+pub(super) struct Load {
+    world: Arc<World>,
+    shelf: Shelf,
+    http: Client,
+    producer: FutureProducer,
+    stories: AtomicUsize,
+    answered: AtomicUsize,
+    payments: AtomicUsize,
+}
+
+impl Load {
+    pub(super) fn new(world: Arc<World>, shelf: Shelf) -> Self {
+        let producer = ClientConfig::new()
+            .set("bootstrap.servers", &world.payments.bootstrap_servers)
+            .set("enable.idempotence", "true")
+            .set("reconnect.backoff.max.ms", "500")
+            .create()
+            .unwrap();
+        Self {
+            world,
+            shelf,
+            http: Client::builder().no_proxy().build().unwrap(),
+            producer,
+            stories: AtomicUsize::new(0),
+            answered: AtomicUsize::new(0),
+            payments: AtomicUsize::new(0),
+        }
+    }
+
+    /// How many requests were answered.
+    pub(super) fn answered(&self) -> usize {
+        self.answered.load(Ordering::Relaxed)
+    }
+
+    /// How many different payment events were published.
+    pub(super) fn payments(&self) -> usize {
+        self.payments.load(Ordering::Relaxed)
+    }
+
+    /// One client, story after story, until `stop`.
+    pub(super) async fn client(self: Arc<Self>, mut random: Random, stop: CancellationToken) -> Vec<Story> {
+        let mut stories = Vec::new();
+        while !stop.is_cancelled() {
+            let mut story = self.begin(&mut random);
+            self.disturb(&story, &mut random).await;
+            self.place(&mut story, &mut random).await;
+            if story.order().is_some() {
+                self.live(&mut story, &mut random).await;
+            }
+            stories.push(story);
+        }
+        stories
+    }
+
+    fn begin(&self, random: &mut Random) -> Story {
+        let number = self.stories.fetch_add(1, Ordering::Relaxed);
+        Story {
+            customer: format!("c{number}@proof.example"),
+            key: random.percent(70).then(|| format!("key-{number}")),
+            basket: self.shelf.basket(number, random),
+            acknowledged: Vec::new(),
+            total: Value::Null,
+            changed_to: Vec::new(),
+            payments: Vec::new(),
+            garbage: Vec::new(),
+        }
+    }
+
+    /// Lets the Product Service misbehave for a product of the story.
+    async fn disturb(&self, story: &Story, random: &mut Random) {
+        if !random.percent(35) {
+            return;
+        }
+        let (product, _) = &story.basket[random.index(story.basket.len())];
+        let (times, millis) = (random.between(1, 3), random.between(20, 700));
+        let on = random.pick(&["reduce-stock", "reduce-stock", "restore-stock"]);
+        let fault = match random.below(10) {
+            0..5 => json!({"kind": "lose-answer", "times": times, "on": on}),
+            5 => json!({"kind": "status", "status": 503, "times": times, "on": on}),
+            6 => json!({"kind": "hang", "times": 1, "on": on}),
+            7 => json!({"kind": "status", "status": 500, "times": 1, "on": "read"}),
+            _ => json!({"kind": "slow", "millis": millis, "times": times, "on": on}),
+        };
+        self.world.fault(product, &fault).await;
+    }
+
+    /// Asks for the order until it is acknowledged or refused, and now and then once more after that.
+    async fn place(&self, story: &mut Story, random: &mut Random) {
+        for _ in 0..ATTEMPTS {
+            let copies = if random.percent(15) { random.between(2, 4) } else { 1 };
+            let attempts: Vec<_> = (0..copies).map(|_| self.ask_for_order(story, random.fork())).collect();
+            let answers: Vec<Answer> = join_all(attempts).await.into_iter().flatten().collect();
+            for answer in answers.iter().filter(|answer| answer.status == 201) {
+                story.acknowledged.push(answer.order_id());
+                story.total = answer.body["totalAmount"].clone();
+            }
+            let refused = answers.iter().any(|answer| matches!(answer.status, 400 | 401 | 403 | 422));
+            let satisfied = story.order().is_some() && !random.percent(25);
+            if refused || satisfied {
+                return;
+            }
+            pause(random).await;
+        }
+    }
+
+    /// One attempt to place. Some clients hang up before the answer.
+    async fn ask_for_order(&self, story: &Story, mut random: Random) -> Option<Answer> {
+        let mut call = self.call("POST", "/api/orders", &mut random)?.by(customer(&story.customer));
+        if let Some(key) = &story.key {
+            call = call.header("Idempotency-Key", key);
+        }
+        let patience =
+            if random.percent(10) { Duration::from_millis(random.between(1, 40)) } else { ATTEMPT };
+        self.send(call.json(&story.body()), patience).await
+    }
+
+    /// What happens to the order: one to three deeds, one after the other or all at once.
+    async fn live(&self, story: &mut Story, random: &mut Random) {
+        let deeds: Vec<Deed> = (0..random.below(4)).map(|_| random.pick(&DEEDS)).collect();
+        let done = if random.percent(50) {
+            join_all(deeds.iter().map(|deed| self.act(story, *deed, random.fork()))).await
+        } else {
+            let mut done = Vec::new();
+            for deed in deeds {
+                done.push(self.act(story, deed, random.fork()).await);
+            }
+            done
+        };
+        for done in done {
+            match done {
+                Done::Paid(payment) => story.payments.push(payment),
+                Done::Changed(status) => story.changed_to.push(status),
+                Done::Nothing => {}
+            }
+        }
+        if random.percent(5) {
+            let garbage = format!("no payment of {}", story.customer);
+            self.publish(&story.customer, &garbage).await;
+            story.garbage.push(garbage);
+        }
+    }
+
+    async fn act(&self, story: &Story, deed: Deed, mut random: Random) -> Done {
+        let order = story.order().expect("an order");
+        let status = format!("/api/orders/{order}/status");
+        let cancel = format!("/api/orders/{order}/cancel");
+        match deed {
+            Deed::Pay(kind) => {
+                let payment = story.payment(kind);
+                self.payments.fetch_add(1, Ordering::Relaxed);
+                for _ in 0..random.pick(&[1, 1, 1, 2, 3]) {
+                    self.publish(order, &payment.envelope).await;
+                }
+                Done::Paid(payment)
+            }
+            Deed::Confirm => self.change("PUT", &status, None, "CONFIRMED", &mut random).await,
+            Deed::CancelAsAdmin => self.change("PUT", &status, None, "CANCELLED", &mut random).await,
+            Deed::CancelAsOwner => {
+                self.change("POST", &cancel, Some(&story.customer), "CANCELLED", &mut random).await
+            }
+        }
+    }
+
+    /// Asks for a status until there is an answer that says yes or no.
+    async fn change(
+        &self,
+        method: &str,
+        path: &str,
+        owner: Option<&str>,
+        to: &'static str,
+        random: &mut Random,
+    ) -> Done {
+        let who = owner.map_or(admin(), customer);
+        let body = if method == "PUT" { json!({"status": to}) } else { json!({}) };
+        for _ in 0..ATTEMPTS {
+            if let Some(call) = self.call(method, path, random) {
+                match self.send(call.by(who).json(&body), ATTEMPT).await {
+                    Some(answer) if answer.status == 200 => return Done::Changed(to),
+                    Some(answer) if answer.status < 500 => return Done::Nothing,
+                    _ => {}
+                }
+            }
+            pause(random).await;
+        }
+        Done::Nothing
+    }
+
+    fn call(&self, method: &str, path: &str, random: &mut Random) -> Option<Call> {
+        let url = self.world.any_replica(random)?;
+        let method = Method::from_bytes(method.as_bytes()).unwrap();
+        Some(Call::new(&self.http, method, format!("{url}{path}")))
+    }
+
+    /// The answer, unless the connection or the client's patience ended first.
+    async fn send(&self, call: Call, patience: Duration) -> Option<Answer> {
+        let answer = timeout(patience, call.try_send()).await.ok()?.ok()?;
+        self.answered.fetch_add(1, Ordering::Relaxed);
+        Some(answer)
+    }
+
+    /// Publishes to the topic of the payments, and does not rest before the broker has it.
+    async fn publish(&self, key: &str, payload: &str) {
+        let record = FutureRecord::to(&self.world.payments.name).key(key).payload(payload);
+        self.producer.send(record, PATIENCE).await.expect("an acknowledgement");
+    }
+}
+
+/// As `Retry-After` asks for, only shorter: the proof has no hour.
+async fn pause(random: &mut Random) {
+    sleep(Duration::from_millis(random.between(20, 250))).await;
+}

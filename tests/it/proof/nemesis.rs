@@ -1,0 +1,208 @@
+//! What goes wrong, and when: kills, at moments at which something is under way.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+
+use super::load::Load;
+use super::plan::Plan;
+use super::random::Random;
+use super::world::{REPLICAS, World};
+use crate::support::Mode;
+
+/// One thing that goes wrong.
+#[derive(Clone, Copy, Debug)]
+enum Blow {
+    KillReplica,
+    KillEveryReplica,
+    KillWhileStarting,
+    KillDatabase,
+    KillBroker,
+    /// A replica stands still for longer than its leases, and then goes on as if nothing had been.
+    Pause,
+    /// The database cannot be reached; before it can again, every replica is killed.
+    CutDatabaseAndKill,
+}
+
+/// Dealt in an order that chance decides, and then again.
+const BLOWS: [Blow; 14] = [
+    Blow::KillReplica,
+    Blow::KillReplica,
+    Blow::KillReplica,
+    Blow::KillReplica,
+    Blow::KillReplica,
+    Blow::KillReplica,
+    Blow::KillEveryReplica,
+    Blow::KillWhileStarting,
+    Blow::KillDatabase,
+    Blow::KillBroker,
+    Blow::KillBroker,
+    Blow::KillBroker,
+    Blow::Pause,
+    Blow::CutDatabaseAndKill,
+];
+
+/// What must be under way before a blow falls.
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    Any,
+    StockIsMoving,
+    EventsArePending,
+    PaymentsAreWaiting,
+}
+
+const MOMENTS: [Moment; 4] =
+    [Moment::Any, Moment::StockIsMoving, Moment::EventsArePending, Moment::PaymentsAreWaiting];
+
+/// How long a blow waits for its moment; longer than the pauses of a session that has expired.
+const MOMENT_WITHIN: Duration = Duration::from_millis(1_500);
+
+/// What was done.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tally {
+    replicas: usize,
+    databases: usize,
+    brokers: usize,
+    pauses: usize,
+    cuts: usize,
+}
+
+impl Tally {
+    pub(super) fn kills(&self) -> usize {
+        self.replicas + self.databases + self.brokers
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { replicas, databases, brokers, pauses, cuts } = self;
+        write!(
+            f,
+            "{} kills ({replicas} replicas, {databases} databases, {brokers} brokers), {pauses} pauses, \
+             {cuts} database outages",
+            self.kills()
+        )
+    }
+}
+
+pub(super) struct Nemesis {
+    world: Arc<World>,
+    load: Arc<Load>,
+    random: Random,
+    tally: Tally,
+}
+
+impl Nemesis {
+    pub(super) fn new(world: Arc<World>, load: Arc<Load>, random: Random) -> Self {
+        Self { world, load, random, tally: Tally::default() }
+    }
+
+    /// Deals blows until there were enough kills and enough requests, spread over both. In the end everything
+    /// runs again.
+    pub(super) async fn run(mut self, plan: &Plan) -> Tally {
+        let mut deck = Vec::new();
+        while self.tally.kills() < plan.kills {
+            if deck.is_empty() {
+                deck = BLOWS.to_vec();
+                self.random.shuffle(&mut deck);
+            }
+            let share = plan.requests * self.tally.kills() / plan.kills;
+            self.until(|load| load.answered() >= share).await;
+            let moment = self.random.pick(&MOMENTS);
+            self.wait_for(moment).await;
+            if let Some(blow) = deck.pop() {
+                self.deal(blow).await;
+            }
+        }
+        self.until(|load| load.answered() >= plan.requests).await;
+        self.tally
+    }
+
+    async fn until(&self, condition: impl Fn(&Load) -> bool) {
+        const SLOWEST: Duration = Duration::from_mins(2);
+        let (mut seen, mut since) = (self.load.answered(), Instant::now());
+        while !condition(&self.load) {
+            sleep(Duration::from_millis(5)).await;
+            if self.load.answered() > seen {
+                (seen, since) = (self.load.answered(), Instant::now());
+            }
+            assert!(since.elapsed() < SLOWEST, "no request has been answered for two minutes");
+        }
+    }
+
+    async fn wait_for(&self, moment: Moment) {
+        let deadline = Instant::now() + MOMENT_WITHIN;
+        while !self.has_come(moment).await && Instant::now() < deadline {
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// A database that does not answer is as good a moment as any.
+    async fn has_come(&self, moment: Moment) -> bool {
+        let question = match moment {
+            Moment::Any => return true,
+            Moment::StockIsMoving => {
+                "select count(*) from stock_jobs where leased_until > now() and state in ('TAKING', 'RETURNING')"
+            }
+            Moment::EventsArePending => "select count(*) from outbox",
+            Moment::PaymentsAreWaiting => "select count(*) from payment_events",
+        };
+        let count: i64 = sqlx::query_scalar(question).fetch_one(&self.world.database).await.unwrap_or(1);
+        match moment {
+            Moment::PaymentsAreWaiting => self.load.payments() > usize::try_from(count).unwrap() + 2,
+            _ => count > 0,
+        }
+    }
+
+    async fn deal(&mut self, blow: Blow) {
+        let victim = self.random.index(REPLICAS);
+        match blow {
+            Blow::KillReplica => self.kill(&[victim]).await,
+            Blow::KillEveryReplica => self.kill(&[0, 1, 2]).await,
+            Blow::KillWhileStarting => {
+                self.world.kill_while_starting(victim, &mut self.random).await;
+                self.tally.replicas += 2;
+                self.world.start_replica(victim).await;
+            }
+            Blow::KillDatabase => {
+                self.world.postgres.lock().await.restart_immediately().await.unwrap();
+                self.tally.databases += 1;
+            }
+            Blow::KillBroker => {
+                self.world.broker.kill(&mut self.random).await;
+                self.tally.brokers += 1;
+            }
+            Blow::Pause => {
+                self.world.signal_replica(victim, "STOP").await;
+                sleep(Duration::from_millis(self.random.between(1_000, 2_500))).await;
+                self.world.signal_replica(victim, "CONT").await;
+                self.tally.pauses += 1;
+            }
+            Blow::CutDatabaseAndKill => {
+                self.wait_for(Moment::PaymentsAreWaiting).await;
+                self.world.way_to_database.set(Mode::Cut);
+                sleep(Duration::from_millis(self.random.between(200, 2_000))).await;
+                self.tally.cuts += 1;
+                for replica in 0..REPLICAS {
+                    self.world.kill_replica(replica).await;
+                }
+                self.world.way_to_database.set(Mode::Open);
+                self.kill(&[0, 1, 2]).await;
+            }
+        }
+    }
+
+    /// Kills replicas, leaves them dead for a moment, and starts them again.
+    async fn kill(&mut self, victims: &[usize]) {
+        for victim in victims {
+            self.world.kill_replica(*victim).await;
+            self.tally.replicas += 1;
+        }
+        sleep(Duration::from_millis(self.random.below(300))).await;
+        for victim in victims {
+            self.world.start_replica(*victim).await;
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! How long a proof is, and from which seed.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// What the environment asks for; without it the short proof of `cargo test`.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    /// Everything random comes from it (`PROOF_SEED`).
+    pub(super) seed: u64,
+    /// At least so many processes are killed (`PROOF_KILLS`).
+    pub(super) kills: usize,
+    /// At least so many requests are answered (`PROOF_REQUESTS`).
+    pub(super) requests: usize,
+    /// Clients at once (`PROOF_CLIENTS`).
+    pub(super) clients: usize,
+    /// A command with `start`, `restart` and `stop` for a real broker (`PROOF_KAFKA`); else the embedded one.
+    pub(super) kafka: Option<String>,
+}
+
+impl Plan {
+    pub(super) fn read() -> Self {
+        Self {
+            seed: number("PROOF_SEED", 1),
+            kills: number("PROOF_KILLS", 15),
+            requests: number("PROOF_REQUESTS", 400),
+            clients: number("PROOF_CLIENTS", 16),
+            kafka: std::env::var("PROOF_KAFKA").ok().filter(|command| !command.is_empty()),
+        }
+    }
+}
+
+fn number<T: FromStr>(name: &str, default: T) -> T {
+    match std::env::var(name) {
+        Ok(text) if !text.is_empty() => text.parse().unwrap_or_else(|_| panic!("{name} must be a number")),
+        _ => default,
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seed, kills, requests, clients, kafka } = self;
+        let broker = kafka.as_deref().unwrap_or("embedded");
+        write!(
+            f,
+            "PROOF_SEED={seed} PROOF_KILLS={kills} PROOF_REQUESTS={requests} PROOF_CLIENTS={clients}, Kafka: {broker}"
+        )
+    }
+}

@@ -1,0 +1,109 @@
+//! Orders are kept, once each, and come to an end; payments are kept and answered for.
+
+use std::collections::HashSet;
+
+use super::evidence::Evidence;
+use super::promise::Promise;
+use super::story::PaymentKind;
+
+pub(super) fn check(evidence: &Evidence) -> Vec<Promise> {
+    [acknowledgements(evidence), requests(evidence), payments(evidence), ends(evidence)]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+/// What a client was told is so.
+fn acknowledgements(evidence: &Evidence) -> Vec<Promise> {
+    let mut orders = Promise::no("acknowledged orders missing");
+    let mut changes = Promise::no("acknowledged changes of status missing");
+    for story in &evidence.stories {
+        for id in &story.acknowledged {
+            orders.try_out(evidence.orders.contains_key(id), || id.clone());
+        }
+        let order = story.order().and_then(|id| evidence.orders.get(id));
+        for status in &story.changed_to {
+            let happened = order.is_some_and(|order| order.history.values().any(|(_, to)| to == status));
+            changes.try_out(happened, || format!("{:?} {status}", story.order()));
+        }
+    }
+    vec![orders, changes]
+}
+
+/// The same request is one order.
+fn requests(evidence: &Evidence) -> Vec<Promise> {
+    let mut acknowledged = Promise::no("acknowledged keys with other than one order");
+    let mut unanswered = Promise::no("unanswered keys with more than one order");
+    let mut keyless = Promise::no("repeats without a key with more than one living order");
+    let mut answers = Promise::no("same request answered with different orders");
+    let by_customer = evidence.orders_by_customer();
+    for story in &evidence.stories {
+        let orders = by_customer.get(story.customer.as_str()).map_or(&[][..], Vec::as_slice);
+        let breach = || format!("{} has {} orders", story.customer, orders.len());
+        match (&story.key, story.order()) {
+            (Some(_), Some(_)) => acknowledged.try_out(orders.len() == 1, breach),
+            (Some(_), None) => unanswered.try_out(orders.len() <= 1, breach),
+            (None, _) => {
+                let living = orders.iter().filter(|order| order.status != "CANCELLED").count();
+                keyless.try_out(living <= 1, breach);
+            }
+        }
+        if story.acknowledged.len() > 1 && story.key.is_some() {
+            let different: HashSet<_> = story.acknowledged.iter().collect();
+            answers.try_out(different.len() == 1, || format!("{} {different:?}", story.customer));
+        }
+    }
+    vec![acknowledged, unanswered, keyless, answers]
+}
+
+/// No payment is lost, and none is kept for an order that is cancelled.
+fn payments(evidence: &Evidence) -> Vec<Promise> {
+    let mut lost = Promise::no("payments lost");
+    let mut unsettled = Promise::no("paid orders neither CONFIRMED nor CANCELLED with a refund due");
+    let mut refunds = Promise::no("refunds without a paid and cancelled order");
+    let mut parked = Promise::no("records parked that nobody planned");
+    for story in evidence.stories.iter().filter(|story| story.is_paid()) {
+        let order = story.order().and_then(|id| evidence.orders.get(id));
+        lost.try_out(order.is_some_and(|order| order.is_paid), || format!("{:?}", story.order()));
+    }
+    for (id, order) in &evidence.orders {
+        let breach = || format!("{id} {} refund due: {}", order.status, order.refund_is_due);
+        let cancelled = order.status == "CANCELLED";
+        if order.is_paid {
+            let settled = order.status == "CONFIRMED" || (cancelled && order.refund_is_due);
+            unsettled.try_out(settled, breach);
+        }
+        if order.refund_is_due {
+            refunds.try_out(order.is_paid && cancelled, breach);
+        }
+    }
+    let wrong = |story: &super::story::Story| -> Vec<String> {
+        let wrong = story.payments.iter().filter(|payment| payment.kind == PaymentKind::WrongAmount);
+        wrong.map(|payment| payment.envelope.clone()).chain(story.garbage.clone()).collect()
+    };
+    let planned: HashSet<String> = evidence.stories.iter().flat_map(wrong).collect();
+    for record in &evidence.parked {
+        let payload = String::from_utf8_lossy(&record.payload);
+        parked.try_out(planned.contains(payload.as_ref()), || format!("{}: {payload}", record.error));
+    }
+    let mut garbage = Promise::no("broken records neither applied nor parked");
+    let kept: HashSet<&[u8]> = evidence.parked.iter().map(|parked| parked.payload.as_slice()).collect();
+    for record in evidence.stories.iter().flat_map(|story| &story.garbage) {
+        garbage.try_out(kept.contains(record.as_bytes()), || record.clone());
+    }
+    vec![lost, unsettled, refunds, parked, garbage]
+}
+
+/// Nothing is left in between.
+fn ends(evidence: &Evidence) -> Vec<Promise> {
+    let mut orders = Promise::no("orders that did not come to an end");
+    let mut jobs = Promise::no("stock jobs that did not come to an end, or are parked");
+    for (id, order) in &evidence.orders {
+        orders.try_out(order.status != "CREATED", || id.clone());
+    }
+    for job in &evidence.jobs {
+        let ended = matches!(job.state.as_str(), "TAKEN" | "RETURNED") && job.parked.is_none();
+        jobs.try_out(ended, || format!("{} {} {:?}", job.order, job.state, job.parked));
+    }
+    vec![orders, jobs]
+}

@@ -1,0 +1,53 @@
+//! Waiting until nothing is left to do, or nothing happens any more.
+
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+
+use super::story::Story;
+use super::world::World;
+
+/// Longer than any pause, lease, session and time to live of the proof's settings: when nothing has changed
+/// for so long, nothing will, and the checks say what is missing.
+const STANDSTILL: Duration = Duration::from_secs(20);
+
+const STATE: &str = "
+select (select count(*) from outbox) as outbox,
+       (select count(*) from stock_jobs where state in ('TAKING', 'RETURNING')) as stock_jobs,
+       (select count(*) from orders where status = 'CREATED') as created,
+       (select count(*) from payment_events) as payments,
+       (select count(distinct payload) from parked_payments where order_id is null) as parked,
+       (select coalesce(sum(version), 0) from orders)::bigint as versions
+";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::FromRow)]
+struct State {
+    outbox: i64,
+    stock_jobs: i64,
+    created: i64,
+    payments: i64,
+    parked: i64,
+    versions: i64,
+}
+
+/// Waits until every order, stock job, event and payment has come to its end.
+pub(super) async fn settle(world: &World, stories: &[Story]) {
+    let count = |of: fn(&Story) -> usize| i64::try_from(stories.iter().map(of).sum::<usize>()).unwrap();
+    let (payments, garbage) = (count(|story| story.payments.len()), count(|story| story.garbage.len()));
+    let (mut last, mut since) = (None, Instant::now());
+    while since.elapsed() < STANDSTILL {
+        let state: Option<State> = sqlx::query_as(STATE).fetch_one(&world.database).await.ok();
+        let is_settled = state.is_some_and(|state| {
+            state.outbox + state.stock_jobs + state.created == 0
+                && state.payments >= payments
+                && state.parked >= garbage
+        });
+        if is_settled {
+            return;
+        }
+        if state.is_some() && state != last {
+            (last, since) = (state, Instant::now());
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
