@@ -45,10 +45,11 @@ impl Broker {
         }
     }
 
-    /// The shortest session of a consumer group that it permits.
+    /// The shortest session of a consumer group that works with it: the embedded one lets the first members
+    /// wait for three seconds, and forgets those whose session expires meanwhile.
     pub(super) fn session_timeout(&self) -> Duration {
         match self {
-            Self::Embedded(_) => Duration::from_secs(2),
+            Self::Embedded(_) => Duration::from_millis(3_500),
             Self::Real(_) => Duration::from_secs(6),
         }
     }

@@ -19,6 +19,15 @@ pub(super) struct Evidence {
     pub(super) jobs: Vec<Job>,
     pub(super) parked: Vec<Parked>,
     pub(super) outbox: i64,
+    /// How often which change happened, and why.
+    pub(super) changes: Vec<Change>,
+}
+
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct Change {
+    pub(super) to_status: String,
+    pub(super) reason: String,
+    pub(super) count: i64,
 }
 
 /// An order and everything that belongs to it.
@@ -64,6 +73,10 @@ impl Evidence {
         let jobs = sqlx::query_as("select order_id, state, parked from stock_jobs");
         let parked = sqlx::query_as("select payload, error from parked_payments");
         let outbox = sqlx::query_scalar("select count(*) from outbox");
+        let changes = sqlx::query_as(
+            "select to_status, coalesce(reason, actor_role) as reason, count(*) from order_history
+             where version > 1 group by 1, 2 order by 1, 2",
+        );
         Self {
             stories,
             orders: read_orders(database).await,
@@ -72,6 +85,7 @@ impl Evidence {
             jobs: jobs.fetch_all(database).await.unwrap(),
             parked: parked.fetch_all(database).await.unwrap(),
             outbox: outbox.fetch_one(database).await.unwrap(),
+            changes: changes.fetch_all(database).await.unwrap(),
         }
     }
 

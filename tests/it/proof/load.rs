@@ -71,6 +71,7 @@ impl Load {
             .set("bootstrap.servers", &world.payments.bootstrap_servers)
             .set("enable.idempotence", "true")
             .set("reconnect.backoff.max.ms", "500")
+            .set("socket.timeout.ms", "3000")
             .create()
             .unwrap();
         Self {

@@ -41,16 +41,19 @@ use world::World;
 async fn every_promise_survives_kills() {
     let (plan, started) = (Plan::read(), Instant::now());
     println!("proof: {plan}");
-    let world = World::start(plan.kafka.as_deref()).await;
+    let world = World::start(&plan).await;
     let (tally, answered, stories) = load_and_kill(&world, &plan).await;
     println!(
         "proof: {tally}, {answered} requests answered, {} orders asked for, in {} s",
         stories.len(),
         started.elapsed().as_secs()
     );
-    settle::settle(&world, &stories).await;
+    settle::settle(&world, &plan, &stories).await;
     println!("proof: settled after {} s", started.elapsed().as_secs());
     let evidence = Evidence::gather(&world, stories).await;
+    for change in &evidence.changes {
+        println!("proof: became {} by {}: {}", change.to_status, change.reason, change.count);
+    }
     let promises: Vec<Promise> = [
         promises_of_orders::check(&evidence),
         promises_of_events::check(&evidence),

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// What the environment asks for; without it the short proof of `cargo test`.
 #[derive(Clone, Debug)]
@@ -27,6 +28,11 @@ impl Plan {
             clients: number("PROOF_CLIENTS", 16),
             kafka: std::env::var("PROOF_KAFKA").ok().filter(|command| !command.is_empty()),
         }
+    }
+
+    /// Long enough for most payments to come before it, short enough for the proof to wait for the others.
+    pub(super) fn unpaid_order_ttl(&self) -> Duration {
+        Duration::from_secs((10 + self.kills as u64 / 5).min(60))
     }
 }
 

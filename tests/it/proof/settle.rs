@@ -4,11 +4,12 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
+use super::plan::Plan;
 use super::story::Story;
 use super::world::World;
 
-/// Longer than any pause, lease, session and time to live of the proof's settings: when nothing has changed
-/// for so long, nothing will, and the checks say what is missing.
+/// Longer than any pause, lease and session of the proof's settings, beside the time that an order may stay
+/// unpaid: when nothing has changed for so long, nothing will, and the checks say what is missing.
 const STANDSTILL: Duration = Duration::from_secs(20);
 
 const STATE: &str = "
@@ -31,11 +32,11 @@ struct State {
 }
 
 /// Waits until every order, stock job, event and payment has come to its end.
-pub(super) async fn settle(world: &World, stories: &[Story]) {
+pub(super) async fn settle(world: &World, plan: &Plan, stories: &[Story]) {
     let count = |of: fn(&Story) -> usize| i64::try_from(stories.iter().map(of).sum::<usize>()).unwrap();
     let (payments, garbage) = (count(|story| story.payments.len()), count(|story| story.garbage.len()));
     let (mut last, mut since) = (None, Instant::now());
-    while since.elapsed() < STANDSTILL {
+    while since.elapsed() < STANDSTILL + plan.unpaid_order_ttl() {
         let state: Option<State> = sqlx::query_as(STATE).fetch_one(&world.database).await.ok();
         let is_settled = state.is_some_and(|state| {
             state.outbox + state.stock_jobs + state.created == 0

@@ -11,6 +11,7 @@ use sqlx::PgPool;
 use tokio::sync::Mutex;
 
 use super::broker::Broker;
+use super::plan::Plan;
 use super::random::Random;
 use crate::support::{Proxy, Replica, Topic};
 
@@ -20,7 +21,7 @@ const ORDER_PARTITIONS: i32 = 32;
 const PAYMENT_PARTITIONS: i32 = 6;
 
 /// Short times, so that what a crash leaves behind is taken up while the proof is still running.
-const TIMES: [(&str, &str); 16] = [
+const TIMES: [(&str, &str); 15] = [
     ("KAFKA_DELIVERY_TIMEOUT_MS", "500"),
     ("RELAY_LEASE_MS", "1200"),
     ("RELAY_POLL_INTERVAL_MS", "50"),
@@ -36,7 +37,6 @@ const TIMES: [(&str, &str); 16] = [
     ("DATABASE_DEADLINE_MS", "1000"),
     ("DATABASE_ACQUIRE_TIMEOUT_MS", "500"),
     ("HOUSEKEEPING_INTERVAL_MS", "200"),
-    ("UNPAID_ORDER_TTL_SECONDS", "6"),
 ];
 
 pub(super) struct World {
@@ -62,10 +62,10 @@ struct Slot {
 }
 
 impl World {
-    pub(super) async fn start(kafka: Option<&str>) -> Arc<Self> {
+    pub(super) async fn start(plan: &Plan) -> Arc<Self> {
         let postgres = Postgres::start().await.unwrap();
         let (way_to_database, database_url) = Proxy::before_database(postgres.url()).await;
-        let broker = Broker::start(kafka).await;
+        let broker = Broker::start(plan.kafka.as_deref()).await;
         let topic = |name: &str| Topic {
             bootstrap_servers: broker.bootstrap_servers().to_owned(),
             name: name.into(),
@@ -75,7 +75,9 @@ impl World {
         broker.create_topic(&payments.name, PAYMENT_PARTITIONS).await;
         let products = DemoProducts::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await.unwrap();
         let session_timeout = broker.session_timeout().as_millis().to_string();
+        let unpaid_order_ttl = plan.unpaid_order_ttl().as_secs().to_string();
         let environment = [
+            ("UNPAID_ORDER_TTL_SECONDS", unpaid_order_ttl.as_str()),
             ("BIND_ADDRESS", "127.0.0.1:0"),
             ("DATABASE_URL", &database_url),
             ("DATABASE_MAX_CONNECTIONS", "8"),
