@@ -70,7 +70,7 @@ async fn a_connection_that_never_came_about_is_safe_to_repeat_even_where_keys_ar
     let keys = ("PRODUCT_HONOURS_IDEMPOTENCY_KEY", "false");
     let mut shop = Shop::builder().with(keys.0, keys.1).without_service().await;
     let database = shop.environment.variables()["DATABASE_URL"].clone();
-    let without_products = Shop::builder()
+    let mut without_products = Shop::builder()
         .database(&database)
         .with(keys.0, keys.1)
         .with("PRODUCT_SERVICE_URL", "http://127.0.0.1:1")
@@ -84,11 +84,12 @@ async fn a_connection_that_never_came_about_is_safe_to_repeat_even_where_keys_ar
 
     let refused = without_products.confirm_at(&without_products.url, &id).await.unwrap();
     refused.expect_problem(503, "product-service-unavailable");
-    let parked = without_products.stock_work().await["parked"].clone();
+    let work = without_products.stock_work().await;
+    without_products.stop_service().await;
     shop.start_service().await;
 
     shop.becomes(&id, "CONFIRMED").await;
-    assert_eq!(parked, 0);
+    assert_eq!((&work["open"], &work["parked"]), (&1.into(), &0.into()));
     assert_eq!(shop.ledger(&phone).await, [Movement::new(-2, &id, 1, "take", 1)]);
 }
 
