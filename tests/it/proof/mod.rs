@@ -62,7 +62,9 @@ async fn every_promise_survives_kills() {
     .into_iter()
     .flatten()
     .collect();
-    promises.iter().for_each(|promise| println!("proof: {promise}"));
+    for promise in &promises {
+        println!("proof: {promise}");
+    }
     assert!(!evidence.orders.is_empty() && !evidence.movements.is_empty(), "nothing was tried");
     let broken = promises.iter().filter(|promise| !promise.is_kept()).count();
     assert_eq!(broken, 0, "promises are broken; PROOF_SEED was {}", plan.seed);

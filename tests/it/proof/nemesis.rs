@@ -47,7 +47,7 @@ enum Moment {
     StockIsMoving,
     EventsArePending,
     PaymentsAreWaiting,
-    PaymentsAreApplied,
+    PaymentsHaveCaughtUp,
 }
 
 const MOMENTS: [Moment; 3] = [Moment::StockIsMoving, Moment::EventsArePending, Moment::PaymentsAreWaiting];
@@ -58,13 +58,10 @@ impl Moment {
         match self {
             Self::StockIsMoving | Self::EventsArePending | Self::PaymentsAreWaiting => Duration::from_secs(1),
             // A group that has lost a member reads nothing until the member's session has expired.
-            Self::PaymentsAreApplied => Duration::from_secs(15),
+            Self::PaymentsHaveCaughtUp => Duration::from_secs(15),
         }
     }
 }
-
-/// How many payments make a flow of payments.
-const PAYMENTS_IN_A_ROW: usize = 20;
 
 /// What was done.
 #[derive(Clone, Copy, Debug, Default)]
@@ -141,21 +138,21 @@ impl Nemesis {
 
     async fn wait_for(&self, moment: Moment) {
         let deadline = Instant::now() + moment.within();
-        let applied = self.count("select count(*) from payment_events").await;
-        while !self.has_come(moment, applied).await && Instant::now() < deadline {
+        while !self.has_come(moment).await && Instant::now() < deadline {
             sleep(Duration::from_millis(5)).await;
         }
     }
 
-    async fn has_come(&self, moment: Moment, applied_before: usize) -> bool {
-        let payments = "select count(*) from payment_events";
+    async fn has_come(&self, moment: Moment) -> bool {
+        const A_FEW: usize = 3;
+        let applied = "select count(*) from payment_events";
         let moving = "select count(*) from stock_jobs
                       where leased_until > now() and state in ('TAKING', 'RETURNING')";
         match moment {
-            Moment::PaymentsAreApplied => self.count(payments).await > applied_before + PAYMENTS_IN_A_ROW,
             Moment::StockIsMoving => self.count(moving).await > 0,
             Moment::EventsArePending => self.count("select count(*) from outbox").await > 0,
-            Moment::PaymentsAreWaiting => self.load.payments() > self.count(payments).await + 2,
+            Moment::PaymentsAreWaiting => self.load.payments() >= self.count(applied).await + A_FEW,
+            Moment::PaymentsHaveCaughtUp => self.load.payments() <= self.count(applied).await + A_FEW,
         }
     }
 
@@ -190,7 +187,8 @@ impl Nemesis {
                 self.tally.pauses += 1;
             }
             Blow::CutDatabaseAndKill => {
-                self.wait_for(Moment::PaymentsAreApplied).await;
+                self.wait_for(Moment::PaymentsHaveCaughtUp).await;
+                self.wait_for(Moment::PaymentsAreWaiting).await;
                 self.world.way_to_database.set(Mode::Cut);
                 sleep(Duration::from_millis(self.random.between(200, 2_000))).await;
                 self.tally.cuts += 1;
