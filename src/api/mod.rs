@@ -9,6 +9,7 @@ mod idempotency;
 mod identity;
 mod json;
 mod observe;
+mod order_lists;
 mod orders;
 mod problem;
 mod refusals;
@@ -50,8 +51,8 @@ pub fn router(orders: OrderService, health: Health, settings: &ApiSettings) -> R
     let admission =
         admission::Admission::new(health.lifecycle.clone(), settings.max_requests, settings.request_deadline);
     let api = Router::new()
-        .route("/api/orders", get(orders::list_all).post(orders::place))
-        .route("/api/orders/my", get(orders::list_mine))
+        .route("/api/orders", get(order_lists::list_all).post(orders::place))
+        .route("/api/orders/my", get(order_lists::list_mine))
         .route("/api/orders/{orderId}", get(orders::get))
         .route("/api/orders/{orderId}/status", put(orders::change_status))
         .route("/api/orders/{orderId}/cancel", post(orders::cancel))

@@ -7,8 +7,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use thiserror::Error;
 
-use super::stock::words;
-use super::{CustomerId, Identity, Line, Money, OrderId, Role, TraceParent, time};
+use super::{Actor, CustomerId, Line, Money, OrderId, TraceParent, time};
 
 /// Where an order is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -93,57 +92,6 @@ pub struct InvalidTransition {
     pub from: Status,
     /// What was asked for.
     pub to: Status,
-}
-
-words! {
-    /// As what somebody moved an order.
-    ActorRole {
-        /// Its owner.
-        Customer = "CUSTOMER",
-        /// An admin.
-        Admin = "ADMIN",
-        /// The Payment Service, by an event.
-        Payment = "PAYMENT",
-        /// This service, by itself.
-        System = "SYSTEM",
-    }
-}
-
-/// Who moved an order.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Actor {
-    /// As what.
-    pub role: ActorRole,
-    /// An e-mail address, or the name of a service.
-    pub id: String,
-}
-
-impl Actor {
-    /// Somebody who called.
-    pub fn caller(caller: &Identity) -> Self {
-        let role = match caller.role {
-            Role::Customer => ActorRole::Customer,
-            Role::Admin => ActorRole::Admin,
-        };
-        Self { role, id: caller.customer.as_str().to_owned() }
-    }
-
-    /// The Payment Service.
-    pub fn payment() -> Self {
-        Self { role: ActorRole::Payment, id: "PAYMENT_SERVICE".to_owned() }
-    }
-
-    /// This service.
-    pub fn system() -> Self {
-        Self { role: ActorRole::System, id: "ORDER_SERVICE".to_owned() }
-    }
-}
-
-/// Without the address of a person.
-impl fmt::Debug for Actor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Actor({})", self.role.as_str())
-    }
 }
 
 /// An order with its lines.
@@ -257,7 +205,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::domain::{ProductId, Quantity};
+    use crate::domain::{ActorRole, ProductId, Quantity};
 
     fn an_order() -> Order {
         let line = Line {

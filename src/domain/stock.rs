@@ -14,9 +14,9 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
 use uuid::Uuid;
 
+use super::words::words;
 use super::{Actor, OrderId, ProductId, Quantity, TraceParent};
 
 /// Which way stock moves.
@@ -36,28 +36,6 @@ impl Direction {
         }
     }
 }
-
-/// Defines an enum whose values are words in a column.
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-        pub enum $name { $($(#[$variant_doc])* #[serde(rename = $word)] $variant),+ }
-
-        impl $name {
-            /// The word in the column.
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $word),+ }
-            }
-
-            /// Reads the word in the column.
-            pub fn parse(text: &str) -> Option<Self> {
-                match text { $($word => Some(Self::$variant),)+ _ => None }
-            }
-        }
-    };
-}
-pub(crate) use words;
 
 words! {
     /// How far a line is.

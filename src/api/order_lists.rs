@@ -1,0 +1,136 @@
+//! The lists of `/api/orders`: bare arrays, newest first, paged by `limit`, `cursor` and `Link`.
+
+use axum::extract::State;
+use axum::http::header::LINK;
+use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use super::extract::Query;
+use super::identity::Caller;
+use super::orders::{header, json};
+use super::problem::Problem;
+use crate::domain::{CustomerId, Money, OrderId, OrderSummary, Status, time};
+use crate::orders::OrderService;
+use crate::store::{Cursor, ListQuery};
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct MineBody {
+    order_id: OrderId,
+    status: Status,
+    total_amount: Money,
+    #[serde(serialize_with = "time::serialize")]
+    order_date: DateTime<Utc>,
+}
+
+/// `GET /api/orders/my`
+pub(super) async fn list_mine(
+    State(orders): State<OrderService>,
+    Caller(caller): Caller,
+    query: Query,
+) -> Result<Response, Problem> {
+    let page = page_of(&query)?;
+    let (orders, next) = orders.list_mine(&caller, page.clone()).await?;
+    let body: Vec<MineBody> = orders
+        .into_iter()
+        .map(|order: OrderSummary| MineBody {
+            order_id: order.id,
+            status: order.status,
+            total_amount: order.total,
+            order_date: order.placed_at,
+        })
+        .collect();
+    list("/api/orders/my", &page, next, &body)
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct SummaryBody {
+    order_id: OrderId,
+    customer_id: CustomerId,
+    status: Status,
+    total_amount: Money,
+    #[serde(serialize_with = "time::serialize")]
+    order_date: DateTime<Utc>,
+}
+
+/// `GET /api/orders`
+pub(super) async fn list_all(
+    State(orders): State<OrderService>,
+    Caller(caller): Caller,
+    query: Query,
+) -> Result<Response, Problem> {
+    let admin = caller.admin()?;
+    let page = ListQuery {
+        customer: query.parse("customerId", CustomerId::parse)?,
+        status: query.parse("status", str::parse)?,
+        from: query.parse("from", moment)?,
+        to: query.parse("to", moment)?,
+        ..page_of(&query)?
+    };
+    let (orders, next) = orders.list_all(admin, page.clone()).await?;
+    let body: Vec<SummaryBody> = orders
+        .into_iter()
+        .map(|order: OrderSummary| SummaryBody {
+            order_id: order.id,
+            customer_id: order.customer,
+            status: order.status,
+            total_amount: order.total,
+            order_date: order.placed_at,
+        })
+        .collect();
+    list("/api/orders", &page, next, &body)
+}
+
+/// The size and the place of a page; the filters are left open.
+fn page_of(query: &Query) -> Result<ListQuery, Problem> {
+    const DEFAULT_LIMIT: u8 = 50;
+    let limit = query.parse("limit", |text| {
+        let limit = text.parse::<u8>().ok().filter(|limit| (1..=200).contains(limit));
+        limit.ok_or("must be a whole number from 1 to 200")
+    })?;
+    let after = query.parse("cursor", Cursor::decode)?;
+    Ok(ListQuery { after, limit: limit.unwrap_or(DEFAULT_LIMIT), ..ListQuery::default() })
+}
+
+fn moment(text: &str) -> Result<DateTime<Utc>, &'static str> {
+    DateTime::parse_from_rfc3339(text)
+        .map(|moment| moment.to_utc())
+        .ok()
+        .filter(|moment| (1970..10_000).contains(&chrono::Datelike::year(moment)))
+        .ok_or("must be a time such as 2026-01-21T12:30:00Z")
+}
+
+/// A bare array; where the next page is, a `Link` header says (RFC 8288).
+fn list<T: Serialize>(
+    path: &str,
+    page: &ListQuery,
+    next: Option<Cursor>,
+    body: &[T],
+) -> Result<Response, Problem> {
+    let mut response = json(body)?.into_response();
+    if let Some(next) = next {
+        let link = format!("<{path}?{}>; rel=\"next\"", next_page(page, next));
+        response.headers_mut().insert(LINK, header(&link)?);
+    }
+    Ok(response)
+}
+
+/// The query of the next page: the same filters, a later place.
+fn next_page(page: &ListQuery, next: Cursor) -> String {
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    let filters = [
+        ("customerId", page.customer.as_ref().map(|customer| customer.as_str().to_owned())),
+        ("status", page.status.map(|status| status.to_string())),
+        ("from", page.from.map(time::rfc3339)),
+        ("to", page.to.map(time::rfc3339)),
+    ];
+    for (name, value) in filters {
+        if let Some(value) = value {
+            query.append_pair(name, &value);
+        }
+    }
+    query.append_pair("limit", &page.limit.to_string()).append_pair("cursor", &next.encode());
+    query.finish()
+}
