@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::support::{Mode, Movement, Proxy, Replica, Shop, eventually};
 
 const TIMES: [(&str, &str); 3] =
-    [("PRODUCT_STOCK_TIMEOUT_MS", "400"), ("STOCK_LEASE_MS", "900"), ("STOCK_POLL_INTERVAL_MS", "50")];
+    [("PRODUCT_STOCK_TIMEOUT_MS", "2000"), ("STOCK_LEASE_MS", "4100"), ("STOCK_POLL_INTERVAL_MS", "50")];
 
 /// A shop without a service, and a replica whose database can be taken away.
 async fn shop_with_victim() -> (Shop, Replica, Proxy) {
