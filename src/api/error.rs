@@ -89,7 +89,9 @@ impl From<ChangeStatusError> for Problem {
                 "The order has changed",
                 format!("If-Match does not match: the order's ETag is \"{version}\"."),
             ),
-            ChangeStatusError::InvalidTransition(error) => invalid_transition(error),
+            ChangeStatusError::InvalidTransition(InvalidTransition { from, to }) => {
+                invalid_transition(format!("An order that is {from} cannot become {to}."), from.reachable())
+            }
             ChangeStatusError::StockUnavailable(product) => Self::new(
                 StatusCode::CONFLICT,
                 "stock-unavailable",
@@ -116,6 +118,10 @@ impl From<CancelError> for Problem {
     fn from(error: CancelError) -> Self {
         match error {
             CancelError::Forbidden(error) => error.into(),
+            CancelError::Confirmed => invalid_transition(
+                "An order that is CONFIRMED is cancelled by an admin, by PUT …/status.".to_owned(),
+                &[],
+            ),
             CancelError::Status(error) => error.into(),
         }
     }
@@ -136,15 +142,10 @@ fn products_unavailable(retry_after: Duration) -> Problem {
     .with_retry_after(retry_after)
 }
 
-fn invalid_transition(error: InvalidTransition) -> Problem {
-    let allowed: Vec<&str> = error.from.reachable().iter().copied().map(Status::as_str).collect();
-    Problem::new(
-        StatusCode::CONFLICT,
-        "invalid-transition",
-        "The order cannot get there",
-        format!("An order that is {} cannot become {}.", error.from, error.to),
-    )
-    .with_member("allowed", json!(allowed))
+fn invalid_transition(detail: String, allowed: &[Status]) -> Problem {
+    let allowed: Vec<&str> = allowed.iter().copied().map(Status::as_str).collect();
+    Problem::new(StatusCode::CONFLICT, "invalid-transition", "The order cannot get there", detail)
+        .with_member("allowed", json!(allowed))
 }
 
 fn unknown_products(unknown: &[UnknownProduct]) -> Problem {

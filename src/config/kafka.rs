@@ -49,7 +49,8 @@ fn payments(env: &Environment) -> PaymentSettings {
         enabled: env.flag("PAYMENT_EVENTS_ENABLED", true),
         topic,
         group,
-        session_timeout: env.millis("KAFKA_SESSION_TIMEOUT_MS", 45 * SECOND, SECOND..=30 * MINUTE),
+        // The bounds are those of a broker with its defaults.
+        session_timeout: env.millis("KAFKA_SESSION_TIMEOUT_MS", 45 * SECOND, 6 * SECOND..=30 * MINUTE),
     }
 }
 

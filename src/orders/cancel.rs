@@ -4,7 +4,6 @@ use thiserror::Error;
 
 use super::{ChangeStatusError, OrderService, Versions};
 use crate::domain::aggregate::reason::CUSTOMER_REQUEST;
-use crate::domain::order::InvalidTransition;
 use crate::domain::{Actor, Forbidden, Identity, Order, OrderAggregate, OrderId, Owned, Status, TraceParent};
 
 /// What a customer asks for.
@@ -24,6 +23,9 @@ pub enum CancelError {
     /// It is another customer's.
     #[error(transparent)]
     Forbidden(#[from] Forbidden),
+    /// It is paid: from here on only an admin can cancel it.
+    #[error("the order is CONFIRMED already")]
+    Confirmed,
     /// As for any change of status.
     #[error(transparent)]
     Status(#[from] ChangeStatusError),
@@ -43,8 +45,7 @@ impl OrderService {
             Owned::new(aggregate.order.customer.clone(), ()).for_viewer(caller)?;
             only_if.check(&aggregate.order)?;
             if aggregate.order.status == Status::Confirmed {
-                let refused = InvalidTransition { from: Status::Confirmed, to: Status::Cancelled };
-                return Err(CancelError::Status(refused.into()));
+                return Err(CancelError::Confirmed);
             }
             let reason = reason.unwrap_or_else(|| CUSTOMER_REQUEST.to_owned());
             let cancelled = aggregate.cancel(Actor::caller(caller), Some(reason), trace);
