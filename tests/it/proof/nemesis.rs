@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use super::load::Load;
 use super::plan::Plan;
 use super::random::Random;
-use super::world::{REPLICAS, World};
+use super::world::{EVERY_REPLICA, World};
 use crate::support::Mode;
 
 /// One thing that goes wrong.
@@ -27,13 +27,14 @@ enum Blow {
 }
 
 /// Dealt in an order that chance decides, and then again.
-const BLOWS: [Blow; 11] = [
+const BLOWS: [Blow; 12] = [
     Blow::KillReplica,
     Blow::KillReplica,
     Blow::KillReplica,
     Blow::KillReplica,
     Blow::KillEveryReplica,
     Blow::KillWhileStarting,
+    Blow::KillDatabase,
     Blow::KillDatabase,
     Blow::KillBroker,
     Blow::KillBroker,
@@ -163,10 +164,16 @@ impl Nemesis {
     }
 
     async fn deal(&mut self, blow: Blow) {
-        let victim = self.random.index(REPLICAS);
+        let victim = self.random.pick(&EVERY_REPLICA);
         match blow {
-            Blow::KillReplica => self.kill(&[victim]).await,
-            Blow::KillEveryReplica => self.kill(&[0, 1, 2]).await,
+            Blow::KillReplica => {
+                self.kill(&[victim]).await;
+                self.revive(&[victim]).await;
+            }
+            Blow::KillEveryReplica => {
+                self.kill(&EVERY_REPLICA).await;
+                self.revive(&EVERY_REPLICA).await;
+            }
             Blow::KillWhileStarting => {
                 self.world.kill_while_starting(victim, &mut self.random).await;
                 self.tally.replicas += 2;
@@ -192,21 +199,22 @@ impl Nemesis {
                 self.world.way_to_database.set(Mode::Cut);
                 sleep(Duration::from_millis(self.random.between(200, 2_000))).await;
                 self.tally.cuts += 1;
-                for replica in 0..REPLICAS {
-                    self.world.kill_replica(replica).await;
-                }
+                self.kill(&EVERY_REPLICA).await;
                 self.world.way_to_database.set(Mode::Open);
-                self.kill(&[0, 1, 2]).await;
+                self.revive(&EVERY_REPLICA).await;
             }
         }
     }
 
-    /// Kills replicas, leaves them dead for a moment, and starts them again.
     async fn kill(&mut self, victims: &[usize]) {
         for victim in victims {
             self.world.kill_replica(*victim).await;
             self.tally.replicas += 1;
         }
+    }
+
+    /// Starts replicas after they were dead for a moment.
+    async fn revive(&mut self, victims: &[usize]) {
         sleep(Duration::from_millis(self.random.below(300))).await;
         for victim in victims {
             self.world.start_replica(*victim).await;

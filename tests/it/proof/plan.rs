@@ -23,7 +23,7 @@ impl Plan {
     pub(super) fn read() -> Self {
         Self {
             seed: number("PROOF_SEED", 1),
-            kills: number("PROOF_KILLS", 15),
+            kills: number("PROOF_KILLS", 16),
             requests: number("PROOF_REQUESTS", 400),
             clients: number("PROOF_CLIENTS", 16),
             kafka: std::env::var("PROOF_KAFKA").ok().filter(|command| !command.is_empty()),
@@ -32,7 +32,7 @@ impl Plan {
 
     /// Long enough for most payments to come before it, short enough for the proof to wait for the others.
     pub(super) fn unpaid_order_ttl(&self) -> Duration {
-        Duration::from_secs((10 + self.kills as u64 / 5).min(60))
+        Duration::from_secs((8 + self.kills as u64 / 2).min(180))
     }
 }
 

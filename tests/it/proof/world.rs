@@ -15,7 +15,7 @@ use super::plan::Plan;
 use super::random::Random;
 use crate::support::{Proxy, Replica, Topic};
 
-pub(super) const REPLICAS: usize = 3;
+pub(super) const EVERY_REPLICA: [usize; 3] = [0, 1, 2];
 /// Many, because the embedded broker keeps only the newest 5 MiB of each.
 const ORDER_PARTITIONS: i32 = 32;
 const PAYMENT_PARTITIONS: i32 = 6;
@@ -50,7 +50,7 @@ pub(super) struct World {
     pub(super) payments: Topic,
     products: DemoProducts,
     environment: Vec<(String, String)>,
-    replicas: Vec<Slot>,
+    replicas: [Slot; EVERY_REPLICA.len()],
     http: Client,
 }
 
@@ -99,10 +99,10 @@ impl World {
             payments,
             products,
             environment,
-            replicas: (0..REPLICAS).map(|_| Slot::default()).collect(),
+            replicas: EVERY_REPLICA.map(|_| Slot::default()),
             http: Client::builder().no_proxy().build().unwrap(),
         });
-        for replica in 0..REPLICAS {
+        for replica in EVERY_REPLICA {
             world.start_replica(replica).await;
         }
         world
@@ -110,8 +110,9 @@ impl World {
 
     /// The address of a replica that is thought to run.
     pub(super) fn any_replica(&self, random: &mut Random) -> Option<String> {
-        let first = random.index(REPLICAS);
-        (0..REPLICAS).find_map(|next| self.replicas[(first + next) % REPLICAS].url())
+        let mut numbers = EVERY_REPLICA;
+        random.shuffle(&mut numbers);
+        numbers.into_iter().find_map(|number| self.replicas[number].url())
     }
 
     pub(super) async fn start_replica(&self, number: usize) {
