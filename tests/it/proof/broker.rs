@@ -67,15 +67,15 @@ impl Broker {
         }
     }
 
-    /// Takes one broker or all of them down for a while, or kills and restarts the real one.
+    /// Takes one broker or all of them down, for less or for more than the relay's patience with an event; or
+    /// kills and restarts the real one.
     pub(super) async fn kill(&self, random: &mut Random) {
-        const LONGEST_OUTAGE_MS: u64 = 1_500;
         match self {
             Self::Embedded(kafka) => {
                 let one = i32::try_from(random.between(1, BROKERS.unsigned_abs().into())).unwrap();
-                let killed = if random.percent(40) { 1..=BROKERS } else { one..=one };
+                let killed = if random.percent(25) { 1..=BROKERS } else { one..=one };
                 killed.clone().for_each(|broker| kafka.broker_down(broker).unwrap());
-                sleep(Duration::from_millis(random.between(50, LONGEST_OUTAGE_MS))).await;
+                sleep(Duration::from_millis(random.between(100, 2_500))).await;
                 killed.for_each(|broker| kafka.broker_up(broker).unwrap());
             }
             Self::Real(broker) => broker.restart().await,
