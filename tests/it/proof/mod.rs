@@ -65,6 +65,7 @@ async fn every_promise_survives_kills() {
     for promise in &promises {
         println!("proof: {promise}");
     }
+    println!("proof: held by two attempts for a while: {} lines", promises_of_stock::held_twice(&evidence));
     assert!(!evidence.orders.is_empty() && !evidence.movements.is_empty(), "nothing was tried");
     let broken = promises.iter().filter(|promise| !promise.is_kept()).count();
     assert_eq!(broken, 0, "promises are broken; PROOF_SEED was {}", plan.seed);

@@ -10,6 +10,23 @@ pub(super) fn check(evidence: &Evidence) -> Vec<Promise> {
     [products(evidence), lines(evidence)].into_iter().flatten().collect()
 }
 
+/// Lines that an attempt has taken while an earlier attempt of the same order had not given them back yet.
+/// It comes right in the end, and until then the order holds more than it needs.
+pub(super) fn held_twice(evidence: &Evidence) -> usize {
+    let mut held: HashMap<(&str, &str), i64> = HashMap::new();
+    let mut twice = HashSet::new();
+    for movement in &evidence.movements {
+        let line = movement.key.split_once(':').unwrap_or_default();
+        let line = (line.0, line.1.split(':').next().unwrap_or_default());
+        let held = held.entry(line).or_default();
+        *held -= movement.change.signum();
+        if *held > 1 {
+            twice.insert(line);
+        }
+    }
+    twice.len()
+}
+
 /// The book of the Product Service, product by product.
 fn products(evidence: &Evidence) -> Vec<Promise> {
     let mut taken = Promise::no("products whose stock taken differs from the lines confirmed");
