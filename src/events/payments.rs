@@ -3,14 +3,14 @@
 
 mod decode;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{Consumer, ConsumerContext, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::topic_partition_list::Offset;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -85,7 +85,7 @@ impl PaymentConsumer {
     /// Applies payments until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         info!(topic = self.topic, "reading payments");
-        let mut failures = 0;
+        let (mut failures, mut said) = (0, None);
         loop {
             let message = tokio::select! {
                 () = stop.cancelled() => break,
@@ -109,7 +109,7 @@ impl PaymentConsumer {
                         self.step_back(&place, pause(failures), &stop).await;
                     }
                 },
-                Err(error) => self.say(&error).await,
+                Err(error) => self.say(&error, &mut said),
             }
         }
         // Leaving the group commits what is stored and hands the partitions over; it waits for the broker.
@@ -166,14 +166,18 @@ impl PaymentConsumer {
         }
     }
 
-    async fn say(&self, error: &KafkaError) {
+    /// At most once a second. The client queues an error for each of its attempts to connect, before the
+    /// payments that come after them: resting at each would hold those up long after the broker is back.
+    fn say(&self, error: &KafkaError, said: &mut Option<Instant>) {
+        if said.is_some_and(|said| said.elapsed() < Duration::from_secs(1)) {
+            return;
+        }
+        *said = Some(Instant::now());
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownTopicOrPartition) {
             info!(topic = self.topic, "the topic of the payments is not there yet");
         } else {
             warn!(%error, "payments cannot be read right now");
         }
-        // The client reports the same error again and again while it lasts.
-        sleep(Duration::from_secs(1)).await;
     }
 }
 
