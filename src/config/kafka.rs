@@ -49,8 +49,8 @@ fn payments(env: &Environment) -> PaymentSettings {
         enabled: env.flag("PAYMENT_EVENTS_ENABLED", true),
         topic,
         group,
-        // The bounds are those of a broker with its defaults.
-        session_timeout: env.millis("KAFKA_SESSION_TIMEOUT_MS", 45 * SECOND, 6 * SECOND..=30 * MINUTE),
+        // A broker with its defaults takes 6 s to 30 min.
+        session_timeout: env.millis("KAFKA_SESSION_TIMEOUT_MS", 45 * SECOND, 3 * SECOND..=30 * MINUTE),
     }
 }
 

@@ -151,7 +151,7 @@ fn every_number_has_its_bounds() {
         ("STOCK_POLL_INTERVAL_MS", 10, 60_000),
         ("STOCK_LEASE_MS", 100, 600_000),
         ("STOCK_DEADLINE_MS", 100, 86_400_000),
-        ("KAFKA_SESSION_TIMEOUT_MS", 6_000, 1_800_000),
+        ("KAFKA_SESSION_TIMEOUT_MS", 3_000, 1_800_000),
         ("STARTUP_TIMEOUT_MS", 100, 3_600_000),
         ("SHUTDOWN_DELAY_MS", 0, 600_000),
         ("SHUTDOWN_TIMEOUT_MS", 100, 3_600_000),

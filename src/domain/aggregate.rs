@@ -106,6 +106,8 @@ impl OrderAggregate {
             state: LineState::Todo,
             last_error: None,
         });
+        let before = self.job.as_ref();
+        let waits = before.is_some_and(|job| job.state == JobState::Returning && job.parked.is_none());
         self.changes.job = Some(JobWrite::Insert);
         self.job = Some(StockJob {
             order: self.order.id,
@@ -117,6 +119,7 @@ impl OrderAggregate {
             actor,
             reason,
             trace: trace.clone(),
+            waits,
             holder: None,
             lines: lines.collect(),
         });
@@ -127,6 +130,9 @@ impl OrderAggregate {
     pub fn next_stock_calls(&mut self, holder: Uuid, rules: CallRules) -> Vec<StockCall> {
         let is_new = self.changes.job == Some(JobWrite::Insert);
         let Some(job) = &mut self.job else { return Vec::new() };
+        if job.waits {
+            return Vec::new();
+        }
         if is_new {
             job.holder = Some(holder);
         } else if job.holder != Some(holder) || job.parked.is_some() {

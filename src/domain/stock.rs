@@ -105,6 +105,8 @@ pub struct StockJob {
     pub reason: Option<String>,
     /// The trace of the request or the payment that started it.
     pub trace: TraceParent,
+    /// Whether it has to wait, because an earlier attempt still gives back what this one is going to take.
+    pub waits: bool,
     /// Who is working on it, by the token of the time it was taken up.
     pub holder: Option<Uuid>,
     /// Its lines.

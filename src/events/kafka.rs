@@ -266,7 +266,11 @@ impl Publisher {
 /// How to reach the broker.
 pub(super) fn connection_config(settings: &KafkaSettings) -> ClientConfig {
     let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", &settings.bootstrap_servers).set("client.id", "order-service");
+    config
+        .set("bootstrap.servers", &settings.bootstrap_servers)
+        .set("client.id", "order-service")
+        // A request that got lost holds up all later ones of its connection for this long.
+        .set("socket.timeout.ms", "10000");
     for (name, Secret(value)) in &settings.properties {
         config.set(*name, value);
     }

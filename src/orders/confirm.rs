@@ -175,7 +175,7 @@ impl OrderService {
         for attempts_left in (0..SETTLE_ATTEMPTS).rev() {
             let settle = |aggregate: &mut OrderAggregate| aggregate.settle_stock(&outcomes, holder);
             match self.store.update_order(id, Some(attempt), settle).await {
-                Ok(Some(Ok((_, Verdict::Refused | Verdict::Unfinished)))) => {
+                Ok(Some(Ok((_, Verdict::Refused | Verdict::Unfinished | Verdict::AllReturned)))) => {
                     self.stock_wanted.notify_one();
                     return;
                 }

@@ -23,7 +23,12 @@ pub struct StockTimes {
 const LOAD: &str = "
 select job.attempt, job.state, job.paid, job.actor_role, job.actor_id, job.reason, job.traceparent, job.parked,
        job.failures, job.lease_token, lines.numbers, lines.products, lines.quantities, lines.states,
-       lines.errors, payment.amount
+       lines.errors, payment.amount,
+       exists (
+           select from stock_jobs earlier
+           where earlier.order_id = $1 and earlier.attempt < job.attempt
+             and earlier.state = 'RETURNING' and earlier.parked is null
+       ) as waits
 from (select) as always
 left join lateral (
     select * from stock_jobs
@@ -78,6 +83,11 @@ where (order_id, attempt) in (
     select order_id, attempt from stock_jobs
     where state in ('TAKING', 'RETURNING') and parked is null
       and next_attempt_at <= now() and leased_until < now()
+      and not exists (
+          select from stock_jobs earlier
+          where earlier.order_id = stock_jobs.order_id and earlier.attempt < stock_jobs.attempt
+            and earlier.state = 'RETURNING' and earlier.parked is null
+      )
     order by next_attempt_at
     limit $3
     for update skip locked
@@ -260,6 +270,7 @@ struct JobRow {
     states: Option<Vec<String>>,
     errors: Option<Vec<Option<String>>>,
     amount: Option<Decimal>,
+    waits: bool,
 }
 
 impl JobRow {
@@ -283,6 +294,7 @@ impl JobRow {
             actor: Actor { role, id: self.actor_id.unwrap_or_default() },
             reason: self.reason,
             trace: TraceParent::continue_or_start(self.traceparent.as_deref()),
+            waits: self.waits,
             holder: self.lease_token,
             lines,
         }))

@@ -41,6 +41,22 @@ async fn a_refused_line_gives_the_others_back_and_the_order_stays_created() {
 }
 
 #[tokio::test]
+async fn a_second_attempt_waits_for_what_the_first_still_gives_back() {
+    let shop = Shop::start().await;
+    let (phone, case) = (shop.product("phone", "100", 2).await, shop.product("case", "10", 5).await);
+    let id = shop.placed("ada@example.com", &[(&phone, 2), (&case, 3)]).await;
+    shop.set_stock(&case, 2).await;
+    shop.fault(&phone, &json!({"kind": "slow", "millis": 1500, "on": "restore-stock"})).await;
+    shop.set_status(&id, "CONFIRMED").await.expect_problem(409, "stock-unavailable");
+    shop.set_stock(&case, 3).await;
+    assert_eq!(shop.stock(&phone).await, 0);
+
+    shop.set_status(&id, "CONFIRMED").await.expect(200);
+
+    assert_eq!((shop.stock(&phone).await, shop.stock(&case).await), (0, 0));
+}
+
+#[tokio::test]
 async fn a_lost_answer_takes_the_stock_once() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "100", 5).await;

@@ -27,6 +27,7 @@ fn job(lines: i16) -> StockJob {
         actor: Actor::system(),
         reason: None,
         trace: TraceParent::continue_or_start(None),
+        waits: false,
         holder: Some(ME),
         lines: (1..=lines).map(line).collect(),
     }
