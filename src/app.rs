@@ -177,8 +177,8 @@ impl Parts {
             ended = &mut relay => return Err(ended.err().map_or(AppError::PartEnded("relay"), AppError::from)),
         }
 
-        info!("stopping");
         lifecycle.stopping();
+        info!("stopping");
         sleep(config.timing.shutdown_delay).await;
         let settle = async {
             server_stop.cancel();

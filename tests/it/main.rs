@@ -29,6 +29,7 @@ mod idempotency_keys;
 mod kafka_outage;
 mod list_orders;
 mod logs;
+mod map;
 mod parking;
 mod payment_faults;
 mod payments;
