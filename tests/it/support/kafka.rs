@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Headers, Message};
@@ -69,6 +71,15 @@ impl Topic {
         let wanted = order.to_owned();
         let all = self.read_until(move |records| of(records, &wanted).len() >= count).await;
         of(&all, order)
+    }
+
+    /// Makes the topic on a real broker; the embedded one has no admin API and is asked otherwise.
+    pub(crate) async fn create(&self, partitions: i32) {
+        let admin: AdminClient<DefaultClientContext> =
+            ClientConfig::new().set("bootstrap.servers", &self.bootstrap_servers).create().unwrap();
+        let topic = NewTopic::new(&self.name, partitions, TopicReplication::Fixed(1));
+        let made = admin.create_topics([&topic], &AdminOptions::new()).await.unwrap();
+        assert!(made.iter().all(Result::is_ok), "{made:?}");
     }
 
     /// Publishes a record, and waits until the broker has it.

@@ -72,11 +72,15 @@ impl Builder {
             name: format!("order-events-{}", Uuid::new_v4().simple()),
         };
         let payments = Topic { name: topic.name.replace("order", "payment"), ..topic.clone() };
-        if let Some(cluster) = &stack().cluster
-            && topic.bootstrap_servers == stack().kafka()
-        {
-            cluster.create_topic(&topic.name, 3).unwrap();
-            cluster.create_topic(&payments.name, 3).unwrap();
+        if topic.bootstrap_servers == stack().kafka() {
+            match &stack().cluster {
+                Some(cluster) => {
+                    cluster.create_topic(&topic.name, 3).unwrap();
+                    cluster.create_topic(&payments.name, 3).unwrap();
+                }
+                // The other topic is the service's to create.
+                None => payments.create(3).await,
+            }
         }
         let own = [
             ("BIND_ADDRESS", "127.0.0.1:0".to_owned()),
