@@ -1,13 +1,12 @@
 //! Why an attempt brought no answer: for the log, and to tell what is worth another attempt.
 
-use std::error::Error as _;
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use reqwest::StatusCode;
 use thiserror::Error;
 
 use super::answer::Nonsense;
+use crate::telemetry::chain;
 
 /// Why an attempt brought no answer.
 #[derive(Debug, Error)]
@@ -41,13 +40,7 @@ impl Failure {
 
     /// The failure and what is behind it, in one line.
     pub(super) fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = self.source();
-        while let Some(error) = source {
-            // Writing to a string cannot fail.
-            let _ = write!(text, ": {error}");
-            source = error.source();
-        }
+        let mut text = chain(self);
         if text.len() > Self::MAX_CHAIN {
             text.truncate(text.floor_char_boundary(Self::MAX_CHAIN));
             text.push('…');

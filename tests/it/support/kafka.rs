@@ -157,16 +157,6 @@ impl Topic {
         records
     }
 
-    fn read_to_end(&self) -> Vec<Record> {
-        let consumer = self.consumer();
-        let partitions = self.partitions(&consumer);
-        let ends: Vec<i64> = partitions.iter().map(|partition| self.end_of(&consumer, *partition)).collect();
-        let wanted = usize::try_from(ends.iter().sum::<i64>()).unwrap();
-        self.read(PATIENCE, &|records| records.len() >= wanted)
-    }
-}
-
-impl Topic {
     /// A partition that was made a moment ago has no leader yet: that is asked again.
     fn end_of(&self, consumer: &BaseConsumer, partition: i32) -> i64 {
         let deadline = Instant::now() + PATIENCE;
@@ -177,6 +167,14 @@ impl Topic {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    fn read_to_end(&self) -> Vec<Record> {
+        let consumer = self.consumer();
+        let partitions = self.partitions(&consumer);
+        let ends: Vec<i64> = partitions.iter().map(|partition| self.end_of(&consumer, *partition)).collect();
+        let wanted = usize::try_from(ends.iter().sum::<i64>()).unwrap();
+        self.read(PATIENCE, &|records| records.len() >= wanted)
     }
 }
 
