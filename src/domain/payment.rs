@@ -25,6 +25,8 @@ pub enum PaymentOutcome {
     RefundDue,
     /// It changes nothing any more.
     Ignored,
+    /// The order was paid before, by another payment: a person has to look at it.
+    PaidAgain,
     /// Not the amount of the order: a person has to look at it.
     AmountMismatch,
 }
@@ -37,6 +39,7 @@ impl PaymentOutcome {
             Self::Cancelled => "CANCELLED",
             Self::RefundDue => "REFUND_DUE",
             Self::Ignored => "IGNORED",
+            Self::PaidAgain => "PAID_AGAIN",
             Self::AmountMismatch => "AMOUNT_MISMATCH",
         }
     }
@@ -54,7 +57,7 @@ impl OrderAggregate {
     fn payment_succeeded(&mut self, amount: Money, trace: &TraceParent) -> PaymentOutcome {
         let cancelled = self.order.status == Status::Cancelled;
         if self.paid.is_some() {
-            return PaymentOutcome::Ignored;
+            return PaymentOutcome::PaidAgain;
         }
         if amount != self.order.total && !cancelled {
             return PaymentOutcome::AmountMismatch;

@@ -141,11 +141,14 @@ impl KafkaHealth {
 struct Context(KafkaHealth);
 
 impl ClientContext for Context {
+    /// The client says that all brokers are down at each of its attempts to connect, ten times a second: the log
+    /// has it once, when the health changes.
     fn error(&self, error: KafkaError, reason: &str) {
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
             self.0.saw(KafkaHealth::DOWN);
+        } else {
+            warn!(%error, reason, "the Kafka client reports");
         }
-        warn!(%error, reason, "the Kafka client reports");
     }
 }
 

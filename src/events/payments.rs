@@ -12,7 +12,7 @@ use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::topic_partition_list::Offset;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::KafkaSettings;
 use super::kafka::connection_config;
@@ -94,7 +94,7 @@ impl PaymentConsumer {
             match message {
                 Ok(message) => match self.apply(&message).await {
                     Ok(()) => {
-                        failures = 0;
+                        (failures, said) = (0, None);
                         self.store_offset(&message);
                     }
                     Err(error) => {
@@ -129,14 +129,20 @@ impl PaymentConsumer {
                 let trace = TraceParent::continue_or_start(header(message, "traceparent"));
                 let payload = payload.to_vec();
                 let payment = IncomingPayment { key, order, event, event_type, place, trace, payload };
-                let received = self.orders.receive_payment(&payment).await?;
-                let (event_type, offset) = (payment.event_type, payment.place.offset);
-                match received {
-                    Received::Repeated => {}
-                    Received::UnknownOrder => {
+                let offset = payment.place.offset;
+                match self.orders.receive_payment(&payment).await {
+                    Ok(Received::Repeated) => {}
+                    Ok(Received::UnknownOrder) => {
                         warn!(%order, event_type, offset, "parked a payment of no order");
                     }
-                    Received::Applied(outcome) => info!(%order, event_type, ?outcome, "payment applied"),
+                    Ok(Received::Applied(outcome)) => info!(%order, event_type, ?outcome, "payment applied"),
+                    // Read again, it would be refused again, and hold up its partition for good.
+                    Err(refusal) if refusal.is_about_the_data() => {
+                        let error = chain(&refusal);
+                        error!(%order, event_type, offset, error, "parked a payment that cannot be written");
+                        return self.orders.park_payment(&payment.place, &payment.payload, &error).await;
+                    }
+                    Err(error) => return Err(error),
                 }
                 Ok(())
             }
@@ -166,19 +172,31 @@ impl PaymentConsumer {
         }
     }
 
-    /// At most once a second. The client queues an error for each of its attempts to connect, before the
-    /// payments that come after them: resting at each would hold those up long after the broker is back.
-    fn say(&self, error: &KafkaError, said: &mut Option<Instant>) {
-        if said.is_some_and(|said| said.elapsed() < Duration::from_secs(1)) {
+    /// At most once a minute as long as it is the same trouble. The client queues an error for each of its
+    /// attempts to connect, before the payments that come after them: resting at each would hold those up long
+    /// after the broker is back.
+    fn say(&self, error: &KafkaError, said: &mut Option<(Trouble, Instant)>) {
+        const AGAIN_AFTER: Duration = Duration::from_mins(1);
+        let trouble = match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::UnknownTopicOrPartition) => Trouble::NoTopic,
+            _ => Trouble::Away,
+        };
+        if said.is_some_and(|(same, at)| same == trouble && at.elapsed() < AGAIN_AFTER) {
             return;
         }
-        *said = Some(Instant::now());
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownTopicOrPartition) {
-            info!(topic = self.topic, "the topic of the payments is not there yet");
-        } else {
-            warn!(%error, "payments cannot be read right now");
+        *said = Some((trouble, Instant::now()));
+        match trouble {
+            Trouble::NoTopic => info!(topic = self.topic, "the topic of the payments is not there yet"),
+            Trouble::Away => warn!(%error, "payments cannot be read right now"),
         }
     }
+}
+
+/// Why nothing can be read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Trouble {
+    NoTopic,
+    Away,
 }
 
 fn place_of(message: &BorrowedMessage<'_>) -> RecordPlace {

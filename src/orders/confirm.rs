@@ -120,19 +120,14 @@ impl OrderService {
         Ok(order.for_service())
     }
 
-    /// Takes up the stock jobs that are due, whoever started them. Returns how many there were.
-    pub(super) async fn work_stock(&self) -> Result<usize, StoreError> {
-        let holder = Uuid::new_v4();
-        let limit = i64::try_from(self.confirmation.concurrency).unwrap_or(i64::MAX);
-        let jobs = self.store.claim_stock_jobs(holder, limit).await?;
-        let steps = jobs.iter().map(|job| self.step(job, holder));
-        futures_util::future::join_all(steps).await;
-        Ok(jobs.len())
+    /// Takes up at most `limit` stock jobs that are due, whoever started them.
+    pub(super) async fn take_up_stock_jobs(&self, limit: usize) -> Result<Vec<ClaimedJob>, StoreError> {
+        self.store.claim_stock_jobs(Uuid::new_v4(), i64::try_from(limit).unwrap_or(i64::MAX)).await
     }
 
     /// One step of a job: writes down the next calls, makes them, writes down what they brought.
-    async fn step(&self, job: &ClaimedJob, holder: Uuid) {
-        let ClaimedJob { order_id: id, attempt, overdue, failures } = *job;
+    pub(super) async fn step(self, job: ClaimedJob) {
+        let ClaimedJob { order_id: id, attempt, holder, overdue, failures } = job;
         if overdue {
             error!(order = %id, attempt, failures, "stock work is past its deadline; it goes on");
         }

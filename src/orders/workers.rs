@@ -1,7 +1,9 @@
 //! What any replica does in the background, beside relaying: stock work, unpaid orders, old keys.
 
+use std::panic::resume_unwind;
 use std::time::Duration;
 
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -27,25 +29,29 @@ pub struct HousekeepingSettings {
 const BATCH: i64 = 500;
 
 impl OrderService {
-    /// Does stock work until `stop`, then finishes the jobs that it has taken up.
+    /// Does stock work until `stop`, then finishes the jobs that it has taken up. A job that waits for a slow
+    /// product holds up no other, as long as fewer than `concurrency` do.
     pub async fn run_stock_worker(self, stop: CancellationToken) {
+        // Tasks, because a step that nobody polls would keep the connection that the next look waits for.
+        let mut steps = JoinSet::new();
         while !stop.is_cancelled() {
-            match self.work_stock().await {
-                Ok(0) => self.rest(&stop).await,
-                Ok(_) => {}
-                Err(error) => {
-                    warn!(error = chain(&error), "the stock worker failed; it goes on");
-                    self.rest(&stop).await;
-                }
+            let room = self.confirmation.concurrency.saturating_sub(steps.len());
+            let taken_up = if room == 0 { Ok(Vec::new()) } else { self.take_up_stock_jobs(room).await };
+            match taken_up {
+                Ok(jobs) => jobs.into_iter().for_each(|job| {
+                    steps.spawn(self.clone().step(job));
+                }),
+                Err(error) => warn!(error = chain(&error), "the stock worker failed; it goes on"),
+            }
+            tokio::select! {
+                Some(ended) = steps.join_next() => finished(ended),
+                () = self.stock_wanted.notified(), if room > 0 => {}
+                () = sleep(self.confirmation.poll_interval) => {}
+                () = stop.cancelled() => {}
             }
         }
-    }
-
-    async fn rest(&self, stop: &CancellationToken) {
-        tokio::select! {
-            () = self.stock_wanted.notified() => {}
-            () = sleep(self.confirmation.poll_interval) => {}
-            () = stop.cancelled() => {}
+        while let Some(ended) = steps.join_next().await {
+            finished(ended);
         }
     }
 
@@ -103,5 +109,14 @@ impl OrderService {
         };
         let changed = self.store.update_order(id, None, decide).await?;
         Ok(matches!(changed, Some(Ok((_, Change::Real)))))
+    }
+}
+
+/// A panic is a bug: it ends the worker, and with it the process, whose jobs others take up.
+fn finished(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        resume_unwind(error.into_panic());
     }
 }

@@ -34,6 +34,17 @@ impl StoreError {
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Deadline)
     }
+
+    /// Whether it is this work's own data that cannot be read or written, now and later; other work goes on.
+    pub fn is_about_the_data(&self) -> bool {
+        use sqlx::Error::{ColumnDecode, Database, Decode, Encode};
+        match self {
+            Self::Refused(Database(refusal)) => refusal.code().is_some_and(|code| is_about_the_data(&code)),
+            Self::Refused(error) => matches!(error, ColumnDecode { .. } | Decode(_) | Encode(_)),
+            Self::Inconsistent { .. } | Self::Render(_) => true,
+            Self::Unavailable(_) | Self::Deadline => false,
+        }
+    }
 }
 
 impl From<sqlx::Error> for StoreError {
@@ -64,6 +75,14 @@ fn is_transient(code: &str) -> bool {
         || [LOCK_NOT_AVAILABLE, IDLE_IN_TRANSACTION, READ_ONLY].contains(&code)
 }
 
+/// Data exceptions and violated constraints, by the same appendix. Not those about the schema or about rights,
+/// which every statement would meet.
+fn is_about_the_data(code: &str) -> bool {
+    const DATA: &str = "22";
+    const CONSTRAINT: &str = "23";
+    [DATA, CONSTRAINT].iter().any(|class| code.starts_with(class))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,6 +94,16 @@ mod tests {
         }
         for code in ["23505", "42601", "42P01", "22003"] {
             assert!(!is_transient(code), "{code}");
+        }
+    }
+
+    #[test]
+    fn what_is_about_the_data_is_told_from_what_every_statement_would_meet() {
+        for code in ["22003", "22021", "23505", "23514"] {
+            assert!(is_about_the_data(code), "{code}");
+        }
+        for code in ["08006", "57P01", "42P01", "42501", "40001"] {
+            assert!(!is_about_the_data(code), "{code}");
         }
     }
 

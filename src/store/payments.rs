@@ -105,8 +105,16 @@ impl Store {
             Ok((_, outcome)) => outcome,
             Err(never) => match never {},
         };
-        if let (PaymentOutcome::AmountMismatch, PaymentEvent::Succeeded(amount)) = (&outcome, payment.event) {
-            let error = format!("{amount} was paid and the order costs {total}");
+        let for_a_person = match (&outcome, payment.event) {
+            (PaymentOutcome::AmountMismatch, PaymentEvent::Succeeded(amount)) => {
+                Some(format!("{amount} was paid and the order costs {total}"))
+            }
+            (PaymentOutcome::PaidAgain, PaymentEvent::Succeeded(amount)) => {
+                Some(format!("{amount} was paid and the order was paid before"))
+            }
+            _ => None,
+        };
+        if let Some(error) = for_a_person {
             park(connection, &payment.place, Some(payment.order), &payment.payload, &error).await?;
         }
         sqlx::query(REMEMBER)

@@ -92,7 +92,7 @@ where (order_id, attempt) in (
     limit $3
     for update skip locked
 )
-returning order_id, attempt, deadline < now() as overdue, failures
+returning order_id, attempt, lease_token as holder, deadline < now() as overdue, failures
 ";
 
 const UNFINISHED: &str = "
@@ -112,6 +112,8 @@ pub struct ClaimedJob {
     pub order_id: OrderId,
     /// The attempt.
     pub attempt: i16,
+    /// Who holds it now.
+    pub holder: Uuid,
     /// Whether it should have come to its end before.
     pub overdue: bool,
     /// How often in a row its calls brought nothing.

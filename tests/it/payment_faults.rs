@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::support::{Mode, Payment, Proxy, Shop, eventually, figure, scale};
@@ -52,6 +52,52 @@ async fn a_database_that_refuses_connections_delays_payments_and_loses_none() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_does_not_answer_delays_payments_and_loses_none() {
     without_database(Mode::Silent).await;
+}
+
+#[tokio::test]
+async fn a_payment_that_the_database_refuses_is_parked_and_the_others_go_on() {
+    let shop = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").start().await;
+    let phone = shop.product("phone", "100", 5).await;
+    let ids = [
+        shop.placed("ada@example.com", &[(&phone, 1)]).await,
+        shop.placed("bob@example.com", &[(&phone, 1)]).await,
+    ];
+    let mut refused = Payment::success(&ids[0], "100");
+    refused.record["metadata"]["eventId"] = "refused".into();
+    sqlx::raw_sql(
+        "alter table payment_events add constraint no_such_payment check (event_key <> 'id:refused')",
+    )
+    .execute(&shop.database)
+    .await
+    .unwrap();
+
+    shop.read(&ids[0], &[refused.clone(), Payment::success(&ids[1], "100")]).await;
+
+    shop.becomes(&ids[1], "CONFIRMED").await;
+    let parked = shop.parked(refused.record.to_string().as_bytes()).await;
+    assert!(parked[0].3.contains("no_such_payment"), "{parked:?}");
+    assert_eq!(shop.status(&ids[0]).await, "CREATED");
+}
+
+#[tokio::test]
+async fn a_product_that_does_not_answer_holds_up_no_other_confirmation() {
+    let slow = [("PRODUCT_STOCK_TIMEOUT_MS", "20000"), ("STOCK_LEASE_MS", "60000")];
+    let builder = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true");
+    let shop =
+        slow.into_iter().fold(builder, |builder, (name, value)| builder.with(name, value)).start().await;
+    let (silent, phone) = (shop.product("silent", "100", 5).await, shop.product("phone", "100", 5).await);
+    let stuck = shop.placed("ada@example.com", &[(&silent, 1)]).await;
+    let before = shop.calls_seen(&silent).await;
+    shop.fault(&silent, &json!({"kind": "hang", "on": "reduce-stock", "times": 1})).await;
+    shop.pay(&Payment::success(&stuck, "100")).await;
+    shop.called_again(&silent, before).await;
+
+    let other = shop.placed("bob@example.com", &[(&phone, 1)]).await;
+    shop.pay(&Payment::success(&other, "100")).await;
+
+    shop.becomes(&other, "CONFIRMED").await;
+    assert_eq!(shop.status(&stuck).await, "CREATED");
+    assert_eq!(shop.stock_work().await["open"], 1);
 }
 
 #[tokio::test]

@@ -64,12 +64,27 @@ async fn a_repeated_payment_does_nothing_more() {
 
     shop.read(&id, &[payment.clone(), payment.clone()]).await;
     shop.becomes(&id, "CONFIRMED").await;
-    shop.read(&id, &[payment.clone(), Payment::success(&id, "200")]).await;
+    shop.read(&id, std::slice::from_ref(&payment)).await;
 
+    assert!(shop.parked(payment.record.to_string().as_bytes()).await.is_empty());
     assert_eq!(shop.ledger(&phone).await, [Movement::new(-2, &id, 1, "take", 1)]);
     assert_eq!((shop.count("payments").await, shop.count("order_history").await), (1, 2));
     shop.relayed().await;
     assert_eq!(shop.topic.everything().await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_second_payment_of_a_paid_order_is_parked_and_changes_nothing() {
+    let (shop, phone, id) = shop_with_order().await;
+    let again = Payment::success(&id, "200");
+
+    shop.read(&id, &[Payment::success(&id, "200"), again.clone()]).await;
+
+    shop.becomes(&id, "CONFIRMED").await;
+    let parked = shop.parked(again.record.to_string().as_bytes()).await;
+    assert_eq!(parked.len(), 1);
+    assert_eq!(parked[0].3, "200 was paid and the order was paid before");
+    assert_eq!((shop.count("payments").await, shop.stock(&phone).await), (1, 3));
 }
 
 #[tokio::test]

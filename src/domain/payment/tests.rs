@@ -26,6 +26,7 @@ struct End {
     paid: Option<Money>,
     refund: Option<(Money, String)>,
     mismatches: usize,
+    paid_again: usize,
 }
 
 fn total() -> Money {
@@ -55,6 +56,9 @@ fn expected(events: &[Event], in_stock: bool) -> End {
     };
     let mut end = End { moves: 1, mismatches: others(&events[..decisive]), ..End::default() };
     let after = &events[decisive + 1..];
+    let paid_after = after.iter().filter(|event| amount_of(**event).is_some()).count();
+    end.paid_again =
+        if events[decisive] == Event::Failed { paid_after.saturating_sub(1) } else { paid_after };
     match (events[decisive], in_stock) {
         (Event::Failed, _) => {
             end.status = Some(Status::Cancelled);
@@ -106,6 +110,7 @@ fn run(events: &[Event], in_stock: bool, worker_at: usize) -> End {
             let event = amount_of(*event).map_or(PaymentEvent::Failed, PaymentEvent::Succeeded);
             let outcome = aggregate.apply_payment(event, &trace);
             end.mismatches += usize::from(outcome == PaymentOutcome::AmountMismatch);
+            end.paid_again += usize::from(outcome == PaymentOutcome::PaidAgain);
         }
         take_note(&aggregate.changes, &mut end);
         aggregate.changes = Changes::default();

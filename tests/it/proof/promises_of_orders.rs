@@ -77,11 +77,12 @@ fn payments(evidence: &Evidence) -> Vec<Promise> {
             refunds.try_out(order.is_paid && cancelled, breach);
         }
     }
-    let wrong = |story: &super::story::Story| -> Vec<String> {
-        let wrong = story.payments.iter().filter(|payment| payment.kind == PaymentKind::WrongAmount);
-        wrong.map(|payment| payment.envelope.clone()).chain(story.garbage.clone()).collect()
+    let for_a_person = |story: &super::story::Story| -> Vec<String> {
+        let again = story.paid_amounts().count() > 1;
+        let parked = story.paid_amounts().filter(|paid| again || paid.kind == PaymentKind::WrongAmount);
+        parked.map(|payment| payment.envelope.clone()).chain(story.garbage.clone()).collect()
     };
-    let planned: HashSet<String> = evidence.stories.iter().flat_map(wrong).collect();
+    let planned: HashSet<String> = evidence.stories.iter().flat_map(for_a_person).collect();
     for record in &evidence.parked {
         let payload = String::from_utf8_lossy(&record.payload);
         parked.try_out(planned.contains(payload.as_ref()), || format!("{}: {payload}", record.error));
@@ -91,7 +92,15 @@ fn payments(evidence: &Evidence) -> Vec<Promise> {
     for record in evidence.stories.iter().flat_map(|story| &story.garbage) {
         garbage.try_out(kept.contains(record.as_bytes()), || record.clone());
     }
-    vec![lost, unsettled, refunds, parked, garbage]
+    let mut money = Promise::no("orders of which money is neither theirs nor parked, or both");
+    for story in &evidence.stories {
+        let Some(order) = story.order().and_then(|id| evidence.orders.get(id)) else { continue };
+        let paid = story.paid_amounts().count();
+        let parked = story.paid_amounts().filter(|paid| kept.contains(paid.envelope.as_bytes())).count();
+        let breach = || format!("{:?}: {paid} came, {parked} parked", story.order());
+        money.try_out(paid == parked + usize::from(order.is_paid), breach);
+    }
+    vec![lost, unsettled, refunds, parked, garbage, money]
 }
 
 /// Nothing is left in between.

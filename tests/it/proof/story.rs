@@ -48,6 +48,11 @@ impl Story {
         self.payments.iter().any(|payment| payment.kind == PaymentKind::Success)
     }
 
+    /// The payments that brought money, however much.
+    pub(super) fn paid_amounts(&self) -> impl Iterator<Item = &SentPayment> {
+        self.payments.iter().filter(|payment| payment.kind != PaymentKind::Failed)
+    }
+
     pub(super) fn body(&self) -> Value {
         let item = |(id, quantity): &(String, u32)| json!({"productId": id, "quantity": quantity});
         json!({"items": self.basket.iter().map(item).collect::<Vec<_>>()})
