@@ -32,6 +32,11 @@ pub enum PaymentOutcome {
 }
 
 impl PaymentOutcome {
+    /// Whether money came that the order does not account for.
+    pub const fn needs_a_person(&self) -> bool {
+        matches!(self, Self::RefundDue | Self::PaidAgain | Self::AmountMismatch)
+    }
+
     /// The word in the column.
     pub const fn as_str(&self) -> &'static str {
         match self {

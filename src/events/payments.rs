@@ -3,6 +3,7 @@
 
 mod decode;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
@@ -38,7 +39,7 @@ pub struct PaymentSettings {
 
 /// Reads the payments of its share of the partitions.
 pub struct PaymentConsumer {
-    consumer: StreamConsumer<Context>,
+    consumer: Arc<StreamConsumer<Context>>,
     orders: OrderService,
     topic: String,
 }
@@ -79,7 +80,7 @@ impl PaymentConsumer {
             .set("topic.metadata.refresh.interval.ms", "10000")
             .create_with_context(Context)?;
         consumer.subscribe(&[&payments.topic])?;
-        Ok(Self { consumer, orders, topic: payments.topic.clone() })
+        Ok(Self { consumer: Arc::new(consumer), orders, topic: payments.topic.clone() })
     }
 
     /// Applies payments until `stop`.
@@ -88,6 +89,8 @@ impl PaymentConsumer {
         let (mut failures, mut said) = (0, None);
         loop {
             let message = tokio::select! {
+                // First, because after a stop in the middle of stepping back the next record is not the next one.
+                biased;
                 () = stop.cancelled() => break,
                 message = self.consumer.recv() => message,
             };
@@ -131,9 +134,12 @@ impl PaymentConsumer {
                 let payment = IncomingPayment { key, order, event, event_type, place, trace, payload };
                 let offset = payment.place.offset;
                 match self.orders.receive_payment(&payment).await {
-                    Ok(Received::Repeated) => {}
+                    Ok(Received::Repeated) => debug!(%order, event_type, offset, "a payment was repeated"),
                     Ok(Received::UnknownOrder) => {
                         warn!(%order, event_type, offset, "parked a payment of no order");
+                    }
+                    Ok(Received::Applied(outcome)) if outcome.needs_a_person() => {
+                        warn!(%order, event_type, offset, ?outcome, "a payment waits for a person");
                     }
                     Ok(Received::Applied(outcome)) => info!(%order, event_type, ?outcome, "payment applied"),
                     // Read again, it would be refused again, and hold up its partition for good.
@@ -161,15 +167,34 @@ impl PaymentConsumer {
         }
     }
 
-    /// Goes back to a record and rests. Nothing is skipped, and the group keeps its member meanwhile, because
-    /// the client's own threads go on talking to the broker.
+    /// Rests and goes back to a record. Nothing is skipped: as long as the partition is ours, nothing else is read
+    /// of it before. The group keeps its member meanwhile, because the client's own threads go on talking to the
+    /// broker.
     async fn step_back(&self, place: &RecordPlace, pause: Duration, stop: &CancellationToken) {
         let _ = timeout(pause, stop.cancelled()).await;
-        let offset = Offset::Offset(place.offset);
-        if let Err(error) = self.consumer.seek(&place.topic, place.partition, offset, BROKER_TIMEOUT) {
-            // The partition is no longer ours; whoever has it starts from the stored offset.
-            info!(%error, "the partition has moved");
+        while !stop.is_cancelled() {
+            let Err(error) = self.seek(place).await else { return };
+            if !self.holds(place) {
+                info!(%error, "the partition has moved; whoever has it starts from the stored offset");
+                return;
+            }
+            warn!(%error, ?place, "could not go back to a record; trying again");
+            let _ = timeout(FIRST_PAUSE, stop.cancelled()).await;
         }
+    }
+
+    /// On a thread of its own, because the client waits for its answer there.
+    async fn seek(&self, place: &RecordPlace) -> Result<(), KafkaError> {
+        let (consumer, place) = (Arc::clone(&self.consumer), place.clone());
+        let offset = Offset::Offset(place.offset);
+        let seek = move || consumer.seek(&place.topic, place.partition, offset, BROKER_TIMEOUT);
+        tokio::task::spawn_blocking(seek).await.unwrap_or(Err(KafkaError::Canceled))
+    }
+
+    /// Whether the partition is still this replica's; unless the client says otherwise, it is.
+    fn holds(&self, place: &RecordPlace) -> bool {
+        let assignment = self.consumer.assignment();
+        assignment.map_or(true, |ours| ours.find_partition(&place.topic, place.partition).is_some())
     }
 
     /// At most once a minute as long as it is the same trouble. The client queues an error for each of its

@@ -41,6 +41,25 @@ impl OrderService {
         change: ChangeStatus,
         trace: &TraceParent,
     ) -> Result<Order, ChangeStatusError> {
+        let (id, only_if) = (change.id, change.only_if.clone());
+        // In a task of its own, so that it comes to its end even when the client hangs up.
+        let (service, trace) = (self.clone(), trace.clone());
+        let begun = self.tasks.spawn(async move { service.begin_to_confirm(actor, change, &trace).await });
+        match begun.await?? {
+            (order, Confirmation::Already) => Ok(order),
+            (_, Confirmation::Running(attempt) | Confirmation::Started(attempt)) => {
+                self.await_outcome(id, attempt, &only_if).await
+            }
+        }
+    }
+
+    /// Makes the intention durable, and makes the first calls of a job that it started.
+    async fn begin_to_confirm(
+        &self,
+        actor: Actor,
+        change: ChangeStatus,
+        trace: &TraceParent,
+    ) -> Result<(Order, Confirmation), ChangeStatusError> {
         let ChangeStatus { id, reason, only_if, .. } = change;
         let (holder, rules) = (Uuid::new_v4(), self.call_rules());
         let decide = |aggregate: &mut OrderAggregate| {
@@ -52,19 +71,10 @@ impl OrderService {
         };
         let intended = self.store.update_order(id, None, decide).await?;
         let (order, (confirmation, calls)) = intended.ok_or(ChangeStatusError::NotFound(id))??;
-        match confirmation {
-            Confirmation::Already => Ok(order),
-            Confirmation::Running(attempt) => self.await_outcome(id, attempt, &only_if).await,
-            Confirmation::Started(attempt) => {
-                // In a task of its own, so that it comes to its end even when the client hangs up.
-                let (service, trace) = (self.clone(), trace.clone());
-                let step = self.tasks.spawn(async move {
-                    service.make_calls(id, attempt, holder, calls, &trace).await;
-                });
-                step.await?;
-                self.await_outcome(id, attempt, &only_if).await
-            }
+        if let Confirmation::Started(attempt) = confirmation {
+            self.make_calls(id, attempt, holder, calls, trace).await;
         }
+        Ok((order, confirmation))
     }
 
     /// Waits until an attempt has come to its decision, or the wait is over.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::OrderService;
 use crate::domain::aggregate::reason::PAYMENT_TIMEOUT;
@@ -73,27 +73,38 @@ impl OrderService {
         settings: &HousekeepingSettings,
         stop: &CancellationToken,
     ) -> Result<(), StoreError> {
-        if let Some(ttl) = settings.unpaid_order_ttl {
-            let mut cancelled = 0;
-            loop {
-                let before = cancelled;
-                for id in self.store.unpaid_orders(ttl, BATCH).await? {
-                    if stop.is_cancelled() {
-                        return Ok(());
-                    }
-                    cancelled += usize::from(self.cancel_unpaid(id).await?);
-                }
-                if cancelled == before {
-                    break;
-                }
-            }
-            if cancelled > 0 {
-                info!(cancelled, "cancelled orders that nobody paid");
-            }
-        }
         let past_any_window = self.duplicates.window.unwrap_or_default() + Duration::from_mins(1);
         // Until nothing is left: every placement adds a row, so a fixed share would never catch up.
         while !stop.is_cancelled() && self.store.forget_requests(past_any_window, BATCH).await? > 0 {}
+        match settings.unpaid_order_ttl {
+            Some(ttl) => self.cancel_all_unpaid(ttl, stop).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Batch after batch, until one brings nothing more. An order that cannot be cancelled is passed over.
+    async fn cancel_all_unpaid(&self, ttl: Duration, stop: &CancellationToken) -> Result<(), StoreError> {
+        let mut all = 0;
+        loop {
+            let mut cancelled = 0;
+            for id in self.store.unpaid_orders(ttl, BATCH).await? {
+                if stop.is_cancelled() {
+                    return Ok(());
+                }
+                match self.cancel_unpaid(id).await {
+                    Ok(is_cancelled) => cancelled += usize::from(is_cancelled),
+                    Err(error) if error.is_transient() => return Err(error),
+                    Err(error) => error!(order = %id, error = chain(&error), "an unpaid order stays"),
+                }
+            }
+            all += cancelled;
+            if cancelled == 0 {
+                break;
+            }
+        }
+        if all > 0 {
+            info!(cancelled = all, "cancelled orders that nobody paid");
+        }
         Ok(())
     }
 

@@ -7,13 +7,15 @@ use uuid::Uuid;
 use super::{Store, StoreError};
 use crate::domain::OrderId;
 
-/// Read along `orders_by_status`. An order whose payment has arrived is being confirmed and is left alone.
+/// Read along `orders_by_status`. An order whose payment has arrived is being confirmed and is left alone; so is
+/// one for which money came that a person has to look at.
 const SELECT: &str = "
 select id from orders
 where status = 'CREATED' and placed_at < now() - $1
   and not exists (
       select from stock_jobs where order_id = orders.id and state = 'TAKING'
   )
+  and not exists (select from parked_payments where order_id = orders.id)
 order by placed_at, id
 limit $2
 ";

@@ -105,14 +105,18 @@ async fn orders_that_nobody_pays_are_cancelled_and_those_whose_payment_is_under_
     let paid = shop.placed("ada@example.com", &[(&phone, 1)]).await;
     shop.pay(&Payment::success(&paid, "100")).await;
     eventually("the payment is known", async || shop.count("payments").await == 1).await;
+    let paid_too_little = shop.placed("eve@example.com", &[(&case, 2)]).await;
+    shop.read(&paid_too_little, &[Payment::success(&paid_too_little, "1")]).await;
     let unpaid = shop.placed("bob@example.com", &[(&case, 1)]).await;
 
     let sweeper = [("UNPAID_ORDER_TTL_SECONDS", "1"), ("HOUSEKEEPING_INTERVAL_MS", "20")];
     let _replica = shop.replica(&sweeper).await;
 
-    // The younger one goes, so the older one was past its time as well.
+    // The youngest goes, so the older ones were past their time as well.
     shop.becomes(&unpaid, "CANCELLED").await;
-    assert_eq!(shop.status(&paid).await, "CREATED");
+    for older in [&paid, &paid_too_little] {
+        assert_eq!(shop.status(older).await, "CREATED");
+    }
     shop.heal(&phone).await;
     shop.becomes(&paid, "CONFIRMED").await;
 

@@ -38,7 +38,7 @@ struct Envelope {
 pub(super) fn decode(payload: &[u8], place: &RecordPlace) -> Decoded {
     let envelope: Envelope = match serde_json::from_slice(payload) {
         Ok(envelope) => envelope,
-        Err(error) => return Decoded::Undecodable(error.to_string()),
+        Err(error) => return Decoded::Undecodable(what_is_wrong(&error)),
     };
     if envelope.service.as_str().is_some_and(|service| service != "PAYMENT_SERVICE") {
         return Decoded::Ignored;
@@ -58,7 +58,16 @@ pub(super) fn decode(payload: &[u8], place: &RecordPlace) -> Decoded {
             Err(error) => return Decoded::Undecodable(format!("amount {error}")),
         },
     };
-    Decoded::Payment { key: envelope.key(event_type, place), order, event, event_type }
+    Decoded::Payment { key: envelope.key(event_type, order, place), order, event, event_type }
+}
+
+/// Without the record's own words, which may be a person's: what is of the wrong type is quoted by serde.
+fn what_is_wrong(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    if error.is_data() && !text.starts_with("missing field") {
+        return format!("it is JSON and no payment event (column {})", error.column());
+    }
+    text
 }
 
 impl Envelope {
@@ -73,15 +82,17 @@ impl Envelope {
         Money::parse(number.as_str()).map_err(|error| error.to_string())
     }
 
-    /// By which repeats are told: the event's id, else the triple by which the platform dedupes, else the
-    /// place of the record.
-    fn key(&self, event_type: &str, place: &RecordPlace) -> String {
+    /// By which repeats are told: the event's id, else the time by which the platform dedupes, else the place of
+    /// the record. Within the order and the type, because a producer may take the payment's id for the event's.
+    fn key(&self, event_type: &str, order: OrderId, place: &RecordPlace) -> String {
         if let Some(id) = self.metadata.get("eventId").and_then(plain) {
-            return format!("id:{id}");
+            return format!("{event_type}:{order}:id:{id}");
         }
-        match (plain(&self.entity_id), plain(&self.timestamp)) {
-            (Some(entity), Some(timestamp)) => format!("triple:{event_type}:{entity}:{timestamp}"),
-            _ => format!("place:{}:{}:{}", place.topic, place.partition, place.offset),
+        // Jackson writes a LocalDateTime as an array, unless it is told otherwise.
+        let array = self.timestamp.as_array().map(|_| Value::String(self.timestamp.to_string()));
+        match plain(array.as_ref().unwrap_or(&self.timestamp)) {
+            Some(timestamp) => format!("{event_type}:{order}:at:{timestamp}"),
+            None => format!("place:{}:{}:{}", place.topic, place.partition, place.offset),
         }
     }
 }
@@ -117,7 +128,7 @@ mod tests {
         let Decoded::Payment { order, event, key, .. } = read(&success()) else { panic!("not read") };
         assert_eq!(order.to_string(), ORDER);
         assert_eq!(event, PaymentEvent::Succeeded(Money::parse("2499").unwrap()));
-        assert_eq!(key, format!("triple:PAYMENT_SUCCESS:{ORDER}:2026-01-21T12:30:00"));
+        assert_eq!(key, format!("PAYMENT_SUCCESS:{ORDER}:at:2026-01-21T12:30:00"));
     }
 
     #[test]
@@ -126,7 +137,40 @@ mod tests {
         event["entityId"] = json!("PAY123");
         event["metadata"] = json!({"orderId": ORDER, "eventId": "e-1"});
         let Decoded::Payment { order, key, .. } = read(&event) else { panic!("not read") };
-        assert_eq!((order.to_string().as_str(), key.as_str()), (ORDER, "id:e-1"));
+        assert_eq!(order.to_string(), ORDER);
+        assert_eq!(key, format!("PAYMENT_SUCCESS:{ORDER}:id:e-1"));
+    }
+
+    #[test]
+    fn one_id_for_a_payment_that_failed_and_then_succeeded_is_two_events() {
+        let (mut first, mut second) = (success(), success());
+        (first["metadata"], second["metadata"]) = (json!({"eventId": "p-1"}), json!({"eventId": "p-1"}));
+        first["eventType"] = json!("PAYMENT_FAILED");
+        let (Decoded::Payment { key, .. }, Decoded::Payment { key: other, .. }) =
+            (read(&first), read(&second))
+        else {
+            panic!("not read")
+        };
+        assert_ne!(key, other);
+    }
+
+    #[test]
+    fn a_time_that_is_an_array_tells_repeats_as_well() {
+        let mut event = success();
+        event["timestamp"] = json!([2026, 1, 21, 12, 30, 0, 123]);
+        let Decoded::Payment { key, .. } = read(&event) else { panic!("not read") };
+        assert_eq!(key, format!("PAYMENT_SUCCESS:{ORDER}:at:[2026,1,21,12,30,0,123]"));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_record_is_said_without_its_words() {
+        let place = RecordPlace { topic: String::new(), partition: 0, offset: 0 };
+        for payload in [json!(success().to_string()), json!({"eventType": {"a@example.com": 1}})] {
+            let Decoded::Undecodable(error) = decode(payload.to_string().as_bytes(), &place) else {
+                panic!("read")
+            };
+            assert!(!error.contains("example"), "{error}");
+        }
     }
 
     #[test]
@@ -143,7 +187,7 @@ mod tests {
             let mut event = success();
             event["metadata"] = json!({"eventId": id});
             let Decoded::Payment { key, .. } = read(&event) else { panic!("not read") };
-            assert!(key.starts_with("triple:"), "{key}");
+            assert_eq!(key, format!("PAYMENT_SUCCESS:{ORDER}:at:2026-01-21T12:30:00"));
             event["timestamp"] = json!("\n");
             let Decoded::Payment { key, .. } = read(&event) else { panic!("not read") };
             assert_eq!(key, "place:payment-events:1:7");
