@@ -131,6 +131,9 @@ impl Config {
         if self.api.request_deadline <= self.orders.confirmation.wait {
             env.refuse("REQUEST_DEADLINE_MS", "must be more than STOCK_WAIT_MS");
         }
+        if self.kafka.payments.enabled && self.kafka.payments.topic == self.kafka.topic {
+            env.refuse("PAYMENT_EVENTS_TOPIC", "must not be ORDER_EVENTS_TOPIC");
+        }
         if self.api.request_deadline <= self.products.deadline {
             env.refuse("REQUEST_DEADLINE_MS", "must be more than PRODUCT_DEADLINE_MS");
         }
@@ -154,7 +157,7 @@ impl LogConfig {
             LogFormat::Json,
             &[("json", LogFormat::Json), ("human", LogFormat::Human)],
         );
-        let filter = env.text("LOG_FILTER", "info");
+        let filter = env.text("LOG_FILTER", "info,sqlx::postgres::notice=warn");
         if EnvFilter::try_new(&filter).is_err() {
             env.refuse("LOG_FILTER", "must be a level or directives such as warn,order_service=debug");
         }
@@ -240,9 +243,8 @@ fn stock(env: &Environment) -> StockTimes {
 }
 
 fn housekeeping(env: &Environment) -> HousekeepingSettings {
-    let ttl: u64 = env.number("UNPAID_ORDER_TTL_SECONDS", 0, 0..=31_536_000);
     HousekeepingSettings {
-        unpaid_order_ttl: (ttl > 0).then(|| Duration::from_secs(ttl)),
+        unpaid_order_ttl: env.span("UNPAID_ORDER_TTL", Duration::from_hours(365 * 24)),
         interval: env.millis("HOUSEKEEPING_INTERVAL_MS", 10 * SECOND, 10..=60 * MINUTE),
     }
 }

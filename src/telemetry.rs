@@ -1,6 +1,7 @@
 //! Logs: one line an event, on standard error.
 
 use std::error::Error;
+use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
@@ -24,7 +25,10 @@ pub fn start(config: &LogConfig) -> Result<(), ParseError> {
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match config.format {
         LogFormat::Json => builder.json().flatten_event(true).with_span_list(false).try_init(),
-        LogFormat::Human => builder.compact().with_target(false).try_init(),
+        LogFormat::Human => {
+            let is_terminal = std::io::stderr().is_terminal();
+            builder.compact().with_target(false).with_ansi(is_terminal).try_init()
+        }
     };
     drop(started);
     Ok(())

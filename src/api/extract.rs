@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, StatusCode};
 use futures_util::StreamExt;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
-use super::json::{WellFormed, pointer};
+use super::json::{Object, WellFormed, pointer};
 use super::problem::Problem;
 use crate::domain::OrderId;
 
@@ -45,34 +45,38 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
-        if !is_json(request.headers()) {
-            return Err(Problem::new(
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "unsupported-media-type",
-                "The body is of the wrong type",
-                "Content-Type must be application/json.",
-            ));
-        }
-        let body = read(request.into_body()).await?;
-        parse(&body).map(Self)
+        expect_json(request.headers())?;
+        parse(&read(request).await?).map(Self)
     }
 }
 
-/// A JSON body that may be left out.
+/// A JSON body that may be left out, whatever the client says of its type.
 pub(super) struct OptionalJson<T>(pub(super) T);
 
 impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for OptionalJson<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        let length = request.headers().get(CONTENT_LENGTH).map(HeaderValue::as_bytes);
-        let absent =
-            length.is_none_or(|length| length == b"0") && !request.headers().contains_key(CONTENT_TYPE);
-        if absent {
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        let is_json = expect_json(request.headers());
+        let body = read(request).await?;
+        if body.is_empty() {
             return Ok(Self(T::default()));
         }
-        Json::from_request(request, state).await.map(|Json(body)| Self(body))
+        is_json?;
+        parse(&body).map(Self)
     }
+}
+
+fn expect_json(headers: &HeaderMap) -> Result<(), Problem> {
+    if is_json(headers) {
+        return Ok(());
+    }
+    Err(Problem::new(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "unsupported-media-type",
+        "The body is of the wrong type",
+        "Content-Type must be application/json.",
+    ))
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
@@ -82,15 +86,35 @@ fn is_json(headers: &HeaderMap) -> bool {
     values.next().is_none() && first.as_deref() == Some("application/json")
 }
 
-async fn read(body: Body) -> Result<Vec<u8>, Problem> {
-    timeout(BODY_TIMEOUT, read_all(body)).await.unwrap_or_else(|_| {
-        Err(Problem::new(
+async fn read(request: Request) -> Result<Vec<u8>, Problem> {
+    let is_too_large = declared_length(request.headers()).is_some_and(|length| length > MAX_BODY as u64);
+    if is_too_large && request.headers().contains_key(EXPECT) {
+        // The client asked first (RFC 9110, 10.1.1), so there is nothing to drain.
+        return Err(too_large());
+    }
+    match timeout(BODY_TIMEOUT, read_all(request.into_body())).await {
+        Ok(read) => read,
+        Err(_) if is_too_large => Err(too_large()),
+        Err(_) => Err(Problem::new(
             StatusCode::REQUEST_TIMEOUT,
             "request-timeout",
             "The request took too long to arrive",
             "The body did not arrive in time.",
-        ))
-    })
+        )),
+    }
+}
+
+fn declared_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+fn too_large() -> Problem {
+    Problem::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        "payload-too-large",
+        "The body is too large",
+        "The body may have 64 KiB at the most.",
+    )
 }
 
 async fn read_all(body: Body) -> Result<Vec<u8>, Problem> {
@@ -106,15 +130,7 @@ async fn read_all(body: Body) -> Result<Vec<u8>, Problem> {
             kept.extend_from_slice(&chunk);
         }
     }
-    if seen > MAX_BODY {
-        return Err(Problem::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "payload-too-large",
-            "The body is too large",
-            "The body may have 64 KiB at the most.",
-        ));
-    }
-    Ok(kept)
+    if seen > MAX_BODY { Err(too_large()) } else { Ok(kept) }
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
@@ -126,7 +142,9 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
         .and_then(|_| strict.end())
         .map_err(|error| Problem::invalid("", describe(&error)))?;
     let mut typed = serde_json::Deserializer::from_slice(body);
-    serde_path_to_error::deserialize(&mut typed).map_err(|error| refuse(error.path(), error.inner()))
+    let Object(value) =
+        serde_path_to_error::deserialize(&mut typed).map_err(|error| refuse(error.path(), error.inner()))?;
+    Ok(value)
 }
 
 /// What serde says, without echoing much of what the client sent.

@@ -19,8 +19,9 @@ use std::any::Any;
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::StatusCode;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::http::header::CACHE_CONTROL;
+use axum::http::{HeaderValue, StatusCode};
+use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -61,6 +62,7 @@ pub fn router(orders: OrderService, health: Health, settings: &ApiSettings) -> R
         .method_not_allowed_fallback(method_not_allowed)
         .route_layer(from_fn_with_state(settings.gateway_secrets.clone(), identity::require_identity))
         .route_layer(from_fn_with_state(admission, admission::admit))
+        .route_layer(map_response(keep_private))
         .with_state(orders);
     let health = Router::new()
         .route("/health/live", get(health::live))
@@ -72,6 +74,12 @@ pub fn router(orders: OrderService, health: Health, settings: &ApiSettings) -> R
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn(problem::write_problems))
         .layer(from_fn(observe::observe))
+}
+
+/// What is said of orders is for one caller, and may be kept only to ask again with its `ETag` (RFC 9111, 5.2.2).
+async fn keep_private(mut response: Response) -> Response {
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+    response
 }
 
 async fn method_not_allowed() -> StatusCode {

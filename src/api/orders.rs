@@ -11,6 +11,7 @@ use super::conditional::{client_has, etag, only_if};
 use super::extract::{Json, OptionalJson, OrderIdPath};
 use super::idempotency;
 use super::identity::Caller;
+use super::json::Object;
 use super::problem::Problem;
 use crate::domain::{
     Actor, ActorRole, CustomerId, Line, Money, Order, OrderId, RequestedLine, Role, Status, TraceParent, time,
@@ -19,7 +20,7 @@ use crate::orders::{CancelOrder, ChangeStatus, OrderService, PlaceOrder, Placed}
 
 #[derive(Deserialize)]
 pub(super) struct PlaceBody {
-    items: Vec<RequestedLine>,
+    items: Vec<Object<RequestedLine>>,
 }
 
 #[derive(Serialize)]
@@ -39,8 +40,8 @@ pub(super) async fn place(
     Json(body): Json<PlaceBody>,
 ) -> Result<Response, Problem> {
     let key = idempotency::key(&headers)?;
-    let Placed { order, replayed } =
-        orders.place(PlaceOrder { caller, lines: body.items, key, trace }).await?;
+    let lines = body.items.into_iter().map(|Object(line)| line).collect();
+    let Placed { order, replayed } = orders.place(PlaceOrder { caller, lines, key, trace }).await?;
     let location = format!("/api/orders/{}", order.id);
     // What the first answer said: a replay does not tell what became of the order since.
     let body = PlacedBody { order_id: order.id, status: Status::Created, total_amount: order.total };

@@ -116,6 +116,18 @@ impl Environment {
         Duration::from_millis(self.number(name, default, range))
     }
 
+    /// `off`, or a time such as `90s`, `30m`, `24h` or `7d`; a number alone is of seconds, and 0 is off.
+    pub(super) fn span(&self, name: &'static str, most: Duration) -> Option<Duration> {
+        let text = self.optional(name).unwrap_or_else(|| "off".to_owned());
+        let span = read_span(&text).filter(|span| *span <= most);
+        if span.is_none() {
+            let days = most.as_secs() / DAY;
+            let rule = format!("must be off, or a time of at most {days}d, such as 90s, 30m, 24h or 7d");
+            self.refuse(name, &rule);
+        }
+        span.filter(|span| !span.is_zero())
+    }
+
     pub(super) fn flag(&self, name: &'static str, default: bool) -> bool {
         self.choice(name, default, &[("true", true), ("false", false)])
     }
@@ -129,4 +141,22 @@ impl Environment {
             default
         })
     }
+}
+
+const DAY: u64 = 24 * 60 * 60;
+
+fn read_span(text: &str) -> Option<Duration> {
+    if text == "off" {
+        return Some(Duration::ZERO);
+    }
+    let (number, unit) =
+        text.split_at(text.find(|digit: char| !digit.is_ascii_digit()).unwrap_or(text.len()));
+    let seconds = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 60 * 60,
+        "d" => DAY,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(seconds).map(Duration::from_secs)
 }

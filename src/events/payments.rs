@@ -146,15 +146,16 @@ impl PaymentConsumer {
                     Err(refusal) if refusal.is_about_the_data() => {
                         let error = chain(&refusal);
                         error!(%order, event_type, offset, error, "parked a payment that cannot be written");
-                        return self.orders.park_payment(&payment.place, &payment.payload, &error).await;
+                        let IncomingPayment { place, payload, .. } = &payment;
+                        return self.orders.park_payment(place, Some(order), payload, &error).await;
                     }
                     Err(error) => return Err(error),
                 }
                 Ok(())
             }
-            Decoded::Undecodable(error) => {
+            Decoded::Undecodable { order, error } => {
                 warn!(?place, error, "parked a record that is no payment event");
-                self.orders.park_payment(&place, payload, &error).await
+                self.orders.park_payment(&place, order, payload, &error).await
             }
         }
     }

@@ -5,7 +5,8 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use tokio::time::{Instant, sleep};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{error, warn};
 use uuid::Uuid;
 
@@ -44,37 +45,49 @@ impl OrderService {
         let (id, only_if) = (change.id, change.only_if.clone());
         // In a task of its own, so that it comes to its end even when the client hangs up.
         let (service, trace) = (self.clone(), trace.clone());
-        let begun = self.tasks.spawn(async move { service.begin_to_confirm(actor, change, &trace).await });
-        match begun.await?? {
-            (order, Confirmation::Already) => Ok(order),
-            (_, Confirmation::Running(attempt) | Confirmation::Started(attempt)) => {
-                self.await_outcome(id, attempt, &only_if).await
-            }
+        let begun = self.tasks.spawn(async move { service.begin_to_confirm(actor, change, trace).await });
+        let (order, confirmation, first_calls) = begun.await??;
+        let attempt = match confirmation {
+            Confirmation::Already => return Ok(order),
+            Confirmation::Running(attempt) | Confirmation::Started(attempt) => attempt,
+        };
+        let give_up = Instant::now() + self.confirmation.wait;
+        if let Some(calls) = first_calls
+            && let Ok(made) = timeout_at(give_up, calls).await
+        {
+            made?;
         }
+        self.await_outcome(id, attempt, &only_if, give_up).await
     }
 
-    /// Makes the intention durable, and makes the first calls of a job that it started.
+    /// Makes the intention durable, and starts the first calls of a job that is new.
     async fn begin_to_confirm(
-        &self,
+        self,
         actor: Actor,
         change: ChangeStatus,
-        trace: &TraceParent,
-    ) -> Result<(Order, Confirmation), ChangeStatusError> {
+        trace: TraceParent,
+    ) -> Result<(Order, Confirmation, Option<JoinHandle<()>>), ChangeStatusError> {
         let ChangeStatus { id, reason, only_if, .. } = change;
         let (holder, rules) = (Uuid::new_v4(), self.call_rules());
         let decide = |aggregate: &mut OrderAggregate| {
             only_if.check(&aggregate.order)?;
-            let confirmation = aggregate.confirm(actor, reason, trace)?;
+            let confirmation = aggregate.confirm(actor, reason, &trace)?;
             let started = matches!(confirmation, Confirmation::Started(_));
             let calls = if started { aggregate.next_stock_calls(holder, rules) } else { Vec::new() };
             Ok::<_, ChangeStatusError>((confirmation, calls))
         };
         let intended = self.store.update_order(id, None, decide).await?;
         let (order, (confirmation, calls)) = intended.ok_or(ChangeStatusError::NotFound(id))??;
-        if let Confirmation::Started(attempt) = confirmation {
-            self.make_calls(id, attempt, holder, calls, trace).await;
-        }
-        Ok((order, confirmation))
+        let first_calls = match confirmation {
+            Confirmation::Started(attempt) => {
+                let service = self.clone();
+                Some(self.tasks.spawn(async move {
+                    service.make_calls(id, attempt, holder, calls, &trace).await;
+                }))
+            }
+            Confirmation::Running(_) | Confirmation::Already => None,
+        };
+        Ok((order, confirmation, first_calls))
     }
 
     /// Waits until an attempt has come to its decision, or the wait is over.
@@ -83,9 +96,9 @@ impl OrderService {
         id: OrderId,
         attempt: i16,
         only_if: &Versions,
+        give_up: Instant,
     ) -> Result<Order, ChangeStatusError> {
         const LOOK_AGAIN: Duration = Duration::from_millis(100);
-        let give_up = Instant::now() + self.confirmation.wait;
         loop {
             let job = self.store.stock_job(id, attempt).await?.ok_or(ChangeStatusError::NotFound(id))?;
             match job.state {

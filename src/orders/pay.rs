@@ -1,6 +1,7 @@
 //! What the Payment Service tells moves orders, too.
 
 use super::OrderService;
+use crate::domain::OrderId;
 use crate::store::StoreError;
 use crate::store::payments::{IncomingPayment, Received, RecordPlace};
 
@@ -16,9 +17,10 @@ impl OrderService {
     pub async fn park_payment(
         &self,
         place: &RecordPlace,
+        order: Option<OrderId>,
         payload: &[u8],
         error: &str,
     ) -> Result<(), StoreError> {
-        self.store.park_payment(place, payload, error).await
+        self.store.park_payment(place, order, payload, error).await
     }
 }

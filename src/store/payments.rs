@@ -134,12 +134,13 @@ impl Store {
     pub async fn park_payment(
         &self,
         place: &RecordPlace,
+        order: Option<OrderId>,
         payload: &[u8],
         error: &str,
     ) -> Result<(), StoreError> {
         self.bounded(async {
             let mut connection = self.connection().await?;
-            park(&mut connection, place, None, payload, error).await?;
+            park(&mut connection, place, order, payload, error).await?;
             connection.give_back();
             Ok(())
         })

@@ -94,6 +94,8 @@ async fn wrong_types_missing_fields_and_broken_limits_are_refused_by_name() {
     let mut bodies: Vec<(Vec<u8>, &str)> = vec![
         ("null".into(), ""),
         ("[]".into(), ""),
+        (r#"[[{"productId":"PROD123","quantity":1}]]"#.into(), ""),
+        (r#"{"items":[["PROD123",1]]}"#.into(), "/items/0"),
         ("\"items\"".into(), ""),
         ("{}".into(), ""),
         (r#"{"Items":[]}"#.into(), ""),
@@ -199,6 +201,7 @@ async fn status_requests_are_refused_by_name() {
     let bodies = [
         ("", ""),
         ("[]", ""),
+        (r#"["CONFIRMED"]"#, ""),
         ("{}", ""),
         (r#"{"status":"CONFIRMED","status":"CANCELLED"}"#, ""),
         (r#"{"status":null}"#, "/status"),

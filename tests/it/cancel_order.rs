@@ -38,6 +38,20 @@ async fn an_owner_cancels_an_own_created_order_once() {
 }
 
 #[tokio::test]
+async fn an_empty_body_is_no_body_whatever_its_type_and_an_array_is_not_one() {
+    let shop = Shop::start().await;
+    let phone = shop.product("phone", "100", 5).await;
+    let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
+
+    for array in ["[]", r#"["no reason"]"#] {
+        let refused = cancel(&shop, &id, "ada@example.com").body(array).send().await;
+        refused.expect_problem(400, "invalid-request");
+    }
+    assert_eq!(shop.status(&id).await, "CREATED");
+    cancel(&shop, &id, "ada@example.com").body("").send().await.expect(200);
+}
+
+#[tokio::test]
 async fn an_own_reason_is_kept() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "100", 5).await;
@@ -109,7 +123,7 @@ async fn orders_that_nobody_pays_are_cancelled_and_those_whose_payment_is_under_
     shop.read(&paid_too_little, &[Payment::success(&paid_too_little, "1")]).await;
     let unpaid = shop.placed("bob@example.com", &[(&case, 1)]).await;
 
-    let sweeper = [("UNPAID_ORDER_TTL_SECONDS", "1"), ("HOUSEKEEPING_INTERVAL_MS", "20")];
+    let sweeper = [("UNPAID_ORDER_TTL", "1"), ("HOUSEKEEPING_INTERVAL_MS", "20")];
     let _replica = shop.replica(&sweeper).await;
 
     // The youngest goes, so the older ones were past their time as well.

@@ -249,6 +249,16 @@ async fn the_frameworks_refusals_of_bodies_have_the_same_shape() {
 }
 
 #[tokio::test]
+async fn a_client_that_asks_before_it_sends_too_much_is_refused_at_once() {
+    let shop = Shop::start().await;
+    let asks = ["Content-Type: application/json", "Content-Length: 10485760", "Expect: 100-continue"];
+    let head = Shop::head("POST /api/orders HTTP/1.1", &asks);
+    let refused = shop.raw(head.as_bytes()).await.expect_problem(413, "payload-too-large");
+    expect_shape(&refused, "/api/orders", &[]);
+    shop.expect_nothing_happened().await;
+}
+
+#[tokio::test]
 async fn a_body_that_never_arrives_is_a_408() {
     let shop = Shop::start().await;
     let head =

@@ -37,6 +37,17 @@ async fn the_same_lines_again_within_the_window_are_the_first_order_even_at_the_
 }
 
 #[tokio::test]
+async fn the_same_lines_in_another_sequence_or_split_in_two_are_the_first_order() {
+    let shop = shop().await;
+    let (phone, case) = (shop.product("phone", "100", 50).await, shop.product("case", "10", 50).await);
+
+    let first = shop.placed("ada@example.com", &[(&phone, 2), (&case, 1)]).await;
+
+    assert_eq!(shop.placed("ada@example.com", &[(&case, 1), (&phone, 2)]).await, first);
+    assert_eq!(shop.placed("ada@example.com", &[(&phone, 1), (&case, 1), (&phone, 1)]).await, first);
+}
+
+#[tokio::test]
 async fn other_lines_and_other_customers_are_other_orders() {
     let shop = shop().await;
     let (phone, case) = (shop.product("phone", "100", 50).await, shop.product("case", "10", 50).await);

@@ -133,6 +133,7 @@ async fn an_order_that_the_client_has_is_not_sent_again() {
     };
     let shown = shop.get(customer("ada@example.com"), &path).await.expect(200);
     assert_eq!(shown.header("etag"), Some(tag.as_str()));
+    assert_eq!(shown.header("cache-control"), Some("private, no-cache"));
 
     let known = [tag.clone(), format!("W/{tag}"), "*".into(), format!("\"x,y\", W/\"z\" ,{tag}")];
     for condition in known {

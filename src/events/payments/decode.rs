@@ -14,8 +14,12 @@ pub(super) enum Decoded {
     Payment { key: String, order: OrderId, event: PaymentEvent, event_type: &'static str },
     /// Nothing that concerns an order.
     Ignored,
-    /// Broken, and why.
-    Undecodable(String),
+    /// Broken, and why; with the order, where at least that can be read.
+    Undecodable { order: Option<OrderId>, error: String },
+}
+
+fn undecodable(order: Option<OrderId>, error: String) -> Decoded {
+    Decoded::Undecodable { order, error }
 }
 
 #[derive(Deserialize)]
@@ -36,9 +40,13 @@ struct Envelope {
 
 /// Reads a record. Only what the event needs has to be right: a broken amount of a failed payment is no harm.
 pub(super) fn decode(payload: &[u8], place: &RecordPlace) -> Decoded {
+    // What serde derives would take an array of the fields as well.
+    if payload.trim_ascii_start().first().is_some_and(|first| *first == b'[') {
+        return undecodable(None, "it is an array and no payment event".to_owned());
+    }
     let envelope: Envelope = match serde_json::from_slice(payload) {
         Ok(envelope) => envelope,
-        Err(error) => return Decoded::Undecodable(what_is_wrong(&error)),
+        Err(error) => return undecodable(None, what_is_wrong(&error)),
     };
     if envelope.service.as_str().is_some_and(|service| service != "PAYMENT_SERVICE") {
         return Decoded::Ignored;
@@ -49,13 +57,13 @@ pub(super) fn decode(payload: &[u8], place: &RecordPlace) -> Decoded {
         _ => return Decoded::Ignored,
     };
     let Some(order) = envelope.order() else {
-        return Decoded::Undecodable("neither metadata.orderId nor entityId is an order id".to_owned());
+        return undecodable(None, "neither metadata.orderId nor entityId is an order id".to_owned());
     };
     let event = match event_type {
         "PAYMENT_FAILED" => PaymentEvent::Failed,
         _ => match envelope.amount() {
             Ok(amount) => PaymentEvent::Succeeded(amount),
-            Err(error) => return Decoded::Undecodable(format!("amount {error}")),
+            Err(error) => return undecodable(Some(order), format!("amount {error}")),
         },
     };
     Decoded::Payment { key: envelope.key(event_type, order, place), order, event, event_type }
@@ -166,7 +174,7 @@ mod tests {
     fn what_is_wrong_with_a_record_is_said_without_its_words() {
         let place = RecordPlace { topic: String::new(), partition: 0, offset: 0 };
         for payload in [json!(success().to_string()), json!({"eventType": {"a@example.com": 1}})] {
-            let Decoded::Undecodable(error) = decode(payload.to_string().as_bytes(), &place) else {
+            let Decoded::Undecodable { error, .. } = decode(payload.to_string().as_bytes(), &place) else {
                 panic!("read")
             };
             assert!(!error.contains("example"), "{error}");
@@ -216,11 +224,12 @@ mod tests {
         for (field, value) in broken {
             let mut event = success();
             event[field] = value;
-            assert!(matches!(read(&event), Decoded::Undecodable(_)), "{event}");
+            assert!(matches!(read(&event), Decoded::Undecodable { .. }), "{event}");
         }
         let place = RecordPlace { topic: String::new(), partition: 0, offset: 0 };
-        for payload in [&b""[..], b"{", b"\xff", b"[]", b"{}"] {
-            assert!(matches!(decode(payload, &place), Decoded::Undecodable(_)), "{payload:?}");
+        let fields = format!(r#" ["PAYMENT_SUCCESS","PAYMENT_SERVICE","{ORDER}",2499,"now",{{}}]"#);
+        for payload in [&b""[..], b"{", b"\xff", b"[]", b"{}", fields.as_bytes()] {
+            assert!(matches!(decode(payload, &place), Decoded::Undecodable { .. }), "{payload:?}");
         }
     }
 }

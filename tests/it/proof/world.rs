@@ -77,7 +77,7 @@ impl World {
         let session_timeout = broker.session_timeout().as_millis().to_string();
         let unpaid_order_ttl = plan.unpaid_order_ttl().as_secs().to_string();
         let environment = [
-            ("UNPAID_ORDER_TTL_SECONDS", unpaid_order_ttl.as_str()),
+            ("UNPAID_ORDER_TTL", unpaid_order_ttl.as_str()),
             ("BIND_ADDRESS", "127.0.0.1:0"),
             ("DATABASE_URL", &database_url),
             ("DATABASE_MAX_CONNECTIONS", "8"),
