@@ -97,6 +97,10 @@ where job.state in ('TAKING', 'RETURNING') and job.parked is not null and line.s
 order by job.created_at, line.line_number
 ";
 
+/// First of all, as everybody does who writes the order's stock work: whoever has read it before and writes it
+/// back afterwards would undo the finding.
+const LOCK_ORDER: &str = "select from orders where id = $1 for update";
+
 /// The job is due again when no line of it is left that nobody knows the outcome of.
 const RESOLVE: &str = "
 with line as (
@@ -188,6 +192,7 @@ impl Store {
         self.bounded(async {
             let mut connection = self.connection().await?;
             let mut transaction = connection.begin().await?;
+            sqlx::query(LOCK_ORDER).bind(order.0).execute(&mut *transaction).await?;
             let mut resolved = false;
             for (from, to) in meanings(applied) {
                 resolved |= resolve(&mut transaction, (order, attempt, line), (from, to), actor).await?;
