@@ -4,6 +4,9 @@ use std::net::TcpListener;
 use std::process::{Output, Stdio};
 
 use order_service::config::Environment;
+use sqlx::Postgres;
+use sqlx::migrate::Migrate;
+use sqlx::pool::PoolConnection;
 
 use crate::support::{Mode, PATIENCE, Proxy, Replica, Shop, command, customer, lines};
 
@@ -190,6 +193,30 @@ async fn replicas_that_migrate_an_empty_database_at_the_same_time_all_start() {
         shop.through(&format!("http://{address}")).placed(ADA, &[(&phone, 1)]).await;
     }
     shop.expect_every_event().await;
+}
+
+/// What a migration that is stuck in another replica holds.
+async fn hold_the_lock_of_migrations(shop: &Shop) -> PoolConnection<Postgres> {
+    let mut holder = shop.database.acquire().await.unwrap();
+    holder.lock().await.unwrap();
+    holder
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_start_behind_the_migration_of_another_replica_says_so_and_survives_a_lost_connection() {
+    let database = Shop::empty_database().await;
+    let (proxy, url) = Proxy::before_database(&database).await;
+    let shop = Shop::builder().database(&database).with("DATABASE_URL", url).without_service().await;
+    let mut holder = hold_the_lock_of_migrations(&shop).await;
+
+    let replica = Replica::spawn(&shop.environment);
+    replica.wait_for_log("waiting for the lock of another replica");
+    proxy.set(Mode::Cut);
+    replica.wait_for_log("waiting for the database");
+
+    proxy.set(Mode::Open);
+    holder.unlock().await.unwrap();
+    replica.wait_for_log("serving");
 }
 
 #[tokio::test]
