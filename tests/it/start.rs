@@ -56,6 +56,22 @@ async fn wrong_settings_are_all_named_at_once_and_no_value_is_shown() {
 }
 
 #[tokio::test]
+async fn a_broken_line_of_the_env_file_is_named_by_its_number_and_not_shown() {
+    let broken = ["GATEWAY_SECRET='sEcReT", "GATEWAY_SECRET=sEcReT and more", "sEcReT", "A=$\\sEcReT\\x"];
+    for line in broken {
+        let folder = tempfile::tempdir().unwrap();
+        let file = format!("# A comment\nLOG_FORMAT=\"json\"\n\n{line}\nBIND_ADDRESS=127.0.0.1:0\n");
+        std::fs::write(folder.path().join(".env"), file).unwrap();
+        let output = command("serve", &Environment::default()).current_dir(&folder).output().unwrap();
+
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{line}: {said}");
+        assert!(said.contains(".env") && said.contains("line 4"), "{line}: {said}");
+        assert!(!said.contains("sEcReT"), "{line}: {said}");
+    }
+}
+
+#[tokio::test]
 async fn missing_settings_are_named() {
     let required = ["DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS", "PRODUCT_SERVICE_URL"];
     expect_refusal("serve", &Environment::default(), &required).await;
