@@ -6,6 +6,7 @@ mod healthcheck;
 mod operate;
 
 use std::error::Error;
+use std::io;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -104,18 +105,26 @@ async fn migrate(env: &Environment) -> Result<(), Failure> {
 /// The environment, and `.env` of the current folder where there is one; the environment wins.
 fn environment() -> Result<Environment, Failure> {
     let process = Environment::of_process();
-    match dotenvy::dotenv_iter() {
-        Err(error) if error.not_found() => Ok(process),
-        Err(error) => Err(error.into()),
-        Ok(lines) => {
-            let file = lines.collect::<Result<Vec<_>, _>>().map_err(|error| format!(".env: {error}"))?;
-            Ok(process.or(file))
-        }
+    match std::fs::read_to_string(".env") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(process),
+        Err(error) => Err(format!(".env cannot be read: {error}").into()),
+        Ok(text) => Ok(process.or(assignments(&text)?)),
     }
 }
 
+/// The assignments of a `.env`. What is wrong is named by its place alone: dotenvy's own words repeat the line,
+/// and whatever secret is in it.
+fn assignments(text: &str) -> Result<Vec<(String, String)>, Failure> {
+    let parse = |text: &str| dotenvy::from_read_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>();
+    parse(text).map_err(|_| {
+        let lines: Vec<&str> = text.split_inclusive('\n').collect();
+        let sound = (0..lines.len()).rev().find(|&count| parse(&lines[..count].concat()).is_ok());
+        format!(".env cannot be read: line {} is no assignment", sound.unwrap_or_default() + 1).into()
+    })
+}
+
 /// Resolves at the first SIGTERM or SIGINT; the second one ends the process at once.
-fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
+fn stop_signal() -> io::Result<impl Future<Output = ()>> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     Ok(async move {
         tokio::select! {

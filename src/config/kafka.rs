@@ -20,11 +20,6 @@ pub(super) fn kafka(env: &Environment, delivery_timeout: Duration) -> KafkaSetti
             };
             text.split(',').all(is_address).then(|| text.to_owned())
         });
-    let topic = env.text("ORDER_EVENTS_TOPIC", "order-events");
-    let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    if topic.is_empty() || topic.len() > 249 || !topic.chars().all(legal) {
-        env.refuse("ORDER_EVENTS_TOPIC", "must be 1 to 249 letters, digits, '.', '_' or '-'");
-    }
     let replication = env.number("KAFKA_TOPIC_REPLICATION", -1, -1..=100);
     if replication == 0 {
         env.refuse("KAFKA_TOPIC_REPLICATION", "must be -1 for the broker's default, or at least 1");
@@ -32,7 +27,7 @@ pub(super) fn kafka(env: &Environment, delivery_timeout: Duration) -> KafkaSetti
     KafkaSettings {
         bootstrap_servers: servers.unwrap_or_default(),
         properties: kafka_security(env),
-        topic,
+        topic: topic(env, "ORDER_EVENTS_TOPIC", "order-events"),
         payments: payments(env),
         create_topic: env.flag("KAFKA_CREATE_TOPIC", true),
         partitions: env.number("KAFKA_TOPIC_PARTITIONS", 6, 1..=10_000),
@@ -41,16 +36,24 @@ pub(super) fn kafka(env: &Environment, delivery_timeout: Duration) -> KafkaSetti
     }
 }
 
-/// The topic of the payments; empty: they are not read.
+/// The name of a topic. Kafka's own rule; it also keeps out a leading `^`, which librdkafka takes for a pattern.
+fn topic(env: &Environment, variable: &'static str, default: &str) -> String {
+    let topic = env.text(variable, default);
+    let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if topic.is_empty() || topic.len() > 249 || !topic.chars().all(legal) {
+        env.refuse(variable, "must be 1 to 249 letters, digits, '.', '_' or '-'");
+    }
+    topic
+}
+
+/// How the payments are read.
 fn payments(env: &Environment) -> PaymentSettings {
-    let group = env.text("KAFKA_CONSUMER_GROUP", "order-service");
-    let topic = env.text("PAYMENT_EVENTS_TOPIC", "payment-events");
     PaymentSettings {
         enabled: env.flag("PAYMENT_EVENTS_ENABLED", true),
-        topic,
-        group,
-        // A broker with its defaults takes 6 s to 30 min.
-        session_timeout: env.millis("KAFKA_SESSION_TIMEOUT_MS", 45 * SECOND, 3 * SECOND..=30 * MINUTE),
+        topic: topic(env, "PAYMENT_EVENTS_TOPIC", "payment-events"),
+        group: env.text("KAFKA_CONSUMER_GROUP", "order-service"),
+        // A broker with its defaults takes 6 s to 30 min; librdkafka no more than max.poll.interval.ms, 5 min.
+        session_timeout: env.millis("KAFKA_SESSION_TIMEOUT_MS", 45 * SECOND, 3 * SECOND..=5 * MINUTE),
     }
 }
 

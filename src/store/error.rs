@@ -49,15 +49,19 @@ impl StoreError {
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
-        use sqlx::Error::{Database, Io, PoolClosed, PoolTimedOut, Protocol, Tls, WorkerCrashed};
-        let transient = match &error {
-            // Protocol: a connection that ends in the middle of its negotiation, as behind a load balancer
-            // without a server, reads as nonsense and not as an end.
-            Io(_) | Tls(_) | Protocol(_) | PoolTimedOut | PoolClosed | WorkerCrashed => true,
-            Database(refusal) => refusal.code().is_some_and(|code| is_transient(&code)),
-            _ => false,
-        };
-        if transient { Self::Unavailable(error) } else { Self::Refused(error) }
+        if is_about_the_moment(&error) { Self::Unavailable(error) } else { Self::Refused(error) }
+    }
+}
+
+/// Whether trying again later may help.
+pub(super) fn is_about_the_moment(error: &sqlx::Error) -> bool {
+    use sqlx::Error::{Database, Io, PoolClosed, PoolTimedOut, Protocol, Tls, WorkerCrashed};
+    match error {
+        // Protocol: a connection that ends in the middle of its negotiation, as behind a load balancer
+        // without a server, reads as nonsense and not as an end.
+        Io(_) | Tls(_) | Protocol(_) | PoolTimedOut | PoolClosed | WorkerCrashed => true,
+        Database(refusal) => refusal.code().is_some_and(|code| is_transient(&code)),
+        _ => false,
     }
 }
 

@@ -84,7 +84,9 @@ impl Store {
         Ok((orders, next))
     }
 
-    /// How PostgreSQL would run a page, one line a step; for the test that no list sorts or scans a table.
+    /// How PostgreSQL would run a page, one line a step; for the test that no list sorts or scans a table. Not in
+    /// the production image, which has no use for it.
+    #[cfg(feature = "dev")]
     pub async fn explain_list(&self, query: &ListQuery) -> Result<Vec<String>, StoreError> {
         self.bounded(async {
             let mut explained = QueryBuilder::new("explain ");

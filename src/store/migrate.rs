@@ -1,10 +1,15 @@
 //! Bringing the schema up to date, and telling whether it is.
 
-use sqlx::migrate::{MigrateError, Migrator};
+use std::pin::pin;
+use std::time::Duration;
+
+use sqlx::migrate::{Migrate, MigrateError, Migrator};
 use sqlx::{Connection, PgConnection};
 use thiserror::Error;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
+use tracing::warn;
 
+use super::error::is_about_the_moment;
 use super::{DatabaseSettings, Store, StoreError};
 
 /// The migrations of `migrations/`, compiled in.
@@ -25,21 +30,50 @@ pub enum MigrationError {
     Unavailable(#[source] StoreError),
     /// A migration failed, or an applied one is not the one of this release.
     #[error("a migration failed")]
-    Failed(#[from] MigrateError),
+    Failed(#[source] MigrateError),
+}
+
+impl From<MigrateError> for MigrationError {
+    fn from(error: MigrateError) -> Self {
+        use MigrateError::{Execute, ExecuteMigration};
+        match error {
+            Execute(error) | ExecuteMigration(error, _) if is_about_the_moment(&error) => {
+                Self::Unavailable(StoreError::Unavailable(error))
+            }
+            error => Self::Failed(error),
+        }
+    }
 }
 
 /// Applies what is pending, one replica at a time (an advisory lock on the database); returns the version
 /// that the schema then has.
 ///
 /// It uses a connection of its own: building an index may take longer than any request may. Only the
-/// connecting has the store's deadline.
+/// connecting has the store's deadline; what comes after it is said in the log for as long as it takes.
 pub async fn migrate(settings: &DatabaseSettings) -> Result<i64, MigrationError> {
     let connecting = timeout(settings.deadline, PgConnection::connect_with(&settings.options));
     let connected = connecting.await.map_err(|_| StoreError::Deadline);
     let mut connection = connected.and_then(|result| Ok(result?)).map_err(MigrationError::Unavailable)?;
-    migrator().run_direct(None, &mut connection, false).await?;
+    watched("waiting for the lock of another replica that migrates", connection.lock()).await?;
+    // It is held for as long as this connection lives.
+    let mut migrator = migrator();
+    migrator.set_locking(false);
+    watched("still migrating", migrator.run_direct(None, &mut connection, false)).await?;
     connection.close().await.map_err(|error| MigrationError::Unavailable(error.into()))?;
     Ok(latest())
+}
+
+/// Says in the log every few seconds what is being waited for.
+async fn watched<T>(what: &'static str, work: impl Future<Output = T>) -> T {
+    const PAUSE: Duration = Duration::from_secs(3);
+    let started = Instant::now();
+    let mut work = pin!(work);
+    loop {
+        if let Ok(done) = timeout(PAUSE, &mut work).await {
+            return done;
+        }
+        warn!(seconds = started.elapsed().as_secs(), "{what}");
+    }
 }
 
 impl Store {

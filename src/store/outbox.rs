@@ -40,16 +40,24 @@ impl From<Uuid> for OrderId {
     }
 }
 
-/// Registers the replica, forgets those that are gone, and counts who is left.
+/// Registers the replica. Before [`FORGET`]: whoever waits here for the row that is its own holds no other yet.
 const HEARTBEAT: &str = "
-with
-    gone as (
-        delete from relay_replicas where expires_at < now() and replica <> $1
-    ),
-    alive as (
-        insert into relay_replicas (replica, expires_at) values ($1, now() + $2)
-        on conflict (replica) do update set expires_at = excluded.expires_at
+insert into relay_replicas (replica, expires_at) values ($1, now() + $2)
+on conflict (replica) do update set expires_at = excluded.expires_at
+";
+
+/// Forgets the replicas that are gone, and counts who is left. After an outage of the database all of them
+/// look gone to each other: rows that another replica has in hand are passed over, or each would wait for the
+/// other's.
+const FORGET: &str = "
+with gone as (
+    delete from relay_replicas
+    where replica in (
+        select replica from relay_replicas
+        where expires_at < now() and replica <> $1
+        for update skip locked
     )
+)
 select count(*) from relay_replicas where replica <> $1 and expires_at >= now()
 ";
 
@@ -106,11 +114,8 @@ impl Store {
         self.bounded(async {
             let mut connection = self.connection().await?;
             let mut transaction = connection.begin().await?;
-            let others: i64 = sqlx::query_scalar(HEARTBEAT)
-                .bind(replica)
-                .bind(duration)
-                .fetch_one(&mut *transaction)
-                .await?;
+            sqlx::query(HEARTBEAT).bind(replica).bind(duration).execute(&mut *transaction).await?;
+            let others: i64 = sqlx::query_scalar(FORGET).bind(replica).fetch_one(&mut *transaction).await?;
             let share = fair_share(others);
             let renewed: Vec<(i16, bool)> = sqlx::query_as(RENEW)
                 .bind(replica)

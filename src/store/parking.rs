@@ -1,11 +1,16 @@
 //! What waits for a person, and what people do about it. Every deed is recorded in the transaction that does it.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
-use sqlx::{Connection, PgConnection};
+use sqlx::postgres::PgArguments;
+use sqlx::query::Query;
+use sqlx::{Connection, PgConnection, Postgres};
 use uuid::Uuid;
 
 use super::{PendingEvent, Store, StoreError};
 use crate::domain::OrderId;
+use crate::domain::event::bucket_of;
 use crate::domain::stock::LineState;
 
 /// An order whose events wait.
@@ -23,6 +28,7 @@ pub struct ParkedOrder {
     /// Since when.
     pub parked_at: DateTime<Utc>,
     /// How many events of the order wait.
+    #[sqlx(skip)]
     pub waiting: i64,
 }
 
@@ -53,10 +59,11 @@ select order_id, event_id, sequence, $3 from outbox where bucket = $1 and positi
 on conflict do nothing
 ";
 
-const LIST: &str = "
-select parked.*, (select count(*) from outbox where outbox.order_id = parked.order_id) as waiting
-from parked_orders parked
-order by parked_at
+const LIST: &str = "select * from parked_orders order by parked_at";
+
+/// The bucket says nothing that the order does not; it is the key of the outbox, which may be millions long.
+const WAITING: &str = "
+select order_id, count(*) from outbox where bucket = any ($1) and order_id = any ($2) group by order_id
 ";
 
 const REPLAY: &str = "
@@ -67,15 +74,19 @@ insert into interventions (order_id, action, detail, actor)
 select order_id, 'OUTBOX_REPLAY', event_id::text, $2 from parked
 ";
 
+/// By the bucket, as [`WAITING`]. The event may be gone: a replica that was slow to learn of the parking sent it.
 const SKIP: &str = "
 with parked as (
     delete from parked_orders where order_id = $1 returning *
 ),
 event as (
-    delete from outbox using parked where outbox.event_id = parked.event_id returning outbox.*
+    delete from outbox using parked
+    where outbox.bucket = $3 and outbox.event_id = parked.event_id
+    returning outbox.payload
 )
 insert into interventions (order_id, action, detail, actor)
-select order_id, 'OUTBOX_SKIP', payload, $2 from event
+select order_id, 'OUTBOX_SKIP', coalesce(payload, format('event %s was gone already', event_id)), $2
+from parked left join event on true
 ";
 
 const STOCK: &str = "
@@ -85,6 +96,10 @@ join stock_lines line on line.order_id = job.order_id and line.attempt = job.att
 where job.state in ('TAKING', 'RETURNING') and job.parked is not null and line.state in ('TAKING', 'RETURNING')
 order by job.created_at, line.line_number
 ";
+
+/// First of all, as everybody does who writes the order's stock work: whoever has read it before and writes it
+/// back afterwards would undo the finding.
+const LOCK_ORDER: &str = "select from orders where id = $1 for update";
 
 /// The job is due again when no line of it is left that nobody knows the outcome of.
 const RESOLVE: &str = "
@@ -124,8 +139,12 @@ impl Store {
     pub async fn parked_orders(&self) -> Result<Vec<ParkedOrder>, StoreError> {
         self.bounded(async {
             let mut connection = self.connection().await?;
-            let parked = sqlx::query_as(LIST).fetch_all(&mut *connection).await?;
+            let mut parked: Vec<ParkedOrder> = sqlx::query_as(LIST).fetch_all(&mut *connection).await?;
+            let waiting = waiting(&mut connection, &parked).await?;
             connection.give_back();
+            for order in &mut parked {
+                order.waiting = waiting.get(&order.order_id).copied().unwrap_or_default();
+            }
             Ok(parked)
         })
         .await
@@ -133,18 +152,18 @@ impl Store {
 
     /// Lets the relay try the events of a parked order again. Whether there was such an order.
     pub async fn replay_parked(&self, order: OrderId, actor: &str) -> Result<bool, StoreError> {
-        self.intervene(REPLAY, order, actor).await
+        self.intervene(sqlx::query(REPLAY).bind(order.0).bind(actor)).await
     }
 
     /// Gives up the refused event of a parked order; the later ones go on. Whether there was such an order.
     pub async fn skip_parked(&self, order: OrderId, actor: &str) -> Result<bool, StoreError> {
-        self.intervene(SKIP, order, actor).await
+        self.intervene(sqlx::query(SKIP).bind(order.0).bind(actor).bind(bucket_of(order))).await
     }
 
-    async fn intervene(&self, deed: &'static str, order: OrderId, actor: &str) -> Result<bool, StoreError> {
+    async fn intervene(&self, deed: Query<'_, Postgres, PgArguments>) -> Result<bool, StoreError> {
         self.bounded(async {
             let mut connection = self.connection().await?;
-            let done = sqlx::query(deed).bind(order.0).bind(actor).execute(&mut *connection).await?;
+            let done = deed.execute(&mut *connection).await?;
             connection.give_back();
             Ok(done.rows_affected() > 0)
         })
@@ -173,6 +192,7 @@ impl Store {
         self.bounded(async {
             let mut connection = self.connection().await?;
             let mut transaction = connection.begin().await?;
+            sqlx::query(LOCK_ORDER).bind(order.0).execute(&mut *transaction).await?;
             let mut resolved = false;
             for (from, to) in meanings(applied) {
                 resolved |= resolve(&mut transaction, (order, attempt, line), (from, to), actor).await?;
@@ -186,6 +206,18 @@ impl Store {
         })
         .await
     }
+}
+
+/// How many events of each of these orders wait in the outbox.
+async fn waiting(
+    connection: &mut PgConnection,
+    parked: &[ParkedOrder],
+) -> Result<HashMap<OrderId, i64>, StoreError> {
+    let buckets: Vec<i16> = parked.iter().map(|order| bucket_of(order.order_id)).collect();
+    let orders: Vec<Uuid> = parked.iter().map(|order| order.order_id.0).collect();
+    let counts: Vec<(Uuid, i64)> =
+        sqlx::query_as(WAITING).bind(buckets).bind(orders).fetch_all(connection).await?;
+    Ok(counts.into_iter().map(|(order, count)| (OrderId(order), count)).collect())
 }
 
 /// What "applied" and "not applied" make of a line that was being taken, and of one that was being given back.

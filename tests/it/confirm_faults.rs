@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use crate::support::{Builder, Movement, Shop, admin, customer, eventually};
+use crate::support::{Builder, Movement, Shop, admin, command, customer, eventually, exit_code};
 
 /// Admins wait for as long as it takes, so that an answer says what became of the order.
 fn patient() -> Builder {
@@ -127,6 +127,34 @@ async fn where_keys_are_not_honoured_an_unknown_outcome_waits_for_a_person_and_i
     shop.no_stock_work().await;
     let moved: Vec<i64> = shop.ledger(&phone).await.iter().map(|movement| movement.change).collect();
     assert_eq!(moved, [-2, 2]);
+}
+
+#[tokio::test]
+async fn what_a_person_found_out_waits_for_whoever_is_changing_the_order_and_is_not_undone() {
+    let shop = Shop::builder().with("PRODUCT_HONOURS_IDEMPOTENCY_KEY", "false").start().await;
+    let phone = shop.product("phone", "100", 5).await;
+    let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
+    shop.fault(&phone, &json!({"kind": "lose-answer", "on": "reduce-stock"})).await;
+    shop.set_status(&id, "CONFIRMED").await.expect_problem(503, "product-service-unavailable");
+    eventually("the work is parked", async || shop.stock_work().await["parked"] == 1).await;
+
+    // Somebody has locked the order and read its stock work, as a payment or a cancellation does.
+    let mut change = shop.database.begin().await.unwrap();
+    let lock = "select from orders where id = $1::uuid for update";
+    sqlx::query(lock).bind(&id).execute(&mut *change).await.unwrap();
+    let mut resolve = command("stock", &shop.environment)
+        .args(["resolve", &id, "1", "1", "applied", "--by", "ada"])
+        .spawn()
+        .unwrap();
+    shop.somebody_waits_for_a_lock().await;
+    let write_back = "update stock_lines set state = 'TAKING' where line_number = 1";
+    sqlx::query(write_back).execute(&mut *change).await.unwrap();
+    change.commit().await.unwrap();
+
+    assert_eq!(exit_code(&mut resolve), Some(0));
+    shop.becomes(&id, "CONFIRMED").await;
+    assert_eq!(shop.ledger(&phone).await, [Movement::new(-2, &id, 1, "take", 1)]);
+    assert_eq!(shop.count("interventions").await, 1);
 }
 
 #[tokio::test]

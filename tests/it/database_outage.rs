@@ -112,10 +112,10 @@ async fn a_database_that_swallows_packets_is_given_up_at_the_deadline() {
     shop.expect_every_event().await;
 }
 
-/// The placements of one outage after another, and what became of them.
+/// The requests of one outage after another, and what became of them.
 #[derive(Default)]
 struct Tally {
-    placed: AtomicUsize,
+    served: AtomicUsize,
     refused: AtomicUsize,
     over: AtomicBool,
 }
@@ -128,13 +128,38 @@ impl Tally {
             let answer = shop.place(customer(ADA), &lines(&[(product, 1)])).await;
             if answer.status == 201 {
                 orders.push(answer.order_id());
-                self.placed.fetch_add(1, Ordering::Relaxed);
-            } else {
-                answer.expect_unavailable("unavailable");
-                self.refused.fetch_add(1, Ordering::Relaxed);
             }
+            self.count(answer);
         }
         orders
+    }
+
+    /// Reads until it is over: of the time that a read holds its connection, half is the trying afterwards.
+    async fn read(&self, shop: &Shop) {
+        while !self.over.load(Ordering::Relaxed) {
+            self.count(shop.get(customer(ADA), "/api/orders/my").await);
+        }
+    }
+
+    fn count(&self, answer: Answer) {
+        if answer.status < 300 {
+            self.served.fetch_add(1, Ordering::Relaxed);
+        } else {
+            answer.expect_unavailable("unavailable");
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Lets the database go away and come back, again and again; then it is over.
+    async fn outages(&self, proxy: &Proxy, mode: Mode) {
+        for _ in 0..8 {
+            self.wait_for(&self.served, 20).await;
+            proxy.set(mode);
+            self.wait_for(&self.refused, 10).await;
+            proxy.set(Mode::Open);
+        }
+        self.wait_for(&self.served, 20).await;
+        self.over.store(true, Ordering::Relaxed);
     }
 
     /// Waits for so many more of a kind.
@@ -150,22 +175,31 @@ async fn nothing_is_half_written_and_nothing_is_lost_when_the_database_goes_away
     let phone = shop.product("phone", "10", 1_000_000).await;
     let tally = Tally::default();
 
-    let outages = async {
-        for _ in 0..8 {
-            tally.wait_for(&tally.placed, 20).await;
-            proxy.set(Mode::Cut);
-            tally.wait_for(&tally.refused, 10).await;
-            proxy.set(Mode::Open);
-        }
-        tally.wait_for(&tally.placed, 20).await;
-        tally.over.store(true, Ordering::Relaxed);
-    };
-    let (orders, ()) = tokio::join!(join_all((0..8).map(|_| tally.place(&shop, &phone))), outages);
+    let places = join_all((0..8).map(|_| tally.place(&shop, &phone)));
+    let (orders, ()) = tokio::join!(places, tally.outages(&proxy, Mode::Cut));
 
     let written = shop.versions().await;
     for order in orders.iter().flatten() {
         assert!(written.contains_key(order), "{order} was answered with 201 and is not there");
     }
     shop.expect_whole_orders().await;
+    shop.expect_every_event().await;
+}
+
+#[tokio::test]
+async fn connections_that_were_coming_back_when_the_database_vanished_do_not_keep_their_places() {
+    let settings = [
+        ("DATABASE_MAX_CONNECTIONS", "2"),
+        ("DATABASE_DEADLINE_MS", "400"),
+        ("DATABASE_ACQUIRE_TIMEOUT_MS", "300"),
+    ];
+    let (shop, proxy) = shop_behind_proxy(&settings).await;
+    let phone = shop.product("phone", "10", 50).await;
+    let tally = Tally::default();
+
+    let reads = join_all((0..16).map(|_| tally.read(&shop)));
+    tokio::join!(reads, tally.outages(&proxy, Mode::Vanished));
+
+    shop.placed(ADA, &[(&phone, 1)]).await;
     shop.expect_every_event().await;
 }

@@ -1,10 +1,12 @@
 //! Replicas that relay side by side: nothing lost, nothing invented, nothing out of sequence.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use order_service::app::App;
-use order_service::config::Config;
+use order_service::config::{Config, read_store};
+use order_service::store::Store;
 use uuid::Uuid;
 
 use crate::support::{Builder, Replica, Shop, eventually, expect_history};
@@ -59,6 +61,40 @@ fn processes(shop: &Shop, count: usize) -> Vec<(Replica, Shop)> {
         (replica, through)
     };
     (0..count).map(start).collect()
+}
+
+/// After an outage of the database that was longer than their leases, every replica finds the others expired.
+/// Two that forget each other at the same moment must not each wait for what the other holds.
+#[tokio::test]
+async fn replicas_that_find_each_other_expired_do_not_wait_for_each_other() {
+    let shop = Shop::builder().without_service().await;
+    let (database, stock) = read_store(&shop.environment).unwrap();
+    let store = Store::new(database, stock);
+    let renew = async |replica| store.renew_lease(replica, Duration::from_mins(1)).await;
+    let (one, other) = (Uuid::new_v4(), Uuid::new_v4());
+    renew(one).await.unwrap();
+    renew(other).await.unwrap();
+    let outage = "update relay_replicas set expires_at = '-infinity'";
+    sqlx::query(outage).execute(&shop.database).await.unwrap();
+    let in_hand = "select from relay_replicas where replica = $1 for update nowait";
+
+    // The other is just coming back: its row is passed over.
+    let mut coming_back = shop.database.begin().await.unwrap();
+    sqlx::query(in_hand).bind(other).execute(&mut *coming_back).await.unwrap();
+    renew(one).await.unwrap();
+    coming_back.rollback().await.unwrap();
+
+    // The other is just forgetting this one, which waits for that and holds nothing that the other may want.
+    let mut forgetting = shop.database.begin().await.unwrap();
+    let forget = "delete from relay_replicas where replica = $1";
+    sqlx::query(forget).bind(one).execute(&mut *forgetting).await.unwrap();
+    let finish = async {
+        shop.somebody_waits_for_a_lock().await;
+        sqlx::query(in_hand).bind(other).execute(&mut *forgetting).await.unwrap();
+        forgetting.commit().await.unwrap();
+    };
+    let (renewed, ()) = tokio::join!(renew(one), finish);
+    renewed.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

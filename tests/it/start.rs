@@ -4,6 +4,9 @@ use std::net::TcpListener;
 use std::process::{Output, Stdio};
 
 use order_service::config::Environment;
+use sqlx::Postgres;
+use sqlx::migrate::Migrate;
+use sqlx::pool::PoolConnection;
 
 use crate::support::{Mode, PATIENCE, Proxy, Replica, Shop, command, customer, lines};
 
@@ -50,6 +53,22 @@ async fn wrong_settings_are_all_named_at_once_and_no_value_is_shown() {
         assert!(said.lines().any(|line| line.contains(name)), "{name} is not named: {said}");
     }
     assert!(!said.contains("sEcReT"), "{said}");
+}
+
+#[tokio::test]
+async fn a_broken_line_of_the_env_file_is_named_by_its_number_and_not_shown() {
+    let broken = ["GATEWAY_SECRET='sEcReT", "GATEWAY_SECRET=sEcReT and more", "sEcReT", "A=$\\sEcReT\\x"];
+    for line in broken {
+        let folder = tempfile::tempdir().unwrap();
+        let file = format!("# A comment\nLOG_FORMAT=\"json\"\n\n{line}\nBIND_ADDRESS=127.0.0.1:0\n");
+        std::fs::write(folder.path().join(".env"), file).unwrap();
+        let output = command("serve", &Environment::default()).current_dir(&folder).output().unwrap();
+
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{line}: {said}");
+        assert!(said.contains(".env") && said.contains("line 4"), "{line}: {said}");
+        assert!(!said.contains("sEcReT"), "{line}: {said}");
+    }
 }
 
 #[tokio::test]
@@ -190,6 +209,30 @@ async fn replicas_that_migrate_an_empty_database_at_the_same_time_all_start() {
         shop.through(&format!("http://{address}")).placed(ADA, &[(&phone, 1)]).await;
     }
     shop.expect_every_event().await;
+}
+
+/// What a migration that is stuck in another replica holds.
+async fn hold_the_lock_of_migrations(shop: &Shop) -> PoolConnection<Postgres> {
+    let mut holder = shop.database.acquire().await.unwrap();
+    holder.lock().await.unwrap();
+    holder
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_start_behind_the_migration_of_another_replica_says_so_and_survives_a_lost_connection() {
+    let database = Shop::empty_database().await;
+    let (proxy, url) = Proxy::before_database(&database).await;
+    let shop = Shop::builder().database(&database).with("DATABASE_URL", url).without_service().await;
+    let mut holder = hold_the_lock_of_migrations(&shop).await;
+
+    let replica = Replica::spawn(&shop.environment);
+    replica.wait_for_log("waiting for the lock of another replica");
+    proxy.set(Mode::Cut);
+    replica.wait_for_log("waiting for the database");
+
+    proxy.set(Mode::Open);
+    holder.unlock().await.unwrap();
+    replica.wait_for_log("serving");
 }
 
 #[tokio::test]

@@ -35,6 +35,16 @@ pub(crate) fn figure(text: &str) {
 }
 
 impl Shop {
+    /// Waits until a session of this database waits for a lock of another.
+    pub(crate) async fn somebody_waits_for_a_lock(&self) {
+        eventually("somebody waits for a lock", async || {
+            let waits = "select exists (select from pg_stat_activity
+                         where datname = current_database() and wait_event_type = 'Lock')";
+            sqlx::query_scalar(waits).fetch_one(&self.database).await.unwrap()
+        })
+        .await;
+    }
+
     /// Starts a call to another replica.
     pub(crate) fn call_at(&self, url: &str, method: &str, path: &str) -> Call {
         let method = Method::from_bytes(method.as_bytes()).unwrap();

@@ -15,6 +15,8 @@ pub(crate) enum Mode {
     Cut,
     /// They stay open and nothing comes through: a network that swallows packets.
     Silent,
+    /// They stay open, and nothing ever comes through them again, also when new ones pass: a host that vanished.
+    Vanished,
 }
 
 /// A proxy in front of `target`.
@@ -58,8 +60,17 @@ async fn pass(mut client: TcpStream, target: SocketAddr, mut mode: watch::Receiv
     }
     let Ok(mut server) = TcpStream::connect(target).await else { return };
     loop {
-        if mode.wait_for(|mode| *mode != Mode::Silent).await.is_err() || *mode.borrow() == Mode::Cut {
+        if mode.wait_for(|mode| *mode != Mode::Silent).await.is_err() {
             return;
+        }
+        let now = *mode.borrow();
+        match now {
+            Mode::Cut => return,
+            Mode::Vanished => {
+                drop(server);
+                return std::future::pending().await;
+            }
+            Mode::Open | Mode::Silent => {}
         }
         tokio::select! {
             _ = copy_bidirectional(&mut client, &mut server) => return,
