@@ -25,8 +25,13 @@ pub(super) enum Nonsense {
     OtherProduct,
 }
 
-/// The product of a 200. Its body is not trusted to end.
-pub(super) async fn read(mut response: Response, id: &ProductId) -> Result<Product, Failure> {
+/// The product of a 200.
+pub(super) async fn read(response: Response, id: &ProductId) -> Result<Product, Failure> {
+    Ok(parse(&body(response).await?, id)?)
+}
+
+/// A body, which is not trusted to end.
+pub(super) async fn body(mut response: Response) -> Result<Vec<u8>, Failure> {
     let announced = response.content_length().map_or(Ok(0), usize::try_from);
     let announced = announced.ok().filter(|length| *length <= MAX_BYTES).ok_or(Nonsense::TooLong)?;
     let mut body = Vec::with_capacity(announced);
@@ -36,7 +41,7 @@ pub(super) async fn read(mut response: Response, id: &ProductId) -> Result<Produ
         }
         body.extend_from_slice(&chunk);
     }
-    Ok(parse(&body, id)?)
+    Ok(body)
 }
 
 /// What is read of a product; further fields are none of our business.

@@ -1,12 +1,25 @@
 //! Moving stock at the Product Service. What is not known after a call is said to be unknown, never guessed.
+//!
+//! | answer | outcome |
+//! |---|---|
+//! | 2xx | done |
+//! | 400, 404, 409 | refused (contract) |
+//! | 409 to a repeat, with `Retry-After` or about its key | unknown: the first call is still running |
+//! | no connection; 401, 403, 405, 415, 421, 429: turned away before it was looked at | not sent |
+//! | anything else, or none in time | unknown |
+//!
+//! The third row is for a Product Service that follows the IETF's draft of `Idempotency-Key`. A plain 409 to a
+//! repeat is a refusal like any other.
 
 use std::time::Duration;
 
-use reqwest::{Method, StatusCode, Url};
+use reqwest::header::RETRY_AFTER;
+use reqwest::{Method, Response, StatusCode, Url};
+use serde_json::Value;
 use tokio::time::timeout;
 
 use super::failure::Failure;
-use super::{ProductClient, TRACEPARENT};
+use super::{ProductClient, TRACEPARENT, answer};
 use crate::domain::TraceParent;
 use crate::domain::stock::{CallOutcome, Direction, StockCall};
 
@@ -47,9 +60,6 @@ impl StockRoute {
 
 impl ProductClient {
     /// Makes one stock call. It is made once: who repeats it has to write that down first.
-    ///
-    /// 2xx: done. 400, 404 and 409: refused (contract). A connection that never came about, and an answer that
-    /// turns the request away before it is looked at: not sent. Everything else: unknown.
     pub async fn move_stock(&self, call: &StockCall, trace: &TraceParent) -> CallOutcome {
         let sent = timeout(self.stock.timeout, self.send_stock(call, trace)).await;
         let outcome = match sent {
@@ -58,7 +68,7 @@ impl ProductClient {
                 CallOutcome::NotSent(Failure::from(error).chain())
             }
             Ok(Err(error)) => CallOutcome::Unknown(Failure::from(error).chain()),
-            Ok(Ok(status)) => outcome_of(status),
+            Ok(Ok(outcome)) => outcome,
         };
         let (product, line, direction) = (&call.product_id, call.line, call.direction);
         match &outcome {
@@ -81,13 +91,13 @@ impl ProductClient {
         self.stock.key_is_honoured
     }
 
-    async fn send_stock(&self, call: &StockCall, trace: &TraceParent) -> Result<StatusCode, reqwest::Error> {
+    async fn send_stock(&self, call: &StockCall, trace: &TraceParent) -> Result<CallOutcome, reqwest::Error> {
         let route = match call.direction {
             Direction::Take => &self.stock.reduce,
             Direction::GiveBack => &self.stock.restore,
         };
         let Some(address) = route.address(&self.base, call.product_id.as_str()) else {
-            return Ok(StatusCode::MISDIRECTED_REQUEST);
+            return Ok(outcome_of(StatusCode::MISDIRECTED_REQUEST));
         };
         let response = self
             .http
@@ -100,7 +110,11 @@ impl ProductClient {
             .body(format!(r#"{{"quantity":{}}}"#, call.quantity.get()))
             .send()
             .await?;
-        Ok(response.status())
+        let status = response.status();
+        if call.sent_before && status == StatusCode::CONFLICT && says_in_progress(response).await {
+            return Ok(CallOutcome::Unknown(format!("answered {status}: the first call is still running")));
+        }
+        Ok(outcome_of(status))
     }
 }
 
@@ -112,6 +126,25 @@ fn outcome_of(status: StatusCode) -> CallOutcome {
         401 | 403 | 405 | 415 | 421 | 429 => CallOutcome::NotSent(said()),
         _ => CallOutcome::Unknown(said()),
     }
+}
+
+/// Whether a 409 is about the key and not about the stock.
+async fn says_in_progress(response: Response) -> bool {
+    if response.headers().contains_key(RETRY_AFTER) {
+        return true;
+    }
+    answer::body(response).await.is_ok_and(|body| is_about_the_key(&body))
+}
+
+/// The draft's own example has no `type` of its own, but this `title`: "A request is outstanding for this
+/// Idempotency-Key".
+fn is_about_the_key(body: &[u8]) -> bool {
+    let problem: Value = serde_json::from_slice(body).unwrap_or_default();
+    ["type", "code", "title"].into_iter().filter_map(|member| problem[member].as_str()).any(|text| {
+        let mut words = text.to_ascii_lowercase();
+        words.retain(|letter| letter.is_ascii_lowercase());
+        words.contains("inprogress") || words.contains("idempotency")
+    })
 }
 
 #[cfg(test)]
@@ -129,6 +162,26 @@ mod tests {
         }
         for unknown in [302, 408, 422, 500, 502, 503, 504] {
             assert!(matches!(outcome(unknown), CallOutcome::Unknown(_)), "{unknown}");
+        }
+    }
+
+    #[test]
+    fn a_conflict_says_whether_it_is_about_the_key() {
+        for key in [
+            r#"{"type":"urn:problem:order-service:request-in-progress"}"#,
+            r#"{"code":"REQUEST_IN_PROGRESS"}"#,
+            r#"{"type":"about:blank","title":"A request is outstanding for this Idempotency-Key"}"#,
+        ] {
+            assert!(is_about_the_key(key.as_bytes()), "{key}");
+        }
+        for stock in [
+            "",
+            "[]",
+            "Idempotency-Key",
+            r#"{"error":"not enough"}"#,
+            r#"{"type":"urn:problem:insufficient-stock","title":"Not enough","code":409}"#,
+        ] {
+            assert!(!is_about_the_key(stock.as_bytes()), "{stock}");
         }
     }
 
