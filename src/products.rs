@@ -26,6 +26,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::domain::{Money, ProductId, TraceParent};
+use crate::telemetry::Seldom;
 
 mod answer;
 mod breaker;
@@ -86,6 +87,7 @@ pub struct ProductClient {
     attempt_timeout: Duration,
     retries: u32,
     concurrency: usize,
+    misrouted: Seldom,
     places: Semaphore,
     budget: RetryBudget,
     gate: Gate,
@@ -112,6 +114,7 @@ impl ProductClient {
             attempt_timeout: settings.attempt_timeout,
             retries: settings.retries,
             concurrency: settings.concurrency,
+            misrouted: Seldom::new(Duration::from_mins(1)),
             places: Semaphore::new(settings.max_in_flight),
             budget: RetryBudget::default(),
             gate: Gate::new(&settings),
@@ -195,7 +198,7 @@ impl ProductClient {
         let due = min(now + self.attempt_timeout, call.deadline);
         let pass = self.gate.admit(due).ok_or(Failure::Refused)?;
         let late = |_| Failure::Late { after: due.saturating_duration_since(now) };
-        let answer = timeout_at(due, self.get(id, call)).await.map_err(late).flatten();
+        let answer = timeout_at(due, self.get(id, call.header.as_ref())).await.map_err(late).flatten();
         pass.finish(if answer.is_ok() { Outcome::Success } else { Outcome::Failure });
         answer
     }
@@ -206,9 +209,9 @@ impl ProductClient {
         place.map_err(|_| Failure::Crowded)?.map_err(|_| Failure::Crowded)
     }
 
-    async fn get(&self, id: &ProductId, call: &Call<'_>) -> Result<Option<Product>, Failure> {
+    async fn get(&self, id: &ProductId, trace: Option<&HeaderValue>) -> Result<Option<Product>, Failure> {
         let mut request = self.http.get(self.address(id));
-        if let Some(header) = &call.header {
+        if let Some(header) = trace {
             request = request.header(TRACEPARENT, header.clone());
         }
         let response = request.send().await?;

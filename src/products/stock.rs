@@ -4,19 +4,20 @@
 //! |---|---|
 //! | 2xx | done |
 //! | 400, 404, 409 | refused (contract) |
+//! | 404, but the product can be looked up, or that failed: the path may be wrong | not sent |
 //! | 409 to a repeat, with `Retry-After` or about its key | unknown: the first call is still running |
 //! | no connection; 401, 403, 405, 415, 421, 429: turned away before it was looked at | not sent |
 //! | anything else, or none in time | unknown |
 //!
-//! The third row is for a Product Service that follows the IETF's draft of `Idempotency-Key`. A plain 409 to a
+//! The fourth row is for a Product Service that follows the IETF's draft of `Idempotency-Key`. A plain 409 to a
 //! repeat is a refusal like any other.
 
 use std::time::Duration;
 
-use reqwest::header::RETRY_AFTER;
+use reqwest::header::{HeaderValue, RETRY_AFTER};
 use reqwest::{Method, Response, StatusCode, Url};
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::failure::Failure;
 use super::{ProductClient, TRACEPARENT, answer};
@@ -61,14 +62,15 @@ impl StockRoute {
 impl ProductClient {
     /// Makes one stock call. It is made once: who repeats it has to write that down first.
     pub async fn move_stock(&self, call: &StockCall, trace: &TraceParent) -> CallOutcome {
-        let sent = timeout(self.stock.timeout, self.send_stock(call, trace)).await;
-        let outcome = match sent {
+        let due = Instant::now() + self.stock.timeout;
+        let outcome = match timeout_at(due, self.send_stock(call, trace)).await {
             Err(_) => CallOutcome::Unknown(format!("no answer within {:?}", self.stock.timeout)),
             Ok(Err(error)) if error.is_builder() || error.is_connect() => {
                 CallOutcome::NotSent(Failure::from(error).chain())
             }
             Ok(Err(error)) => CallOutcome::Unknown(Failure::from(error).chain()),
-            Ok(Ok(outcome)) => outcome,
+            Ok(Ok(Answered { status: StatusCode::NOT_FOUND, .. })) => self.not_found(call, trace, due).await,
+            Ok(Ok(answered)) => outcome_of(answered),
         };
         let (product, line, direction) = (&call.product_id, call.line, call.direction);
         match &outcome {
@@ -91,13 +93,13 @@ impl ProductClient {
         self.stock.key_is_honoured
     }
 
-    async fn send_stock(&self, call: &StockCall, trace: &TraceParent) -> Result<CallOutcome, reqwest::Error> {
+    async fn send_stock(&self, call: &StockCall, trace: &TraceParent) -> Result<Answered, reqwest::Error> {
         let route = match call.direction {
             Direction::Take => &self.stock.reduce,
             Direction::GiveBack => &self.stock.restore,
         };
         let Some(address) = route.address(&self.base, call.product_id.as_str()) else {
-            return Ok(outcome_of(StatusCode::MISDIRECTED_REQUEST));
+            return Ok(StatusCode::MISDIRECTED_REQUEST.into());
         };
         let response = self
             .http
@@ -111,16 +113,48 @@ impl ProductClient {
             .send()
             .await?;
         let status = response.status();
-        if call.sent_before && status == StatusCode::CONFLICT && says_in_progress(response).await {
-            return Ok(CallOutcome::Unknown(format!("answered {status}: the first call is still running")));
+        let conflict = call.sent_before && status == StatusCode::CONFLICT;
+        Ok(Answered { status, in_progress: conflict && says_in_progress(response).await })
+    }
+
+    /// A 404 to a stock call: the product is gone, or the path is wrong, which only a look-up can tell apart.
+    async fn not_found(&self, call: &StockCall, trace: &TraceParent, due: Instant) -> CallOutcome {
+        let header = HeaderValue::from_str(trace.as_str()).ok();
+        let found = match timeout_at(due, self.get(&call.product_id, header.as_ref())).await {
+            Ok(Ok(None)) => return CallOutcome::Refused(format!("answered {}", StatusCode::NOT_FOUND)),
+            Ok(Ok(Some(_))) => "there is such a product".to_owned(),
+            Ok(Err(failure)) => format!("the product could not be looked up: {}", failure.chain()),
+            Err(_) => "the product could not be looked up in time".to_owned(),
+        };
+        if let Some(held_back) = self.misrouted.held_back() {
+            let setting = match call.direction {
+                Direction::Take => "PRODUCT_REDUCE_PATH",
+                Direction::GiveBack => "PRODUCT_RESTORE_PATH",
+            };
+            let product = &call.product_id;
+            tracing::error!(%product, setting, found, held_back, "a stock call met a 404: is its path right?");
         }
-        Ok(outcome_of(status))
+        CallOutcome::NotSent(format!("answered {}, but {found}", StatusCode::NOT_FOUND))
     }
 }
 
-fn outcome_of(status: StatusCode) -> CallOutcome {
+/// What is told from an answer.
+struct Answered {
+    status: StatusCode,
+    /// Whether it says that the first call with this key is still running.
+    in_progress: bool,
+}
+
+impl From<StatusCode> for Answered {
+    fn from(status: StatusCode) -> Self {
+        Self { status, in_progress: false }
+    }
+}
+
+fn outcome_of(Answered { status, in_progress }: Answered) -> CallOutcome {
     let said = || format!("answered {status}");
     match status.as_u16() {
+        409 if in_progress => CallOutcome::Unknown(format!("{}: the first call is still running", said())),
         200..=299 => CallOutcome::Done,
         400 | 404 | 409 => CallOutcome::Refused(said()),
         401 | 403 | 405 | 415 | 421 | 429 => CallOutcome::NotSent(said()),
@@ -153,7 +187,7 @@ mod tests {
 
     #[test]
     fn an_answer_says_what_became_of_the_stock_or_that_nobody_knows() {
-        let outcome = |status| outcome_of(StatusCode::from_u16(status).unwrap());
+        let outcome = |status| outcome_of(StatusCode::from_u16(status).unwrap().into());
         for done in [200, 201, 204] {
             assert_eq!(outcome(done), CallOutcome::Done, "{done}");
         }

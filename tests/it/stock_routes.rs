@@ -7,7 +7,7 @@ use axum::body::to_bytes;
 use axum::extract::Request;
 use axum::http::header::CONTENT_TYPE;
 
-use crate::support::{Shop, eventually};
+use crate::support::{Payment, Shop, eventually};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Seen {
@@ -67,4 +67,47 @@ async fn the_configured_methods_and_paths_are_called_with_the_key_and_as_the_ser
     let expected =
         [call("PUT /shop/internal/P1/out", "take"), call("PATCH /shop/internal/P1/in", "give-back")];
     assert_eq!(*seen.lock().unwrap(), expected);
+}
+
+/// Gives a replica a path that nobody answers at, shows that what `act` starts only waits, and corrects it.
+async fn wrong_and_then_right(setting: &str, act: impl AsyncFnOnce(&Shop, &str), waiting: &str, end: &str) {
+    let mut shop = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").without_service().await;
+    let wrong = shop.replica(&[(setting, "/api/products/{productId}/no-such-route")]).await;
+    shop.url.clone_from(&wrong.url);
+    let phone = shop.product("phone", "100", 5).await;
+    let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
+
+    act(&shop, &id).await;
+    let error = tokio::task::block_in_place(|| wrong.wait_for_log("a stock call met a 404"));
+    assert_eq!((&error["level"], &error["setting"]), (&"ERROR".into(), &setting.into()), "{error:#}");
+    eventually("its outcome is written", async || {
+        let errors = "select count(*) from stock_lines where last_error like '%404%'";
+        sqlx::query_scalar::<_, i64>(errors).fetch_one(&shop.database).await.unwrap() == 1
+    })
+    .await;
+    assert_eq!(shop.status(&id).await, waiting);
+    let work = shop.stock_work().await;
+    assert_eq!((&work["open"], &work["parked"]), (&1.into(), &0.into()));
+
+    drop(wrong);
+    shop.start_service().await;
+    shop.becomes(&id, end).await;
+    shop.no_stock_work().await;
+    assert_eq!(shop.count("refunds_due").await, i64::from(end == "CANCELLED"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_path_for_taking_stock_cancels_no_paid_order() {
+    let pay = async |shop: &Shop, id: &str| shop.pay(&Payment::success(id, "200")).await;
+    wrong_and_then_right("PRODUCT_REDUCE_PATH", pay, "CREATED", "CONFIRMED").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_path_for_giving_stock_back_needs_no_person() {
+    let cancel = async |shop: &Shop, id: &str| {
+        shop.pay(&Payment::success(id, "200")).await;
+        shop.becomes(id, "CONFIRMED").await;
+        shop.set_status(id, "CANCELLED").await.expect(200);
+    };
+    wrong_and_then_right("PRODUCT_RESTORE_PATH", cancel, "CANCELLED", "CANCELLED").await;
 }
