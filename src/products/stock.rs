@@ -72,20 +72,26 @@ impl ProductClient {
             Ok(Ok(Answered { status: StatusCode::NOT_FOUND, .. })) => self.not_found(call, trace, due).await,
             Ok(Ok(answered)) => outcome_of(answered),
         };
-        let (product, line, direction) = (&call.product_id, call.line, call.direction);
-        match &outcome {
-            CallOutcome::Done => tracing::debug!(%product, line, ?direction, "stock moved"),
-            CallOutcome::Refused(error) => {
-                tracing::info!(%product, line, ?direction, error, "stock not moved");
-            }
-            CallOutcome::NotSent(error) => {
-                tracing::warn!(%product, line, ?direction, error, "stock not moved");
-            }
-            CallOutcome::Unknown(error) => {
-                tracing::warn!(%product, line, ?direction, error, "nobody knows whether stock was moved");
-            }
-        }
+        self.log(call, &outcome);
         outcome
+    }
+
+    fn log(&self, call: &StockCall, outcome: &CallOutcome) {
+        let (product, line, direction) = (&call.product_id, call.line, call.direction);
+        let (what, error) = match outcome {
+            CallOutcome::Done => return tracing::debug!(%product, line, ?direction, "stock moved"),
+            CallOutcome::Refused(error) => {
+                return tracing::info!(%product, line, ?direction, error, "stock not moved");
+            }
+            CallOutcome::NotSent(error) => ("stock not moved", error),
+            CallOutcome::Unknown(error) => ("nobody knows whether stock was moved", error),
+        };
+        // While the Product Service is away, every line of every job comes here again and again.
+        if let Some(held_back) = self.unmoved.held_back() {
+            tracing::warn!(%product, line, ?direction, error, held_back, "{what}");
+        } else {
+            tracing::debug!(%product, line, ?direction, error, "{what}");
+        }
     }
 
     /// Whether a repeat under the same key is safe.

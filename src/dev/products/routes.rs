@@ -92,16 +92,19 @@ struct Running {
     key: Option<String>,
 }
 
+/// Another call has the key.
+struct StillRunning;
+
 impl Running {
-    /// Counts the call; nothing where another one with its key is still running.
-    fn begin(&mut self, kind: Call) -> Option<Option<Fault>> {
+    /// Counts the call, and tells what shall go wrong with it.
+    fn begin(&mut self, kind: Call) -> Result<Option<Fault>, StillRunning> {
         let mut book = self.shop.book();
         // The key is the other one's: this one must not let it go.
         if self.key.take_if(|key| !book.hold(key)).is_some() {
             book.count(&self.id);
-            return None;
+            return Err(StillRunning);
         }
-        Some(book.begin(&self.id, kind))
+        Ok(book.begin(&self.id, kind))
     }
 }
 
@@ -117,7 +120,7 @@ impl Drop for Running {
 
 /// Does what was asked for, and what the product's fault makes of it.
 async fn call(mut running: Running, kind: Call, work: impl FnOnce() -> Answer + Send + 'static) -> Response {
-    let Some(fault) = running.begin(kind) else { return in_progress() };
+    let Ok(fault) = running.begin(kind) else { return in_progress() };
     let shop = Arc::clone(&running.shop);
     match fault {
         None => answer(work()),
