@@ -12,7 +12,9 @@
 //! | no calls at all while most of them fail | `breaker_*` | `breaker`, `gate` |
 //! | one attempt, its connection, its answer | `attempt_timeout`, `connect_timeout` | here, `answer` |
 //!
-//! A 404 is an answer like any other: it neither fails a look-up nor counts against the breaker.
+//! A 404 is an answer like any other: it neither fails a look-up nor counts against the breaker. An answer that
+//! is wrong for its product (a price with three decimals, another product's id, a 4xx) fails the look-up, and
+//! counts for the breaker neither way: one broken product does not close the shop.
 
 use std::cmp::min;
 use std::time::Duration;
@@ -201,7 +203,7 @@ impl ProductClient {
         let pass = self.gate.admit(due).ok_or(Failure::Refused)?;
         let late = |_| Failure::Late { after: due.saturating_duration_since(now) };
         let answer = timeout_at(due, self.get(id, call.header.as_ref())).await.map_err(late).flatten();
-        pass.finish(if answer.is_ok() { Outcome::Success } else { Outcome::Failure });
+        pass.finish(answer.as_ref().map_or_else(Failure::outcome, |_| Outcome::Success));
         answer
     }
 

@@ -1,7 +1,8 @@
 //! Reading an answer of the Product Service, and refusing what no order should be placed on.
 
 use reqwest::Response;
-use serde::{Deserialize, Deserializer, de};
+use serde::de::{self, IgnoredAny};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Number, Value};
 use thiserror::Error;
 
@@ -17,6 +18,8 @@ const MAX_BYTES: usize = 256 * 1024;
 pub(super) enum Nonsense {
     #[error("it is longer than {MAX_BYTES} bytes")]
     TooLong,
+    #[error("it is not JSON")]
+    NotJson(#[source] serde_json::Error),
     #[error("it is not a JSON object")]
     NotAnObject,
     #[error("it is not what a product looks like")]
@@ -54,6 +57,7 @@ struct Body {
 }
 
 fn parse(body: &[u8], id: &ProductId) -> Result<Product, Nonsense> {
+    serde_json::from_slice::<IgnoredAny>(body).map_err(Nonsense::NotJson)?;
     // A derived struct would take an array of its fields as well.
     if body.trim_ascii_start().first() != Some(&b'{') {
         return Err(Nonsense::NotAnObject);
