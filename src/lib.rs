@@ -47,7 +47,8 @@
 //! 8. Every wait has a deadline, every queue a bound, every retry a cap. —
 //!    `database_outage::a_database_that_swallows_packets_is_given_up_at_the_deadline`,
 //!    `product_outage::one_product_that_hangs_among_many_ends_the_placement_at_the_deadline_whatever_the_retries`,
-//!    `contract_errors::row_unavailable_while_there_is_too_much_to_do`
+//!    `contract_errors::row_unavailable_while_there_is_too_much_to_do`,
+//!    `confirm_outage::a_product_service_that_is_away_is_asked_now_and_then_and_all_goes_on_when_it_is_back`
 //! 9. A client that hangs up does not stop a placement half way. — `client_hangs_up::*`
 //! 10. Any replica can die at any instruction; the others need nothing but PostgreSQL and Kafka to go on. —
 //!     `relay::what_a_killed_replica_held_is_taken_over_and_nothing_is_lost`, `proof::*`

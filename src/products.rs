@@ -12,7 +12,9 @@
 //! | no calls at all while most of them fail | `breaker_*` | `breaker`, `gate` |
 //! | one attempt, its connection, its answer | `attempt_timeout`, `connect_timeout` | here, `answer` |
 //!
-//! A 404 is an answer like any other: it neither fails a look-up nor counts against the breaker.
+//! A 404 is an answer like any other: it neither fails a look-up nor counts against the breaker. An answer that
+//! is wrong for its product (a price with three decimals, another product's id, a 4xx) fails the look-up, and
+//! counts for the breaker neither way: one broken product does not close the shop.
 
 use std::cmp::min;
 use std::time::Duration;
@@ -26,6 +28,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::domain::{Money, ProductId, TraceParent};
+use crate::telemetry::Seldom;
 
 mod answer;
 mod breaker;
@@ -86,6 +89,8 @@ pub struct ProductClient {
     attempt_timeout: Duration,
     retries: u32,
     concurrency: usize,
+    misrouted: Seldom,
+    unmoved: Seldom,
     places: Semaphore,
     budget: RetryBudget,
     gate: Gate,
@@ -112,6 +117,8 @@ impl ProductClient {
             attempt_timeout: settings.attempt_timeout,
             retries: settings.retries,
             concurrency: settings.concurrency,
+            misrouted: Seldom::new(Duration::from_mins(1)),
+            unmoved: Seldom::new(Duration::from_secs(10)),
             places: Semaphore::new(settings.max_in_flight),
             budget: RetryBudget::default(),
             gate: Gate::new(&settings),
@@ -195,8 +202,8 @@ impl ProductClient {
         let due = min(now + self.attempt_timeout, call.deadline);
         let pass = self.gate.admit(due).ok_or(Failure::Refused)?;
         let late = |_| Failure::Late { after: due.saturating_duration_since(now) };
-        let answer = timeout_at(due, self.get(id, call)).await.map_err(late).flatten();
-        pass.finish(if answer.is_ok() { Outcome::Success } else { Outcome::Failure });
+        let answer = timeout_at(due, self.get(id, call.header.as_ref())).await.map_err(late).flatten();
+        pass.finish(answer.as_ref().map_or_else(Failure::outcome, |_| Outcome::Success));
         answer
     }
 
@@ -206,9 +213,9 @@ impl ProductClient {
         place.map_err(|_| Failure::Crowded)?.map_err(|_| Failure::Crowded)
     }
 
-    async fn get(&self, id: &ProductId, call: &Call<'_>) -> Result<Option<Product>, Failure> {
+    async fn get(&self, id: &ProductId, trace: Option<&HeaderValue>) -> Result<Option<Product>, Failure> {
         let mut request = self.http.get(self.address(id));
-        if let Some(header) = &call.header {
+        if let Some(header) = trace {
             request = request.header(TRACEPARENT, header.clone());
         }
         let response = request.send().await?;

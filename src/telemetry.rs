@@ -2,6 +2,8 @@
 
 use std::error::Error;
 use std::io::IsTerminal;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
@@ -19,6 +21,30 @@ pub fn chain(error: &dyn Error) -> String {
     text
 }
 
+/// Lets one line in a while through, for what can go wrong thousands of times a second.
+#[derive(Debug)]
+pub struct Seldom {
+    every: Duration,
+    latest: Mutex<(Option<Instant>, u64)>,
+}
+
+impl Seldom {
+    /// At most one line in so long.
+    pub const fn new(every: Duration) -> Self {
+        Self { every, latest: Mutex::new((None, 0)) }
+    }
+
+    /// Whether this line is let through: then how many were held back since the one before.
+    pub fn held_back(&self) -> Option<u64> {
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        if latest.0.is_some_and(|at| at.elapsed() < self.every) {
+            latest.1 += 1;
+            return None;
+        }
+        Some(std::mem::replace(&mut *latest, (Some(Instant::now()), 0)).1)
+    }
+}
+
 /// Starts logging for the whole process. Where logging was started already, that stays.
 pub fn start(config: &LogConfig) -> Result<(), ParseError> {
     let filter = EnvFilter::try_new(&config.filter)?;
@@ -32,4 +58,17 @@ pub fn start(config: &LogConfig) -> Result<(), ParseError> {
     };
     drop(started);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_happens_often_is_let_through_once_and_counted() {
+        let seldom = Seldom::new(Duration::from_hours(1));
+        assert_eq!([seldom.held_back(), seldom.held_back(), seldom.held_back()], [Some(0), None, None]);
+        let always = Seldom { every: Duration::ZERO, ..seldom };
+        assert_eq!([always.held_back(), always.held_back()], [Some(2), Some(0)]);
+    }
 }

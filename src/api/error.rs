@@ -64,7 +64,7 @@ impl From<PlaceError> for Problem {
                 StatusCode::CONFLICT,
                 "request-in-progress",
                 "The same request is running",
-                "A request with the same Idempotency-Key is still running.",
+                "A request with the same Idempotency-Key, or with the same lines, is still running.",
             )
             .with_retry_after(RETRY_SOON),
             PlaceError::KeyReused => Self::new(

@@ -14,7 +14,9 @@
 //! | `GET /health`, `GET /health/ready` | 200; the second one for `order-service healthcheck` |
 //!
 //! Stock changes honour `Idempotency-Key`: the same request under the same key is answered as it was the
-//! first time and changes nothing; another request under it is a 422. A refusal leaves its key free.
+//! first time and changes nothing; another request under it is a 422; a repeat while the first is running is a
+//! 409 with `Retry-After`, as the IETF's draft has it. A refusal leaves its key free. A slow change goes on when
+//! its client hangs up.
 //!
 //! A fault belongs to one product, so that tests that run side by side do not meet: `slow` (`millis`),
 //! `status` (`status`), `body` (`body`, sent as it is with 200), `hang` (never answers), `lose-answer` (does

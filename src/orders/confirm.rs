@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{ChangeStatus, ChangeStatusError, OrderService, Versions};
 use crate::domain::aggregate::Confirmation;
 use crate::domain::order::InvalidTransition;
-use crate::domain::stock::{CallRules, JobState, StockCall, StockJob, Verdict};
+use crate::domain::stock::{CallOutcome, CallRules, JobState, StockCall, StockJob, Verdict};
 use crate::domain::{Actor, Order, OrderAggregate, OrderId, Status, TraceParent};
 use crate::store::StoreError;
 use crate::store::stock::ClaimedJob;
@@ -149,10 +149,12 @@ impl OrderService {
     }
 
     /// One step of a job: writes down the next calls, makes them, writes down what they brought.
-    pub(super) async fn step(self, job: ClaimedJob) {
+    ///
+    /// Says whether any of them was answered; nothing where none was made.
+    pub(super) async fn step(self, job: ClaimedJob) -> Option<bool> {
         let ClaimedJob { order_id: id, attempt, holder, overdue, failures } = job;
-        if overdue {
-            error!(order = %id, attempt, failures, "stock work is past its deadline; it goes on");
+        if overdue && let Some(held_back) = self.overdue.held_back() {
+            error!(order = %id, attempt, failures, held_back, "stock work is past its deadline; it goes on");
         }
         let rules = self.call_rules();
         let decide = |aggregate: &mut OrderAggregate| {
@@ -163,7 +165,7 @@ impl OrderService {
         };
         match self.store.update_order(id, Some(attempt), decide).await {
             Ok(Some(Ok((_, (calls, Some(trace), None))))) => {
-                self.make_calls(id, attempt, holder, calls, &trace).await;
+                return self.make_calls(id, attempt, holder, calls, &trace).await;
             }
             Ok(Some(Ok((_, (_, _, Some(parked)))))) => {
                 error!(order = %id, attempt, parked, "stock work waits for a person");
@@ -171,9 +173,11 @@ impl OrderService {
             Ok(_) => {}
             Err(error) => warn!(error = chain(&error), "stock work could not be taken up; it stays due"),
         }
+        None
     }
 
-    /// Makes the calls that were written down, with nothing held, and writes down what they brought.
+    /// Makes the calls that were written down, with nothing held, and writes down what they brought. Says what
+    /// [`step`](Self::step) says.
     async fn make_calls(
         &self,
         id: OrderId,
@@ -181,7 +185,7 @@ impl OrderService {
         holder: Uuid,
         calls: Vec<StockCall>,
         trace: &TraceParent,
-    ) {
+    ) -> Option<bool> {
         let outcomes: Vec<_> = futures_util::stream::iter(calls)
             .map(async |call| {
                 let outcome = self.products.move_stock(&call, trace).await;
@@ -190,17 +194,19 @@ impl OrderService {
             .buffer_unordered(self.confirmation.concurrency)
             .collect()
             .await;
+        let answers = |(_, outcome): &_| matches!(outcome, CallOutcome::Done | CallOutcome::Refused(_));
+        let answered = (!outcomes.is_empty()).then(|| outcomes.iter().any(answers));
         for attempts_left in (0..SETTLE_ATTEMPTS).rev() {
             let settle = |aggregate: &mut OrderAggregate| aggregate.settle_stock(&outcomes, holder);
             match self.store.update_order(id, Some(attempt), settle).await {
                 Ok(Some(Ok((_, Verdict::Refused | Verdict::Unfinished | Verdict::AllReturned)))) => {
                     self.stock_wanted.notify_one();
-                    return;
+                    return answered;
                 }
-                Ok(Some(Ok(_)) | None) => return,
+                Ok(Some(Ok(_)) | None) => return answered,
                 Ok(Some(Err(error))) => {
                     error!(order = %id, attempt, %error, "stock work contradicts its order");
-                    return;
+                    return answered;
                 }
                 Err(error) => {
                     warn!(order = %id, attempt, attempts_left, error = chain(&error), "outcomes not written");
@@ -208,5 +214,6 @@ impl OrderService {
                 }
             }
         }
+        answered
     }
 }

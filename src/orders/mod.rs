@@ -12,9 +12,11 @@ mod history;
 mod list;
 mod pay;
 mod place;
+mod rest;
 mod workers;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::TaskTracker;
@@ -28,6 +30,7 @@ pub use workers::HousekeepingSettings;
 
 use crate::products::ProductClient;
 use crate::store::Store;
+use crate::telemetry::Seldom;
 
 /// How the use cases behave.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +53,7 @@ pub struct OrderService {
     tasks: TaskTracker,
     permits: Arc<Semaphore>,
     stock_wanted: Arc<Notify>,
+    overdue: Arc<Seldom>,
 }
 
 impl OrderService {
@@ -63,6 +67,7 @@ impl OrderService {
             tasks: TaskTracker::new(),
             permits: Arc::new(Semaphore::new(settings.max_placements)),
             stock_wanted: Arc::default(),
+            overdue: Arc::new(Seldom::new(Duration::from_mins(1))),
         }
     }
 

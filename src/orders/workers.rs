@@ -1,7 +1,7 @@
 //! What any replica does in the background, beside relaying: stock work, unpaid orders, old keys.
 
 use std::panic::resume_unwind;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::sleep;
@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::OrderService;
+use super::rest::Rest;
 use crate::domain::aggregate::reason::PAYMENT_TIMEOUT;
 use crate::domain::order::Change;
 use crate::domain::stock::JobState;
@@ -30,13 +31,16 @@ const BATCH: i64 = 500;
 
 impl OrderService {
     /// Does stock work until `stop`, then finishes the jobs that it has taken up. A job that waits for a slow
-    /// product holds up no other, as long as fewer than `concurrency` do.
+    /// product holds up no other, as long as fewer than `concurrency` do. While the Product Service is away
+    /// the worker rests.
     pub async fn run_stock_worker(self, stop: CancellationToken) {
         // Tasks, because a step that nobody polls would keep the connection that the next look waits for.
         let mut steps = JoinSet::new();
+        let mut rest = Rest::new(self.confirmation.concurrency, self.confirmation.poll_interval);
         while !stop.is_cancelled() {
             let room = self.confirmation.concurrency.saturating_sub(steps.len());
-            let taken_up = if room == 0 { Ok(Vec::new()) } else { self.take_up_stock_jobs(room).await };
+            let jobs = rest.allows(room, Instant::now());
+            let taken_up = if jobs == 0 { Ok(Vec::new()) } else { self.take_up_stock_jobs(jobs).await };
             match taken_up {
                 Ok(jobs) => jobs.into_iter().for_each(|job| {
                     steps.spawn(self.clone().step(job));
@@ -44,8 +48,8 @@ impl OrderService {
                 Err(error) => warn!(error = chain(&error), "the stock worker failed; it goes on"),
             }
             tokio::select! {
-                Some(ended) = steps.join_next() => finished(ended),
-                () = self.stock_wanted.notified(), if room > 0 => {}
+                Some(ended) = steps.join_next() => rest.note(finished(ended)),
+                () = self.stock_wanted.notified(), if room > 0 && !rest.is_on() => {}
                 () = sleep(self.confirmation.poll_interval) => {}
                 () = stop.cancelled() => {}
             }
@@ -124,10 +128,6 @@ impl OrderService {
 }
 
 /// A panic is a bug: it ends the worker, and with it the process, whose jobs others take up.
-fn finished(ended: Result<(), JoinError>) {
-    if let Err(error) = ended
-        && error.is_panic()
-    {
-        resume_unwind(error.into_panic());
-    }
+fn finished<T>(ended: Result<Option<T>, JoinError>) -> Option<T> {
+    ended.unwrap_or_else(|error| if error.is_panic() { resume_unwind(error.into_panic()) } else { None })
 }

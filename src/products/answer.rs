@@ -1,7 +1,8 @@
 //! Reading an answer of the Product Service, and refusing what no order should be placed on.
 
 use reqwest::Response;
-use serde::{Deserialize, Deserializer, de};
+use serde::de::{self, IgnoredAny};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Number, Value};
 use thiserror::Error;
 
@@ -17,6 +18,8 @@ const MAX_BYTES: usize = 256 * 1024;
 pub(super) enum Nonsense {
     #[error("it is longer than {MAX_BYTES} bytes")]
     TooLong,
+    #[error("it is not JSON")]
+    NotJson(#[source] serde_json::Error),
     #[error("it is not a JSON object")]
     NotAnObject,
     #[error("it is not what a product looks like")]
@@ -25,8 +28,13 @@ pub(super) enum Nonsense {
     OtherProduct,
 }
 
-/// The product of a 200. Its body is not trusted to end.
-pub(super) async fn read(mut response: Response, id: &ProductId) -> Result<Product, Failure> {
+/// The product of a 200.
+pub(super) async fn read(response: Response, id: &ProductId) -> Result<Product, Failure> {
+    Ok(parse(&body(response).await?, id)?)
+}
+
+/// A body, which is not trusted to end.
+pub(super) async fn body(mut response: Response) -> Result<Vec<u8>, Failure> {
     let announced = response.content_length().map_or(Ok(0), usize::try_from);
     let announced = announced.ok().filter(|length| *length <= MAX_BYTES).ok_or(Nonsense::TooLong)?;
     let mut body = Vec::with_capacity(announced);
@@ -36,7 +44,7 @@ pub(super) async fn read(mut response: Response, id: &ProductId) -> Result<Produ
         }
         body.extend_from_slice(&chunk);
     }
-    Ok(parse(&body, id)?)
+    Ok(body)
 }
 
 /// What is read of a product; further fields are none of our business.
@@ -49,6 +57,7 @@ struct Body {
 }
 
 fn parse(body: &[u8], id: &ProductId) -> Result<Product, Nonsense> {
+    serde_json::from_slice::<IgnoredAny>(body).map_err(Nonsense::NotJson)?;
     // A derived struct would take an array of its fields as well.
     if body.trim_ascii_start().first() != Some(&b'{') {
         return Err(Nonsense::NotAnObject);

@@ -6,6 +6,7 @@ use reqwest::StatusCode;
 use thiserror::Error;
 
 use super::answer::Nonsense;
+use super::breaker::Outcome;
 use crate::telemetry::chain;
 
 /// Why an attempt brought no answer.
@@ -35,6 +36,20 @@ impl Failure {
             Self::Late { .. } | Self::Connection(_) => true,
             Self::Status(status) => matches!(status.as_u16(), 502..=504),
             Self::Refused | Self::Crowded | Self::Nonsense(_) => false,
+        }
+    }
+
+    /// What it says of the Product Service as a whole. An answer that is wrong for its product says nothing of
+    /// the others; what is no answer of a Product Service (a proxy's page), or asks for a pause, does.
+    pub(super) fn outcome(&self) -> Outcome {
+        match self {
+            Self::Nonsense(Nonsense::NotAnObject | Nonsense::Malformed(_) | Nonsense::OtherProduct) => {
+                Outcome::Ignored
+            }
+            Self::Status(status) if status.is_client_error() && !matches!(status.as_u16(), 408 | 429) => {
+                Outcome::Ignored
+            }
+            _ => Outcome::Failure,
         }
     }
 

@@ -1,12 +1,26 @@
 //! Moving stock at the Product Service. What is not known after a call is said to be unknown, never guessed.
+//!
+//! | answer | outcome |
+//! |---|---|
+//! | 2xx | done |
+//! | 400, 404, 409 | refused (contract) |
+//! | 404 to giving back, and the product can be looked up, or that failed: the path may be wrong | not sent |
+//! | 409 to a repeat, with `Retry-After` or about its key | unknown: the first call is still running |
+//! | no connection; 401, 403, 405, 415, 421, 429: turned away before it was looked at | not sent |
+//! | anything else, or none in time | unknown |
+//!
+//! The fourth row is for a Product Service that follows the IETF's draft of `Idempotency-Key`. A plain 409 to a
+//! repeat is a refusal like any other.
 
 use std::time::Duration;
 
-use reqwest::{Method, StatusCode, Url};
-use tokio::time::timeout;
+use reqwest::header::{HeaderValue, RETRY_AFTER};
+use reqwest::{Method, Response, StatusCode, Url};
+use serde_json::Value;
+use tokio::time::{Instant, timeout_at};
 
 use super::failure::Failure;
-use super::{ProductClient, TRACEPARENT};
+use super::{ProductClient, TRACEPARENT, answer};
 use crate::domain::TraceParent;
 use crate::domain::stock::{CallOutcome, Direction, StockCall};
 
@@ -47,33 +61,37 @@ impl StockRoute {
 
 impl ProductClient {
     /// Makes one stock call. It is made once: who repeats it has to write that down first.
-    ///
-    /// 2xx: done. 400, 404 and 409: refused (contract). A connection that never came about, and an answer that
-    /// turns the request away before it is looked at: not sent. Everything else: unknown.
     pub async fn move_stock(&self, call: &StockCall, trace: &TraceParent) -> CallOutcome {
-        let sent = timeout(self.stock.timeout, self.send_stock(call, trace)).await;
-        let outcome = match sent {
+        let due = Instant::now() + self.stock.timeout;
+        let outcome = match timeout_at(due, self.send_stock(call, trace)).await {
             Err(_) => CallOutcome::Unknown(format!("no answer within {:?}", self.stock.timeout)),
             Ok(Err(error)) if error.is_builder() || error.is_connect() => {
                 CallOutcome::NotSent(Failure::from(error).chain())
             }
             Ok(Err(error)) => CallOutcome::Unknown(Failure::from(error).chain()),
-            Ok(Ok(status)) => outcome_of(status),
+            Ok(Ok(Answered { status: StatusCode::NOT_FOUND, .. })) => self.not_found(call, trace, due).await,
+            Ok(Ok(answered)) => outcome_of(answered),
         };
-        let (product, line, direction) = (&call.product_id, call.line, call.direction);
-        match &outcome {
-            CallOutcome::Done => tracing::debug!(%product, line, ?direction, "stock moved"),
-            CallOutcome::Refused(error) => {
-                tracing::info!(%product, line, ?direction, error, "stock not moved");
-            }
-            CallOutcome::NotSent(error) => {
-                tracing::warn!(%product, line, ?direction, error, "stock not moved");
-            }
-            CallOutcome::Unknown(error) => {
-                tracing::warn!(%product, line, ?direction, error, "nobody knows whether stock was moved");
-            }
-        }
+        self.log(call, &outcome);
         outcome
+    }
+
+    fn log(&self, call: &StockCall, outcome: &CallOutcome) {
+        let (product, line, direction) = (&call.product_id, call.line, call.direction);
+        let (what, error) = match outcome {
+            CallOutcome::Done => return tracing::debug!(%product, line, ?direction, "stock moved"),
+            CallOutcome::Refused(error) => {
+                return tracing::info!(%product, line, ?direction, error, "stock not moved");
+            }
+            CallOutcome::NotSent(error) => ("stock not moved", error),
+            CallOutcome::Unknown(error) => ("nobody knows whether stock was moved", error),
+        };
+        // While the Product Service is away, every line of every job comes here again and again.
+        if let Some(held_back) = self.unmoved.held_back() {
+            tracing::warn!(%product, line, ?direction, error, held_back, "{what}");
+        } else {
+            tracing::debug!(%product, line, ?direction, error, "{what}");
+        }
     }
 
     /// Whether a repeat under the same key is safe.
@@ -81,13 +99,13 @@ impl ProductClient {
         self.stock.key_is_honoured
     }
 
-    async fn send_stock(&self, call: &StockCall, trace: &TraceParent) -> Result<StatusCode, reqwest::Error> {
+    async fn send_stock(&self, call: &StockCall, trace: &TraceParent) -> Result<Answered, reqwest::Error> {
         let route = match call.direction {
             Direction::Take => &self.stock.reduce,
             Direction::GiveBack => &self.stock.restore,
         };
         let Some(address) = route.address(&self.base, call.product_id.as_str()) else {
-            return Ok(StatusCode::MISDIRECTED_REQUEST);
+            return Ok(StatusCode::MISDIRECTED_REQUEST.into());
         };
         let response = self
             .http
@@ -100,18 +118,79 @@ impl ProductClient {
             .body(format!(r#"{{"quantity":{}}}"#, call.quantity.get()))
             .send()
             .await?;
-        Ok(response.status())
+        let status = response.status();
+        let conflict = call.sent_before && status == StatusCode::CONFLICT;
+        Ok(Answered { status, in_progress: conflict && says_in_progress(response).await })
+    }
+
+    /// A 404 to a stock call: the product is gone, or the path is wrong, which only a look-up can tell apart. A wrong
+    /// path is said loudly. Taking is refused all the same, as the contract has it; giving back is tried again,
+    /// because nothing of it can be "not enough".
+    async fn not_found(&self, call: &StockCall, trace: &TraceParent, due: Instant) -> CallOutcome {
+        let header = HeaderValue::from_str(trace.as_str()).ok();
+        let found = match timeout_at(due, self.get(&call.product_id, header.as_ref())).await {
+            Ok(Ok(None)) => return CallOutcome::Refused(format!("answered {}", StatusCode::NOT_FOUND)),
+            Ok(Ok(Some(_))) => "there is such a product".to_owned(),
+            Ok(Err(failure)) => format!("the product could not be looked up: {}", failure.chain()),
+            Err(_) => "the product could not be looked up in time".to_owned(),
+        };
+        if let Some(held_back) = self.misrouted.held_back() {
+            let setting = match call.direction {
+                Direction::Take => "PRODUCT_REDUCE_PATH",
+                Direction::GiveBack => "PRODUCT_RESTORE_PATH",
+            };
+            let product = &call.product_id;
+            tracing::error!(%product, setting, found, held_back, "a stock call met a 404: is its path right?");
+        }
+        let said = format!("answered {}, but {found}", StatusCode::NOT_FOUND);
+        match call.direction {
+            Direction::Take => CallOutcome::Refused(said),
+            Direction::GiveBack => CallOutcome::NotSent(said),
+        }
     }
 }
 
-fn outcome_of(status: StatusCode) -> CallOutcome {
+/// What is told from an answer.
+struct Answered {
+    status: StatusCode,
+    /// Whether it says that the first call with this key is still running.
+    in_progress: bool,
+}
+
+impl From<StatusCode> for Answered {
+    fn from(status: StatusCode) -> Self {
+        Self { status, in_progress: false }
+    }
+}
+
+fn outcome_of(Answered { status, in_progress }: Answered) -> CallOutcome {
     let said = || format!("answered {status}");
     match status.as_u16() {
+        409 if in_progress => CallOutcome::Unknown(format!("{}: the first call is still running", said())),
         200..=299 => CallOutcome::Done,
         400 | 404 | 409 => CallOutcome::Refused(said()),
         401 | 403 | 405 | 415 | 421 | 429 => CallOutcome::NotSent(said()),
         _ => CallOutcome::Unknown(said()),
     }
+}
+
+/// Whether a 409 is about the key and not about the stock.
+async fn says_in_progress(response: Response) -> bool {
+    if response.headers().contains_key(RETRY_AFTER) {
+        return true;
+    }
+    answer::body(response).await.is_ok_and(|body| is_about_the_key(&body))
+}
+
+/// The draft's own example has no `type` of its own, but this `title`: "A request is outstanding for this
+/// Idempotency-Key".
+fn is_about_the_key(body: &[u8]) -> bool {
+    let problem: Value = serde_json::from_slice(body).unwrap_or_default();
+    ["type", "code", "title"].into_iter().filter_map(|member| problem[member].as_str()).any(|text| {
+        let mut words = text.to_ascii_lowercase();
+        words.retain(|letter| letter.is_ascii_lowercase());
+        words.contains("inprogress") || words.contains("idempotency")
+    })
 }
 
 #[cfg(test)]
@@ -120,7 +199,7 @@ mod tests {
 
     #[test]
     fn an_answer_says_what_became_of_the_stock_or_that_nobody_knows() {
-        let outcome = |status| outcome_of(StatusCode::from_u16(status).unwrap());
+        let outcome = |status| outcome_of(StatusCode::from_u16(status).unwrap().into());
         for done in [200, 201, 204] {
             assert_eq!(outcome(done), CallOutcome::Done, "{done}");
         }
@@ -129,6 +208,26 @@ mod tests {
         }
         for unknown in [302, 408, 422, 500, 502, 503, 504] {
             assert!(matches!(outcome(unknown), CallOutcome::Unknown(_)), "{unknown}");
+        }
+    }
+
+    #[test]
+    fn a_conflict_says_whether_it_is_about_the_key() {
+        for key in [
+            r#"{"type":"urn:problem:order-service:request-in-progress"}"#,
+            r#"{"code":"REQUEST_IN_PROGRESS"}"#,
+            r#"{"type":"about:blank","title":"A request is outstanding for this Idempotency-Key"}"#,
+        ] {
+            assert!(is_about_the_key(key.as_bytes()), "{key}");
+        }
+        for stock in [
+            "",
+            "[]",
+            "Idempotency-Key",
+            r#"{"error":"not enough"}"#,
+            r#"{"type":"urn:problem:insufficient-stock","title":"Not enough","code":409}"#,
+        ] {
+            assert!(!is_about_the_key(stock.as_bytes()), "{stock}");
         }
     }
 

@@ -33,7 +33,7 @@ pub enum Placement {
     New,
     /// The same request is this order already.
     Duplicate(PlacedBefore),
-    /// Another attempt has taken the key over meanwhile.
+    /// Another attempt has taken the key over meanwhile, or goes on being just ahead.
     KeyLost,
 }
 
@@ -101,6 +101,9 @@ where recent_orders.customer_id = $1 and recent_orders.fingerprint = $2
   and ($3::timestamptz is null or (recent_orders.placed_at > $3 and orders.status <> 'CANCELLED'))
 ";
 
+/// Between the two statements the first order may be forgotten; then nothing is in the way any more.
+const ATTEMPTS: u32 = 2;
+
 impl Store {
     /// Makes a new order durable together with its lines, its history and its `ORDER_PLACED` (invariant 1),
     /// and with what the guard remembers of the request.
@@ -114,17 +117,17 @@ impl Store {
         guard: &Guard,
     ) -> Result<Placement, StoreError> {
         let event = OrderEvent::placed(order, trace)?;
-        if self.bounded(self.insert_order(order, placed_as, &event, guard)).await? {
-            self.outbox_written.notify_one();
-            return Ok(Placement::New);
-        }
-        match guard {
-            Guard::Window { fingerprint, .. } => {
-                let found = self.find_recent(&order.customer, fingerprint, None).await?;
-                Ok(found.map_or(Placement::KeyLost, Placement::Duplicate))
+        for _ in 0..ATTEMPTS {
+            if self.bounded(self.insert_order(order, placed_as, &event, guard)).await? {
+                self.outbox_written.notify_one();
+                return Ok(Placement::New);
             }
-            Guard::None | Guard::Key(_) => Ok(Placement::KeyLost),
+            let Guard::Window { fingerprint, .. } = guard else { break };
+            if let Some(first) = self.find_recent(&order.customer, fingerprint, None).await? {
+                return Ok(Placement::Duplicate(first));
+            }
         }
+        Ok(Placement::KeyLost)
     }
 
     /// Whether the guard let it happen.

@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use crate::support::{Builder, Movement, Shop, admin, command, customer, eventually, exit_code};
+use crate::support::{Builder, Movement, Payment, Shop, admin, command, customer, eventually, exit_code};
 
 /// Admins wait for as long as it takes, so that an answer says what became of the order.
 fn patient() -> Builder {
@@ -63,6 +63,33 @@ async fn whatever_becomes_of_the_calls_every_line_is_given_back_once_under_its_o
         let expected = [Movement::new(-2, &id, line, "take", 1), Movement::new(2, &id, line, "give-back", 1)];
         assert_eq!(shop.ledger(product).await, expected);
     }
+}
+
+#[tokio::test]
+async fn a_repeat_that_meets_its_first_call_still_running_is_no_refusal() {
+    let shop = Shop::builder()
+        .with("PAYMENT_EVENTS_ENABLED", "true")
+        .with("PRODUCT_STOCK_TIMEOUT_MS", "300")
+        .start()
+        .await;
+    let phone = shop.product("phone", "100", 5).await;
+    let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
+    let before = shop.calls_seen(&phone).await;
+    shop.fault(&phone, &json!({"kind": "slow", "millis": 3000, "on": "reduce-stock", "times": 1})).await;
+
+    shop.pay(&Payment::success(&id, "200")).await;
+    let last_error = async || -> Option<String> {
+        let error = sqlx::query_scalar("select last_error from stock_lines");
+        error.fetch_optional(&shop.database).await.unwrap().flatten()
+    };
+    eventually("a repeat meets the first call", async || {
+        last_error().await.is_some_and(|error| error.contains("409"))
+    })
+    .await;
+    assert!(shop.calls_seen(&phone).await > before + 1);
+
+    shop.becomes(&id, "CONFIRMED").await;
+    assert_eq!(shop.ledger(&phone).await, [Movement::new(-2, &id, 1, "take", 1)]);
 }
 
 #[tokio::test]

@@ -76,6 +76,20 @@ async fn a_cancelled_first_order_does_not_count() {
 }
 
 #[tokio::test]
+async fn a_first_order_that_is_forgotten_at_this_very_moment_is_in_nobodys_way() {
+    let shop = shop().await;
+    let phone = shop.product("phone", "100", 50).await;
+    let first = shop.placed("ada@example.com", &[(&phone, 2)]).await;
+    let forget = "create function forget() returns trigger language plpgsql as
+                      $$ begin delete from recent_orders; return null; end $$;
+                  create trigger forget after insert on recent_orders execute function forget()";
+    sqlx::raw_sql(forget).execute(&shop.database).await.unwrap();
+
+    assert_ne!(shop.placed("ada@example.com", &[(&phone, 2)]).await, first);
+    assert_eq!(shop.count("orders").await, 2);
+}
+
+#[tokio::test]
 async fn past_the_window_it_is_a_new_order() {
     let shop = shop().await;
     let phone = shop.product("phone", "100", 50).await;

@@ -19,6 +19,7 @@ mod client_hangs_up;
 mod confirm_crash;
 mod confirm_faults;
 mod confirm_order;
+mod confirm_outage;
 mod confirm_races;
 mod contract_errors;
 mod database_outage;

@@ -82,6 +82,23 @@ async fn an_answer_that_makes_no_sense_is_a_503_and_nothing_is_written() {
 }
 
 #[tokio::test]
+async fn a_product_with_bad_data_that_is_asked_for_often_does_not_close_the_shop() {
+    const ASKED: u64 = 30;
+    let shop = Shop::builder().with("PRODUCT_BREAKER_WINDOW", "10").start().await;
+    let (good, bad) = (shop.product("good", "1", 5).await, shop.product("bad", "10", 5).await);
+    shop.fault(&bad, &json!({"kind": "body", "body": r#"{"price":10.005,"stock":5}"#})).await;
+
+    for _ in 0..ASKED {
+        shop.place(customer(ADA), &lines(&[(&bad, 1)])).await.expect_unavailable(UNAVAILABLE);
+    }
+
+    assert_eq!(shop.requests_seen(Some(&bad)).await["total"], ASKED);
+    let shown = shop.get(customer(ADA), "/health/ready").await.expect(200).body;
+    assert_eq!(shown["components"]["productService"], "closed");
+    shop.placed(ADA, &[(&good, 1)]).await;
+}
+
+#[tokio::test]
 async fn a_total_beyond_the_column_is_a_503_and_nothing_is_written() {
     let shop = Shop::start().await;
     let gold = shop.product("gold", "999999999999.99", 5).await;

@@ -7,7 +7,7 @@ use axum::body::to_bytes;
 use axum::extract::Request;
 use axum::http::header::CONTENT_TYPE;
 
-use crate::support::{Shop, eventually};
+use crate::support::{Payment, Replica, Shop, eventually};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Seen {
@@ -67,4 +67,50 @@ async fn the_configured_methods_and_paths_are_called_with_the_key_and_as_the_ser
     let expected =
         [call("PUT /shop/internal/P1/out", "take"), call("PATCH /shop/internal/P1/in", "give-back")];
     assert_eq!(*seen.lock().unwrap(), expected);
+}
+
+/// A replica with a path that nobody answers at, and a paid order of two phones.
+async fn misrouted(setting: &str) -> (Shop, Replica, String) {
+    let mut shop = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").without_service().await;
+    let wrong = shop.replica(&[(setting, "/api/products/{productId}/no-such-route")]).await;
+    shop.url.clone_from(&wrong.url);
+    let phone = shop.product("phone", "100", 5).await;
+    let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
+    shop.pay(&Payment::success(&id, "200")).await;
+    (shop, wrong, id)
+}
+
+fn expect_complaint(replica: &Replica, setting: &str) {
+    let error = tokio::task::block_in_place(|| replica.wait_for_log("a stock call met a 404"));
+    assert_eq!((&error["level"], &error["setting"]), (&"ERROR".into(), &setting.into()), "{error:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_path_for_taking_stock_is_a_refusal_and_said_loudly() {
+    let (shop, wrong, id) = misrouted("PRODUCT_REDUCE_PATH").await;
+
+    shop.becomes(&id, "CANCELLED").await;
+
+    expect_complaint(&wrong, "PRODUCT_REDUCE_PATH");
+    assert_eq!(shop.refunds(&id).await, [("200".to_owned(), "OUT_OF_STOCK".to_owned())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_path_for_giving_stock_back_waits_for_the_right_one_and_needs_no_person() {
+    let (mut shop, wrong, id) = misrouted("PRODUCT_RESTORE_PATH").await;
+    shop.becomes(&id, "CONFIRMED").await;
+
+    shop.set_status(&id, "CANCELLED").await.expect(200);
+    expect_complaint(&wrong, "PRODUCT_RESTORE_PATH");
+    eventually("its outcome is written", async || {
+        let errors = "select count(*) from stock_lines where last_error like '%404%'";
+        sqlx::query_scalar::<_, i64>(errors).fetch_one(&shop.database).await.unwrap() == 1
+    })
+    .await;
+    let work = shop.stock_work().await;
+    assert_eq!((&work["open"], &work["parked"]), (&1.into(), &0.into()));
+
+    drop(wrong);
+    shop.start_service().await;
+    shop.no_stock_work().await;
 }

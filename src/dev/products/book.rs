@@ -1,6 +1,6 @@
 //! What the demo Product Service knows: products, stock changes, faults and calls.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -81,6 +81,8 @@ pub(super) struct Book {
     products: BTreeMap<String, Product>,
     /// Every first answer by its `Idempotency-Key`.
     answers: HashMap<String, (Change, Answer)>,
+    /// The keys of the stock changes that are under way.
+    under_way: HashSet<String>,
     ledger: Vec<Entry>,
     faults: HashMap<String, Plan>,
     calls: HashMap<String, Calls>,
@@ -212,18 +214,32 @@ impl Book {
 
     /// Counts a call that begins, and tells what shall go wrong with it.
     pub(super) fn begin(&mut self, id: &str, call: Call) -> Option<Fault> {
-        for name in counted_as(id) {
-            let calls = self.calls.entry(name.to_owned()).or_default();
-            calls.total += 1;
-            calls.now += 1;
-            calls.at_once = calls.at_once.max(calls.now);
-        }
+        self.count(id);
         let plan = self.faults.get_mut(id)?;
         let fault = plan.next(call);
         if plan.is_over() {
             self.faults.remove(id);
         }
         fault
+    }
+
+    /// Counts a call that begins and that nothing can go wrong with.
+    pub(super) fn count(&mut self, id: &str) {
+        for name in counted_as(id) {
+            let calls = self.calls.entry(name.to_owned()).or_default();
+            calls.total += 1;
+            calls.now += 1;
+            calls.at_once = calls.at_once.max(calls.now);
+        }
+    }
+
+    /// Takes a key for a change that begins; not while another change has it.
+    pub(super) fn hold(&mut self, key: &str) -> bool {
+        self.under_way.insert(key.to_owned())
+    }
+
+    pub(super) fn let_go(&mut self, key: &str) {
+        self.under_way.remove(key);
     }
 
     pub(super) fn end(&mut self, id: &str) {

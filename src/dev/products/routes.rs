@@ -48,7 +48,9 @@ async fn healthy() -> Response {
 }
 
 async fn read(State(shop): Shared, Path(id): Path<String>) -> Response {
-    call(&shop, &id, Call::Read, || shop.book().read(&id)).await
+    let (book, product) = (Arc::clone(&shop), id.clone());
+    let running = Running { shop, id, key: None };
+    call(running, Call::Read, move || book.book().read(&product)).await
 }
 
 async fn reduce(shop: Shared, id: Path<String>, headers: HeaderMap, body: Bytes) -> Response {
@@ -67,43 +69,74 @@ async fn change(
     kind: Call,
 ) -> Response {
     let key = headers.get("idempotency-key").map(|key| String::from_utf8_lossy(key.as_bytes()).into_owned());
-    call(&shop, &product, kind, || match serde_json::from_slice(body) {
+    let change = match serde_json::from_slice(body) {
         Ok(Quantity { quantity }) if quantity > 0 => {
-            let product = product.clone();
-            shop.book().change(Change { product, call: kind, quantity }, key)
+            Ok(Change { product: product.clone(), call: kind, quantity })
         }
-        Ok(_) => bad("the quantity has to be positive"),
-        Err(error) => bad(&error.to_string()),
-    })
-    .await
+        Ok(_) => Err(bad("the quantity has to be positive")),
+        Err(error) => Err(bad(&error.to_string())),
+    };
+    let (book, held) = (Arc::clone(&shop), key.clone());
+    let running = Running { shop, id: product, key: held };
+    let work = move || match change {
+        Ok(change) => book.book().change(change, key),
+        Err(bad) => bad,
+    };
+    call(running, kind, work).await
 }
 
 /// A call that is running; it ends also when the client hangs up and the future is dropped.
-struct Running<'a> {
-    shop: &'a Shop,
-    id: &'a str,
+struct Running {
+    shop: Arc<Shop>,
+    id: String,
+    key: Option<String>,
 }
 
-impl Drop for Running<'_> {
+/// Another call has the key.
+struct StillRunning;
+
+impl Running {
+    /// Counts the call, and tells what shall go wrong with it.
+    fn begin(&mut self, kind: Call) -> Result<Option<Fault>, StillRunning> {
+        let mut book = self.shop.book();
+        // The key is the other one's: this one must not let it go.
+        if self.key.take_if(|key| !book.hold(key)).is_some() {
+            book.count(&self.id);
+            return Err(StillRunning);
+        }
+        Ok(book.begin(&self.id, kind))
+    }
+}
+
+impl Drop for Running {
     fn drop(&mut self) {
-        self.shop.book().end(self.id);
+        let mut book = self.shop.book();
+        book.end(&self.id);
+        if let Some(key) = &self.key {
+            book.let_go(key);
+        }
     }
 }
 
 /// Does what was asked for, and what the product's fault makes of it.
-async fn call(shop: &Shop, id: &str, kind: Call, work: impl FnOnce() -> Answer) -> Response {
-    let fault = shop.book().begin(id, kind);
-    let _running = Running { shop, id };
+async fn call(mut running: Running, kind: Call, work: impl FnOnce() -> Answer + Send + 'static) -> Response {
+    let Ok(fault) = running.begin(kind) else { return in_progress() };
+    let shop = Arc::clone(&running.shop);
     match fault {
         None => answer(work()),
         Some(Fault::Slow(delay)) => {
-            until_stopped(shop, sleep(delay)).await;
-            answer(work())
+            let keyed = running.key.is_some();
+            let slowly = async move {
+                until_stopped(&running.shop, sleep(delay)).await;
+                answer(work())
+            };
+            // In a task of its own, so that it comes to its end when the client hangs up.
+            if keyed { tokio::spawn(slowly).await.unwrap_or_else(|_| no_answer()) } else { slowly.await }
         }
         Some(Fault::Status(status)) => answer((status, json!({"error": "told to fail"}))),
         Some(Fault::Body(body)) => with_body(StatusCode::OK, Body::from(body)),
         Some(Fault::Hang) => {
-            until_stopped(shop, pending()).await;
+            until_stopped(&shop, pending()).await;
             no_answer()
         }
         Some(Fault::LoseAnswer) => {
@@ -162,6 +195,15 @@ async fn calls(State(shop): Shared, Path(id): Path<String>) -> Response {
 
 fn bad(why: &str) -> Answer {
     (StatusCode::BAD_REQUEST, json!({"error": why}))
+}
+
+fn in_progress() -> Response {
+    let body = json!({
+        "type": "urn:problem:demo-products:request-in-progress", "status": 409,
+        "title": "A request is outstanding for this Idempotency-Key",
+    });
+    let headers = [(header::CONTENT_TYPE, "application/problem+json"), (header::RETRY_AFTER, "1")];
+    (StatusCode::CONFLICT, headers, body.to_string()).into_response()
 }
 
 fn answer((status, body): (StatusCode, Value)) -> Response {

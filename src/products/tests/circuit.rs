@@ -81,13 +81,29 @@ async fn unknown_products_are_answers() {
 }
 
 #[tokio::test]
-async fn every_kind_of_failure_counts() {
-    for bad in [Reply::status(500), Reply::status(401), Reply::Now(200, String::from("{}")), Reply::Never] {
+async fn every_kind_of_failure_of_the_product_service_counts() {
+    let page = Reply::Now(200, String::from("<html>maintenance</html>"));
+    let cut = Reply::Now(200, String::from(r#"{"price":1"#));
+    for bad in [Reply::status(500), Reply::status(302), Reply::status(429), page, cut, Reply::Never] {
         let shop = Shop::always(bad).await;
         let attempt_timeout = Duration::from_millis(50);
         let client = client(ProductSettings { attempt_timeout, ..sensitive(&shop, HOUR) });
         fail(&client, 5).await;
         assert_eq!(client.state(), BreakerState::Open);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_wrong_for_its_product_counts_as_nothing() {
+    let wrong = ["null", "{}", r#"{"price":1.005,"stock":5}"#, r#"{"id":"OTHER","price":1,"stock":5}"#];
+    let wrong = wrong.map(|body| Reply::Now(200, body.to_owned()));
+    for bad in wrong.into_iter().chain([400, 401, 403, 422].map(Reply::status)) {
+        let (shop, healthy) = switched(bad).await;
+        let client = client(sensitive(&shop, Duration::from_millis(300)));
+        fail(&client, 20).await;
+        assert_eq!((client.state(), shop.calls()), (BreakerState::Closed, 20));
+        healthy.store(true, SeqCst);
+        assert!(one(&client).await.is_ok());
     }
 }
 

@@ -1,0 +1,82 @@
+//! When the stock worker rests: a Product Service that is away gets one job an interval, not all of them.
+
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+/// What the latest jobs brought. After so many in a row without an answer it rests, until there is one.
+#[derive(Debug)]
+pub(super) struct Rest {
+    after: usize,
+    probe_every: Duration,
+    unanswered: usize,
+    next_probe: Option<Instant>,
+}
+
+impl Rest {
+    pub(super) const fn new(after: usize, probe_every: Duration) -> Self {
+        Self { after, probe_every, unanswered: 0, next_probe: None }
+    }
+
+    pub(super) const fn is_on(&self) -> bool {
+        self.unanswered >= self.after
+    }
+
+    /// How many jobs may be taken up now, where there is room for so many.
+    pub(super) fn allows(&mut self, room: usize, now: Instant) -> usize {
+        if !self.is_on() || room == 0 {
+            return room;
+        }
+        if self.next_probe.is_some_and(|due| now < due) {
+            return 0;
+        }
+        self.next_probe = Some(now + self.probe_every);
+        1
+    }
+
+    /// Takes note of a job: whether any of its calls was answered, or nothing where it made none.
+    pub(super) fn note(&mut self, answered: Option<bool>) {
+        let before = self.is_on();
+        match answered {
+            Some(true) => self.unanswered = 0,
+            Some(false) => self.unanswered = self.unanswered.saturating_add(1),
+            None => {}
+        }
+        match (before, self.is_on()) {
+            (false, true) => warn!("no stock call is answered: trying one job at a time"),
+            (true, false) => info!("stock calls are answered again"),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EVERY: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn one_job_an_interval_is_tried_until_one_is_answered() {
+        let (mut rest, start) = (Rest::new(3, EVERY), Instant::now());
+        for _ in 0..3 {
+            assert_eq!(rest.allows(8, start), 8);
+            rest.note(Some(false));
+        }
+        assert_eq!([rest.allows(0, start), rest.allows(8, start), rest.allows(8, start)], [0, 1, 0]);
+        rest.note(Some(false));
+        rest.note(None);
+        assert_eq!([rest.allows(8, start + EVERY / 2), rest.allows(8, start + EVERY)], [0, 1]);
+        rest.note(Some(true));
+        assert_eq!(rest.allows(8, start + EVERY), 8);
+    }
+
+    #[test]
+    fn a_few_broken_products_among_others_slow_nothing_down() {
+        let mut rest = Rest::new(3, EVERY);
+        for answered in [false, false, true].repeat(10) {
+            rest.note(Some(answered));
+            assert!(!rest.is_on());
+        }
+    }
+}

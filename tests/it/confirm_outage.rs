@@ -1,0 +1,86 @@
+//! The Product Service is away while many paid orders wait for their stock.
+
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::{Method, StatusCode};
+use axum::response::IntoResponse;
+
+use crate::support::{Payment, Shop, eventually};
+
+/// A Product Service that knows every product, and that moves stock only while it is told to.
+struct Products {
+    url: String,
+    up: Arc<AtomicBool>,
+    stock_calls: Arc<Mutex<Vec<Instant>>>,
+}
+
+impl Products {
+    async fn away() -> Self {
+        let (up, stock_calls) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
+        let (is_up, calls) = (Arc::clone(&up), Arc::clone(&stock_calls));
+        let answer = async move |request: Request| {
+            if request.method() == Method::POST {
+                calls.lock().unwrap().push(Instant::now());
+                if !is_up.load(SeqCst) {
+                    return StatusCode::SERVICE_UNAVAILABLE.into_response();
+                }
+            }
+            r#"{"price":100,"stock":5}"#.into_response()
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, Router::new().fallback(answer)).await });
+        Self { url, up, stock_calls }
+    }
+
+    fn calls(&self) -> Vec<Instant> {
+        self.stock_calls.lock().unwrap().clone()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_product_service_that_is_away_is_asked_now_and_then_and_all_goes_on_when_it_is_back() {
+    const ORDERS: usize = 40;
+    /// Twice `STOCK_CONCURRENCY`: what may be under way before it is seen that nothing is answered.
+    const AT_FIRST: usize = 16;
+    const PROBES: u32 = 20;
+    let products = Products::away().await;
+    let mut shop = Shop::builder()
+        .with("PAYMENT_EVENTS_ENABLED", "true")
+        .with("PRODUCT_SERVICE_URL", &products.url)
+        .with("STOCK_POLL_INTERVAL_MS", "100")
+        .with("STOCK_DEADLINE_MS", "100")
+        .without_service()
+        .await;
+    let mut replica = shop.replica(&[]).await;
+    shop.url.clone_from(&replica.url);
+    let mut payments = Vec::new();
+    for _ in 0..ORDERS {
+        let id = shop.placed("ada@example.com", &[("P1", 1)]).await;
+        let payment = Payment::success(&id, "100").record.to_string().into_bytes();
+        payments.push((id, payment));
+    }
+    shop.payments.publish_all(&payments).await;
+
+    let probes = AT_FIRST..AT_FIRST + usize::try_from(PROBES).unwrap();
+    eventually("it is asked again and again", async || products.calls().len() > probes.end).await;
+    let calls = products.calls();
+    let taken = calls[probes.end] - calls[probes.start];
+    assert!(taken > Duration::from_millis(100) * PROBES / 2, "{PROBES} calls within {taken:?}");
+
+    products.up.store(true, SeqCst);
+    for (id, _) in &payments {
+        shop.becomes(id, "CONFIRMED").await;
+    }
+    replica.signal("TERM");
+    let log = tokio::task::block_in_place(|| replica.rest_of_log());
+    let lines = |text: &str| log.iter().filter(|line| line["message"].to_string().contains(text)).count();
+    for text in ["past its deadline", "nobody knows", "trying one job at a time"] {
+        let lines = lines(text);
+        assert!((1..10).contains(&lines), "{lines} lines: {text}");
+    }
+}
