@@ -42,6 +42,8 @@ pub(super) struct Order {
     pub(super) history: BTreeMap<i64, (Option<String>, String)>,
     pub(super) is_paid: bool,
     pub(super) refund_is_due: bool,
+    /// Money came that was not its total.
+    pub(super) waits_for_a_person: bool,
 }
 
 /// One entry of the Product Service's ledger.
@@ -100,8 +102,9 @@ impl Evidence {
 }
 
 async fn read_orders(database: &PgPool) -> BTreeMap<String, Order> {
-    let rows: Vec<(Uuid, String, String, i32, bool, bool)> = sqlx::query_as(
-        "select id, customer_id, status, version, payments.order_id is not null, refunds_due.order_id is not null
+    let rows: Vec<(Uuid, String, String, i32, bool, bool, bool)> = sqlx::query_as(
+        "select id, customer_id, status, version, payments.order_id is not null, refunds_due.order_id is not null,
+                exists (select from parked_payments where order_id = id)
          from orders
          left join payments on payments.order_id = id
          left join refunds_due on refunds_due.order_id = id",
@@ -110,8 +113,16 @@ async fn read_orders(database: &PgPool) -> BTreeMap<String, Order> {
     .await
     .unwrap();
     let mut orders: BTreeMap<String, Order> = BTreeMap::new();
-    for (id, customer, status, version, is_paid, refund_is_due) in rows {
-        let order = Order { customer, status, version, is_paid, refund_is_due, ..Order::default() };
+    for (id, customer, status, version, is_paid, refund_is_due, waits_for_a_person) in rows {
+        let order = Order {
+            customer,
+            status,
+            version,
+            is_paid,
+            refund_is_due,
+            waits_for_a_person,
+            ..Order::default()
+        };
         orders.insert(id.to_string(), order);
     }
     let lines: Vec<(Uuid, i16, String, i32)> =

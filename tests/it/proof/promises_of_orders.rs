@@ -103,12 +103,12 @@ fn payments(evidence: &Evidence) -> Vec<Promise> {
     vec![lost, unsettled, refunds, parked, garbage, money]
 }
 
-/// Nothing is left in between.
+/// Nothing is left in between, but orders for which money came that a person has to look at.
 fn ends(evidence: &Evidence) -> Vec<Promise> {
     let mut orders = Promise::no("orders that did not come to an end");
     let mut jobs = Promise::no("stock jobs that did not come to an end, or are parked");
     for (id, order) in &evidence.orders {
-        orders.try_out(order.status != "CREATED", || id.clone());
+        orders.try_out(order.status != "CREATED" || order.waits_for_a_person, || id.clone());
     }
     for job in &evidence.jobs {
         let ended = matches!(job.state.as_str(), "TAKEN" | "RETURNED") && job.parked.is_none();

@@ -15,7 +15,8 @@ const STANDSTILL: Duration = Duration::from_secs(20);
 const STATE: &str = "
 select (select count(*) from outbox) as outbox,
        (select count(*) from stock_jobs where state in ('TAKING', 'RETURNING')) as stock_jobs,
-       (select count(*) from orders where status = 'CREATED') as created,
+       (select count(*) from orders where status = 'CREATED'
+        and not exists (select from parked_payments where order_id = orders.id)) as created,
        (select count(*) from payment_events) as payments,
        (select count(distinct payload) from parked_payments where order_id is null) as parked,
        (select coalesce(sum(version), 0) from orders)::bigint as versions
