@@ -16,7 +16,7 @@ use crate::domain::order::InvalidTransition;
 use crate::domain::stock::{CallOutcome, CallRules, JobState, StockCall, StockJob, Verdict};
 use crate::domain::{Actor, Order, OrderAggregate, OrderId, Status, TraceParent};
 use crate::store::StoreError;
-use crate::store::stock::ClaimedJob;
+use crate::store::stock_queue::{ClaimedJob, TakeUp};
 use crate::telemetry::chain;
 
 /// How stock work is done.
@@ -144,8 +144,12 @@ impl OrderService {
     }
 
     /// Takes up at most `limit` stock jobs that are due, whoever started them.
-    pub(super) async fn take_up_stock_jobs(&self, limit: usize) -> Result<Vec<ClaimedJob>, StoreError> {
-        self.store.claim_stock_jobs(Uuid::new_v4(), i64::try_from(limit).unwrap_or(i64::MAX)).await
+    pub(super) async fn take_up_stock_jobs(
+        &self,
+        limit: usize,
+        first: TakeUp,
+    ) -> Result<Vec<ClaimedJob>, StoreError> {
+        self.store.claim_stock_jobs(Uuid::new_v4(), i64::try_from(limit).unwrap_or(i64::MAX), first).await
     }
 
     /// One step of a job: writes down the next calls, makes them, writes down what they brought.

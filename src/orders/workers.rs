@@ -15,6 +15,7 @@ use crate::domain::order::Change;
 use crate::domain::stock::JobState;
 use crate::domain::{Actor, OrderAggregate, OrderId, Status, TraceParent};
 use crate::store::StoreError;
+use crate::store::stock_queue::TakeUp;
 use crate::telemetry::chain;
 
 /// When and how often things are tidied up.
@@ -40,7 +41,9 @@ impl OrderService {
         while !stop.is_cancelled() {
             let room = self.confirmation.concurrency.saturating_sub(steps.len());
             let jobs = rest.allows(room, Instant::now());
-            let taken_up = if jobs == 0 { Ok(Vec::new()) } else { self.take_up_stock_jobs(jobs).await };
+            let first = if rest.is_on() { TakeUp::Newest } else { TakeUp::Oldest };
+            let taken_up =
+                if jobs == 0 { Ok(Vec::new()) } else { self.take_up_stock_jobs(jobs, first).await };
             match taken_up {
                 Ok(jobs) => jobs.into_iter().for_each(|job| {
                     steps.spawn(self.clone().step(job));

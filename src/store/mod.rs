@@ -16,6 +16,7 @@ pub mod parking;
 pub mod payments;
 pub mod place;
 pub mod stock;
+pub mod stock_queue;
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Stock jobs: written with the order they belong to, taken up by whichever replica is free.
+//! Stock jobs: written with the order they belong to. Who takes them up is in `stock_queue`.
 
 use std::time::Duration;
 
@@ -76,80 +76,7 @@ from unnest($9::smallint[], $10::text[], $11::text[]) as line (number, state, er
 where order_id = $1 and attempt = $2 and line_number = line.number
 ";
 
-const CLAIM: &str = "
-update stock_jobs
-set lease_token = $1, leased_until = now() + $2
-where (order_id, attempt) in (
-    select order_id, attempt from stock_jobs
-    where state in ('TAKING', 'RETURNING') and parked is null
-      and next_attempt_at <= now() and leased_until < now()
-      and not exists (
-          select from stock_jobs earlier
-          where earlier.order_id = stock_jobs.order_id and earlier.attempt < stock_jobs.attempt
-            and earlier.state = 'RETURNING' and earlier.parked is null
-      )
-    order by next_attempt_at
-    limit $3
-    for update skip locked
-)
-returning order_id, attempt, lease_token as holder, deadline < now() as overdue, failures
-";
-
-const UNFINISHED: &str = "
-select count(*) as open,
-       count(*) filter (where deadline < now()) as overdue,
-       count(*) filter (where parked is not null) as parked,
-       (select count(*) from parked_orders) as parked_orders
-from stock_jobs
-where state in ('TAKING', 'RETURNING')
-";
-
-/// A job that was taken up.
-#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
-pub struct ClaimedJob {
-    /// The order.
-    #[sqlx(try_from = "Uuid")]
-    pub order_id: OrderId,
-    /// The attempt.
-    pub attempt: i16,
-    /// Who holds it now.
-    pub holder: Uuid,
-    /// Whether it should have come to its end before.
-    pub overdue: bool,
-    /// How often in a row its calls brought nothing.
-    pub failures: i32,
-}
-
-/// Work that has not come to its end.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, sqlx::FromRow)]
-pub struct Unfinished {
-    /// All of it.
-    pub open: i64,
-    /// Past its deadline.
-    pub overdue: i64,
-    /// Waiting for a person.
-    pub parked: i64,
-    /// Orders whose events wait for a person.
-    pub parked_orders: i64,
-}
-
 impl Store {
-    /// Takes up to `limit` jobs that are due and that nobody holds.
-    pub async fn claim_stock_jobs(&self, holder: Uuid, limit: i64) -> Result<Vec<ClaimedJob>, StoreError> {
-        self.bounded(async {
-            let mut connection = self.connection().await?;
-            let jobs = sqlx::query_as(CLAIM)
-                .bind(holder)
-                .bind(self.stock.lease)
-                .bind(limit)
-                .fetch_all(&mut *connection)
-                .await?;
-            connection.give_back();
-            Ok(jobs)
-        })
-        .await
-    }
-
     /// How far a job is. Nothing where there is no such job.
     pub async fn stock_job(&self, order: OrderId, attempt: i16) -> Result<Option<StockJob>, StoreError> {
         self.bounded(async {
@@ -157,17 +84,6 @@ impl Store {
             let (job, _) = load_job(&mut connection, order, Some(attempt)).await?;
             connection.give_back();
             Ok(job)
-        })
-        .await
-    }
-
-    /// Counts the work that has not come to its end.
-    pub async fn unfinished_work(&self) -> Result<Unfinished, StoreError> {
-        self.bounded(async {
-            let mut connection = self.connection().await?;
-            let counts = sqlx::query_as(UNFINISHED).fetch_one(&mut *connection).await?;
-            connection.give_back();
-            Ok(counts)
         })
         .await
     }

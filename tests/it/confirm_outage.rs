@@ -8,6 +8,7 @@ use axum::Router;
 use axum::extract::Request;
 use axum::http::{Method, StatusCode};
 use axum::response::IntoResponse;
+use serde_json::json;
 
 use crate::support::{Payment, Shop, eventually};
 
@@ -83,4 +84,33 @@ async fn a_product_service_that_is_away_is_asked_now_and_then_and_all_goes_on_wh
         let lines = lines(text);
         assert!((1..10).contains(&lines), "{lines} lines: {text}");
     }
+}
+
+#[tokio::test]
+async fn the_orders_of_a_product_that_fails_are_no_queue_for_those_of_another() {
+    const ORDERS: usize = 60;
+    let settings = [("PAYMENT_EVENTS_ENABLED", "true"), ("STOCK_CONCURRENCY", "2")];
+    let shop = settings.iter().fold(Shop::builder(), |b, (name, value)| b.with(name, *value)).start().await;
+    let (broken, phone) = (shop.product("broken", "100", 99).await, shop.product("phone", "100", 5).await);
+    shop.fault(&broken, &json!({"kind": "status", "status": 500, "on": "reduce-stock"})).await;
+    let mut payments = Vec::new();
+    for _ in 0..ORDERS {
+        let id = shop.placed("ada@example.com", &[(&broken, 1)]).await;
+        let payment = Payment::success(&id, "100").record.to_string().into_bytes();
+        payments.push((id, payment));
+    }
+    shop.payments.publish_all(&payments).await;
+    let paid = "select count(*) from stock_jobs where failures > 0";
+    eventually("the broken one is asked", async || {
+        sqlx::query_scalar::<_, i64>(paid).fetch_one(&shop.database).await.unwrap() > 4
+    })
+    .await;
+
+    let other = shop.placed("bob@example.com", &[(&phone, 1)]).await;
+    shop.read(&other, &[Payment::success(&other, "100")]).await;
+    let before = shop.calls_seen(&broken).await;
+    shop.becomes(&other, "CONFIRMED").await;
+
+    let between = shop.calls_seen(&broken).await - before;
+    assert!(between < 10, "{between} calls for the broken one came first");
 }
