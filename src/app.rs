@@ -87,6 +87,8 @@ impl App {
         let parts = Parts::assemble(config).await?;
         let address =
             parts.listener.local_addr().map_err(|error| AppError::Bind(parts.config.bind_address, error))?;
+        // Before anything runs, so that the log never says "serving" first.
+        info!(%address, "listening");
         let stop = CancellationToken::new();
         let lifecycle = parts.lifecycle.clone();
         let running = tokio::spawn(parts.run(stop.clone()));

@@ -89,9 +89,7 @@ async fn execute(command: &Command, env: &Environment) -> Result<(), Failure> {
 async fn serve(env: &Environment) -> Result<(), Failure> {
     let (log, config) = config::read_service(env)?;
     telemetry::start(&log)?;
-    let app = App::start(config).await?;
-    info!(address = %app.address, "listening");
-    app.run_until(stop_signal()?).await?;
+    App::start(config).await?.run_until(stop_signal()?).await?;
     Ok(())
 }
 
