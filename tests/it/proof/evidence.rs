@@ -61,6 +61,8 @@ pub(super) struct Job {
     pub(super) order: Uuid,
     pub(super) state: String,
     pub(super) parked: Option<String>,
+    /// For the report.
+    pub(super) details: String,
 }
 
 #[derive(Debug, sqlx::FromRow)]
@@ -72,7 +74,14 @@ pub(super) struct Parked {
 impl Evidence {
     pub(super) async fn gather(world: &World, stories: Vec<Story>) -> Self {
         let database = &world.database;
-        let jobs = sqlx::query_as("select order_id, state, parked from stock_jobs");
+        let jobs = sqlx::query_as(
+            "select order_id, state, parked,
+                    format('failures %s, due in %s, lines %s', failures, next_attempt_at - now(),
+                           (select string_agg(concat_ws(' ', line_number, line.state, last_error), ', ')
+                            from stock_lines line
+                            where line.order_id = job.order_id and line.attempt = job.attempt)) as details
+             from stock_jobs job",
+        );
         let parked = sqlx::query_as("select payload, error from parked_payments");
         let outbox = sqlx::query_scalar("select count(*) from outbox");
         let changes = sqlx::query_as(

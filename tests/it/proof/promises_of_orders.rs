@@ -112,7 +112,7 @@ fn ends(evidence: &Evidence) -> Vec<Promise> {
     }
     for job in &evidence.jobs {
         let ended = matches!(job.state.as_str(), "TAKEN" | "RETURNED") && job.parked.is_none();
-        jobs.try_out(ended, || format!("{} {} {:?}", job.order, job.state, job.parked));
+        jobs.try_out(ended, || format!("{} {} {:?}, {}", job.order, job.state, job.parked, job.details));
     }
     vec![orders, jobs]
 }

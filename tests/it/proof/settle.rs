@@ -10,11 +10,14 @@ use super::world::World;
 
 /// Longer than any pause, lease and session of the proof's settings, beside the time that an order may stay
 /// unpaid: when nothing has changed for so long, nothing will, and the checks say what is missing.
-const STANDSTILL: Duration = Duration::from_secs(20);
+const STANDSTILL: Duration = Duration::from_secs(35);
+/// What goes on for so long is not going to end.
+const LONGEST: Duration = Duration::from_mins(5);
 
 const STATE: &str = "
 select (select count(*) from outbox) as outbox,
        (select count(*) from stock_jobs where state in ('TAKING', 'RETURNING')) as stock_jobs,
+       (select coalesce(sum(failures), 0) from stock_jobs) as failures,
        (select count(*) from orders where status = 'CREATED'
         and not exists (select from parked_payments where order_id = orders.id)) as created,
        (select count(*) from payment_events) as payments,
@@ -26,6 +29,7 @@ select (select count(*) from outbox) as outbox,
 struct State {
     outbox: i64,
     stock_jobs: i64,
+    failures: i64,
     created: i64,
     payments: i64,
     parked: i64,
@@ -36,8 +40,10 @@ struct State {
 pub(super) async fn settle(world: &World, plan: &Plan, stories: &[Story]) {
     let count = |of: fn(&Story) -> usize| i64::try_from(stories.iter().map(of).sum::<usize>()).unwrap();
     let (payments, garbage) = (count(|story| story.payments.len()), count(|story| story.garbage.len()));
-    let (mut last, mut since) = (None, Instant::now());
-    while since.elapsed() < STANDSTILL + plan.unpaid_order_ttl() {
+    let started = Instant::now();
+    let (mut last, mut since) = (None, started);
+    let ttl = plan.unpaid_order_ttl();
+    while since.elapsed() < STANDSTILL + ttl && started.elapsed() < LONGEST + ttl {
         let state: Option<State> = sqlx::query_as(STATE).fetch_one(&world.database).await.ok();
         let is_settled = state.is_some_and(|state| {
             state.outbox + state.stock_jobs + state.created == 0
