@@ -57,16 +57,25 @@ struct Body {
 }
 
 fn parse(body: &[u8], id: &ProductId) -> Result<Product, Nonsense> {
-    serde_json::from_slice::<IgnoredAny>(body).map_err(Nonsense::NotJson)?;
-    // A derived struct would take an array of its fields as well.
-    if body.trim_ascii_start().first() != Some(&b'{') {
-        return Err(Nonsense::NotAnObject);
-    }
-    let body: Body = serde_json::from_slice(body).map_err(Nonsense::Malformed)?;
+    let body = parse_body(body)?;
     if body.id.as_str().is_some_and(|answered| answered != id.as_str()) {
         return Err(Nonsense::OtherProduct);
     }
     Ok(Product { price: body.price, stock: body.stock.0 })
+}
+
+/// What is wrong is told apart after the failure alone, so that a good answer is read once.
+fn parse_body(body: &[u8]) -> Result<Body, Nonsense> {
+    // A derived struct would take an array of its fields as well.
+    let nonsense = if body.trim_ascii_start().first() == Some(&b'{') {
+        match serde_json::from_slice(body) {
+            Ok(body) => return Ok(body),
+            Err(error) => Nonsense::Malformed(error),
+        }
+    } else {
+        Nonsense::NotAnObject
+    };
+    Err(serde_json::from_slice::<IgnoredAny>(body).map_or_else(Nonsense::NotJson, |_| nonsense))
 }
 
 /// A whole number, where less than nothing is nothing.
