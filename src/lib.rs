@@ -20,6 +20,7 @@
 //! | [`products`] | the Product Service: look-ups with breaker and deadline, stock calls | `ProductClient` |
 //! | [`events`] | Kafka out (the relay) and in (payments) | `KafkaEventPublisher` |
 //! | [`config`] | every setting, checked at the start | |
+//! | `json` | how foreign JSON is read: objects as objects alone | |
 //! | [`app`] | what starts, in what order, and how it stops | |
 //! | `dev` | the embedded stack behind `order-service dev` and the tests; not in the production image | |
 //!
@@ -69,6 +70,7 @@ pub mod config;
 pub mod dev;
 pub mod domain;
 pub mod events;
+mod json;
 pub mod lifecycle;
 pub mod orders;
 pub mod products;

@@ -12,9 +12,10 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
-use super::json::{Object, WellFormed, pointer};
+use super::json::{WellFormed, pointer};
 use super::problem::Problem;
 use crate::domain::OrderId;
+use crate::json::Object;
 
 /// The largest body that is read (contract).
 const MAX_BODY: usize = 64 * 1024;

@@ -11,11 +11,11 @@ use super::conditional::{client_has, etag, only_if};
 use super::extract::{Json, OptionalJson, OrderIdPath};
 use super::idempotency;
 use super::identity::Caller;
-use super::json::Object;
 use super::problem::Problem;
 use crate::domain::{
     Actor, ActorRole, CustomerId, Line, Money, Order, OrderId, RequestedLine, Role, Status, TraceParent, time,
 };
+use crate::json::Object;
 use crate::orders::{CancelOrder, ChangeStatus, OrderService, PlaceOrder, Placed};
 
 #[derive(Deserialize)]

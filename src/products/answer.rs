@@ -9,6 +9,7 @@ use thiserror::Error;
 use super::Product;
 use super::failure::Failure;
 use crate::domain::{Money, ProductId};
+use crate::json::Object;
 
 /// The longest answer that is read. A product takes well under a kilobyte.
 const MAX_BYTES: usize = 256 * 1024;
@@ -20,8 +21,6 @@ pub(super) enum Nonsense {
     TooLong,
     #[error("it is not JSON")]
     NotJson(#[source] serde_json::Error),
-    #[error("it is not a JSON object")]
-    NotAnObject,
     #[error("it is not what a product looks like")]
     Malformed(#[source] serde_json::Error),
     #[error("it is about another product")]
@@ -57,7 +56,7 @@ struct Body {
 }
 
 fn parse(body: &[u8], id: &ProductId) -> Result<Product, Nonsense> {
-    let body = parse_body(body)?;
+    let Object(body): Object<Body> = serde_json::from_slice(body).map_err(|error| nonsense(body, error))?;
     if body.id.as_str().is_some_and(|answered| answered != id.as_str()) {
         return Err(Nonsense::OtherProduct);
     }
@@ -65,17 +64,8 @@ fn parse(body: &[u8], id: &ProductId) -> Result<Product, Nonsense> {
 }
 
 /// What is wrong is told apart after the failure alone, so that a good answer is read once.
-fn parse_body(body: &[u8]) -> Result<Body, Nonsense> {
-    // A derived struct would take an array of its fields as well.
-    let nonsense = if body.trim_ascii_start().first() == Some(&b'{') {
-        match serde_json::from_slice(body) {
-            Ok(body) => return Ok(body),
-            Err(error) => Nonsense::Malformed(error),
-        }
-    } else {
-        Nonsense::NotAnObject
-    };
-    Err(serde_json::from_slice::<IgnoredAny>(body).map_or_else(Nonsense::NotJson, |_| nonsense))
+fn nonsense(body: &[u8], error: serde_json::Error) -> Nonsense {
+    serde_json::from_slice::<IgnoredAny>(body).map_or_else(Nonsense::NotJson, |_| Nonsense::Malformed(error))
 }
 
 /// A whole number, where less than nothing is nothing.

@@ -43,9 +43,7 @@ impl Failure {
     /// the others; what is no answer of a Product Service (a proxy's page), or asks for a pause, does.
     pub(super) fn outcome(&self) -> Outcome {
         match self {
-            Self::Nonsense(Nonsense::NotAnObject | Nonsense::Malformed(_) | Nonsense::OtherProduct) => {
-                Outcome::Ignored
-            }
+            Self::Nonsense(Nonsense::Malformed(_) | Nonsense::OtherProduct) => Outcome::Ignored,
             Self::Status(status) if status.is_client_error() && !matches!(status.as_u16(), 408 | 429) => {
                 Outcome::Ignored
             }

@@ -1,7 +1,7 @@
 //! PostgreSQL: the only place with SQL.
 //!
 //! Nothing outside this module sees a connection or a transaction. A use case hands over plain data and is
-//! answered when it is durable. How many placements share a transaction is this module's secret.
+//! answered when it is durable.
 
 mod connection;
 mod error;

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use crate::domain::payment::PaymentEvent;
 use crate::domain::{Money, OrderId};
+use crate::json::Object;
 use crate::store::payments::RecordPlace;
 
 /// What a record turned out to be.
@@ -40,11 +41,7 @@ struct Envelope {
 
 /// Reads a record. Only what the event needs has to be right: a broken amount of a failed payment is no harm.
 pub(super) fn decode(payload: &[u8], place: &RecordPlace) -> Decoded {
-    // What serde derives would take an array of the fields as well.
-    if payload.trim_ascii_start().first().is_some_and(|first| *first == b'[') {
-        return undecodable(None, "it is an array and no payment event".to_owned());
-    }
-    let envelope: Envelope = match serde_json::from_slice(payload) {
+    let Object(envelope): Object<Envelope> = match serde_json::from_slice(payload) {
         Ok(envelope) => envelope,
         Err(error) => return undecodable(None, what_is_wrong(&error)),
     };
