@@ -95,11 +95,12 @@ impl App {
         Ok(Self { address, lifecycle, stop, running })
     }
 
-    /// Waits until orders are served, or the start has failed.
-    pub async fn ready(&self) {
+    /// Waits until the start is over. Whether orders are served.
+    pub async fn ready(&self) -> bool {
         while self.lifecycle.phase() == Phase::Starting && !self.running.is_finished() {
             sleep(Duration::from_millis(5)).await;
         }
+        self.lifecycle.phase() == Phase::Serving
     }
 
     /// Asks for the stop and waits for it.

@@ -8,6 +8,7 @@ use order_service::config::{Config, Environment, LogConfig};
 use order_service::dev::Stack;
 use order_service::dev::products::DemoProducts;
 use order_service::telemetry;
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::{Failure, stop_signal};
@@ -19,8 +20,10 @@ const DEMO_PRODUCTS_ADDRESS: &str = "127.0.0.1:8081";
 pub(super) async fn run(env: &Environment) -> Result<(), Failure> {
     telemetry::start(&log_config(env)?)?;
     let stop = stop_signal()?;
-    let stack = Stack::start(|name| env.optional(name)).await?;
-    let outcome = run_service(env, &stack, stop).await;
+    let starting = stop.run_until_cancelled(Stack::start(|name| env.optional(name)));
+    // What was started of it until then goes with it.
+    let Some(stack) = starting.await.transpose()? else { return Ok(()) };
+    let outcome = run_service(env, &stack, &stop).await;
     stack.stop().await;
     outcome
 }
@@ -32,11 +35,7 @@ fn log_config(env: &Environment) -> Result<LogConfig, Failure> {
     Ok(LogConfig::read(&env.clone().or(defaults))?)
 }
 
-async fn run_service(
-    env: &Environment,
-    stack: &Stack,
-    stop: impl Future<Output = ()>,
-) -> Result<(), Failure> {
+async fn run_service(env: &Environment, stack: &Stack, stop: &CancellationToken) -> Result<(), Failure> {
     let env = env
         .clone()
         .with("DATABASE_URL", stack.database_url())
@@ -50,9 +49,10 @@ async fn run_service(
         }
     }
     let app = start_service(&env, config).await?;
-    app.ready().await;
-    show(&env, stack, app.address)?;
-    app.run_until(stop).await?;
+    if stop.run_until_cancelled(app.ready()).await == Some(true) {
+        show(&env, stack, app.address)?;
+    }
+    app.run_until(stop.cancelled()).await?;
     Ok(())
 }
 
@@ -108,7 +108,7 @@ pub(super) async fn demo_products(env: &Environment) -> Result<(), Failure> {
         })?;
     let products = DemoProducts::start(address).await?;
     info!(url = products.url(), "the demo Product Service is up");
-    stop.await;
+    stop.cancelled().await;
     products.stop().await;
     Ok(())
 }

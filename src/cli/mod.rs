@@ -14,6 +14,7 @@ use order_service::app::{App, AppError};
 use order_service::config::{self, Environment, LogConfig};
 use order_service::{store, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 /// The transactional heart of ShopVerse. Settings come from the environment; .env.example lists them.
@@ -89,7 +90,9 @@ async fn execute(command: &Command, env: &Environment) -> Result<(), Failure> {
 async fn serve(env: &Environment) -> Result<(), Failure> {
     let (log, config) = config::read_service(env)?;
     telemetry::start(&log)?;
-    App::start(config).await?.run_until(stop_signal()?).await?;
+    // First of all: a signal that finds no handler ends the process at once, whatever it is doing.
+    let stop = stop_signal()?;
+    App::start(config).await?.run_until(stop.cancelled()).await?;
     Ok(())
 }
 
@@ -121,23 +124,25 @@ fn assignments(text: &str) -> Result<Vec<(String, String)>, Failure> {
     })
 }
 
-/// Resolves at the first SIGTERM or SIGINT; the second one ends the process at once.
-fn stop_signal() -> io::Result<impl Future<Output = ()>> {
+/// Cancelled by the first SIGTERM or SIGINT from now on; the second one ends the process at once.
+fn stop_signal() -> io::Result<CancellationToken> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    Ok(async move {
+    let mut next = async move || {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        tokio::spawn(async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            error!("a second signal: ending at once");
-            std::process::exit(i32::from(EXIT_STOP_TIMED_OUT));
-        });
-    })
+    };
+    let stop = CancellationToken::new();
+    let first = stop.clone();
+    tokio::spawn(async move {
+        next().await;
+        first.cancel();
+        next().await;
+        error!("a second signal: ending at once");
+        std::process::exit(i32::from(EXIT_STOP_TIMED_OUT));
+    });
+    Ok(stop)
 }
 
 /// Says on standard error what failed and why, whether or not logging has started.

@@ -1,6 +1,8 @@
 //! `order-service dev`: everything on one machine, and nothing left of it.
 
+use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -9,8 +11,9 @@ use std::time::Instant;
 use order_service::config::Environment;
 use serde_json::Value;
 use sqlx::{Connection, PgConnection};
+use tempfile::TempDir;
 
-use crate::support::{PATIENCE, Topic, command, eventually, exit_code, signal};
+use crate::support::{Mode, PATIENCE, Proxy, Replica, Topic, command, eventually, exit_code, signal, stack};
 
 /// A running `dev`, and what it has printed. Dropping it kills it.
 struct Dev {
@@ -27,8 +30,7 @@ struct Server {
 impl Dev {
     /// Starts it and reads its screen.
     fn start() -> Self {
-        let path = std::env::var("PATH").unwrap();
-        let environment = Environment::default().with("PATH", path).with("LOG_FILTER", "error");
+        let environment = Environment::default().with("PATH", path()).with("LOG_FILTER", "error");
         let mut child = command("dev", &environment).stdout(Stdio::piped()).spawn().unwrap();
         let (lines, printed) = mpsc::channel();
         let stdout = BufReader::new(child.stdout.take().unwrap());
@@ -75,6 +77,40 @@ impl Dev {
         .await
         .unwrap();
         Server { pid, folder: PathBuf::from(folder).parent().expect("a folder of ours").to_owned() }
+    }
+}
+
+fn path() -> String {
+    std::env::var("PATH").unwrap()
+}
+
+/// PostgreSQL's programs as on a machine where making a database takes for ever: until this is dropped.
+struct SlowPrograms(TempDir);
+
+impl SlowPrograms {
+    fn new() -> Self {
+        // Not the folder of the test's own user: PostgreSQL's may be another.
+        let folder = tempfile::tempdir_in("/tmp").unwrap();
+        let everybody = |path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        everybody(folder.path().to_owned(), 0o777);
+        for program in ["initdb", "postgres"] {
+            let path = folder.path().join(program);
+            let script = "#!/bin/sh\npwd >\"$0.runs\"\nwhile [ -e \"$0\" ]; do sleep 0.02; done\nexit 1\n";
+            fs::write(&path, script).unwrap();
+            everybody(path, 0o755);
+        }
+        Self(folder)
+    }
+
+    fn path(&self) -> String {
+        format!("{}:{}", self.0.path().display(), path())
+    }
+
+    /// The folder in which a database is being made, once that has begun.
+    async fn database_folder(&self) -> PathBuf {
+        let said = || fs::read_to_string(self.0.path().join("initdb.runs")).unwrap_or_default();
+        eventually("a database is being made", async || said().ends_with('\n')).await;
+        PathBuf::from(said().trim_end())
     }
 }
 
@@ -145,6 +181,38 @@ async fn ctrl_c_stops_everything_and_leaves_nothing_behind() {
 
     assert_eq!(exit_code(&mut dev.child), Some(0));
     server.is_gone_without_a_trace().await;
+}
+
+#[tokio::test]
+async fn ctrl_c_while_postgresql_is_being_started_ends_the_start_and_leaves_nothing_behind() {
+    let programs = SlowPrograms::new();
+    let environment = Environment::default().with("PATH", programs.path());
+    let mut dev = Replica::spawn_command("dev", &environment);
+    let folder = programs.database_folder().await;
+    assert!(folder.exists());
+
+    dev.signal("INT");
+
+    assert_eq!(dev.exit_code(), Some(0));
+    drop(programs);
+    eventually("PostgreSQL's folder goes", async || !folder.exists()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn ctrl_c_while_the_database_does_not_answer_ends_the_start() {
+    let (proxy, url) = Proxy::before_database(stack().database_url()).await;
+    proxy.set(Mode::Silent);
+    let environment = Environment::default()
+        .with("DATABASE_URL", url)
+        .with("BIND_ADDRESS", "127.0.0.1:0")
+        .with("STARTUP_TIMEOUT_MS", "3600000")
+        .with("LOG_FORMAT", "json");
+    let mut dev = Replica::spawn_command("dev", &environment);
+    dev.wait_for_log("listening");
+
+    dev.signal("INT");
+
+    assert_eq!(dev.exit_code(), Some(0));
 }
 
 #[tokio::test]

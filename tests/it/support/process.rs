@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::PATIENCE;
 
-/// A running `order-service serve`. Dropping it kills it.
+/// A running `order-service serve`, or another command that logs. Dropping it kills it.
 pub(crate) struct Replica {
     child: Child,
     pub(crate) url: String,
@@ -55,7 +55,12 @@ impl Replica {
 
     /// Starts `serve` and waits for nothing.
     pub(crate) fn spawn(environment: &Environment) -> Self {
-        let mut child = command("serve", environment).stderr(Stdio::piped()).spawn().unwrap();
+        Self::spawn_command("serve", environment)
+    }
+
+    /// Starts another command that logs, and waits for nothing.
+    pub(crate) fn spawn_command(name: &str, environment: &Environment) -> Self {
+        let mut child = command(name, environment).stderr(Stdio::piped()).spawn().unwrap();
         let (lines, log) = mpsc::channel();
         let stderr = BufReader::new(child.stderr.take().expect("a pipe"));
         std::thread::spawn(move || {
