@@ -1,5 +1,6 @@
 //! A Kafka cluster inside this process.
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
@@ -7,7 +8,7 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, DefaultProducerContext, Producer as _};
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
-use super::DevError;
+use super::{DevError, FORKS};
 
 /// Addresses every broker at once where a broker's number is asked for.
 pub const ALL_BROKERS: i32 = -1;
@@ -62,6 +63,7 @@ impl Kafka {
 
     /// Cuts the broker's connections and refuses new ones until [`broker_up`](Self::broker_up).
     pub fn broker_down(&self, broker: i32) -> Result<(), DevError> {
+        let _nobody_forks = FORKS.write().unwrap_or_else(PoisonError::into_inner);
         Ok(cluster(&self.host)?.broker_down(broker)?)
     }
 
@@ -96,4 +98,33 @@ impl Kafka {
 
 fn cluster(host: &BaseProducer) -> Result<MockCluster<'_, DefaultProducerContext>, DevError> {
     host.client().mock_cluster().ok_or(DevError::NoCluster)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::dev::forking;
+
+    #[test]
+    fn a_broker_that_goes_down_has_its_port_back_while_processes_are_being_started() {
+        let kafka = Kafka::start(1).unwrap();
+        std::thread::scope(|scope| {
+            let fork = || {
+                for _ in 0..100 {
+                    let child = {
+                        let _forking = forking();
+                        Command::new("true").spawn()
+                    };
+                    child.unwrap().wait().unwrap();
+                }
+            };
+            let forks = [scope.spawn(fork), scope.spawn(fork)];
+            while !forks.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+                kafka.broker_down(ALL_BROKERS).unwrap();
+                kafka.broker_up(ALL_BROKERS).unwrap();
+            }
+        });
+    }
 }

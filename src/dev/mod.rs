@@ -11,6 +11,7 @@ mod programs;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use rdkafka::error::KafkaError;
 use thiserror::Error;
@@ -62,6 +63,15 @@ impl DevError {
     fn io(what: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { what, source }
     }
+}
+
+/// A child that has not become its program yet holds a copy of every socket of ours, and librdkafka aborts the
+/// process when a broker that goes down cannot have its port back at once: the two exclude each other.
+static FORKS: RwLock<()> = RwLock::new(());
+
+/// To be held while a child process is started, in a process with a cluster whose brokers go up and down.
+pub fn forking() -> RwLockReadGuard<'static, ()> {
+    FORKS.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// PostgreSQL, Kafka and a Product Service, each embedded unless its address was given.

@@ -86,7 +86,7 @@ async fn connections_that_idled_through_an_outage_cost_no_request() {
 
 #[tokio::test]
 async fn a_database_that_swallows_packets_is_given_up_at_the_deadline() {
-    let deadlines = [("DATABASE_DEADLINE_MS", "400"), ("DATABASE_ACQUIRE_TIMEOUT_MS", "300")];
+    let deadlines = [("DATABASE_DEADLINE_MS", "2000"), ("DATABASE_ACQUIRE_TIMEOUT_MS", "1000")];
     let (shop, proxy) = shop_behind_proxy(&deadlines).await;
     let phone = shop.product("phone", "10", 50).await;
     let order = shop.placed(ADA, &[(&phone, 1)]).await;
@@ -99,7 +99,7 @@ async fn a_database_that_swallows_packets_is_given_up_at_the_deadline() {
         answer.expect_unavailable("unavailable");
     }
     shop.call("GET", "/health/ready").send().await.expect_unavailable("unavailable");
-    assert!(started.elapsed() < Duration::from_secs(15), "{:?} for six requests", started.elapsed());
+    assert!(started.elapsed() < Duration::from_mins(1), "{:?} for six requests", started.elapsed());
     shop.call("GET", "/health/live").send().await.expect(200);
 
     proxy.set(Mode::Open);

@@ -9,6 +9,7 @@ use std::sync::mpsc;
 use std::time::Instant;
 
 use order_service::config::Environment;
+use order_service::dev::forking;
 use serde_json::Value;
 use sqlx::{Connection, PgConnection};
 use tempfile::TempDir;
@@ -31,7 +32,9 @@ impl Dev {
     /// Starts it and reads its screen.
     fn start() -> Self {
         let environment = Environment::default().with("PATH", path()).with("LOG_FILTER", "error");
+        let forking = forking();
         let mut child = command("dev", &environment).stdout(Stdio::piped()).spawn().unwrap();
+        drop(forking);
         let (lines, printed) = mpsc::channel();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         std::thread::spawn(move || {
@@ -59,6 +62,7 @@ impl Dev {
     /// Runs the printed command, as it stands; returns the status and the body of the answer.
     fn first_order(&self) -> (String, Value) {
         let start = self.screen.iter().position(|line| line.trim().starts_with("curl ")).expect("a command");
+        let _forking = forking();
         let output = Command::new("sh").args(["-c", &self.screen[start..].join("\n")]).output().unwrap();
         let answer = String::from_utf8(output.stdout).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").expect("an answer with its head");
@@ -124,7 +128,10 @@ impl Drop for Dev {
 
 impl Server {
     async fn is_gone_without_a_trace(&self) {
-        let alive = || Command::new("kill").args(["-0", &self.pid]).stderr(Stdio::null()).status();
+        let alive = || {
+            let _forking = forking();
+            Command::new("kill").args(["-0", &self.pid]).stderr(Stdio::null()).status()
+        };
         eventually("PostgreSQL ends", async || !alive().unwrap().success()).await;
         eventually("its folder goes", async || !self.folder.exists()).await;
     }

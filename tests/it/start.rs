@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::process::{Output, Stdio};
 
 use order_service::config::Environment;
+use order_service::dev::forking;
 use sqlx::Postgres;
 use sqlx::migrate::Migrate;
 use sqlx::pool::PoolConnection;
@@ -62,6 +63,7 @@ async fn a_broken_line_of_the_env_file_is_named_by_its_number_and_not_shown() {
         let folder = tempfile::tempdir().unwrap();
         let file = format!("# A comment\nLOG_FORMAT=\"json\"\n\n{line}\nBIND_ADDRESS=127.0.0.1:0\n");
         std::fs::write(folder.path().join(".env"), file).unwrap();
+        let _forking = forking();
         let output = command("serve", &Environment::default()).current_dir(&folder).output().unwrap();
 
         let said = String::from_utf8(output.stderr).unwrap();

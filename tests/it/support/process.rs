@@ -6,6 +6,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use order_service::config::Environment;
+use order_service::dev::forking;
 use serde_json::Value;
 
 use super::PATIENCE;
@@ -28,6 +29,7 @@ pub(crate) fn command(name: &str, environment: &Environment) -> Command {
 /// Sends a signal, by its name.
 pub(crate) fn signal(child: &Child, name: &str) {
     let pid = child.id().to_string();
+    let _forking = forking();
     assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
 }
 
@@ -60,7 +62,9 @@ impl Replica {
 
     /// Starts another command that logs, and waits for nothing.
     pub(crate) fn spawn_command(name: &str, environment: &Environment) -> Self {
+        let forking = forking();
         let mut child = command(name, environment).stderr(Stdio::piped()).spawn().unwrap();
+        drop(forking);
         let (lines, log) = mpsc::channel();
         let stderr = BufReader::new(child.stderr.take().expect("a pipe"));
         std::thread::spawn(move || {
