@@ -99,32 +99,3 @@ impl Kafka {
 fn cluster(host: &BaseProducer) -> Result<MockCluster<'_, DefaultProducerContext>, DevError> {
     host.client().mock_cluster().ok_or(DevError::NoCluster)
 }
-
-#[cfg(test)]
-mod tests {
-    use std::process::Command;
-
-    use super::*;
-    use crate::dev::forking;
-
-    #[test]
-    fn a_broker_that_goes_down_has_its_port_back_while_processes_are_being_started() {
-        let kafka = Kafka::start(1).unwrap();
-        std::thread::scope(|scope| {
-            let fork = || {
-                for _ in 0..100 {
-                    let child = {
-                        let _forking = forking();
-                        Command::new("true").spawn()
-                    };
-                    child.unwrap().wait().unwrap();
-                }
-            };
-            let forks = [scope.spawn(fork), scope.spawn(fork)];
-            while !forks.iter().all(std::thread::ScopedJoinHandle::is_finished) {
-                kafka.broker_down(ALL_BROKERS).unwrap();
-                kafka.broker_up(ALL_BROKERS).unwrap();
-            }
-        });
-    }
-}
