@@ -16,7 +16,11 @@ const ADA: &str = "ada@example.com";
 /// Runs a command to its end; returns its exit code and what it said on standard error.
 async fn run(name: &'static str, environment: &Environment) -> (Option<i32>, String) {
     let mut command = tokio::process::Command::from(command(name, environment));
-    let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let forking = forking();
+    let child = command.spawn().unwrap();
+    drop(forking);
+    let output = child.wait_with_output();
     let output = tokio::time::timeout(PATIENCE, output).await.expect("an end");
     let Output { status, stderr, .. } = output.unwrap();
     (status.code(), String::from_utf8(stderr).unwrap())
