@@ -20,11 +20,11 @@ const SUPERVISOR: &str = include_str!("postgres.sh");
 /// Speed where it costs a test nothing: what a killed process has written stays in the page cache, so neither
 /// `fsync` nor `full_page_writes` matters unless the machine itself dies. `synchronous_commit` stays on,
 /// because without it a killed server does forget commits that it has already answered.
-const SETTINGS: [&str; 9] = [
+const FOR_TESTS: [&str; 2] = ["fsync=off", "full_page_writes=off"];
+
+const SETTINGS: [&str; 7] = [
     "listen_addresses=127.0.0.1",
     "unix_socket_directories=",
-    "fsync=off",
-    "full_page_writes=off",
     "synchronous_commit=on",
     "max_connections=300",
     "shared_buffers=128MB",
@@ -52,14 +52,24 @@ pub struct Postgres {
     data_dir: PathBuf,
 }
 
+/// What a commit survives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// PostgreSQL's defaults: also a power cut. The benchmark measures with this.
+    Default,
+    /// Killed processes, but no power cut.
+    ForTests,
+}
+
 impl Postgres {
-    /// Starts a server from this machine's own programs, or from fetched ones where it has none.
+    /// Starts a server for tests from this machine's own programs, or from fetched ones where it has none.
     pub async fn start() -> Result<Self, DevError> {
-        Self::start_from(&Programs::find_or_fetch().await?).await
+        Self::start_with(Durability::ForTests).await
     }
 
-    async fn start_from(programs: &Programs) -> Result<Self, DevError> {
-        let mut supervisor = Supervisor::spawn(programs)?;
+    /// Starts a server of the given durability.
+    pub async fn start_with(durability: Durability) -> Result<Self, DevError> {
+        let mut supervisor = Supervisor::spawn(&Programs::find_or_fetch().await?, durability)?;
         let deadline = Instant::now() + READY_WITHIN;
         let mut tried = 0;
         loop {
@@ -127,19 +137,23 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    fn spawn(programs: &Programs) -> Result<Self, DevError> {
+    fn spawn(programs: &Programs, durability: Durability) -> Result<Self, DevError> {
         let account = account::for_postgres()?;
         let folder = tempfile::Builder::new()
             .prefix("order-service-postgres-")
             .tempdir_in(account::temp_dir(account.as_ref()))
             .map_err(DevError::io("make a temporary folder"))?;
+        let for_tests = match durability {
+            Durability::Default => [].as_slice(),
+            Durability::ForTests => &FOR_TESTS,
+        };
         let mut command = Command::new("sh");
         command
             .args(["-c", SUPERVISOR, "postgres"])
             .arg(folder.path())
             .args([&programs.initdb, &programs.postgres])
             .args(["-D", "data"])
-            .args(SETTINGS.iter().flat_map(|setting| ["-c", setting]))
+            .args(SETTINGS.iter().chain(for_tests).flat_map(|setting| ["-c", setting]))
             // Nothing of ours, PGPORT or PGDATA say, shall reach the server.
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into()))
@@ -264,7 +278,7 @@ mod tests {
     async fn notices_a_lost_port_and_leaves_nothing_behind() -> Result<(), DevError> {
         let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(DevError::io("listen"))?;
         let port = taken.local_addr().map_err(DevError::io("listen"))?.port();
-        let mut supervisor = Supervisor::spawn(&Programs::find_or_fetch().await?)?;
+        let mut supervisor = Supervisor::spawn(&Programs::find_or_fetch().await?, Durability::ForTests)?;
         let deadline = Instant::now() + READY_WITHIN;
         assert!(matches!(supervisor.serve(port, deadline).await?, Served::Ended));
         drop(taken);

@@ -1,0 +1,284 @@
+//! What a load needs around it: PostgreSQL with default durability, Kafka, the stub, and the service as a process.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use order_service::dev::Postgres;
+use order_service::dev::postgres::Durability;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
+use tokio::runtime::Runtime;
+
+use crate::settings::Settings;
+use crate::{Result, cpu, events};
+
+const READY_WITHIN: Duration = Duration::from_mins(1);
+const STOPPED_WITHIN: Duration = Duration::from_secs(40);
+const FILLED_AT_ONCE: u64 = 50_000;
+
+/// Everything but the service.
+pub(crate) struct Parts {
+    pub(crate) settings: Settings,
+    pub(crate) runtime: Runtime,
+    postgres: Postgres,
+    stub: Helper,
+    kafka: Option<Helper>,
+    bootstrap_servers: String,
+    databases: u32,
+}
+
+/// This program once more, as one of the parts.
+struct Helper {
+    child: Child,
+    address: String,
+    _lifeline: Option<ChildStdin>,
+}
+
+/// A running `order-service serve`.
+pub(crate) struct Service {
+    child: Child,
+    pub(crate) address: SocketAddr,
+    /// From the start of the process to the first 200 of `/health/ready`.
+    pub(crate) ready_after: Duration,
+    pub(crate) payment_topic: String,
+    pub(crate) order_topic: String,
+}
+
+impl Parts {
+    pub(crate) fn start(settings: Settings) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let postgres = runtime.block_on(Postgres::start_with(Durability::Default))?;
+        let stub = Helper::start("stub")?;
+        let (bootstrap_servers, kafka) = match &settings.kafka {
+            Some(servers) => (servers.clone(), None),
+            None => Helper::start("kafka").map(|kafka| (kafka.address.clone(), Some(kafka)))?,
+        };
+        Ok(Self { settings, runtime, postgres, stub, kafka, bootstrap_servers, databases: 0 })
+    }
+
+    pub(crate) fn bootstrap_servers(&self) -> &str {
+        &self.bootstrap_servers
+    }
+
+    pub(crate) fn kafka_is_embedded(&self) -> bool {
+        self.kafka.is_some()
+    }
+
+    pub(crate) fn kafka_name(&self) -> &'static str {
+        if self.kafka_is_embedded() { "embedded (librdkafka's mock cluster)" } else { "Apache Kafka" }
+    }
+
+    /// The processes whose CPU is counted, without a service.
+    pub(crate) fn watched(&self) -> cpu::Watched {
+        let mut watched =
+            cpu::Watched::default().with("generator", std::process::id()).with("stub", self.stub.child.id());
+        if let Some(pid) = self.postmaster() {
+            watched = watched.with("postgres", pid);
+        }
+        if let Some(pid) = self.kafka.as_ref().map(|kafka| kafka.child.id()).or_else(real_kafka) {
+            watched = watched.with("kafka", pid);
+        }
+        watched
+    }
+
+    fn postmaster(&self) -> Option<u32> {
+        let file = std::fs::read_to_string(self.postgres.data_dir().join("postmaster.pid")).ok()?;
+        file.lines().next()?.trim().parse().ok()
+    }
+
+    /// A database of its own with the schema of a binary and so many orders. Returns its URL.
+    pub(crate) fn database(&mut self, binary: &Path, orders: u64) -> Result<String> {
+        self.databases += 1;
+        let name = format!("bench_{}", self.databases);
+        let server = self.postgres.url().to_owned();
+        self.runtime.block_on(async {
+            let mut connection = PgConnection::connect(&server).await?;
+            connection.execute(AssertSqlSafe(format!("create database {name}"))).await?;
+            connection.close().await
+        })?;
+        let url = match server.rsplit_once('/') {
+            Some((server, _)) => format!("{server}/{name}"),
+            None => return Err("PostgreSQL's URL names no database".into()),
+        };
+        let migrated = Command::new(binary)
+            .arg("migrate")
+            .env_clear()
+            .env("DATABASE_URL", &url)
+            .env("LOG_FILTER", "warn")
+            .current_dir("/tmp")
+            .status()?;
+        if !migrated.success() {
+            return Err(format!("{} migrate: {migrated}", binary.display()).into());
+        }
+        self.fill(&url, 0, orders)?;
+        Ok(url)
+    }
+
+    /// Adds the orders from one number to below another, and lets PostgreSQL tidy up: a vacuum in the middle of a
+    /// load would be measured with it.
+    pub(crate) fn fill(&self, url: &str, from: u64, to: u64) -> Result<()> {
+        self.runtime.block_on(async {
+            let mut connection = PgConnection::connect(url).await?;
+            let mut first = from;
+            while first < to {
+                let end = to.min(first + FILLED_AT_ONCE);
+                sqlx::query(include_str!("sql/fill.sql"))
+                    .bind(i64::try_from(first)?)
+                    .bind(i64::try_from(end)?)
+                    .execute(&mut connection)
+                    .await?;
+                first = end;
+            }
+            if to > from {
+                connection.execute("vacuum analyze").await?;
+            }
+            connection.close().await?;
+            Ok(())
+        })
+    }
+
+    /// Removes a database that no service uses any more; the disk of a large one is wanted again.
+    pub(crate) fn drop_database(&self, url: &str) -> Result<()> {
+        let name = url.rsplit('/').next().unwrap_or_default();
+        self.runtime.block_on(async {
+            let mut connection = PgConnection::connect(self.postgres.url()).await?;
+            connection.execute(AssertSqlSafe(format!("drop database {name} with (force)"))).await?;
+            connection.close().await
+        })?;
+        Ok(())
+    }
+
+    /// Starts a binary on a database and waits until it is ready. Its topics are its database's own.
+    pub(crate) fn serve(&self, binary: &Path, url: &str) -> Result<Service> {
+        let name = url.rsplit('/').next().unwrap_or_default();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
+        let (order_topic, payment_topic) = (format!("{name}.order-events"), format!("{name}.payment-events"));
+        for topic in [&order_topic, &payment_topic] {
+            events::make_topic(self, topic)?;
+        }
+        let log = self.settings.folder.join(format!("service-{name}.log"));
+        let mut command = Command::new(binary);
+        command
+            .arg("serve")
+            .env_clear()
+            .env("DATABASE_URL", url)
+            .env("KAFKA_BOOTSTRAP_SERVERS", &self.bootstrap_servers)
+            .env("PRODUCT_SERVICE_URL", format!("http://{}", self.stub.address))
+            .env("BIND_ADDRESS", address.to_string())
+            .env("ORDER_EVENTS_TOPIC", &order_topic)
+            .env("PAYMENT_EVENTS_TOPIC", &payment_topic)
+            .env("KAFKA_CONSUMER_GROUP", name)
+            .env("LOG_FILTER", &self.settings.log_filter)
+            .envs(self.settings.service.iter().map(|(name, value)| (name, value)))
+            .current_dir("/tmp")
+            .stderr(File::options().create(true).append(true).open(log)?);
+        let started = Instant::now();
+        let mut service = Service {
+            child: command.spawn()?,
+            address,
+            ready_after: Duration::ZERO,
+            payment_topic,
+            order_topic,
+        };
+        while !ready(address) {
+            if started.elapsed() > READY_WITHIN || service.child.try_wait()?.is_some() {
+                return Err(format!(
+                    "{} did not become ready: see its log in {}",
+                    binary.display(),
+                    self.settings.folder.display()
+                )
+                .into());
+            }
+            std::thread::sleep(Duration::from_micros(500));
+        }
+        service.ready_after = started.elapsed();
+        Ok(service)
+    }
+
+    pub(crate) fn stop(mut self) {
+        let postgres = self.postgres;
+        self.stub.end();
+        if let Some(kafka) = &mut self.kafka {
+            kafka.end();
+        }
+        self.runtime.block_on(postgres.stop());
+    }
+}
+
+impl Service {
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// As a deployment would stop it. Returns the most memory that it had, in MB.
+    pub(crate) fn stop(mut self) -> Result<Option<f64>> {
+        let memory = cpu::peak_memory(self.pid());
+        Command::new("kill").arg(self.pid().to_string()).status()?;
+        let deadline = Instant::now() + STOPPED_WITHIN;
+        while self.child.try_wait()?.is_none() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(memory)
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Helper {
+    fn start(part: &str) -> Result<Self> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .arg(part)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let out = child.stdout.take().ok_or("the part has no output")?;
+        let mut address = String::new();
+        BufReader::new(out).read_line(&mut address)?;
+        let lifeline = child.stdin.take();
+        Ok(Self { child, address: address.trim().to_owned(), _lifeline: lifeline })
+    }
+
+    fn end(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// The process of the broker that `.ci/kafka` runs.
+fn real_kafka() -> Option<u32> {
+    let state = PathBuf::from(std::env::var_os("KAFKA_STATE")?);
+    std::fs::read_to_string(state.join("pid")).ok()?.trim().parse().ok()
+}
+
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+/// Whether `/health/ready` answers 200.
+fn ready(address: SocketAddr) -> bool {
+    let asked = || -> std::io::Result<bool> {
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        stream.write_all(b"GET /health/ready HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")?;
+        let mut start = [0; 12];
+        stream.read_exact(&mut start)?;
+        Ok(start.ends_with(b" 200"))
+    };
+    asked().unwrap_or(false)
+}
