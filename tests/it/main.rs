@@ -40,6 +40,7 @@ mod proof;
 mod read_orders;
 mod refusals;
 mod relay;
+mod size;
 mod start;
 mod stock_routes;
 mod stop;

@@ -1,0 +1,1 @@
+//! Pages of the lists at many orders (issue 8, point 9).

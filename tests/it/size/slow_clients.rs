@@ -1,0 +1,1 @@
+//! Clients that send slowly (issue 8, point 10).
