@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 
 use order_service::app::{App, AppError};
 use order_service::config::{Config, Environment, LogConfig};
-use order_service::dev::Stack;
 use order_service::dev::products::DemoProducts;
+use order_service::dev::{Stack, kafka};
 use order_service::telemetry;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -20,7 +20,8 @@ const DEMO_PRODUCTS_ADDRESS: &str = "127.0.0.1:8081";
 pub(super) async fn run(env: &Environment) -> Result<(), Failure> {
     telemetry::start(&log_config(env)?)?;
     let stop = stop_signal()?;
-    let starting = stop.run_until_cancelled(Stack::start(|name| env.optional(name)));
+    let program = std::env::current_exe()?;
+    let starting = stop.run_until_cancelled(Stack::start(&program, |name| env.optional(name)));
     // What was started of it until then goes with it.
     let Some(stack) = starting.await.transpose()? else { return Ok(()) };
     let outcome = run_service(env, &stack, &stop).await;
@@ -111,4 +112,9 @@ pub(super) async fn demo_products(env: &Environment) -> Result<(), Failure> {
     stop.cancelled().await;
     products.stop().await;
     Ok(())
+}
+
+/// The Kafka cluster alone, for the process that started this one.
+pub(super) fn embedded_kafka(brokers: i32) -> Result<(), Failure> {
+    Ok(kafka::run(brokers, std::io::stdin().lock(), std::io::stdout().lock())?)
 }

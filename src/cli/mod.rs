@@ -45,6 +45,13 @@ enum Command {
     /// Run the demo Product Service alone
     #[cfg(feature = "dev")]
     DemoProducts,
+    /// Run the Kafka cluster of `dev` and of the tests, which command it through standard input
+    #[cfg(feature = "dev")]
+    #[command(hide = true, name = order_service::dev::kafka::COMMAND)]
+    EmbeddedKafka {
+        /// How many brokers
+        brokers: i32,
+    },
 }
 
 /// A stop that took longer than it may.
@@ -84,6 +91,8 @@ async fn execute(command: &Command, env: &Environment) -> Result<(), Failure> {
         Command::Dev => dev::run(env).await,
         #[cfg(feature = "dev")]
         Command::DemoProducts => dev::demo_products(env).await,
+        #[cfg(feature = "dev")]
+        Command::EmbeddedKafka { brokers } => dev::embedded_kafka(*brokers),
     }
 }
 

@@ -11,7 +11,6 @@ use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
 use super::account;
-use super::forking;
 use super::programs::Programs;
 
 const VERSION: &str = "18.6.0";
@@ -126,7 +125,6 @@ async fn download(build: &Build, target: &Path) -> Result<(), FetchError> {
 fn unpack(jar: &Path, target: &Path) -> Result<(), FetchError> {
     fs::create_dir(target)?;
     let script = r#"unzip -p "$1" '*.txz' >"$1.txz" && tar -xJf "$1.txz" -C "$2""#;
-    let _forking = forking();
     let output = Command::new("sh")
         .args(["-c", script, "unpack"])
         .args([jar, target])

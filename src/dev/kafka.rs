@@ -1,21 +1,39 @@
-//! A Kafka cluster inside this process.
+//! An embedded Kafka cluster, in a process of its own.
+//!
+//! librdkafka aborts the process of its cluster when a broker that goes down cannot have its port back at
+//! once, so the cluster must not live in the process of the service or of the tests.
 
-use std::sync::PoisonError;
+mod cluster;
+
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
-use rdkafka::ClientConfig;
-use rdkafka::mocking::MockCluster;
-use rdkafka::producer::{BaseProducer, DefaultProducerContext, Producer as _};
-use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+use rdkafka::types::RDKafkaRespErr;
 
-use super::{DevError, FORKS};
+use super::DevError;
+
+pub use cluster::run;
 
 /// Addresses every broker at once where a broker's number is asked for.
 pub const ALL_BROKERS: i32 = -1;
 
+/// The subcommand of the binary that runs the cluster.
+pub const COMMAND: &str = "embedded-kafka";
+
+/// How the cluster answers a command that it has carried out.
+const DONE: &str = "done";
+const ANSWERS_WITHIN: Duration = Duration::from_secs(30);
+
 /// librdkafka's own cluster for tests, which speaks Kafka's protocol on 127.0.0.1 to any process: consumer
 /// groups, idempotent and transactional producers, and topics that appear when they are first named (with
-/// four partitions). Brokers are numbered from 1.
+/// four partitions). Brokers are numbered from 1. Its process ends when this is dropped, and when the process
+/// that started it dies in whatever way.
 ///
 /// What it cannot do:
 /// * tell a repeated batch of an idempotent producer: it checks sequence numbers only for producers with a
@@ -23,7 +41,7 @@ pub const ALL_BROKERS: i32 = -1;
 ///   an injected error that hits one of several batches on their way loses it: the producer takes the
 ///   acknowledgement of a later batch for one of the earlier;
 /// * hide what a transaction has not committed, or keep the offsets that were committed in one;
-/// * keep anything on disk: it ends, with all its records, when it is dropped or this process dies;
+/// * keep anything on disk: its records end with its process;
 /// * keep much: of each partition only the newest 5 MiB (or 100,000 batches), older ones vanish
 ///   without a word;
 /// * create, change, list or delete topics, groups or settings for an admin client
@@ -31,22 +49,19 @@ pub const ALL_BROKERS: i32 = -1;
 /// * find an offset by time, compact, authenticate, encrypt, or stamp records (every acknowledgement says
 ///   1234);
 /// * move leadership when a broker goes down: its partitions are away until it is back.
-#[allow(missing_debug_implementations, reason = "the client inside has nothing to show")]
+#[derive(Debug)]
 pub struct Kafka {
-    /// The cluster's own handle is bound to one thread; a client that carries a cluster is not.
-    host: BaseProducer,
+    process: Mutex<Process>,
     bootstrap_servers: String,
 }
 
 impl Kafka {
-    /// Starts a cluster of so many brokers.
-    pub fn start(brokers: i32) -> Result<Self, DevError> {
-        let host: BaseProducer = ClientConfig::new()
-            .set("test.mock.num.brokers", brokers.to_string())
-            .set("log_level", "0")
-            .create()?;
-        let bootstrap_servers = cluster(&host)?.bootstrap_servers();
-        Ok(Self { host, bootstrap_servers })
+    /// Starts a cluster of so many brokers. `program` is the `order-service` binary, which has the cluster in
+    /// it.
+    pub fn start(program: &Path, brokers: i32) -> Result<Self, DevError> {
+        let mut process = Process::spawn(program, brokers)?;
+        let bootstrap_servers = process.answer("start")?;
+        Ok(Self { process: Mutex::new(process), bootstrap_servers })
     }
 
     /// Where to connect, as `KAFKA_BOOTSTRAP_SERVERS`.
@@ -56,46 +71,86 @@ impl Kafka {
 
     /// Creates a topic, each partition on as many brokers as Kafka's default asks for (at most three).
     pub fn create_topic(&self, name: &str, partitions: i32) -> Result<(), DevError> {
-        let brokers = self.bootstrap_servers.split(',').count();
-        let replicas = i32::try_from(brokers.min(3)).unwrap_or(1);
-        Ok(cluster(&self.host)?.create_topic(name, partitions, replicas)?)
+        self.tell(&format!("create-topic {name} {partitions}"))
     }
 
     /// Cuts the broker's connections and refuses new ones until [`broker_up`](Self::broker_up).
     pub fn broker_down(&self, broker: i32) -> Result<(), DevError> {
-        let _nobody_forks = FORKS.write().unwrap_or_else(PoisonError::into_inner);
-        Ok(cluster(&self.host)?.broker_down(broker)?)
+        self.tell(&format!("broker-down {broker}"))
     }
 
     /// Lets the broker take connections again.
     pub fn broker_up(&self, broker: i32) -> Result<(), DevError> {
-        Ok(cluster(&self.host)?.broker_up(broker)?)
+        self.tell(&format!("broker-up {broker}"))
     }
 
-    /// Makes the broker answer so much later.
-    pub fn round_trip_time(&self, broker: i32, delay: Duration) -> Result<(), DevError> {
-        Ok(cluster(&self.host)?.broker_round_trip_time(broker, delay)?)
+    /// Answers the next produce requests with these errors, one each. `RD_KAFKA_RESP_ERR__TRANSPORT` cuts the
+    /// connection instead.
+    pub fn produce_errors(&self, errors: &[RDKafkaRespErr]) -> Result<(), DevError> {
+        let codes: Vec<String> = errors.iter().map(|error| (*error as i32).to_string()).collect();
+        self.tell(&format!("produce-errors {}", codes.join(" ")))
     }
 
-    /// Answers the next requests of this kind with these errors, one each. `RD_KAFKA_RESP_ERR__TRANSPORT`
-    /// cuts the connection instead.
-    pub fn request_errors(&self, request: RDKafkaApiKey, errors: &[RDKafkaRespErr]) -> Result<(), DevError> {
-        cluster(&self.host)?.request_errors(request, errors);
-        Ok(())
-    }
-
-    /// Forgets the errors that are still waiting for requests of this kind.
-    pub fn clear_request_errors(&self, request: RDKafkaApiKey) -> Result<(), DevError> {
-        cluster(&self.host)?.clear_request_errors(request);
-        Ok(())
-    }
-
-    /// Makes the broker the leader of a partition; `None` leaves it without one.
-    pub fn partition_leader(&self, topic: &str, partition: i32, broker: Option<i32>) -> Result<(), DevError> {
-        Ok(cluster(&self.host)?.partition_leader(topic, partition, broker)?)
+    fn tell(&self, command: &str) -> Result<(), DevError> {
+        let mut process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        writeln!(process.commands, "{command}").map_err(DevError::io("command the embedded Kafka"))?;
+        match process.answer(command)? {
+            answer if answer == DONE => Ok(()),
+            answer => Err(DevError::KafkaRefuses { command: command.to_owned(), answer }),
+        }
     }
 }
 
-fn cluster(host: &BaseProducer) -> Result<MockCluster<'_, DefaultProducerContext>, DevError> {
-    host.client().mock_cluster().ok_or(DevError::NoCluster)
+/// The cluster's process. It reads commands from its standard input, and ends where that ends.
+#[derive(Debug)]
+struct Process {
+    child: Child,
+    commands: ChildStdin,
+    answers: Receiver<String>,
+}
+
+impl Process {
+    fn spawn(program: &Path, brokers: i32) -> Result<Self, DevError> {
+        let failed = || DevError::io("run the embedded Kafka");
+        let mut child = Command::new(program)
+            .args([COMMAND, &brokers.to_string()])
+            // A `.env` of the current folder is none of its business.
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            // Ctrl-C in the terminal is ours alone: Kafka has to outlive the draining of the service.
+            .process_group(0)
+            .spawn()
+            .map_err(failed())?;
+        let pipes = child.stdin.take().zip(child.stdout.take());
+        let (commands, output) = pipes.ok_or_else(|| failed()(io::ErrorKind::BrokenPipe.into()))?;
+        Ok(Self { child, commands, answers: lines(output) })
+    }
+
+    fn answer(&mut self, command: &str) -> Result<String, DevError> {
+        self.answers.recv_timeout(ANSWERS_WITHIN).map_err(|_| DevError::KafkaRefuses {
+            command: command.to_owned(),
+            answer: match self.child.try_wait() {
+                Ok(Some(status)) => format!("it ended: {status}"),
+                _ => "it did not answer".to_owned(),
+            },
+        })
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It has nothing to clean up. Nobody can do anything about a failure here.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The lines that the process prints, read on a thread: a pipe has no deadline of its own.
+fn lines(output: ChildStdout) -> Receiver<String> {
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        BufReader::new(output).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+    });
+    lines
 }

@@ -11,7 +11,7 @@ mod programs;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::path::Path;
 
 use rdkafka::error::KafkaError;
 use thiserror::Error;
@@ -44,11 +44,22 @@ pub enum DevError {
         log: String,
     },
     /// librdkafka refused.
-    #[error("the embedded Kafka cluster failed")]
+    #[error("the embedded Kafka cluster failed: {0}")]
     Kafka(#[from] KafkaError),
     /// librdkafka started without its cluster.
     #[error("librdkafka came without its embedded cluster")]
     NoCluster,
+    /// The process of the embedded cluster did not do what it was told.
+    #[error("the embedded Kafka answered {command:?} with: {answer}")]
+    KafkaRefuses {
+        /// What it was told.
+        command: String,
+        /// What it said, or how it ended.
+        answer: String,
+    },
+    /// The process of the embedded cluster was told something else than its commands.
+    #[error("{0:?} is no command of the embedded Kafka")]
+    UnknownCommand(String),
     /// The operating system refused.
     #[error("could not {what}")]
     Io {
@@ -65,17 +76,8 @@ impl DevError {
     }
 }
 
-/// A child that has not become its program yet holds a copy of every socket of ours, and librdkafka aborts the
-/// process when a broker that goes down cannot have its port back at once: the two exclude each other.
-static FORKS: RwLock<()> = RwLock::new(());
-
-/// To be held while a child process is started, in a process with a cluster whose brokers go up and down.
-pub fn forking() -> RwLockReadGuard<'static, ()> {
-    FORKS.read().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// PostgreSQL, Kafka and a Product Service, each embedded unless its address was given.
-#[allow(missing_debug_implementations, reason = "the Kafka client inside has nothing to show")]
+#[derive(Debug)]
 pub struct Stack {
     /// The embedded database, unless `DATABASE_URL` names another.
     pub postgres: Option<Postgres>,
@@ -90,14 +92,19 @@ pub struct Stack {
 
 impl Stack {
     /// Starts what `get` does not name: `DATABASE_URL`, `KAFKA_BOOTSTRAP_SERVERS`, `PRODUCT_SERVICE_URL`. An
-    /// empty value names nothing.
+    /// empty value names nothing. `program` is the `order-service` binary, which runs the embedded Kafka.
     ///
     /// The demo Product Service lives no longer than the runtime that this is called in.
-    pub async fn start(get: impl Fn(&'static str) -> Option<String>) -> Result<Self, DevError> {
+    pub async fn start(
+        program: &Path,
+        get: impl Fn(&'static str) -> Option<String>,
+    ) -> Result<Self, DevError> {
         let given = |name: &'static str| get(name).filter(|value| !value.trim().is_empty());
         let (kafka, cluster) = match given("KAFKA_BOOTSTRAP_SERVERS") {
             Some(servers) => (servers, None),
-            None => Kafka::start(1).map(|kafka| (kafka.bootstrap_servers().to_owned(), Some(kafka)))?,
+            None => {
+                Kafka::start(program, 1).map(|kafka| (kafka.bootstrap_servers().to_owned(), Some(kafka)))?
+            }
         };
         let (product_service, products) = match given("PRODUCT_SERVICE_URL") {
             Some(url) => (url, None),

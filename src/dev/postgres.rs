@@ -11,9 +11,9 @@ use std::time::Duration;
 use sqlx::{Connection as _, PgConnection};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::DevError;
 use super::account::{self, Account};
 use super::programs::Programs;
-use super::{DevError, forking};
 
 const SUPERVISOR: &str = include_str!("postgres.sh");
 
@@ -169,9 +169,7 @@ impl Supervisor {
                 .map_err(DevError::io("hand over the temporary folder"))?;
             command.gid(gid).uid(uid);
         }
-        let forking = forking();
         let mut child = command.spawn().map_err(DevError::io("run sh"))?;
-        drop(forking);
         Ok(Self {
             lifeline: child.stdin.take(),
             child: Some(child),

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-use super::{DevError, fetch, forking};
+use super::{DevError, fetch};
 
 /// The programs that make a database and serve it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,7 +48,6 @@ impl Programs {
 }
 
 fn pg_config_bindir() -> Option<PathBuf> {
-    let _forking = forking();
     let answer = Command::new("pg_config").arg("--bindir").output().ok()?;
     let folder = String::from_utf8(answer.stdout).ok()?;
     answer.status.success().then(|| PathBuf::from(folder.trim()))

@@ -5,7 +5,7 @@ use std::io::{self, Read as _, Write as _};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use order_service::dev::Kafka;
+use order_service::dev::kafka;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -28,11 +28,7 @@ pub(crate) fn product_service() -> Result<()> {
 
 /// A cluster of librdkafka's own, for as long as the pipe is open.
 pub(crate) fn kafka() -> Result<()> {
-    let cluster = Kafka::start(1)?;
-    announce(cluster.bootstrap_servers())?;
-    loop {
-        std::thread::park();
-    }
+    Ok(kafka::run(1, io::stdin().lock(), io::stdout().lock())?)
 }
 
 /// Says where it is, and ends this process with the one that started it.

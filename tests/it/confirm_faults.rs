@@ -1,7 +1,6 @@
 //! A Product Service that fails in the middle: no line is taken twice or given back twice, and what nobody
 //! knows is not guessed.
 
-use order_service::dev::forking;
 use serde_json::json;
 
 use crate::support::{Builder, Movement, Payment, Shop, admin, command, customer, eventually, exit_code};
@@ -170,12 +169,10 @@ async fn what_a_person_found_out_waits_for_whoever_is_changing_the_order_and_is_
     let mut change = shop.database.begin().await.unwrap();
     let lock = "select from orders where id = $1::uuid for update";
     sqlx::query(lock).bind(&id).execute(&mut *change).await.unwrap();
-    let forking = forking();
     let mut resolve = command("stock", &shop.environment)
         .args(["resolve", &id, "1", "1", "applied", "--by", "ada"])
         .spawn()
         .unwrap();
-    drop(forking);
     shop.somebody_waits_for_a_lock().await;
     let write_back = "update stock_lines set state = 'TAKING' where line_number = 1";
     sqlx::query(write_back).execute(&mut *change).await.unwrap();

@@ -2,6 +2,7 @@
 
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -9,7 +10,6 @@ use std::sync::mpsc;
 use std::time::Instant;
 
 use order_service::config::Environment;
-use order_service::dev::forking;
 use serde_json::Value;
 use sqlx::{Connection, PgConnection};
 use tempfile::TempDir;
@@ -22,19 +22,18 @@ struct Dev {
     screen: Vec<String>,
 }
 
-/// What only the running server can tell of itself.
-struct Server {
-    pid: String,
-    folder: PathBuf,
+/// The processes that `dev` started, and how to see that they are gone.
+struct Parts {
+    postgres_pid: String,
+    postgres_folder: PathBuf,
+    kafka_address: String,
 }
 
 impl Dev {
     /// Starts it and reads its screen.
     fn start() -> Self {
         let environment = Environment::default().with("PATH", path()).with("LOG_FILTER", "error");
-        let forking = forking();
         let mut child = command("dev", &environment).stdout(Stdio::piped()).spawn().unwrap();
-        drop(forking);
         let (lines, printed) = mpsc::channel();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         std::thread::spawn(move || {
@@ -62,7 +61,6 @@ impl Dev {
     /// Runs the printed command, as it stands; returns the status and the body of the answer.
     fn first_order(&self) -> (String, Value) {
         let start = self.screen.iter().position(|line| line.trim().starts_with("curl ")).expect("a command");
-        let _forking = forking();
         let output = Command::new("sh").args(["-c", &self.screen[start..].join("\n")]).output().unwrap();
         let answer = String::from_utf8(output.stdout).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").expect("an answer with its head");
@@ -73,14 +71,18 @@ impl Dev {
         PgConnection::connect(self.address("postgres")).await.unwrap()
     }
 
-    async fn server(&self) -> Server {
+    async fn parts(&self) -> Parts {
         let (pid, folder): (String, String) = sqlx::query_as(
             "select split_part(pg_read_file('postmaster.pid'), E'\\n', 1), current_setting('data_directory')",
         )
         .fetch_one(&mut self.connect().await)
         .await
         .unwrap();
-        Server { pid, folder: PathBuf::from(folder).parent().expect("a folder of ours").to_owned() }
+        Parts {
+            postgres_pid: pid,
+            postgres_folder: PathBuf::from(folder).parent().expect("a folder of ours").to_owned(),
+            kafka_address: self.address("kafka").to_owned(),
+        }
     }
 }
 
@@ -126,14 +128,12 @@ impl Drop for Dev {
     }
 }
 
-impl Server {
-    async fn is_gone_without_a_trace(&self) {
-        let alive = || {
-            let _forking = forking();
-            Command::new("kill").args(["-0", &self.pid]).stderr(Stdio::null()).status()
-        };
+impl Parts {
+    async fn are_gone_without_a_trace(&self) {
+        let alive = || Command::new("kill").args(["-0", &self.postgres_pid]).stderr(Stdio::null()).status();
         eventually("PostgreSQL ends", async || !alive().unwrap().success()).await;
-        eventually("its folder goes", async || !self.folder.exists()).await;
+        eventually("its folder goes", async || !self.postgres_folder.exists()).await;
+        eventually("Kafka ends", async || TcpStream::connect(&self.kafka_address).is_err()).await;
     }
 }
 
@@ -181,13 +181,13 @@ async fn a_second_one_works_beside_the_first() {
 #[tokio::test]
 async fn ctrl_c_stops_everything_and_leaves_nothing_behind() {
     let mut dev = Dev::start();
-    let server = dev.server().await;
-    assert!(server.folder.exists());
+    let parts = dev.parts().await;
+    assert!(parts.postgres_folder.exists());
 
     signal(&dev.child, "INT");
 
     assert_eq!(exit_code(&mut dev.child), Some(0));
-    server.is_gone_without_a_trace().await;
+    parts.are_gone_without_a_trace().await;
 }
 
 #[tokio::test]
@@ -225,10 +225,10 @@ async fn ctrl_c_while_the_database_does_not_answer_ends_the_start() {
 #[tokio::test]
 async fn even_a_kill_leaves_nothing_behind() {
     let mut dev = Dev::start();
-    let server = dev.server().await;
+    let parts = dev.parts().await;
 
     signal(&dev.child, "KILL");
 
     assert_eq!(exit_code(&mut dev.child), None);
-    server.is_gone_without_a_trace().await;
+    parts.are_gone_without_a_trace().await;
 }

@@ -5,9 +5,9 @@
 use futures_util::future::join_all;
 use order_service::dev::Kafka;
 use order_service::dev::kafka::ALL_BROKERS;
-use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+use rdkafka::types::RDKafkaRespErr;
 
-use crate::support::{Replica, Shop, eventually};
+use crate::support::{Replica, Shop, embedded_kafka, eventually};
 
 const ADA: &str = "ada@example.com";
 
@@ -24,7 +24,7 @@ async fn shop_on(kafka: &Kafka) -> Shop {
 
 /// A running service on a cluster of its own that has the topic.
 async fn shop_and_cluster() -> (Shop, Kafka) {
-    let kafka = Kafka::start(1).unwrap();
+    let kafka = embedded_kafka(1);
     let mut shop = shop_on(&kafka).await;
     kafka.create_topic(&shop.topic.name, 3).unwrap();
     shop.start_service().await;
@@ -51,7 +51,7 @@ async fn kafka_is(shop: &Shop, word: &str) {
 
 #[tokio::test]
 async fn orders_are_placed_while_kafka_is_away_and_every_event_arrives_when_it_is_back() {
-    let kafka = Kafka::start(1).unwrap();
+    let kafka = embedded_kafka(1);
     let mut shop = shop_on(&kafka).await;
     kafka.create_topic(&shop.topic.name, 3).unwrap();
     kafka.broker_down(ALL_BROKERS).unwrap();
@@ -87,7 +87,7 @@ async fn kafka_that_goes_and_comes_while_orders_are_placed_loses_nothing() {
 
 #[tokio::test]
 async fn a_topic_that_is_missing_and_may_not_be_created_is_named_in_the_log_and_the_events_wait() {
-    let kafka = Kafka::start(1).unwrap();
+    let kafka = embedded_kafka(1);
     let mut shop = shop_on(&kafka).await;
     let environment = shop.environment.clone().with("KAFKA_CREATE_TOPIC", "false");
     let replica = Replica::start(&environment);
@@ -124,7 +124,7 @@ async fn errors_of_the_broker_lose_nothing_and_change_no_sequence() {
 
     // One event at a time. With several requests on their way the embedded cluster would take the later ones,
     // where a real broker refuses them because of the one that failed before (its idempotence checks).
-    let refuse = |error| kafka.request_errors(RDKafkaApiKey::Produce, &[error]).unwrap();
+    let refuse = |error| kafka.produce_errors(&[error]).unwrap();
     for error in errors {
         refuse(error);
         let order = shop.placed(ADA, &[(&phone, 1)]).await;

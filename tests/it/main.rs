@@ -25,6 +25,7 @@ mod contract_errors;
 mod database_outage;
 mod dev_command;
 mod duplicates;
+mod embedded_kafka;
 mod history;
 mod idempotency_keys;
 mod kafka_outage;

@@ -1,7 +1,6 @@
 //! An event that Kafka refuses for itself parks its order, not its bucket; people decide, and it is recorded.
 
 use order_service::config::Environment;
-use order_service::dev::forking;
 
 use crate::support::{Shop, command, eventually};
 
@@ -28,7 +27,6 @@ async fn plant_in_the_same_bucket(shop: &Shop) {
 }
 
 fn run(arguments: &[&str], environment: &Environment) -> (bool, String) {
-    let _forking = forking();
     let output = command(arguments[0], environment).args(&arguments[1..]).output().unwrap();
     (output.status.success(), String::from_utf8(output.stdout).unwrap())
 }

@@ -4,7 +4,6 @@ use std::net::TcpListener;
 use std::process::{Output, Stdio};
 
 use order_service::config::Environment;
-use order_service::dev::forking;
 use sqlx::Postgres;
 use sqlx::migrate::Migrate;
 use sqlx::pool::PoolConnection;
@@ -17,9 +16,7 @@ const ADA: &str = "ada@example.com";
 async fn run(name: &'static str, environment: &Environment) -> (Option<i32>, String) {
     let mut command = tokio::process::Command::from(command(name, environment));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let forking = forking();
     let child = command.spawn().unwrap();
-    drop(forking);
     let output = child.wait_with_output();
     let output = tokio::time::timeout(PATIENCE, output).await.expect("an end");
     let Output { status, stderr, .. } = output.unwrap();
@@ -67,7 +64,6 @@ async fn a_broken_line_of_the_env_file_is_named_by_its_number_and_not_shown() {
         let folder = tempfile::tempdir().unwrap();
         let file = format!("# A comment\nLOG_FORMAT=\"json\"\n\n{line}\nBIND_ADDRESS=127.0.0.1:0\n");
         std::fs::write(folder.path().join(".env"), file).unwrap();
-        let _forking = forking();
         let output = command("serve", &Environment::default()).current_dir(&folder).output().unwrap();
 
         let said = String::from_utf8(output.stderr).unwrap();

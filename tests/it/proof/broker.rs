@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use tokio::time::sleep;
 
 use super::random::Random;
+use crate::support::embedded_kafka;
 
 const BROKERS: i32 = 3;
 
@@ -30,7 +31,7 @@ pub(super) struct RealBroker {
 impl Broker {
     pub(super) async fn start(command: Option<&str>) -> Self {
         match command {
-            None => Self::Embedded(Kafka::start(BROKERS).unwrap()),
+            None => Self::Embedded(embedded_kafka(BROKERS)),
             Some(command) => {
                 let command = command.to_owned();
                 Self::Real(tokio::task::spawn_blocking(|| RealBroker::start(command)).await.unwrap())

@@ -21,7 +21,7 @@ pub(crate) use process::{Replica, command, exit_code, signal};
 pub(crate) use promises::{Movement, figure, scale};
 pub(crate) use proxy::{Mode, Proxy};
 pub(crate) use shop::{Builder, Shop, lines};
-pub(crate) use stack::stack;
+pub(crate) use stack::{embedded_kafka, stack};
 
 /// How long a test waits for what must come. Long, because a slow machine is no bug; never a way to pass time.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);

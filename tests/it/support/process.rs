@@ -6,10 +6,12 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use order_service::config::Environment;
-use order_service::dev::forking;
 use serde_json::Value;
 
 use super::PATIENCE;
+
+/// The binary of the service.
+pub(super) const PROGRAM: &str = env!("CARGO_BIN_EXE_order-service");
 
 /// A running `order-service serve`, or another command that logs. Dropping it kills it.
 pub(crate) struct Replica {
@@ -20,7 +22,7 @@ pub(crate) struct Replica {
 
 /// A command of the service with this environment and no other.
 pub(crate) fn command(name: &str, environment: &Environment) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_order-service"));
+    let mut command = Command::new(PROGRAM);
     // An empty folder, so that no .env is found.
     command.arg(name).env_clear().envs(environment.variables()).current_dir("/tmp");
     command
@@ -29,7 +31,6 @@ pub(crate) fn command(name: &str, environment: &Environment) -> Command {
 /// Sends a signal, by its name.
 pub(crate) fn signal(child: &Child, name: &str) {
     let pid = child.id().to_string();
-    let _forking = forking();
     assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
 }
 
@@ -62,9 +63,7 @@ impl Replica {
 
     /// Starts another command that logs, and waits for nothing.
     pub(crate) fn spawn_command(name: &str, environment: &Environment) -> Self {
-        let forking = forking();
         let mut child = command(name, environment).stderr(Stdio::piped()).spawn().unwrap();
-        drop(forking);
         let (lines, log) = mpsc::channel();
         let stderr = BufReader::new(child.stderr.take().expect("a pipe"));
         std::thread::spawn(move || {

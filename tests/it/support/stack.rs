@@ -3,16 +3,19 @@
 //! They live on a runtime of their own, because each test's runtime ends with the test. `DATABASE_URL`,
 //! `KAFKA_BOOTSTRAP_SERVERS` and `PRODUCT_SERVICE_URL`, where set, replace them.
 
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
 use order_service::config::Environment;
-use order_service::dev::Stack;
+use order_service::dev::{Kafka, Stack};
 use order_service::{config, store};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, Connection, Executor};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
+
+use super::process::PROGRAM;
 
 struct Shared {
     stack: Stack,
@@ -25,11 +28,17 @@ pub(crate) fn stack() -> &'static Stack {
     let start = || {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let stack = runtime.block_on(Stack::start(|name| std::env::var(name).ok())).unwrap();
+        let stack =
+            runtime.block_on(Stack::start(Path::new(PROGRAM), |name| std::env::var(name).ok())).unwrap();
         Shared { stack, _runtime: runtime }
     };
     // On a thread of its own, because a runtime cannot be started from within another.
     &SHARED.get_or_init(|| std::thread::spawn(start).join().unwrap()).stack
+}
+
+/// A Kafka cluster of the test's own, whose brokers it may take down.
+pub(crate) fn embedded_kafka(brokers: i32) -> Kafka {
+    Kafka::start(Path::new(PROGRAM), brokers).unwrap()
 }
 
 /// A new database with the schema, copied from a template that was migrated once. Returns its URL.

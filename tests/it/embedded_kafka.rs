@@ -1,0 +1,58 @@
+//! The embedded Kafka of `dev` and of the tests, in its own process.
+
+use std::net::TcpStream;
+use std::process::Command;
+use std::thread;
+
+use order_service::dev::kafka::ALL_BROKERS;
+
+use crate::support::{Topic, embedded_kafka};
+
+/// librdkafka aborts the process of its cluster when a broker that goes down cannot bind its port again. In
+/// the process that starts children this happened: a child that is not its program yet holds a copy of every
+/// socket.
+#[tokio::test]
+async fn its_brokers_go_down_and_come_back_while_processes_are_started() {
+    let kafka = embedded_kafka(1);
+    kafka.create_topic("orders", 1).unwrap();
+    let topic = Topic { bootstrap_servers: kafka.bootstrap_servers().to_owned(), name: "orders".to_owned() };
+    topic.publish("1", b"{}").await;
+
+    thread::scope(|scope| {
+        let start_processes = || {
+            for _ in 0..100 {
+                assert!(Command::new("true").status().unwrap().success());
+            }
+        };
+        let starting = [scope.spawn(start_processes), scope.spawn(start_processes)];
+        while !starting.iter().all(thread::ScopedJoinHandle::is_finished) {
+            kafka.broker_down(ALL_BROKERS).unwrap();
+            kafka.broker_up(ALL_BROKERS).unwrap();
+        }
+    });
+
+    assert_eq!(topic.records(1).await[0].payload, "{}");
+}
+
+#[tokio::test]
+async fn it_refuses_what_it_does_not_know_and_goes_on() {
+    let kafka = embedded_kafka(1);
+
+    let refusal = kafka.create_topic("two words", 1).unwrap_err().to_string();
+
+    assert!(refusal.contains("two words") && refusal.contains("no command"), "{refusal}");
+    let refusal = kafka.broker_down(7).unwrap_err().to_string();
+    assert!(refusal.contains("broker-down 7"), "{refusal}");
+    kafka.create_topic("orders", 1).unwrap();
+}
+
+#[tokio::test]
+async fn nothing_of_it_is_left_when_it_is_dropped() {
+    let kafka = embedded_kafka(1);
+    let address = kafka.bootstrap_servers().to_owned();
+    assert!(TcpStream::connect(&address).is_ok());
+
+    drop(kafka);
+
+    assert!(TcpStream::connect(&address).is_err());
+}
