@@ -15,7 +15,9 @@ use tracing::{info, warn};
 
 use crate::api::{self, Health, server};
 use crate::config::Config;
-use crate::events::{KafkaHealth, PaymentConsumer, PublishError, Publisher, Relay};
+use crate::events::{
+    KafkaHealth, PaymentConsumer, PublishError, Publisher, Relay, UnpaidOrders, UnpaidSettings,
+};
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::orders::OrderService;
 use crate::products::{InvalidSettings, ProductClient};
@@ -213,6 +215,11 @@ fn spawn_workers(
     parts.spawn(worker.map(|()| "stock worker"));
     let housekeeping = orders.clone().run_housekeeping(config.housekeeping, stop.clone());
     parts.spawn(housekeeping.map(|()| "housekeeping"));
+    if let Some(ttl) = config.housekeeping.unpaid_order_ttl {
+        let settings = UnpaidSettings { ttl, interval: config.housekeeping.interval };
+        let unpaid = UnpaidOrders::new(&config.kafka, orders.clone(), settings);
+        parts.spawn(unpaid.run(stop.clone()).map(|()| "unpaid orders"));
+    }
     if let Some(payments) = payments {
         parts.spawn(payments.run(stop.clone()).map(|()| "payment consumer"));
     }

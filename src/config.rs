@@ -134,6 +134,12 @@ impl Config {
         if self.kafka.payments.enabled && self.kafka.payments.topic == self.kafka.topic {
             env.refuse("PAYMENT_EVENTS_TOPIC", "must not be ORDER_EVENTS_TOPIC");
         }
+        if self.housekeeping.unpaid_order_ttl.is_some() && !self.kafka.payments.enabled {
+            env.refuse(
+                "UNPAID_ORDER_TTL",
+                "needs PAYMENT_EVENTS_ENABLED=true: without reading payments no order is known to be unpaid",
+            );
+        }
         if self.api.request_deadline <= self.products.deadline {
             env.refuse("REQUEST_DEADLINE_MS", "must be more than PRODUCT_DEADLINE_MS");
         }

@@ -56,6 +56,12 @@
 //! 11. An order is never CONFIRMED unless all its stock was taken; no line is taken or given back twice. —
 //!     `confirm_order::*`, and the law in `domain/stock/tests.rs`
 //! 12. One key of one customer is one order. — `duplicates::*`
+//! 13. No order is cancelled for want of a payment that stood in the topic before its time was up; where Kafka
+//!     cannot be asked, nothing is cancelled. — `unpaid_orders::*`, and the argument in
+//!     `events/payments/unpaid.rs`
+//! 14. No payment vanishes: a record counts as a repeat only with the same bytes. —
+//!     `payments::a_repeat_that_has_other_bytes_is_parked`,
+//!     `payments::a_second_payment_within_the_same_second_is_kept`
 //!
 //! # Deliberately absent
 //!

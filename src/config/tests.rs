@@ -249,7 +249,8 @@ fn everything_wrong_is_reported_at_once() {
 
 #[test]
 fn dangerous_combinations_are_refused() {
-    let table: [(&[(&str, &str)], &str); 12] = [
+    let table: [(&[(&str, &str)], &str); 13] = [
+        (&[("UNPAID_ORDER_TTL", "30m"), ("PAYMENT_EVENTS_ENABLED", "false")], "UNPAID_ORDER_TTL"),
         (&[("RELAY_LEASE_MS", "20000")], "RELAY_LEASE_MS"),
         (&[("KAFKA_DELIVERY_TIMEOUT_MS", "15000")], "RELAY_LEASE_MS"),
         (&[("PRODUCT_ATTEMPT_TIMEOUT_MS", "3001")], "PRODUCT_ATTEMPT_TIMEOUT_MS"),

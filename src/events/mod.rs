@@ -7,5 +7,5 @@ pub mod payments;
 pub mod relay;
 
 pub use kafka::{KafkaHealth, KafkaSettings, PublishError, Publisher, Secret, Sent};
-pub use payments::{PaymentConsumer, PaymentSettings};
+pub use payments::{PaymentConsumer, PaymentSettings, UnpaidOrders, UnpaidSettings};
 pub use relay::{Relay, RelaySettings};

@@ -2,6 +2,8 @@
 //! crash repeats records and loses none; the transaction remembers the event, so a repeat does nothing.
 
 mod decode;
+mod progress;
+mod unpaid;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,6 +25,7 @@ use crate::store::StoreError;
 use crate::store::payments::{IncomingPayment, Received, RecordPlace};
 use crate::telemetry::chain;
 use decode::{Decoded, decode};
+pub use unpaid::{UnpaidOrders, UnpaidSettings};
 
 /// What is read of the Payment Service.
 #[derive(Clone, Debug)]
@@ -135,6 +138,9 @@ impl PaymentConsumer {
                 let offset = payment.place.offset;
                 match self.orders.receive_payment(&payment).await {
                     Ok(Received::Repeated) => debug!(%order, event_type, offset, "a payment was repeated"),
+                    Ok(Received::OtherEvent) => {
+                        warn!(%order, event_type, offset, "parked a payment that has the key of another");
+                    }
                     Ok(Received::UnknownOrder) => {
                         warn!(%order, event_type, offset, "parked a payment of no order");
                     }

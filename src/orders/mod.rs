@@ -13,6 +13,7 @@ mod list;
 mod pay;
 mod place;
 mod rest;
+mod unpaid;
 mod workers;
 
 use std::sync::Arc;

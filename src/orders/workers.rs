@@ -1,4 +1,5 @@
-//! What any replica does in the background, beside relaying: stock work, unpaid orders, old keys.
+//! What any replica does in the background, beside relaying: stock work, old keys. Unpaid orders
+//! are in `events/payments/unpaid.rs`, because Kafka is asked before one is cancelled.
 
 use std::panic::resume_unwind;
 use std::time::{Duration, Instant};
@@ -6,14 +7,10 @@ use std::time::{Duration, Instant};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::warn;
 
 use super::OrderService;
 use super::rest::Rest;
-use crate::domain::aggregate::reason::PAYMENT_TIMEOUT;
-use crate::domain::order::Change;
-use crate::domain::stock::JobState;
-use crate::domain::{Actor, OrderAggregate, OrderId, Status, TraceParent};
 use crate::store::StoreError;
 use crate::store::stock_queue::TakeUp;
 use crate::telemetry::chain;
@@ -62,10 +59,10 @@ impl OrderService {
         }
     }
 
-    /// Cancels unpaid orders and forgets old keys, now and then, until `stop`.
+    /// Forgets old keys, now and then, until `stop`.
     pub async fn run_housekeeping(self, settings: HousekeepingSettings, stop: CancellationToken) {
         while !stop.is_cancelled() {
-            if let Err(error) = self.tidy_up(&settings, &stop).await {
+            if let Err(error) = self.tidy_up(&stop).await {
                 warn!(error = chain(&error), "the housekeeping failed; it goes on");
             }
             tokio::select! {
@@ -75,58 +72,11 @@ impl OrderService {
         }
     }
 
-    async fn tidy_up(
-        &self,
-        settings: &HousekeepingSettings,
-        stop: &CancellationToken,
-    ) -> Result<(), StoreError> {
+    async fn tidy_up(&self, stop: &CancellationToken) -> Result<(), StoreError> {
         let past_any_window = self.duplicates.window.unwrap_or_default() + Duration::from_mins(1);
         // Until nothing is left: every placement adds a row, so a fixed share would never catch up.
         while !stop.is_cancelled() && self.store.forget_requests(past_any_window, BATCH).await? > 0 {}
-        match settings.unpaid_order_ttl {
-            Some(ttl) => self.cancel_all_unpaid(ttl, stop).await,
-            None => Ok(()),
-        }
-    }
-
-    /// Batch after batch, until one brings nothing more. An order that cannot be cancelled is passed over.
-    async fn cancel_all_unpaid(&self, ttl: Duration, stop: &CancellationToken) -> Result<(), StoreError> {
-        let mut all = 0;
-        loop {
-            let mut cancelled = 0;
-            for id in self.store.unpaid_orders(ttl, BATCH).await? {
-                if stop.is_cancelled() {
-                    return Ok(());
-                }
-                match self.cancel_unpaid(id).await {
-                    Ok(is_cancelled) => cancelled += usize::from(is_cancelled),
-                    Err(error) if error.is_transient() => return Err(error),
-                    Err(error) => error!(order = %id, error = chain(&error), "an unpaid order stays"),
-                }
-            }
-            all += cancelled;
-            if cancelled == 0 {
-                break;
-            }
-        }
-        if all > 0 {
-            info!(cancelled = all, "cancelled orders that nobody paid");
-        }
         Ok(())
-    }
-
-    /// Looks again under the lock: the payment may have come meanwhile, or another replica may have been first.
-    async fn cancel_unpaid(&self, id: OrderId) -> Result<bool, StoreError> {
-        let decide = |aggregate: &mut OrderAggregate| {
-            let confirming = aggregate.job.as_ref().is_some_and(|job| job.state == JobState::Taking);
-            if aggregate.order.status != Status::Created || aggregate.paid.is_some() || confirming {
-                return Ok(Change::None);
-            }
-            let trace = TraceParent::continue_or_start(None);
-            aggregate.cancel(Actor::system(), Some(PAYMENT_TIMEOUT.to_owned()), &trace)
-        };
-        let changed = self.store.update_order(id, None, decide).await?;
-        Ok(matches!(changed, Some(Ok((_, Change::Real)))))
     }
 }
 

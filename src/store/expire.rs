@@ -2,33 +2,104 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{Store, StoreError};
 use crate::domain::OrderId;
 
-/// Read along `orders_by_status`. An order whose payment has arrived is being confirmed and is left alone; so is
-/// one for which money came that a person has to look at.
-const SELECT: &str = "
-select id from orders
-where status = 'CREATED' and placed_at < now() - $1
-  and not exists (
-      select from stock_jobs where order_id = orders.id and state = 'TAKING'
-  )
-  and not exists (select from parked_payments where order_id = orders.id)
-order by placed_at, id
-limit $2
+/// The sort with the limit keeps PostgreSQL on `orders_by_status`, whatever its statistics say.
+const OLDEST_DUE: &str = "
+select now() as now,
+       (
+           select placed_at from orders
+           where status = 'CREATED' and (placed_at, id) > ($1, $2) and placed_at <= now() - $3
+           order by placed_at, id
+           limit 1
+       ) is not null as is_any_due
 ";
 
+/// One page along `orders_by_status`. An order whose stock is being taken has been paid or is being confirmed by
+/// an admin; one with a parked payment waits for a person. The limits keep each probe an index scan per order.
+const PAGE: &str = "
+select head.id, head.placed_at, job.found is null and parked.found is null as is_unpaid
+from (
+    select id, placed_at from orders
+    where status = 'CREATED' and (placed_at, id) > ($1, $2) and placed_at <= $3
+    order by placed_at, id
+    limit $4
+) head
+left join lateral (
+    select true as found from stock_jobs where order_id = head.id and state = 'TAKING' limit 1
+) job on true
+left join lateral (
+    select true as found from parked_payments where order_id = head.id limit 1
+) parked on true
+order by head.placed_at, head.id
+";
+
+/// How far the CREATED orders have been looked through, oldest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnpaidCursor {
+    placed_at: DateTime<Utc>,
+    id: Uuid,
+}
+
+impl UnpaidCursor {
+    /// Before the oldest order.
+    pub const START: Self = Self { placed_at: DateTime::UNIX_EPOCH, id: Uuid::nil() };
+}
+
+/// Some of the CREATED orders.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnpaidPage {
+    /// Those that nobody has paid.
+    pub unpaid: Vec<OrderId>,
+    /// Where the next page begins; none after the last.
+    pub next: Option<UnpaidCursor>,
+}
+
 impl Store {
-    /// The oldest orders that are CREATED for longer than `ttl`, at most `limit`.
-    pub async fn unpaid_orders(&self, ttl: Duration, limit: i64) -> Result<Vec<OrderId>, StoreError> {
+    /// The time of the database, if an order behind `after` is CREATED for longer than `ttl`.
+    pub async fn unpaid_order_is_due(
+        &self,
+        ttl: Duration,
+        after: UnpaidCursor,
+    ) -> Result<Option<DateTime<Utc>>, StoreError> {
         self.bounded(async {
             let mut connection = self.connection().await?;
-            let ids: Vec<Uuid> =
-                sqlx::query_scalar(SELECT).bind(ttl).bind(limit).fetch_all(&mut *connection).await?;
+            let (now, is_any_due): (DateTime<Utc>, bool) = sqlx::query_as(OLDEST_DUE)
+                .bind(after.placed_at)
+                .bind(after.id)
+                .bind(ttl)
+                .fetch_one(&mut *connection)
+                .await?;
             connection.give_back();
-            Ok(ids.into_iter().map(OrderId).collect())
+            Ok(is_any_due.then_some(now))
+        })
+        .await
+    }
+
+    /// The next `limit` orders behind `after` that are CREATED and were placed at `until` or before.
+    pub async fn unpaid_orders(
+        &self,
+        until: DateTime<Utc>,
+        after: UnpaidCursor,
+        limit: i64,
+    ) -> Result<UnpaidPage, StoreError> {
+        self.bounded(async {
+            let mut connection = self.connection().await?;
+            let rows: Vec<(Uuid, DateTime<Utc>, bool)> = sqlx::query_as(PAGE)
+                .bind(after.placed_at)
+                .bind(after.id)
+                .bind(until)
+                .bind(limit)
+                .fetch_all(&mut *connection)
+                .await?;
+            connection.give_back();
+            let next = rows.last().map(|(id, placed_at, _)| UnpaidCursor { placed_at: *placed_at, id: *id });
+            let unpaid = rows.into_iter().filter(|(.., is_unpaid)| *is_unpaid);
+            Ok(UnpaidPage { unpaid: unpaid.map(|(id, ..)| OrderId(id)).collect(), next })
         })
         .await
     }

@@ -25,6 +25,7 @@ use tokio::sync::Notify;
 
 pub use connection::DatabaseSettings;
 pub use error::StoreError;
+pub use expire::{UnpaidCursor, UnpaidPage};
 pub use list::{Cursor, ListQuery};
 pub use outbox::{Lease, PendingEvent};
 pub use place::{Guard, Placement};

@@ -1,5 +1,8 @@
 //! What the Payment Service told us: remembered in the transaction of what it did.
 
+use std::iter;
+
+use sha2::{Digest, Sha256};
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
@@ -19,11 +22,28 @@ pub struct RecordPlace {
     pub offset: i64,
 }
 
+/// By which repeats of a payment event are told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventKey {
+    /// The key.
+    pub key: String,
+    /// The key under which earlier releases remembered such an event, if another: it had the order in the place
+    /// of the entity.
+    pub earlier: Option<String>,
+}
+
+impl EventKey {
+    /// A key that earlier releases made in the same way.
+    pub const fn new(key: String) -> Self {
+        Self { key, earlier: None }
+    }
+}
+
 /// A payment event that can be applied.
 #[derive(Clone, Debug)]
 pub struct IncomingPayment {
     /// By which repeats are told.
-    pub key: String,
+    pub key: EventKey,
     /// The order.
     pub order: OrderId,
     /// What happened.
@@ -45,13 +65,16 @@ pub enum Received {
     Applied(PaymentOutcome),
     /// It was applied before.
     Repeated,
+    /// It has the key of another event: it was parked.
+    OtherEvent,
     /// There is no such order: it was parked.
     UnknownOrder,
 }
 
 const REMEMBER: &str = "
-insert into payment_events (event_key, order_id, event_type, outcome, topic, partition, \"offset\")
-values ($1, $2, $3, $4, $5, $6, $7)
+insert into payment_events
+    (event_key, order_id, event_type, outcome, topic, partition, \"offset\", payload_sha256)
+values ($1, $2, $3, $4, $5, $6, $7, $8)
 ";
 
 const PARK: &str = "
@@ -59,6 +82,53 @@ insert into parked_payments (topic, partition, \"offset\", order_id, payload, er
 values ($1, $2, $3, $4, $5, $6)
 on conflict do nothing
 ";
+
+const FIND: &str = "
+select event_key, order_id, topic, partition, \"offset\", payload_sha256
+from payment_events
+where event_key = any($1)
+";
+
+/// An event that was applied before under the key of another, or under the key that it had in earlier releases.
+#[derive(sqlx::FromRow)]
+struct KnownEvent {
+    event_key: String,
+    order_id: Uuid,
+    topic: String,
+    partition: i32,
+    offset: i64,
+    /// Absent where an earlier release applied the event.
+    payload_sha256: Option<Vec<u8>>,
+}
+
+impl KnownEvent {
+    fn place(&self) -> RecordPlace {
+        RecordPlace { topic: self.topic.clone(), partition: self.partition, offset: self.offset }
+    }
+
+    /// Whether the payment is a repeat of this event: it has the same bytes. Where the bytes were not remembered,
+    /// the key has to do; not the earlier one, which two events of an order could share.
+    fn is_repeated_by(&self, payment: &IncomingPayment) -> bool {
+        match &self.payload_sha256 {
+            Some(hash) => hash[..] == payment.payload_sha256(),
+            None if self.order_id != payment.order.0 => false,
+            None => self.event_key == payment.key.key || self.place() == payment.place,
+        }
+    }
+
+    /// Why a record with this event's key is parked.
+    fn is_not_repeated(&self) -> String {
+        let Self { topic, partition, offset, .. } = self;
+        let bytes = if self.payload_sha256.is_some() { "has other bytes" } else { "may have been another" };
+        format!("its key is that of the event at {topic}/{partition}/{offset}, which {bytes}")
+    }
+}
+
+impl IncomingPayment {
+    fn payload_sha256(&self) -> [u8; 32] {
+        Sha256::digest(&self.payload).into()
+    }
+}
 
 impl Store {
     /// Applies a payment event to its order and remembers it, in one transaction. What a person has to look at
@@ -89,13 +159,15 @@ impl Store {
             park(connection, &payment.place, Some(payment.order), &payment.payload, error).await?;
             return Ok(Received::UnknownOrder);
         };
-        let known: bool =
-            sqlx::query_scalar("select exists (select from payment_events where event_key = $1)")
-                .bind(&payment.key)
-                .fetch_one(&mut *connection)
-                .await?;
-        if known {
+        let keys: Vec<&String> = iter::once(&payment.key.key).chain(&payment.key.earlier).collect();
+        let known: Vec<KnownEvent> = sqlx::query_as(FIND).bind(keys).fetch_all(&mut *connection).await?;
+        if known.iter().any(|event| event.is_repeated_by(payment)) {
             return Ok(Received::Repeated);
+        }
+        if let Some(event) = known.first() {
+            let error = event.is_not_repeated();
+            park(connection, &payment.place, Some(payment.order), &payment.payload, &error).await?;
+            return Ok(Received::OtherEvent);
         }
         let total = aggregate.order.total;
         let apply = |aggregate: &mut OrderAggregate| {
@@ -118,13 +190,14 @@ impl Store {
             park(connection, &payment.place, Some(payment.order), &payment.payload, &error).await?;
         }
         sqlx::query(REMEMBER)
-            .bind(&payment.key)
+            .bind(&payment.key.key)
             .bind(payment.order.0)
             .bind(payment.event_type)
             .bind(outcome.as_str())
             .bind(&payment.place.topic)
             .bind(payment.place.partition)
             .bind(payment.place.offset)
+            .bind(payment.payload_sha256().as_slice())
             .execute(connection)
             .await?;
         Ok(Received::Applied(outcome))

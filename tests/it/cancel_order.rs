@@ -113,7 +113,10 @@ async fn cancelling_a_paid_order_makes_a_refund_due() {
 
 #[tokio::test]
 async fn orders_that_nobody_pays_are_cancelled_and_those_whose_payment_is_under_way_are_not() {
-    let shop = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").start().await;
+    // A group that has lost a member waits for as long as its session.
+    let session = ("KAFKA_SESSION_TIMEOUT_MS", "6000");
+    let builder = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true");
+    let shop = builder.with(session.0, session.1).start().await;
     let (phone, case) = (shop.product("phone", "100", 5).await, shop.product("case", "10", 5).await);
     shop.fault(&phone, &json!({"kind": "status", "status": 500, "on": "reduce-stock"})).await;
     let paid = shop.placed("ada@example.com", &[(&phone, 1)]).await;

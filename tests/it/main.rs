@@ -45,3 +45,4 @@ mod size;
 mod start;
 mod stock_routes;
 mod stop;
+mod unpaid_orders;

@@ -88,6 +88,77 @@ async fn a_second_payment_of_a_paid_order_is_parked_and_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_second_payment_within_the_same_second_is_kept() {
+    let (shop, _, id) = shop_with_order().await;
+    let payments = ["PAY-AAA", "PAY-BBB"].map(|entity| {
+        let mut payment = Payment::success(&id, "200");
+        payment.record["entityId"] = json!(entity);
+        payment.record["metadata"] = json!({"orderId": id});
+        payment
+    });
+
+    shop.read(&id, &payments).await;
+
+    shop.becomes(&id, "CONFIRMED").await;
+    let parked = shop.parked(payments[1].record.to_string().as_bytes()).await;
+    assert_eq!(parked.len(), 1);
+    assert_eq!(parked[0].3, "200 was paid and the order was paid before");
+    assert_eq!((shop.count("payments").await, shop.count("payment_events").await), (1, 2));
+}
+
+#[tokio::test]
+async fn a_repeat_that_has_other_bytes_is_parked() {
+    let (shop, _, id) = shop_with_order().await;
+    let mut first = Payment::success(&id, "200");
+    let mut other = first.clone();
+    other.record["metadata"]["paymentMode"] = json!("CARD");
+    shop.read(&id, &[first.clone(), other.clone(), first.clone()]).await;
+    shop.becomes(&id, "CONFIRMED").await;
+    first.record["metadata"] = json!({});
+    other.record["metadata"] = json!({"paymentMode": "CARD"});
+
+    shop.read(&id, &[first.clone(), other.clone(), first.clone(), other.clone()]).await;
+
+    let with_id = shop.count("parked_payments where error like 'its key is that of the event at %'").await;
+    assert_eq!(with_id, 3);
+    let parked = shop.parked(other.record.to_string().as_bytes()).await;
+    assert_eq!(parked.len(), 2);
+    assert!(parked[0].3.starts_with(&format!("its key is that of the event at {}/", shop.payments.name)));
+}
+
+/// Up to 2026-11 a key had the order in the place of the entity, and the bytes were not remembered.
+#[tokio::test]
+async fn a_repeat_of_an_event_that_an_earlier_release_applied_is_recognised() {
+    let (shop, phone, id) = shop_with_order().await;
+    let (with_id, mut with_time) = (Payment::success(&id, "200"), Payment::success(&id, "200"));
+    with_time.record["entityId"] = json!("PAY-AAA");
+    with_time.record["metadata"] = json!({"orderId": id});
+    shop.read(&id, std::slice::from_ref(&with_id)).await;
+    shop.becomes(&id, "CONFIRMED").await;
+    let other = shop.placed("ada@example.com", &[(&phone, 1)]).await;
+    sqlx::raw_sql("update payment_events set payload_sha256 = null").execute(&shop.database).await.unwrap();
+    sqlx::query(
+        "insert into payment_events (event_key, order_id, event_type, outcome, topic, partition, \"offset\")
+         values ('PAYMENT_SUCCESS:' || $1 || ':at:2026-01-21T12:30:00', $1::uuid, 'PAYMENT_SUCCESS', 'CONFIRMING',
+                 'elsewhere', 0, 0)",
+    )
+    .bind(&other)
+    .execute(&shop.database)
+    .await
+    .unwrap();
+    with_time.record["metadata"] = json!({"orderId": other});
+    let mut of_order = Payment::success(&other, "100");
+    of_order.record["metadata"] = json!({});
+
+    shop.read(&id, &[with_id, of_order, with_time.clone()]).await;
+
+    assert_eq!((shop.status(&other).await, shop.count("payments").await), ("CREATED".to_owned(), 1));
+    let parked = shop.parked(with_time.record.to_string().as_bytes()).await;
+    assert_eq!(parked[0].3, "its key is that of the event at elsewhere/0/0, which may have been another");
+    assert_eq!(shop.count("parked_payments").await, 3, "two ends, and the one that nobody can tell");
+}
+
+#[tokio::test]
 async fn a_failure_that_comes_after_the_success_is_late_news() {
     let (shop, phone, id) = shop_with_order().await;
 

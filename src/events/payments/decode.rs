@@ -6,13 +6,13 @@ use serde_json::Value;
 use crate::domain::payment::PaymentEvent;
 use crate::domain::{Money, OrderId};
 use crate::json::Object;
-use crate::store::payments::RecordPlace;
+use crate::store::payments::{EventKey, RecordPlace};
 
 /// What a record turned out to be.
 #[derive(Debug)]
 pub(super) enum Decoded {
     /// A payment that succeeded or failed.
-    Payment { key: String, order: OrderId, event: PaymentEvent, event_type: &'static str },
+    Payment { key: EventKey, order: OrderId, event: PaymentEvent, event_type: &'static str },
     /// Nothing that concerns an order.
     Ignored,
     /// Broken, and why; with the order, where at least that can be read.
@@ -87,18 +87,25 @@ impl Envelope {
         Money::parse(number.as_str()).map_err(|error| error.to_string())
     }
 
-    /// By which repeats are told: the event's id, else the time by which the platform dedupes, else the place of
-    /// the record. Within the order and the type, because a producer may take the payment's id for the event's.
-    fn key(&self, event_type: &str, order: OrderId, place: &RecordPlace) -> String {
+    /// By which repeats are told: the event's id, else type, entity and time, by which the platform dedupes, else
+    /// the place of the record. The id counts within the order and the type, because a producer may take the
+    /// payment's id for the event's.
+    fn key(&self, event_type: &str, order: OrderId, place: &RecordPlace) -> EventKey {
         if let Some(id) = self.metadata.get("eventId").and_then(plain) {
-            return format!("{event_type}:{order}:id:{id}");
+            return EventKey::new(format!("{event_type}:{order}:id:{id}"));
         }
         // Jackson writes a LocalDateTime as an array, unless it is told otherwise.
         let array = self.timestamp.as_array().map(|_| Value::String(self.timestamp.to_string()));
-        match plain(array.as_ref().unwrap_or(&self.timestamp)) {
-            Some(timestamp) => format!("{event_type}:{order}:at:{timestamp}"),
-            None => format!("place:{}:{}:{}", place.topic, place.partition, place.offset),
-        }
+        let Some(timestamp) = plain(array.as_ref().unwrap_or(&self.timestamp)) else {
+            return EventKey::new(format!("place:{}:{}:{}", place.topic, place.partition, place.offset));
+        };
+        let of_order = format!("{event_type}:{order}:at:{timestamp}");
+        let number = self.entity_id.as_number().map(|_| Value::String(self.entity_id.to_string()));
+        let key = match plain(number.as_ref().unwrap_or(&self.entity_id)) {
+            Some(entity) => format!("{event_type}:{entity}:at:{timestamp}"),
+            None => of_order.clone(),
+        };
+        EventKey { earlier: (key != of_order).then_some(of_order), key }
     }
 }
 
@@ -133,7 +140,21 @@ mod tests {
         let Decoded::Payment { order, event, key, .. } = read(&success()) else { panic!("not read") };
         assert_eq!(order.to_string(), ORDER);
         assert_eq!(event, PaymentEvent::Succeeded(Money::parse("2499").unwrap()));
-        assert_eq!(key, format!("PAYMENT_SUCCESS:{ORDER}:at:2026-01-21T12:30:00"));
+        assert_eq!(key, EventKey::new(format!("PAYMENT_SUCCESS:{ORDER}:at:2026-01-21T12:30:00")));
+    }
+
+    #[test]
+    fn without_an_event_id_two_payments_of_one_order_and_one_second_are_told_by_their_entity() {
+        let mut event = success();
+        event["entityId"] = json!("PAY-AAA");
+        event["metadata"] = json!({"orderId": ORDER});
+        let Decoded::Payment { order, key, .. } = read(&event) else { panic!("not read") };
+        assert_eq!(order.to_string(), ORDER);
+        assert_eq!(key.key, "PAYMENT_SUCCESS:PAY-AAA:at:2026-01-21T12:30:00");
+        assert_eq!(key.earlier, Some(format!("PAYMENT_SUCCESS:{ORDER}:at:2026-01-21T12:30:00")));
+        event["entityId"] = json!(7);
+        let Decoded::Payment { key, .. } = read(&event) else { panic!("not read") };
+        assert_eq!(key.key, "PAYMENT_SUCCESS:7:at:2026-01-21T12:30:00");
     }
 
     #[test]
@@ -143,7 +164,7 @@ mod tests {
         event["metadata"] = json!({"orderId": ORDER, "eventId": "e-1"});
         let Decoded::Payment { order, key, .. } = read(&event) else { panic!("not read") };
         assert_eq!(order.to_string(), ORDER);
-        assert_eq!(key, format!("PAYMENT_SUCCESS:{ORDER}:id:e-1"));
+        assert_eq!(key, EventKey::new(format!("PAYMENT_SUCCESS:{ORDER}:id:e-1")));
     }
 
     #[test]
@@ -164,7 +185,7 @@ mod tests {
         let mut event = success();
         event["timestamp"] = json!([2026, 1, 21, 12, 30, 0, 123]);
         let Decoded::Payment { key, .. } = read(&event) else { panic!("not read") };
-        assert_eq!(key, format!("PAYMENT_SUCCESS:{ORDER}:at:[2026,1,21,12,30,0,123]"));
+        assert_eq!(key.key, format!("PAYMENT_SUCCESS:{ORDER}:at:[2026,1,21,12,30,0,123]"));
     }
 
     #[test]
@@ -192,10 +213,10 @@ mod tests {
             let mut event = success();
             event["metadata"] = json!({"eventId": id});
             let Decoded::Payment { key, .. } = read(&event) else { panic!("not read") };
-            assert_eq!(key, format!("PAYMENT_SUCCESS:{ORDER}:at:2026-01-21T12:30:00"));
+            assert_eq!(key.key, format!("PAYMENT_SUCCESS:{ORDER}:at:2026-01-21T12:30:00"));
             event["timestamp"] = json!("\n");
             let Decoded::Payment { key, .. } = read(&event) else { panic!("not read") };
-            assert_eq!(key, "place:payment-events:1:7");
+            assert_eq!(key.key, "place:payment-events:1:7");
         }
     }
 

@@ -2,11 +2,14 @@
 //! own book, and what the clients saw.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use serde_json::Value;
 use sqlx::PgPool;
 use uuid::Uuid;
 
+use super::plan::Plan;
 use super::story::Story;
 use super::world::World;
 use crate::support::Record;
@@ -42,6 +45,10 @@ pub(super) struct Order {
     pub(super) history: BTreeMap<i64, (Option<String>, String)>,
     pub(super) is_paid: bool,
     pub(super) refund_is_due: bool,
+    /// When it may be given up as unpaid.
+    pub(super) time_is_up: DateTime<Utc>,
+    /// The reason of its latest change, where there is one.
+    pub(super) reason: Option<String>,
     /// Money came that was not its total.
     pub(super) waits_for_a_person: bool,
 }
@@ -72,7 +79,7 @@ pub(super) struct Parked {
 }
 
 impl Evidence {
-    pub(super) async fn gather(world: &World, stories: Vec<Story>) -> Self {
+    pub(super) async fn gather(world: &World, plan: &Plan, stories: Vec<Story>) -> Self {
         let database = &world.database;
         let jobs = sqlx::query_as(
             "select order_id, state, parked,
@@ -90,7 +97,7 @@ impl Evidence {
         );
         Self {
             stories,
-            orders: read_orders(database).await,
+            orders: read_orders(database, plan.unpaid_order_ttl()).await,
             records: world.orders.everything().await,
             movements: world.ledger().await.iter().map(movement).collect(),
             jobs: jobs.fetch_all(database).await.unwrap(),
@@ -110,10 +117,12 @@ impl Evidence {
     }
 }
 
-async fn read_orders(database: &PgPool) -> BTreeMap<String, Order> {
-    let rows: Vec<(Uuid, String, String, i32, bool, bool, bool)> = sqlx::query_as(
+async fn read_orders(database: &PgPool, ttl: Duration) -> BTreeMap<String, Order> {
+    type Row = (Uuid, String, String, i32, bool, bool, bool, DateTime<Utc>, Option<String>);
+    let rows: Vec<Row> = sqlx::query_as(
         "select id, customer_id, status, version, payments.order_id is not null, refunds_due.order_id is not null,
-                exists (select from parked_payments where order_id = id)
+                exists (select from parked_payments where order_id = id), placed_at,
+                (select reason from order_history where order_id = id order by version desc limit 1)
          from orders
          left join payments on payments.order_id = id
          left join refunds_due on refunds_due.order_id = id",
@@ -122,13 +131,17 @@ async fn read_orders(database: &PgPool) -> BTreeMap<String, Order> {
     .await
     .unwrap();
     let mut orders: BTreeMap<String, Order> = BTreeMap::new();
-    for (id, customer, status, version, is_paid, refund_is_due, waits_for_a_person) in rows {
+    for row in rows {
+        let (id, customer, status, version, is_paid, refund_is_due, waits_for_a_person, placed_at, reason) =
+            row;
         let order = Order {
             customer,
             status,
             version,
             is_paid,
             refund_is_due,
+            time_is_up: placed_at + ttl,
+            reason,
             waits_for_a_person,
             ..Order::default()
         };

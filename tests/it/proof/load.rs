@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use chrono::Utc;
 use futures_util::future::join_all;
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{FutureProducer, FutureRecord};
@@ -204,10 +205,11 @@ impl Load {
         let cancel = format!("/api/orders/{order}/cancel");
         match deed {
             Deed::Pay(kind) => {
-                let payment = story.payment(kind);
+                let mut payment = story.payment(kind, random.percent(50));
                 self.payments.fetch_add(1, Ordering::Relaxed);
                 for _ in 0..random.pick(&[1, 1, 1, 2, 3]) {
                     self.publish(order, &payment.envelope).await;
+                    payment.acknowledged_at.get_or_insert_with(Utc::now);
                 }
                 Done::Paid(payment)
             }

@@ -50,7 +50,7 @@ async fn every_promise_survives_kills() {
     );
     settle::settle(&world, &plan, &stories).await;
     println!("proof: settled after {} s", started.elapsed().as_secs());
-    let evidence = Evidence::gather(&world, stories).await;
+    let evidence = Evidence::gather(&world, &plan, stories).await;
     for change in &evidence.changes {
         println!("proof: became {} by {}: {}", change.to_status, change.reason, change.count);
     }

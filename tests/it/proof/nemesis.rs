@@ -121,8 +121,17 @@ impl Nemesis {
                 self.deal(blow).await;
             }
         }
+        self.outlast_unpaid_orders(plan).await;
         self.until(|load| load.answered() >= plan.requests).await;
         self.tally
+    }
+
+    /// Stops every replica while payments wait, for longer than an order may stay unpaid.
+    async fn outlast_unpaid_orders(&mut self, plan: &Plan) {
+        self.wait_for(Moment::PaymentsAreWaiting).await;
+        self.kill(&EVERY_REPLICA).await;
+        sleep(plan.unpaid_order_ttl() + Duration::from_secs(1)).await;
+        self.revive(&EVERY_REPLICA).await;
     }
 
     async fn until(&self, condition: impl Fn(&Load) -> bool) {

@@ -7,10 +7,16 @@ use super::promise::Promise;
 use super::story::PaymentKind;
 
 pub(super) fn check(evidence: &Evidence) -> Vec<Promise> {
-    [acknowledgements(evidence), requests(evidence), payments(evidence), ends(evidence)]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        acknowledgements(evidence),
+        requests(evidence),
+        payments(evidence),
+        vec![given_up(evidence)],
+        ends(evidence),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// What a client was told is so.
@@ -101,6 +107,20 @@ fn payments(evidence: &Evidence) -> Vec<Promise> {
         money.try_out(paid == parked + usize::from(order.is_paid), breach);
     }
     vec![lost, unsettled, refunds, parked, garbage, money]
+}
+
+/// A payment that stood in the topic in time counts, whenever it is read.
+fn given_up(evidence: &Evidence) -> Promise {
+    let mut given_up = Promise::no("orders given up as unpaid that were paid in time");
+    for story in &evidence.stories {
+        let Some(order) = story.order().and_then(|id| evidence.orders.get(id)) else { continue };
+        if story.paid_at().is_some_and(|paid_at| paid_at < order.time_is_up) {
+            given_up.try_out(order.reason.as_deref() != Some("PAYMENT_TIMEOUT"), || {
+                format!("{:?}", story.order())
+            });
+        }
+    }
+    given_up
 }
 
 /// Nothing is left in between, but orders for which money came that a person has to look at.

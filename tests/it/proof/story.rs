@@ -1,5 +1,6 @@
 //! What the proof's clients did and saw, an order at a time.
 
+use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -29,6 +30,8 @@ pub(super) struct Story {
 pub(super) struct SentPayment {
     pub(super) kind: PaymentKind,
     pub(super) envelope: String,
+    /// When the broker had it.
+    pub(super) acknowledged_at: Option<DateTime<Utc>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +51,12 @@ impl Story {
         self.payments.iter().any(|payment| payment.kind == PaymentKind::Success)
     }
 
+    /// When the topic held a payment of the whole amount.
+    pub(super) fn paid_at(&self) -> Option<DateTime<Utc>> {
+        let whole = self.payments.iter().filter(|payment| payment.kind == PaymentKind::Success);
+        whole.filter_map(|payment| payment.acknowledged_at).min()
+    }
+
     /// The payments that brought money, however much.
     pub(super) fn paid_amounts(&self) -> impl Iterator<Item = &SentPayment> {
         self.payments.iter().filter(|payment| payment.kind != PaymentKind::Failed)
@@ -58,18 +67,24 @@ impl Story {
         json!({"items": self.basket.iter().map(item).collect::<Vec<_>>()})
     }
 
-    /// An event of the Payment Service for this order.
-    pub(super) fn payment(&self, kind: PaymentKind) -> SentPayment {
+    /// An event of the Payment Service for this order; without an id of its own, it is told by its entity and
+    /// its time, which is the same for all.
+    pub(super) fn payment(&self, kind: PaymentKind, has_event_id: bool) -> SentPayment {
         let (event_type, amount) = match kind {
             PaymentKind::Success => ("PAYMENT_SUCCESS", self.total.clone()),
             PaymentKind::WrongAmount => ("PAYMENT_SUCCESS", json!(0.01)),
             PaymentKind::Failed => ("PAYMENT_FAILED", json!(0)),
         };
-        let envelope = json!({
+        let id = Uuid::new_v4();
+        let mut envelope = json!({
             "eventType": event_type, "service": "PAYMENT_SERVICE", "userEmail": self.customer,
             "entityId": self.order(), "amount": amount, "timestamp": "2026-01-21T12:30:00",
-            "metadata": {"eventId": Uuid::new_v4(), "paymentMode": "UPI"},
+            "metadata": {"eventId": id, "paymentMode": "UPI"},
         });
-        SentPayment { kind, envelope: envelope.to_string() }
+        if !has_event_id {
+            envelope["entityId"] = json!(format!("PAY-{id}"));
+            envelope["metadata"] = json!({"orderId": self.order(), "paymentMode": "UPI"});
+        }
+        SentPayment { kind, envelope: envelope.to_string(), acknowledged_at: None }
     }
 }

@@ -1,0 +1,71 @@
+//! Cancelling the orders that nobody paid in time.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use super::OrderService;
+use crate::domain::aggregate::reason::PAYMENT_TIMEOUT;
+use crate::domain::order::Change;
+use crate::domain::stock::JobState;
+use crate::domain::{Actor, OrderAggregate, OrderId, Status, TraceParent};
+use crate::store::{StoreError, UnpaidCursor};
+use crate::telemetry::chain;
+
+/// How many orders one query reads.
+const PAGE: i64 = 500;
+
+impl OrderService {
+    /// The time of the database, if an order behind `after` is CREATED for longer than `ttl`.
+    pub async fn unpaid_order_is_due(
+        &self,
+        ttl: Duration,
+        after: UnpaidCursor,
+    ) -> Result<Option<DateTime<Utc>>, StoreError> {
+        self.store.unpaid_order_is_due(ttl, after).await
+    }
+
+    /// Cancels the unpaid orders behind `after` that were placed at `until` or before, and moves `after` along.
+    /// The caller has made sure that every payment which came in time for them has been applied. An order that
+    /// cannot be cancelled stays.
+    pub async fn cancel_unpaid(
+        &self,
+        until: DateTime<Utc>,
+        after: &mut UnpaidCursor,
+        stop: &CancellationToken,
+    ) -> Result<(), StoreError> {
+        let mut cancelled = 0;
+        while !stop.is_cancelled() {
+            let page = self.store.unpaid_orders(until, *after, PAGE).await?;
+            for id in page.unpaid {
+                match self.cancel_if_unpaid(id).await {
+                    Ok(is_cancelled) => cancelled += usize::from(is_cancelled),
+                    Err(error) if error.is_transient() => return Err(error),
+                    Err(error) => error!(order = %id, error = chain(&error), "an unpaid order stays"),
+                }
+            }
+            let Some(next) = page.next else { break };
+            *after = next;
+        }
+        if cancelled > 0 {
+            info!(cancelled, "cancelled orders that nobody paid");
+        }
+        Ok(())
+    }
+
+    /// Looks again under the lock: the payment may have come meanwhile, or another replica may have been first.
+    async fn cancel_if_unpaid(&self, id: OrderId) -> Result<bool, StoreError> {
+        let decide = |aggregate: &mut OrderAggregate| {
+            let confirming = aggregate.job.as_ref().is_some_and(|job| job.state == JobState::Taking);
+            if aggregate.order.status != Status::Created || aggregate.paid.is_some() || confirming {
+                return Ok(Change::None);
+            }
+            let trace = TraceParent::continue_or_start(None);
+            aggregate.cancel(Actor::system(), Some(PAYMENT_TIMEOUT.to_owned()), &trace)
+        };
+        let changed = self.store.update_order(id, None, decide).await?;
+        Ok(matches!(changed, Some(Ok((_, Change::Real)))))
+    }
+}
