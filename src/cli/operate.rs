@@ -31,7 +31,7 @@ pub(super) struct Deed {
 
 #[derive(Subcommand)]
 pub(super) enum StockCommand {
-    /// List the lines of which nobody knows whether their stock was moved
+    /// List the lines that wait for a person, those of the 1,000 oldest jobs
     List,
     /// Say what was found out about such a line at the Product Service
     Resolve(Resolve),
@@ -98,7 +98,9 @@ pub(super) async fn stock(command: &StockCommand, env: &Environment) -> Result<(
 }
 
 async fn list_stock(store: &Store) -> Result<(), Failure> {
-    for line in store.parked_stock().await? {
+    /// As many jobs as a person looks at; the next ones are listed when these are resolved.
+    const MOST: i64 = 1_000;
+    for line in store.parked_stock(MOST).await? {
         say(&format!(
             "{} attempt {} line {}: {} of {}, {}: {}",
             line.order_id,

@@ -105,9 +105,9 @@ impl OrderAggregate {
             quantity: line.quantity,
             state: LineState::Todo,
             last_error: None,
+            sent_at: None,
         });
-        let before = self.job.as_ref();
-        let waits = before.is_some_and(|job| job.state == JobState::Returning && job.parked.is_none());
+        let waits = self.job.as_ref().is_some_and(StockJob::holds_up_later_attempts);
         self.changes.job = Some(JobWrite::Insert);
         self.job = Some(StockJob {
             order: self.order.id,
@@ -116,6 +116,7 @@ impl OrderAggregate {
             paid,
             parked: None,
             failures: 0,
+            refusals: 0,
             actor,
             reason,
             trace: trace.clone(),
@@ -130,12 +131,13 @@ impl OrderAggregate {
     pub fn next_stock_calls(&mut self, holder: Uuid, rules: CallRules) -> Vec<StockCall> {
         let is_new = self.changes.job == Some(JobWrite::Insert);
         let Some(job) = &mut self.job else { return Vec::new() };
-        if job.waits {
+        if is_new {
+            job.holder = Some(holder).filter(|_| !job.waits);
+        } else if job.holder != Some(holder) || job.parked.is_some() {
             return Vec::new();
         }
-        if is_new {
-            job.holder = Some(holder);
-        } else if job.holder != Some(holder) || job.parked.is_some() {
+        if job.waits {
+            self.changes.job.get_or_insert(JobWrite::Release);
             return Vec::new();
         }
         let calls = job.next_calls(rules);

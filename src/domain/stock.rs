@@ -14,6 +14,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
 use super::words::words;
@@ -82,6 +83,8 @@ pub struct StockLine {
     pub state: LineState,
     /// What the last call that brought nothing said.
     pub last_error: Option<String>,
+    /// When the call whose outcome is not known was first made: the age of its key at the Product Service.
+    pub sent_at: Option<DateTime<Utc>>,
 }
 
 /// One attempt to confirm an order, until its stock is taken for good or given back.
@@ -99,6 +102,8 @@ pub struct StockJob {
     pub parked: Option<String>,
     /// How often in a row its calls brought nothing.
     pub failures: i32,
+    /// How often a call was refused that a look-up of the product did not confirm.
+    pub refusals: i32,
     /// Who asked for the confirmation.
     pub actor: Actor,
     /// Why, where that was said.
@@ -135,9 +140,23 @@ pub struct StockCall {
 pub struct CallRules {
     /// Whether a repeat under the same `Idempotency-Key` is applied once.
     pub key_is_honoured: bool,
+    /// After how long a key may be forgotten by the Product Service: no call is repeated under an older one.
+    pub key_ttl: Duration,
+    /// How often a call is repeated whose refusal a look-up of the product did not confirm.
+    pub refusal_retries: i32,
     /// How many calls a step may have. They run side by side, so that a step ends well within its lease
     /// however many lines an order has.
     pub at_once: usize,
+    /// The time of the step.
+    pub now: DateTime<Utc>,
+}
+
+impl CallRules {
+    /// Whether the call of a line that may have been sent before can be repeated without being applied twice.
+    fn may_repeat(&self, line: &StockLine) -> bool {
+        let ttl = TimeDelta::from_std(self.key_ttl).unwrap_or(TimeDelta::MAX);
+        self.key_is_honoured && line.sent_at.is_some_and(|sent| self.now - sent < ttl)
+    }
 }
 
 /// What is known after a call.
@@ -147,6 +166,8 @@ pub enum CallOutcome {
     Done,
     /// It was refused, and nothing was applied.
     Refused(String),
+    /// It was refused, but the product could be looked up and has the stock, or could not be looked up.
+    RefusalUnconfirmed(String),
     /// It never left, or was turned away before it was looked at.
     NotSent(String),
     /// It may or may not have been applied.
@@ -157,7 +178,10 @@ impl CallOutcome {
     fn error(&self) -> Option<&str> {
         match self {
             Self::Done => None,
-            Self::Refused(error) | Self::NotSent(error) | Self::Unknown(error) => Some(error),
+            Self::Refused(error)
+            | Self::RefusalUnconfirmed(error)
+            | Self::NotSent(error)
+            | Self::Unknown(error) => Some(error),
         }
     }
 }
@@ -178,26 +202,34 @@ pub enum Verdict {
 impl StockJob {
     /// The calls to make now; their lines are marked as sent.
     ///
-    /// Where the Product Service does not honour the key, a line that may have been sent before is not sent
-    /// again. Beside it nothing more is taken, what is known to be taken is still given back, and when that is
-    /// done the job is parked.
+    /// A line that may have been sent before is not sent again where the Product Service does not honour the
+    /// key, or may have forgotten it. Beside it nothing more is taken, what is known to be taken is still given
+    /// back, and when that is done the job is parked.
     pub fn next_calls(&mut self, rules: CallRules) -> Vec<StockCall> {
-        let CallRules { key_is_honoured, at_once } = rules;
+        if self.state == JobState::Taking && self.refusals > rules.refusal_retries {
+            self.parked = Some(self.why_refusals_park());
+            return Vec::new();
+        }
         let (order, attempt, state) = (self.order, self.attempt, self.state);
-        let may_be_sent = |line: &&StockLine| matches!(due(state, line.state), Some((_, true)));
-        let unknown = self.lines.iter().find(may_be_sent).map(|line| line.number);
-        let unknown = unknown.filter(|_| !key_is_honoured);
-        let most = if unknown.is_some() && state == JobState::Taking { 0 } else { at_once };
+        let unknown = self
+            .lines
+            .iter()
+            .find(|line| matches!(due(state, line.state), Some((_, true))) && !rules.may_repeat(line));
+        let unknown = unknown.map(|line| (line.number, line.sent_at));
+        let most = if unknown.is_some() && state == JobState::Taking { 0 } else { rules.at_once };
         let mut calls = Vec::new();
         for line in &mut self.lines {
             let Some((direction, sent_before)) = due(state, line.state) else { continue };
-            if calls.len() == most || (sent_before && !key_is_honoured) {
+            if calls.len() == most || (sent_before && !rules.may_repeat(line)) {
                 continue;
             }
             line.state = match direction {
                 Direction::Take => LineState::Taking,
                 Direction::GiveBack => LineState::Returning,
             };
+            if !sent_before {
+                line.sent_at = Some(rules.now);
+            }
             calls.push(StockCall {
                 line: line.number,
                 direction,
@@ -207,10 +239,21 @@ impl StockJob {
                 sent_before,
             });
         }
-        if let Some(first) = unknown.filter(|_| calls.is_empty()) {
-            self.parked = Some(format!("line {first}: nobody knows whether its call was applied"));
+        if let Some((line, sent_at)) = unknown.filter(|_| calls.is_empty()) {
+            let too_old = sent_at.filter(|_| rules.key_is_honoured).map_or_else(String::new, |sent_at| {
+                format!("; it was sent at {sent_at}, and its key may be forgotten since")
+            });
+            self.parked = Some(format!("line {line}: nobody knows whether its call was applied{too_old}"));
         }
         calls
+    }
+
+    fn why_refusals_park(&self) -> String {
+        let refused =
+            self.lines.iter().find(|line| line.state == LineState::Todo && line.last_error.is_some());
+        let (line, error) = refused
+            .map_or((0, "refused"), |line| (line.number, line.last_error.as_deref().unwrap_or_default()));
+        format!("line {line}: refused {} times, which no look-up confirmed: {error}", self.refusals)
     }
 
     /// Takes note of one outcome. Of those who do not hold the job any more only the proof that something was
@@ -223,13 +266,26 @@ impl StockJob {
             (Direction::Take, CallOutcome::Done, Todo | Taking | Refused) => Taken,
             (Direction::GiveBack, CallOutcome::Done, Taken | Returning) => Returned,
             (Direction::Take, CallOutcome::Refused(_), Taking) if is_owner => Refused,
-            (Direction::Take, CallOutcome::NotSent(_), Taking) if is_owner && !call.sent_before => Todo,
+            // The order is given up: all that counts is that the stock was not taken.
+            (Direction::Take, CallOutcome::RefusalUnconfirmed(_), Taking)
+                if is_owner && self.state == JobState::Returning =>
+            {
+                Refused
+            }
+            (Direction::Take, CallOutcome::NotSent(_) | CallOutcome::RefusalUnconfirmed(_), Taking)
+                if is_owner && !call.sent_before =>
+            {
+                Todo
+            }
             (Direction::GiveBack, CallOutcome::NotSent(_), Returning) if is_owner && !call.sent_before => {
                 Taken
             }
             (_, _, unchanged) => unchanged,
         };
         line.last_error = outcome.error().map(str::to_owned);
+        if matches!(outcome, CallOutcome::RefusalUnconfirmed(_)) && is_owner {
+            self.refusals = self.refusals.saturating_add(1);
+        }
         if self.state == JobState::Returned && line.state == Taken {
             // The proof came after the end: what was taken has to go back all the same.
             self.state = JobState::Returning;
@@ -247,6 +303,7 @@ impl StockJob {
     pub fn give_back(&mut self) {
         self.state = JobState::Returning;
         self.failures = 0;
+        self.refusals = 0;
         self.parked = None;
         if self.verdict() == Verdict::AllReturned {
             self.state = JobState::Returned;
@@ -266,13 +323,25 @@ impl StockJob {
     }
 
     /// How long to wait before the next calls: nothing after progress, then 500 ms, doubled with each failure up
-    /// to half a minute.
+    /// to half a minute. A job that waits for an earlier attempt is woken by it.
     pub fn pause(&self) -> Duration {
         const LONGEST: Duration = Duration::from_secs(30);
+        if self.waits {
+            return Self::WAIT;
+        }
         let Some(doublings) = self.failures.checked_sub(1).and_then(|n| u32::try_from(n).ok()) else {
             return Duration::ZERO;
         };
         Duration::from_millis(500).saturating_mul(2_u32.saturating_pow(doublings.min(16))).min(LONGEST)
+    }
+
+    /// How long a job waits at most for an earlier attempt before it is looked at again. The wake-up comes long
+    /// before: only a replica of an older release ends an attempt without one.
+    pub const WAIT: Duration = Duration::from_mins(10);
+
+    /// Whether later attempts of the order have to wait, because this one still gives back what they take.
+    pub fn holds_up_later_attempts(&self) -> bool {
+        self.state == JobState::Returning && self.parked.is_none()
     }
 
     /// The first line that was refused.

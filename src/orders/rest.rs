@@ -34,6 +34,11 @@ impl Rest {
         1
     }
 
+    /// Ends the rest: claiming has failed, which says nothing of the Product Service.
+    pub(super) const fn end(&mut self) {
+        self.unanswered = 0;
+    }
+
     /// Takes note of a job: whether any of its calls was answered, or nothing where it made none.
     pub(super) fn note(&mut self, answered: Option<bool>) {
         let before = self.is_on();

@@ -35,17 +35,29 @@ impl OrderService {
         // Tasks, because a step that nobody polls would keep the connection that the next look waits for.
         let mut steps = JoinSet::new();
         let mut rest = Rest::new(self.confirmation.concurrency, self.confirmation.poll_interval);
+        let mut claim_failed = false;
         while !stop.is_cancelled() {
             let room = self.confirmation.concurrency.saturating_sub(steps.len());
-            let jobs = rest.allows(room, Instant::now());
-            let first = if rest.is_on() { TakeUp::Newest } else { TakeUp::Oldest };
-            let taken_up =
-                if jobs == 0 { Ok(Vec::new()) } else { self.take_up_stock_jobs(jobs, first).await };
-            match taken_up {
-                Ok(jobs) => jobs.into_iter().for_each(|job| {
-                    steps.spawn(self.clone().step(job));
-                }),
-                Err(error) => warn!(error = chain(&error), "the stock worker failed; it goes on"),
+            let allowed = rest.allows(room, Instant::now());
+            let (jobs, first) = match (claim_failed, rest.is_on()) {
+                // The cheapest claim there is.
+                (true, _) => (allowed.min(1), TakeUp::Oldest),
+                (false, true) => (allowed, TakeUp::Newest),
+                (false, false) => (allowed, TakeUp::Oldest),
+            };
+            let claimed = if jobs == 0 { Ok(Vec::new()) } else { self.take_up_stock_jobs(jobs, first).await };
+            match claimed {
+                Ok(claimed) => {
+                    claim_failed &= jobs == 0;
+                    for job in claimed {
+                        steps.spawn(self.clone().step(job));
+                    }
+                }
+                Err(error) => {
+                    warn!(error = chain(&error), "stock jobs could not be claimed; one is tried next");
+                    claim_failed = true;
+                    rest.end();
+                }
             }
             tokio::select! {
                 Some(ended) = steps.join_next() => rest.note(finished(ended)),

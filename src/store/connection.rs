@@ -49,6 +49,11 @@ pub(super) fn pool(settings: &DatabaseSettings) -> PgPool {
         ("statement_timeout", server_limit.as_str()),
         ("lock_timeout", server_limit.as_str()),
         ("idle_in_transaction_session_timeout", server_limit.as_str()),
+        // Every statement has an index. A plan that was cached while its table was empty would be a sequential
+        // scan, and would stay one while the table fills; so would one by statistics that are out of date. Where
+        // there is no other plan, its cost is beyond any bound of the just-in-time compiler.
+        ("enable_seqscan", "off"),
+        ("jit", "off"),
     ]);
     PgPoolOptions::new()
         .max_connections(settings.max_connections)

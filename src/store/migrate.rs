@@ -4,9 +4,9 @@ use std::pin::pin;
 use std::time::Duration;
 
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, Executor, PgConnection};
 use thiserror::Error;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
 use super::error::is_about_the_moment;
@@ -54,13 +54,34 @@ pub async fn migrate(settings: &DatabaseSettings) -> Result<i64, MigrationError>
     let connecting = timeout(settings.deadline, PgConnection::connect_with(&settings.options));
     let connected = connecting.await.map_err(|_| StoreError::Deadline);
     let mut connection = connected.and_then(|result| Ok(result?)).map_err(MigrationError::Unavailable)?;
-    watched("waiting for the lock of another replica that migrates", connection.lock()).await?;
+    watched("waiting for the lock of another replica that migrates", lock(&mut connection)).await?;
     // It is held for as long as this connection lives.
     let mut migrator = migrator();
     migrator.set_locking(false);
     watched("still migrating", migrator.run_direct(None, &mut connection, false)).await?;
     connection.close().await.map_err(|error| MigrationError::Unavailable(error.into()))?;
     Ok(latest())
+}
+
+/// Waits in short statements: `create index concurrently` of the replica that migrates waits for the end of every
+/// statement that began before it, and a replica that waited for this lock in one long statement would never end.
+async fn lock(connection: &mut PgConnection) -> Result<(), MigrateError> {
+    const PAUSE: Duration = Duration::from_millis(100);
+    const LOCK_NOT_AVAILABLE: &str = "55P03";
+    connection.execute("set lock_timeout = '100ms'").await?;
+    loop {
+        match connection.lock().await {
+            Err(MigrateError::Execute(sqlx::Error::Database(error)))
+                if error.code().as_deref() == Some(LOCK_NOT_AVAILABLE) => {}
+            locked => {
+                locked?;
+                break;
+            }
+        }
+        sleep(PAUSE).await;
+    }
+    connection.execute("reset lock_timeout").await?;
+    Ok(())
 }
 
 /// Says in the log every few seconds what is being waited for.

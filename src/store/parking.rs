@@ -46,7 +46,8 @@ pub struct ParkedStockLine {
     pub product_id: String,
     /// How many.
     pub quantity: i32,
-    /// TAKING or RETURNING: what nobody knows the outcome of.
+    /// TAKING or RETURNING: what nobody knows the outcome of. TODO: what was refused without a reason that a
+    /// look-up confirmed.
     pub state: String,
     /// Why a person has to look at it.
     pub parked: String,
@@ -91,9 +92,14 @@ from parked left join event on true
 
 const STOCK: &str = "
 select line.order_id, line.attempt, line.line_number, line.product_id, line.quantity, line.state, job.parked
-from stock_jobs job
+from (
+    select * from stock_jobs
+    where state in ('TAKING', 'RETURNING') and parked is not null
+    order by created_at limit $1
+) job
 join stock_lines line on line.order_id = job.order_id and line.attempt = job.attempt
-where job.state in ('TAKING', 'RETURNING') and job.parked is not null and line.state in ('TAKING', 'RETURNING')
+where job.state in ('TAKING', 'RETURNING')
+  and (line.state in ('TAKING', 'RETURNING') or line.state = 'TODO' and line.last_error is not null)
 order by job.created_at, line.line_number
 ";
 
@@ -104,14 +110,14 @@ const LOCK_ORDER: &str = "select from orders where id = $1 for update";
 /// The job is due again when no line of it is left that nobody knows the outcome of.
 const RESOLVE: &str = "
 with line as (
-    update stock_lines line set state = $4
+    update stock_lines line set state = $4, sent_at = null
     from stock_jobs job
     where line.order_id = $1 and line.attempt = $2 and line.line_number = $3 and line.state = $5
       and job.order_id = $1 and job.attempt = $2 and job.parked is not null
     returning line.*
 ),
 job as (
-    update stock_jobs set parked = null, failures = 0, next_attempt_at = now(), leased_until = '-infinity'
+    update stock_jobs set parked = null, failures = 0, refusals = 0, next_attempt_at = now(), leased_until = '-infinity'
     where order_id = $1 and attempt = $2 and exists (select from line)
 )
 insert into interventions (order_id, action, detail, actor)
@@ -170,11 +176,11 @@ impl Store {
         .await
     }
 
-    /// The lines of stock work that are parked.
-    pub async fn parked_stock(&self) -> Result<Vec<ParkedStockLine>, StoreError> {
+    /// The lines of the oldest `limit` stock jobs that are parked.
+    pub async fn parked_stock(&self, limit: i64) -> Result<Vec<ParkedStockLine>, StoreError> {
         self.bounded(async {
             let mut connection = self.connection().await?;
-            let parked = sqlx::query_as(STOCK).fetch_all(&mut *connection).await?;
+            let parked = sqlx::query_as(STOCK).bind(limit).fetch_all(&mut *connection).await?;
             connection.give_back();
             Ok(parked)
         })
@@ -194,7 +200,7 @@ impl Store {
             let mut transaction = connection.begin().await?;
             sqlx::query(LOCK_ORDER).bind(order.0).execute(&mut *transaction).await?;
             let mut resolved = false;
-            for (from, to) in meanings(applied) {
+            for (from, to) in transitions(applied) {
                 resolved |= resolve(&mut transaction, (order, attempt, line), (from, to), actor).await?;
                 if resolved {
                     break;
@@ -220,12 +226,14 @@ async fn waiting(
     Ok(counts.into_iter().map(|(order, count)| (OrderId(order), count)).collect())
 }
 
-/// What "applied" and "not applied" make of a line that was being taken, and of one that was being given back.
-fn meanings(applied: bool) -> [(LineState, LineState); 2] {
+/// What "applied" and "not applied" make of a line: being taken, being given back, or refused without a reason
+/// that a look-up confirmed.
+fn transitions(applied: bool) -> [(LineState, LineState); 3] {
+    use LineState::{Returned, Returning, Taken, Taking, Todo};
     if applied {
-        [(LineState::Taking, LineState::Taken), (LineState::Returning, LineState::Returned)]
+        [(Taking, Taken), (Returning, Returned), (Todo, Taken)]
     } else {
-        [(LineState::Taking, LineState::Todo), (LineState::Returning, LineState::Taken)]
+        [(Taking, Todo), (Returning, Taken), (Todo, Todo)]
     }
 }
 

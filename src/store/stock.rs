@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -22,8 +23,8 @@ pub struct StockTimes {
 
 const LOAD: &str = "
 select job.attempt, job.state, job.paid, job.actor_role, job.actor_id, job.reason, job.traceparent, job.parked,
-       job.failures, job.lease_token, lines.numbers, lines.products, lines.quantities, lines.states,
-       lines.errors, payment.amount,
+       job.failures, job.refusals, job.lease_token, lines.numbers, lines.products, lines.quantities, lines.states,
+       lines.errors, lines.sent, payment.amount,
        exists (
            select from stock_jobs earlier
            where earlier.order_id = $1 and earlier.attempt < job.attempt
@@ -40,40 +41,54 @@ left join lateral (
            array_agg(product_id order by line_number) as products,
            array_agg(quantity order by line_number) as quantities,
            array_agg(state order by line_number) as states,
-           array_agg(last_error order by line_number) as errors
+           array_agg(last_error order by line_number) as errors,
+           array_agg(coalesce(sent_at, case when state in ('TAKING', 'RETURNING') then job.created_at end)
+                     order by line_number) as sent
     from stock_lines
     where order_id = $1 and attempt = job.attempt
 ) lines on true
 left join payments payment on payment.order_id = $1
 ";
 
+/// `next_attempt_at` alone decides when a job may be claimed: a job that somebody holds is due at the end of the
+/// lease, one that waits for an earlier attempt ($14) long after that attempt has woken it.
 const INSERT: &str = "
 with job as (
     insert into stock_jobs
         (order_id, attempt, state, paid, actor_role, actor_id, reason, traceparent, parked, failures, deadline,
          next_attempt_at, lease_token, leased_until)
-    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, now() + $11, now(), $12,
+    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, now() + $11,
+            now() + case when $12 is null then $14 else $13 end, $12,
             case when $12 is null then '-infinity' else now() + $13 end)
 )
-insert into stock_lines (order_id, attempt, line_number, product_id, quantity, state)
-select $1, $2, line.* from unnest($14::smallint[], $15::text[], $16::integer[], $17::text[]) as line
+insert into stock_lines (order_id, attempt, line_number, product_id, quantity, state, sent_at)
+select $1, $2, line.*
+from unnest($15::smallint[], $16::text[], $17::integer[], $18::text[], $19::timestamptz[]) as line
 ";
 
 /// A job that turns round gets a deadline of its own. The lease is given up by its holder alone: between reading
-/// the job and this, another replica may have taken it up.
+/// the job and this, another replica may have claimed it.
 const UPDATE: &str = "
 with job as (
     update stock_jobs
-    set state = $3, paid = $4, parked = $5, failures = $6,
-        deadline = case when $3 = 'RETURNING' and state <> $3 then now() + $12 else deadline end,
-        next_attempt_at = case when $7 then now() + $8 else next_attempt_at end,
-        leased_until = case when $7 and lease_token is not distinct from $13 then '-infinity' else leased_until end
+    set state = $3, paid = $4, parked = $5, failures = $6, refusals = $7,
+        deadline = case when $3 = 'RETURNING' and state <> $3 then now() + $10 else deadline end,
+        next_attempt_at = case when $8 and lease_token is not distinct from $11 then now() + $9 else next_attempt_at end,
+        leased_until = case when $8 and lease_token is not distinct from $11 then '-infinity' else leased_until end
     where order_id = $1 and attempt = $2
 )
 update stock_lines
-set state = line.state, last_error = line.error
-from unnest($9::smallint[], $10::text[], $11::text[]) as line (number, state, error)
+set state = line.state, last_error = line.error, sent_at = line.sent_at
+from unnest($12::smallint[], $13::text[], $14::text[], $15::timestamptz[]) as line (number, state, error, sent_at)
 where order_id = $1 and attempt = $2 and line_number = line.number
+";
+
+/// Makes the attempts due that waited for this one. Those that somebody holds are at work already.
+const WAKE_LATER_ATTEMPTS: &str = "
+update stock_jobs
+set next_attempt_at = now()
+where order_id = $1 and attempt > $2 and state in ('TAKING', 'RETURNING') and parked is null
+  and leased_until < now() and next_attempt_at > now()
 ";
 
 impl Store {
@@ -108,10 +123,16 @@ pub(super) async fn write_job(
 ) -> Result<(), StoreError> {
     let (Some(job), Some(write)) = (&aggregate.job, aggregate.changes.job) else { return Ok(()) };
     match write {
-        JobWrite::Insert => insert(connection, job, times).await,
-        JobWrite::Keep => update(connection, job, times, false).await,
-        JobWrite::Release => update(connection, job, times, true).await,
+        JobWrite::Insert => insert(&mut *connection, job, times).await,
+        JobWrite::Keep => update(&mut *connection, job, times, false).await,
+        JobWrite::Release => update(&mut *connection, job, times, true).await,
+    }?;
+    // A job that takes has never held up another.
+    let may_have_held_up = matches!(job.state, JobState::Returning | JobState::Returned);
+    if may_have_held_up && !job.holds_up_later_attempts() {
+        sqlx::query(WAKE_LATER_ATTEMPTS).bind(job.order.0).bind(job.attempt).execute(connection).await?;
     }
+    Ok(())
 }
 
 async fn insert(connection: &mut PgConnection, job: &StockJob, times: StockTimes) -> Result<(), StoreError> {
@@ -119,6 +140,7 @@ async fn insert(connection: &mut PgConnection, job: &StockJob, times: StockTimes
     let products: Vec<&str> = job.lines.iter().map(|line| line.product_id.as_str()).collect();
     let quantities: Vec<i32> = job.lines.iter().map(|line| line.quantity.get().cast_signed()).collect();
     let states: Vec<&str> = job.lines.iter().map(|line| line.state.as_str()).collect();
+    let sent: Vec<_> = job.lines.iter().map(|line| line.sent_at).collect();
     sqlx::query(INSERT)
         .bind(job.order.0)
         .bind(job.attempt)
@@ -133,10 +155,12 @@ async fn insert(connection: &mut PgConnection, job: &StockJob, times: StockTimes
         .bind(times.deadline)
         .bind(job.holder)
         .bind(times.lease)
+        .bind(job.pause())
         .bind(numbers)
         .bind(products)
         .bind(quantities)
         .bind(states)
+        .bind(sent)
         .execute(connection)
         .await?;
     Ok(())
@@ -151,6 +175,7 @@ async fn update(
     let numbers: Vec<i16> = job.lines.iter().map(|line| line.number).collect();
     let states: Vec<&str> = job.lines.iter().map(|line| line.state.as_str()).collect();
     let errors: Vec<Option<&str>> = job.lines.iter().map(|line| line.last_error.as_deref()).collect();
+    let sent: Vec<_> = job.lines.iter().map(|line| line.sent_at).collect();
     sqlx::query(UPDATE)
         .bind(job.order.0)
         .bind(job.attempt)
@@ -158,13 +183,15 @@ async fn update(
         .bind(job.paid)
         .bind(job.parked.as_deref())
         .bind(job.failures)
+        .bind(job.refusals)
         .bind(release)
         .bind(job.pause())
+        .bind(times.deadline)
+        .bind(job.holder)
         .bind(numbers)
         .bind(states)
         .bind(errors)
-        .bind(times.deadline)
-        .bind(job.holder)
+        .bind(sent)
         .execute(connection)
         .await?;
     Ok(())
@@ -181,12 +208,14 @@ struct JobRow {
     traceparent: Option<String>,
     parked: Option<String>,
     failures: Option<i32>,
+    refusals: Option<i32>,
     lease_token: Option<Uuid>,
     numbers: Option<Vec<i16>>,
     products: Option<Vec<String>>,
     quantities: Option<Vec<i32>>,
     states: Option<Vec<String>>,
     errors: Option<Vec<Option<String>>>,
+    sent: Option<Vec<Option<DateTime<Utc>>>>,
     amount: Option<Decimal>,
     waits: bool,
 }
@@ -209,6 +238,7 @@ impl JobRow {
             paid: self.paid.unwrap_or_default(),
             parked: self.parked,
             failures: self.failures.unwrap_or_default(),
+            refusals: self.refusals.unwrap_or_default(),
             actor: Actor { role, id: self.actor_id.unwrap_or_default() },
             reason: self.reason,
             trace: TraceParent::continue_or_start(self.traceparent.as_deref()),
@@ -221,7 +251,7 @@ impl JobRow {
     fn lines(&self) -> Option<Vec<StockLine>> {
         let (numbers, products) = (self.numbers.as_ref()?, self.products.as_ref()?);
         let (quantities, states) = (self.quantities.as_ref()?, self.states.as_ref()?);
-        let errors = self.errors.as_ref()?;
+        let (errors, sent) = (self.errors.as_ref()?, self.sent.as_ref()?);
         let line = |index: usize| {
             Some(StockLine {
                 number: *numbers.get(index)?,
@@ -229,6 +259,7 @@ impl JobRow {
                 quantity: Quantity::new(u64::from(quantities.get(index)?.unsigned_abs())).ok()?,
                 state: LineState::parse(states.get(index)?)?,
                 last_error: errors.get(index)?.clone(),
+                sent_at: *sent.get(index)?,
             })
         };
         (0..numbers.len()).map(line).collect()

@@ -1,5 +1,8 @@
 //! Any sequence of payment events against what the contract says of the whole sequence at once.
 
+use std::time::Duration;
+
+use chrono::DateTime;
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -9,6 +12,13 @@ use crate::domain::stock::{CallOutcome, CallRules, JobState};
 use crate::domain::{CustomerId, Line, Order, ProductId, Quantity};
 
 const HOLDER: Uuid = Uuid::from_u128(1);
+const RULES: CallRules = CallRules {
+    key_is_honoured: true,
+    key_ttl: Duration::from_hours(20),
+    refusal_retries: 20,
+    at_once: 8,
+    now: DateTime::UNIX_EPOCH,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Event {
@@ -89,7 +99,7 @@ fn an_order() -> OrderAggregate {
 fn work_stock(aggregate: &mut OrderAggregate, in_stock: bool) {
     let Some(job) = aggregate.job.as_mut().filter(|job| job.state == JobState::Taking) else { return };
     job.holder = Some(HOLDER);
-    let calls = aggregate.next_stock_calls(HOLDER, CallRules { key_is_honoured: true, at_once: 8 });
+    let calls = aggregate.next_stock_calls(HOLDER, RULES);
     let outcomes: Vec<_> = calls
         .into_iter()
         .map(|call| {

@@ -6,7 +6,13 @@ use super::*;
 
 const ME: Uuid = Uuid::from_u128(1);
 const SOMEBODY_ELSE: Uuid = Uuid::from_u128(2);
-const HONOURED: CallRules = CallRules { key_is_honoured: true, at_once: 3 };
+const HONOURED: CallRules = CallRules {
+    key_is_honoured: true,
+    key_ttl: Duration::from_hours(20),
+    refusal_retries: 2,
+    at_once: 3,
+    now: DateTime::UNIX_EPOCH,
+};
 const NOT_HONOURED: CallRules = CallRules { key_is_honoured: false, ..HONOURED };
 
 fn job(lines: i16) -> StockJob {
@@ -16,6 +22,7 @@ fn job(lines: i16) -> StockJob {
         quantity: Quantity::new(1).unwrap(),
         state: LineState::Todo,
         last_error: None,
+        sent_at: None,
     };
     StockJob {
         order: OrderId::new(),
@@ -24,6 +31,7 @@ fn job(lines: i16) -> StockJob {
         paid: false,
         parked: None,
         failures: 0,
+        refusals: 0,
         actor: Actor::system(),
         reason: None,
         trace: TraceParent::continue_or_start(None),
@@ -221,4 +229,55 @@ fn a_proof_that_comes_after_the_end_is_given_back() {
     job.record(&calls[0], &CallOutcome::Done, SOMEBODY_ELSE);
     assert_eq!(job.state, JobState::Returning);
     assert_eq!(job.next_calls(HONOURED)[0].direction, Direction::GiveBack);
+}
+
+#[test]
+fn a_call_of_unknown_outcome_is_not_repeated_under_a_key_that_may_be_forgotten() {
+    let mut job = job(1);
+    let first = job.next_calls(HONOURED);
+    job.record(&first[0], &CallOutcome::Unknown("lost".into()), ME);
+    let after = |hours| CallRules { now: HONOURED.now + TimeDelta::hours(hours), ..HONOURED };
+
+    let again = job.next_calls(after(19));
+    assert_eq!((again.len(), &again[0].idempotency_key), (1, &first[0].idempotency_key));
+    job.record(&again[0], &CallOutcome::Unknown("lost".into()), ME);
+
+    assert_eq!(job.next_calls(after(20)), []);
+    assert!(job.parked.is_some_and(|why| why.contains("line 1") && why.contains("forgotten")));
+}
+
+#[test]
+fn a_call_that_was_not_sent_starts_a_new_term_of_its_key() {
+    let mut job = job(1);
+    let first = job.next_calls(HONOURED);
+    job.record(&first[0], &CallOutcome::NotSent("down".into()), ME);
+    let later = CallRules { now: HONOURED.now + TimeDelta::hours(30), ..HONOURED };
+    let again = job.next_calls(later);
+    job.record(&again[0], &CallOutcome::Unknown("lost".into()), ME);
+    assert_eq!(job.next_calls(later).len(), 1);
+}
+
+#[test]
+fn a_refusal_that_no_look_up_confirms_is_repeated_so_many_times_and_then_parked() {
+    let mut job = job(2);
+    let refused = CallOutcome::RefusalUnconfirmed("answered 409, but there are 5".into());
+    for _ in 0..=HONOURED.refusal_retries {
+        let calls = job.next_calls(HONOURED);
+        assert_eq!(calls.last().map(|call| call.line), Some(2));
+        job.record(&calls[0], &if calls.len() == 2 { CallOutcome::Done } else { refused.clone() }, ME);
+        if calls.len() == 2 {
+            job.record(&calls[1], &refused, ME);
+        }
+        assert_eq!((job.verdict(), job.parked.as_deref()), (Verdict::Unfinished, None));
+    }
+    assert_eq!(job.next_calls(HONOURED), []);
+    assert!(
+        job.parked.as_ref().is_some_and(|why| why.contains("line 2: refused 3 times")),
+        "{:?}",
+        job.parked
+    );
+
+    job.give_back();
+    let back: Vec<_> = job.next_calls(HONOURED).iter().map(|call| (call.line, call.direction)).collect();
+    assert_eq!(back, [(1, Direction::GiveBack)]);
 }

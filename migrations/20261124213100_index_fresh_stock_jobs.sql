@@ -1,0 +1,4 @@
+-- no-transaction
+-- The worker claims what is due and has not failed since its last progress (store/stock_queue.rs).
+create index concurrently if not exists stock_jobs_fresh on stock_jobs (next_attempt_at)
+    where state in ('TAKING', 'RETURNING') and parked is null and failures = 0;
