@@ -99,6 +99,7 @@ impl From<ChangeStatusError> for Problem {
                 format!("The Product Service refused to give {product}. The order stays CREATED."),
             )
             .with_member("productId", json!(product)),
+            ChangeStatusError::Busy => Self::unavailable("Too many orders are being confirmed.", RETRY_SOON),
             error @ ChangeStatusError::StockUnknown => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "product-service-unavailable",

@@ -128,6 +128,17 @@ impl Environment {
         span.filter(|span| !span.is_zero())
     }
 
+    /// A time that cannot be off.
+    pub(super) fn time(&self, name: &'static str, default: Duration, most: Duration) -> Duration {
+        let Some(text) = self.optional(name) else { return default };
+        let time = read_span(&text).filter(|time| !time.is_zero() && *time <= most);
+        time.unwrap_or_else(|| {
+            let days = most.as_secs() / DAY;
+            self.refuse(name, &format!("must be a time of at most {days}d, such as 90s, 30m, 24h or 7d"));
+            default
+        })
+    }
+
     pub(super) fn flag(&self, name: &'static str, default: bool) -> bool {
         self.choice(name, default, &[("true", true), ("false", false)])
     }

@@ -1,5 +1,7 @@
 //! The settings of the Product Service.
 
+use std::time::Duration;
+
 use reqwest::{Method, Url};
 
 use super::{Environment, MINUTE, SECOND};
@@ -60,5 +62,11 @@ fn product_stock(env: &Environment) -> StockSettings {
         timeout: env.millis("PRODUCT_STOCK_TIMEOUT_MS", 3 * SECOND, 10..=MINUTE),
         service_email,
         key_is_honoured: env.flag("PRODUCT_HONOURS_IDEMPOTENCY_KEY", true),
+        key_ttl: env.time(
+            "PRODUCT_IDEMPOTENCY_KEY_TTL",
+            Duration::from_hours(20),
+            Duration::from_hours(8760),
+        ),
+        refusal_retries: env.number("PRODUCT_REFUSAL_RETRIES", 20, 0..=1_000),
     }
 }

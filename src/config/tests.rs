@@ -116,8 +116,10 @@ fn an_empty_setting_counts_as_none() {
 
 #[test]
 fn every_number_has_its_bounds() {
-    let bounds: [(&str, i64, i64); 37] = [
+    let bounds: [(&str, i64, i64); 39] = [
         ("MAX_CONCURRENT_REQUESTS", 1, 100_000),
+        ("MAX_CONCURRENT_CONFIRMATIONS", 1, 100_000),
+        ("PRODUCT_REFUSAL_RETRIES", 0, 1_000),
         ("MAX_CONCURRENT_PLACEMENTS", 1, 100_000),
         ("REQUEST_DEADLINE_MS", 100, 600_000),
         ("MAX_CONNECTIONS", 1, 1_000_000),
@@ -175,7 +177,8 @@ fn every_number_has_its_bounds() {
 #[test]
 fn every_other_wrong_value_is_refused_by_name() {
     let too_long = "x".repeat(250);
-    let table: [(&str, &[&str]); 19] = [
+    let table: [(&str, &[&str]); 20] = [
+        ("PRODUCT_IDEMPOTENCY_KEY_TTL", &["0", "off", "-1", "1.5h", "soon", "366d"]),
         ("UNPAID_ORDER_TTL", &["-1", "1.5h", "h", "soon", "1w", "366d", "99999999999999999999d"]),
         ("BIND_ADDRESS", &["8080", "localhost:8080", "127.0.0.1", "127.0.0.1:65536", "http://127.0.0.1:80"]),
         ("LOG_FORMAT", &["JSON", "text"]),

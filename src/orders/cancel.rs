@@ -54,7 +54,7 @@ impl OrderService {
         };
         let changed = self.store.update_order(id, None, decide).await.map_err(ChangeStatusError::from)?;
         let (order, ()) = changed.ok_or(ChangeStatusError::NotFound(id))??;
-        self.stock_wanted.notify_one();
+        self.stock_changed(id);
         Ok(order)
     }
 }

@@ -62,6 +62,9 @@ pub enum ChangeStatusError {
     /// A line's stock is gone, so the order cannot be confirmed.
     #[error("the stock of {0} is gone")]
     StockUnavailable(ProductId),
+    /// Too many confirmations are under way.
+    #[error("too many orders are being confirmed")]
+    Busy,
     /// Nobody knows yet whether the stock was taken; the work goes on in the background.
     #[error("the stock is still being taken")]
     StockUnknown,
@@ -97,7 +100,7 @@ impl OrderService {
         };
         let changed = self.store.update_order(id, None, decide).await?;
         let (order, ()) = changed.ok_or(ChangeStatusError::NotFound(id))??;
-        self.stock_wanted.notify_one();
+        self.stock_changed(id);
         Ok(order)
     }
 }

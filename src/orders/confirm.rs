@@ -2,9 +2,12 @@
 //! order becomes CONFIRMED together with its event.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use futures_util::future::OptionFuture;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{error, warn};
@@ -14,7 +17,7 @@ use super::{ChangeStatus, ChangeStatusError, OrderService, Versions};
 use crate::domain::aggregate::Confirmation;
 use crate::domain::order::InvalidTransition;
 use crate::domain::stock::{CallOutcome, CallRules, JobState, StockCall, StockJob, Verdict};
-use crate::domain::{Actor, Order, OrderAggregate, OrderId, Status, TraceParent};
+use crate::domain::{Actor, Order, OrderAggregate, OrderId, Status, TraceParent, time};
 use crate::store::StoreError;
 use crate::store::stock_queue::{ClaimedJob, TakeUp};
 use crate::telemetry::chain;
@@ -22,6 +25,8 @@ use crate::telemetry::chain;
 /// How stock work is done.
 #[derive(Clone, Copy, Debug)]
 pub struct ConfirmSettings {
+    /// How many orders admins confirm at once; more are refused, not queued.
+    pub max_requests: usize,
     /// How long an admin's request waits for the outcome.
     pub wait: Duration,
     /// How many calls of one job, and how many jobs, run at once.
@@ -34,6 +39,15 @@ pub struct ConfirmSettings {
 /// where keys are not honoured, a person has to look.
 const SETTLE_ATTEMPTS: u32 = 5;
 
+/// What a step of a job brought.
+#[derive(Debug)]
+struct Step {
+    /// Whether any of its calls was answered; nothing where none was made.
+    answered: Option<bool>,
+    /// The order, where the step confirmed it.
+    confirmed: Option<Order>,
+}
+
 impl OrderService {
     /// Confirms an order for an admin, and waits a while for the outcome.
     pub(super) async fn confirm(
@@ -43,9 +57,12 @@ impl OrderService {
         trace: &TraceParent,
     ) -> Result<Order, ChangeStatusError> {
         let (id, only_if) = (change.id, change.only_if.clone());
+        let permit = Arc::clone(&self.confirm_permits).try_acquire_owned();
+        let permit = permit.map_err(|_| ChangeStatusError::Busy)?;
         // In a task of its own, so that it comes to its end even when the client hangs up.
         let (service, trace) = (self.clone(), trace.clone());
-        let begun = self.tasks.spawn(async move { service.begin_to_confirm(actor, change, trace).await });
+        let begun =
+            self.tasks.spawn(async move { service.begin_to_confirm(actor, change, trace, permit).await });
         let (order, confirmation, first_calls) = begun.await??;
         let attempt = match confirmation {
             Confirmation::Already => return Ok(order),
@@ -53,20 +70,22 @@ impl OrderService {
         };
         let give_up = Instant::now() + self.confirmation.wait;
         if let Some(calls) = first_calls
-            && let Ok(made) = timeout_at(give_up, calls).await
+            && let Ok(step) = timeout_at(give_up, calls).await
+            && let Some(order) = step?.confirmed
         {
-            made?;
+            return Ok(order);
         }
         self.await_outcome(id, attempt, &only_if, give_up).await
     }
 
-    /// Makes the intention durable, and starts the first calls of a job that is new.
+    /// Makes the intention durable, and starts the first calls of a job that is new; they keep the permit.
     async fn begin_to_confirm(
         self,
         actor: Actor,
         change: ChangeStatus,
         trace: TraceParent,
-    ) -> Result<(Order, Confirmation, Option<JoinHandle<()>>), ChangeStatusError> {
+        permit: OwnedSemaphorePermit,
+    ) -> Result<(Order, Confirmation, Option<JoinHandle<Step>>), ChangeStatusError> {
         let ChangeStatus { id, reason, only_if, .. } = change;
         let (holder, rules) = (Uuid::new_v4(), self.call_rules());
         let decide = |aggregate: &mut OrderAggregate| {
@@ -79,13 +98,16 @@ impl OrderService {
         let intended = self.store.update_order(id, None, decide).await?;
         let (order, (confirmation, calls)) = intended.ok_or(ChangeStatusError::NotFound(id))??;
         let first_calls = match confirmation {
-            Confirmation::Started(attempt) => {
+            // A job that waits for an earlier attempt has no calls yet.
+            Confirmation::Started(attempt) if !calls.is_empty() => {
                 let service = self.clone();
                 Some(self.tasks.spawn(async move {
-                    service.make_calls(id, attempt, holder, calls, &trace).await;
+                    let step = service.make_calls(id, attempt, holder, calls, &trace).await;
+                    drop(permit);
+                    step
                 }))
             }
-            Confirmation::Running(_) | Confirmation::Already => None,
+            Confirmation::Started(_) | Confirmation::Running(_) | Confirmation::Already => None,
         };
         Ok((order, confirmation, first_calls))
     }
@@ -98,12 +120,15 @@ impl OrderService {
         only_if: &Versions,
         give_up: Instant,
     ) -> Result<Order, ChangeStatusError> {
-        const LOOK_AGAIN: Duration = Duration::from_millis(100);
+        /// For the decisions of other replicas; those of this one wake at once.
+        const LOOK_AGAIN: Duration = Duration::from_millis(500);
         loop {
+            let next_change = self.outcomes.next_change(id);
             let job = self.store.stock_job(id, attempt).await?.ok_or(ChangeStatusError::NotFound(id))?;
             match job.state {
                 JobState::Taking if job.parked.is_none() && Instant::now() < give_up => {
-                    sleep(LOOK_AGAIN).await;
+                    let look_again = give_up.min(Instant::now() + LOOK_AGAIN);
+                    timeout_at(look_again, OptionFuture::from(next_change)).await.ok();
                 }
                 JobState::Taking => return Err(ChangeStatusError::StockUnknown),
                 JobState::Taken => return self.load(id).await,
@@ -135,7 +160,14 @@ impl OrderService {
     }
 
     fn call_rules(&self) -> CallRules {
-        CallRules { key_is_honoured: self.products.honours_keys(), at_once: self.confirmation.concurrency }
+        let settings = self.products.stock_settings();
+        CallRules {
+            key_is_honoured: settings.key_is_honoured,
+            key_ttl: settings.key_ttl,
+            refusal_retries: settings.refusal_retries,
+            at_once: self.confirmation.concurrency,
+            now: time::now(),
+        }
     }
 
     async fn load(&self, id: OrderId) -> Result<Order, ChangeStatusError> {
@@ -164,12 +196,13 @@ impl OrderService {
         let decide = |aggregate: &mut OrderAggregate| {
             let calls = aggregate.next_stock_calls(holder, rules);
             let job = aggregate.job.as_ref();
-            let (trace, parked) = (job.map(|job| job.trace.clone()), job.and_then(|job| job.parked.clone()));
-            Ok::<_, Infallible>((calls, trace, parked))
+            // One that waits has been written as such; there is nothing to make and nothing to conclude.
+            let trace = job.filter(|job| !job.waits).map(|job| job.trace.clone());
+            Ok::<_, Infallible>((calls, trace, job.and_then(|job| job.parked.clone())))
         };
         match self.store.update_order(id, Some(attempt), decide).await {
             Ok(Some(Ok((_, (calls, Some(trace), None))))) => {
-                return self.make_calls(id, attempt, holder, calls, &trace).await;
+                return self.make_calls(id, attempt, holder, calls, &trace).await.answered;
             }
             Ok(Some(Ok((_, (_, _, Some(parked)))))) => {
                 error!(order = %id, attempt, parked, "stock work waits for a person");
@@ -180,8 +213,7 @@ impl OrderService {
         None
     }
 
-    /// Makes the calls that were written down, with nothing held, and writes down what they brought. Says what
-    /// [`step`](Self::step) says.
+    /// Makes the calls that were written down, with nothing held, and writes down what they brought.
     async fn make_calls(
         &self,
         id: OrderId,
@@ -189,7 +221,7 @@ impl OrderService {
         holder: Uuid,
         calls: Vec<StockCall>,
         trace: &TraceParent,
-    ) -> Option<bool> {
+    ) -> Step {
         let outcomes: Vec<_> = futures_util::stream::iter(calls)
             .map(async |call| {
                 let outcome = self.products.move_stock(&call, trace).await;
@@ -198,19 +230,29 @@ impl OrderService {
             .buffer_unordered(self.confirmation.concurrency)
             .collect()
             .await;
-        let answers = |(_, outcome): &_| matches!(outcome, CallOutcome::Done | CallOutcome::Refused(_));
-        let answered = (!outcomes.is_empty()).then(|| outcomes.iter().any(answers));
+        let is_answer = |(_, outcome): &_| matches!(outcome, CallOutcome::Done | CallOutcome::Refused(_));
+        let answered = (!outcomes.is_empty()).then(|| outcomes.iter().any(is_answer));
+        let confirmed = self.write_outcomes(id, attempt, holder, &outcomes).await;
+        self.stock_changed(id);
+        Step { answered, confirmed }
+    }
+
+    /// Writes down what calls brought. The order, where that confirms it.
+    async fn write_outcomes(
+        &self,
+        id: OrderId,
+        attempt: i16,
+        holder: Uuid,
+        outcomes: &[(StockCall, CallOutcome)],
+    ) -> Option<Order> {
         for attempts_left in (0..SETTLE_ATTEMPTS).rev() {
-            let settle = |aggregate: &mut OrderAggregate| aggregate.settle_stock(&outcomes, holder);
+            let settle = |aggregate: &mut OrderAggregate| aggregate.settle_stock(outcomes, holder);
             match self.store.update_order(id, Some(attempt), settle).await {
-                Ok(Some(Ok((_, Verdict::Refused | Verdict::Unfinished | Verdict::AllReturned)))) => {
-                    self.stock_wanted.notify_one();
-                    return answered;
-                }
-                Ok(Some(Ok(_)) | None) => return answered,
+                Ok(Some(Ok((order, Verdict::AllTaken)))) => return Some(order),
+                Ok(Some(Ok(_)) | None) => return None,
                 Ok(Some(Err(error))) => {
                     error!(order = %id, attempt, %error, "stock work contradicts its order");
-                    return answered;
+                    return None;
                 }
                 Err(error) => {
                     warn!(order = %id, attempt, attempts_left, error = chain(&error), "outcomes not written");
@@ -218,6 +260,6 @@ impl OrderService {
                 }
             }
         }
-        answered
+        None
     }
 }

@@ -10,6 +10,7 @@ mod fingerprint;
 mod get;
 mod history;
 mod list;
+mod outcomes;
 mod pay;
 mod place;
 mod rest;
@@ -29,6 +30,8 @@ pub use get::GetError;
 pub use place::{DuplicateSettings, PlaceError, PlaceOrder, Placed, ShortLine, UnknownProduct};
 pub use workers::HousekeepingSettings;
 
+use self::outcomes::Outcomes;
+use crate::domain::OrderId;
 use crate::products::ProductClient;
 use crate::store::Store;
 use crate::telemetry::Seldom;
@@ -53,7 +56,9 @@ pub struct OrderService {
     confirmation: ConfirmSettings,
     tasks: TaskTracker,
     permits: Arc<Semaphore>,
+    confirm_permits: Arc<Semaphore>,
     stock_wanted: Arc<Notify>,
+    outcomes: Arc<Outcomes>,
     overdue: Arc<Seldom>,
 }
 
@@ -67,7 +72,9 @@ impl OrderService {
             confirmation: settings.confirmation,
             tasks: TaskTracker::new(),
             permits: Arc::new(Semaphore::new(settings.max_placements)),
+            confirm_permits: Arc::new(Semaphore::new(settings.confirmation.max_requests)),
             stock_wanted: Arc::default(),
+            outcomes: Arc::default(),
             overdue: Arc::new(Seldom::new(Duration::from_mins(1))),
         }
     }
@@ -76,6 +83,12 @@ impl OrderService {
     #[must_use]
     pub fn with_store(&self, store: Store) -> Self {
         Self { store, ..self.clone() }
+    }
+
+    /// Wakes the stock worker, and the requests that wait for the outcome of a confirmation of this order.
+    fn stock_changed(&self, order: OrderId) {
+        self.stock_wanted.notify_one();
+        self.outcomes.changed(order);
     }
 
     /// Waits until nothing is running any more that a request has started. New requests can still come

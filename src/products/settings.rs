@@ -77,6 +77,8 @@ impl ProductSettings {
                 timeout: Duration::from_secs(3),
                 service_email: "order-service@shopverse.internal".to_owned(),
                 key_is_honoured: true,
+                key_ttl: Duration::from_hours(20),
+                refusal_retries: 20,
             },
         }
     }

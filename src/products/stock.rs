@@ -3,13 +3,16 @@
 //! | answer | outcome |
 //! |---|---|
 //! | 2xx | done |
-//! | 400, 404, 409 | refused (contract) |
+//! | 400, 404, 409 to taking, and the product, looked up again, does not exist or has not the stock | refused |
+//! | 400, 404, 409 to taking, and it has the stock, or could not be looked up | refusal not confirmed |
+//! | 400, 409 to giving back; 404, and the product does not exist | refused |
 //! | 404 to giving back, and the product can be looked up, or that failed: the path may be wrong | not sent |
 //! | 409 to a repeat, with `Retry-After` or about its key | unknown: the first call is still running |
 //! | no connection; 401, 403, 405, 415, 421, 429: turned away before it was looked at | not sent |
 //! | anything else, or none in time | unknown |
 //!
-//! The fourth row is for a Product Service that follows the IETF's draft of `Idempotency-Key`. A plain 409 to a
+//! A refusal alone could be a wrong path, an ingress without upstream or a conflict of the Product Service's own
+//! (contract), so it is confirmed by a look-up. The row about keys is for a Product Service that follows the IETF's draft of `Idempotency-Key`. A plain 409 to a
 //! repeat is a refusal like any other.
 
 use std::time::Duration;
@@ -17,10 +20,10 @@ use std::time::Duration;
 use reqwest::header::{HeaderValue, RETRY_AFTER};
 use reqwest::{Method, Response, StatusCode, Url};
 use serde_json::Value;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout;
 
 use super::failure::Failure;
-use super::{ProductClient, TRACEPARENT, answer};
+use super::{Product, ProductClient, TRACEPARENT, answer};
 use crate::domain::TraceParent;
 use crate::domain::stock::{CallOutcome, Direction, StockCall};
 
@@ -46,6 +49,10 @@ pub struct StockSettings {
     pub service_email: String,
     /// Whether a repeat under the same `Idempotency-Key` is applied once.
     pub key_is_honoured: bool,
+    /// For how long a key is taken to be remembered.
+    pub key_ttl: Duration,
+    /// How often a call is repeated whose refusal a look-up does not confirm.
+    pub refusal_retries: i32,
 }
 
 impl StockRoute {
@@ -62,15 +69,13 @@ impl StockRoute {
 impl ProductClient {
     /// Makes one stock call. It is made once: who repeats it has to write that down first.
     pub async fn move_stock(&self, call: &StockCall, trace: &TraceParent) -> CallOutcome {
-        let due = Instant::now() + self.stock.timeout;
-        let outcome = match timeout_at(due, self.send_stock(call, trace)).await {
+        let outcome = match timeout(self.stock.timeout, self.send_stock(call, trace)).await {
             Err(_) => CallOutcome::Unknown(format!("no answer within {:?}", self.stock.timeout)),
             Ok(Err(error)) if error.is_builder() || error.is_connect() => {
                 CallOutcome::NotSent(Failure::from(error).chain())
             }
             Ok(Err(error)) => CallOutcome::Unknown(Failure::from(error).chain()),
-            Ok(Ok(Answered { status: StatusCode::NOT_FOUND, .. })) => self.not_found(call, trace, due).await,
-            Ok(Ok(answered)) => outcome_of(answered),
+            Ok(Ok(answered)) => self.outcome_of(answered, call, trace).await,
         };
         self.log(call, &outcome);
         outcome
@@ -83,7 +88,9 @@ impl ProductClient {
             CallOutcome::Refused(error) => {
                 return tracing::info!(%product, line, ?direction, error, "stock not moved");
             }
-            CallOutcome::NotSent(error) => ("stock not moved", error),
+            CallOutcome::NotSent(error) | CallOutcome::RefusalUnconfirmed(error) => {
+                ("stock not moved", error)
+            }
             CallOutcome::Unknown(error) => ("nobody knows whether stock was moved", error),
         };
         // While the Product Service is away, every line of every job comes here again and again.
@@ -94,9 +101,9 @@ impl ProductClient {
         }
     }
 
-    /// Whether a repeat under the same key is safe.
-    pub fn honours_keys(&self) -> bool {
-        self.stock.key_is_honoured
+    /// How stock is moved.
+    pub fn stock_settings(&self) -> &StockSettings {
+        &self.stock
     }
 
     async fn send_stock(&self, call: &StockCall, trace: &TraceParent) -> Result<Answered, reqwest::Error> {
@@ -123,29 +130,58 @@ impl ProductClient {
         Ok(Answered { status, in_progress: conflict && says_in_progress(response).await })
     }
 
-    /// A 404 to a stock call: the product is gone, or the path is wrong, which only a look-up can tell apart. A wrong
-    /// path is said loudly. Taking is refused all the same, as the contract has it; giving back is tried again,
-    /// because nothing of it can be "not enough".
-    async fn not_found(&self, call: &StockCall, trace: &TraceParent, due: Instant) -> CallOutcome {
-        let header = HeaderValue::from_str(trace.as_str()).ok();
-        let found = match timeout_at(due, self.get(&call.product_id, header.as_ref())).await {
-            Ok(Ok(None)) => return CallOutcome::Refused(format!("answered {}", StatusCode::NOT_FOUND)),
-            Ok(Ok(Some(_))) => "there is such a product".to_owned(),
-            Ok(Err(failure)) => format!("the product could not be looked up: {}", failure.chain()),
-            Err(_) => "the product could not be looked up in time".to_owned(),
-        };
-        if let Some(held_back) = self.misrouted.held_back() {
-            let setting = match call.direction {
-                Direction::Take => "PRODUCT_REDUCE_PATH",
-                Direction::GiveBack => "PRODUCT_RESTORE_PATH",
-            };
-            let product = &call.product_id;
-            tracing::error!(%product, setting, found, held_back, "a stock call met a 404: is its path right?");
+    /// What an answer says, with a second look where it refuses.
+    async fn outcome_of(&self, answered: Answered, call: &StockCall, trace: &TraceParent) -> CallOutcome {
+        let is_missing = answered.status == StatusCode::NOT_FOUND;
+        match (outcome_of(answered), call.direction) {
+            (CallOutcome::Refused(said), Direction::Take) => self.confirm_refusal(call, trace, said).await,
+            (CallOutcome::Refused(said), Direction::GiveBack) if is_missing => {
+                self.not_found(call, trace, said).await
+            }
+            (outcome, _) => outcome,
         }
-        let said = format!("answered {}, but {found}", StatusCode::NOT_FOUND);
-        match call.direction {
-            Direction::Take => CallOutcome::Refused(said),
-            Direction::GiveBack => CallOutcome::NotSent(said),
+    }
+
+    /// A take was refused: that counts only where the product, looked up now, does not exist or has not the stock.
+    async fn confirm_refusal(&self, call: &StockCall, trace: &TraceParent, said: String) -> CallOutcome {
+        let found = match self.look_up_again(call, trace).await {
+            Ok(None) => return CallOutcome::Refused(said),
+            Ok(Some(product)) if product.stock < u64::from(call.quantity.get()) => {
+                return CallOutcome::Refused(said);
+            }
+            Ok(Some(product)) => format!("the product exists with {} in stock", product.stock),
+            Err(error) => format!("the product could not be looked up: {error}"),
+        };
+        self.complain(call, "PRODUCT_REDUCE_PATH", &said, &found);
+        CallOutcome::RefusalUnconfirmed(format!("{said}, but {found}"))
+    }
+
+    /// Giving back met a 404: the product is gone, or the path is wrong, which only a look-up can tell apart.
+    async fn not_found(&self, call: &StockCall, trace: &TraceParent, said: String) -> CallOutcome {
+        let found = match self.look_up_again(call, trace).await {
+            Ok(None) => return CallOutcome::Refused(said),
+            Ok(Some(_)) => "the product exists".to_owned(),
+            Err(error) => format!("the product could not be looked up: {error}"),
+        };
+        self.complain(call, "PRODUCT_RESTORE_PATH", &said, &found);
+        CallOutcome::NotSent(format!("{said}, but {found}"))
+    }
+
+    /// Has a timeout of its own: the refusal may have come late.
+    async fn look_up_again(&self, call: &StockCall, trace: &TraceParent) -> Result<Option<Product>, String> {
+        let header = HeaderValue::from_str(trace.as_str()).ok();
+        match timeout(self.stock.timeout, self.get(&call.product_id, header.as_ref())).await {
+            Ok(found) => found.map_err(|failure| failure.chain()),
+            Err(_) => Err(format!("no answer within {:?}", self.stock.timeout)),
+        }
+    }
+
+    fn complain(&self, call: &StockCall, setting: &str, said: &str, found: &str) {
+        if let Some(held_back) = self.misrouted.held_back() {
+            let product = &call.product_id;
+            tracing::error!(
+                %product, setting, said, found, held_back, "a stock call was refused, and a look-up does not say why: is its path right?"
+            );
         }
     }
 }

@@ -57,6 +57,32 @@ async fn a_second_attempt_waits_for_what_the_first_still_gives_back() {
 }
 
 #[tokio::test]
+async fn a_second_attempt_goes_on_when_what_the_first_took_waits_for_a_person() {
+    let shop = Shop::builder().with("PRODUCT_STOCK_TIMEOUT_MS", "5000").start().await;
+    let (phone, case) = (shop.product("phone", "100", 4).await, shop.product("case", "10", 5).await);
+    let id = shop.placed("ada@example.com", &[(&phone, 2), (&case, 3)]).await;
+    shop.set_stock(&case, 2).await;
+    // The second attempt is written while the first gives the phones back, which is refused in the end.
+    shop.fault(&phone, &json!({"kind": "status", "status": 503, "on": "restore-stock"})).await;
+    shop.set_status(&id, "CONFIRMED").await.expect_problem(409, "stock-unavailable");
+    shop.set_stock(&case, 3).await;
+    let second = async {
+        let attempts = "select count(*) from stock_jobs where attempt = 2";
+        eventually("the second attempt waits", async || {
+            sqlx::query_scalar::<_, i64>(attempts).fetch_one(&shop.database).await.unwrap() == 1
+        })
+        .await;
+        shop.fault(&phone, &json!({"kind": "status", "status": 409, "on": "restore-stock"})).await;
+    };
+
+    let (confirmed, ()) = tokio::join!(shop.set_status(&id, "CONFIRMED"), second);
+
+    confirmed.expect(200);
+    assert_eq!(shop.stock_work().await["parked"], 1);
+    assert_eq!((shop.stock(&phone).await, shop.stock(&case).await), (0, 0));
+}
+
+#[tokio::test]
 async fn a_lost_answer_takes_the_stock_once() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "100", 5).await;

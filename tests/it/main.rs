@@ -43,6 +43,7 @@ mod refusals;
 mod relay;
 mod size;
 mod start;
+mod stock_refusals;
 mod stock_routes;
 mod stop;
 mod unpaid_orders;

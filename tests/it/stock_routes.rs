@@ -81,18 +81,25 @@ async fn misrouted(setting: &str) -> (Shop, Replica, String) {
 }
 
 fn expect_complaint(replica: &Replica, setting: &str) {
-    let error = tokio::task::block_in_place(|| replica.wait_for_log("a stock call met a 404"));
+    let error = tokio::task::block_in_place(|| {
+        replica.wait_for_log("a stock call was refused, and a look-up does not say why")
+    });
     assert_eq!((&error["level"], &error["setting"]), (&"ERROR".into(), &setting.into()), "{error:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_path_for_taking_stock_is_a_refusal_and_said_loudly() {
-    let (shop, wrong, id) = misrouted("PRODUCT_REDUCE_PATH").await;
-
-    shop.becomes(&id, "CANCELLED").await;
+async fn a_wrong_path_for_taking_stock_is_said_loudly_and_waits_for_the_right_one() {
+    let (mut shop, wrong, id) = misrouted("PRODUCT_REDUCE_PATH").await;
 
     expect_complaint(&wrong, "PRODUCT_REDUCE_PATH");
-    assert_eq!(shop.refunds(&id).await, [("200".to_owned(), "OUT_OF_STOCK".to_owned())]);
+    let work = shop.stock_work().await;
+    assert_eq!((&work["open"], &work["parked"]), (&1.into(), &0.into()));
+    assert_eq!(shop.status(&id).await, "CREATED");
+
+    drop(wrong);
+    shop.start_service().await;
+    shop.becomes(&id, "CONFIRMED").await;
+    assert_eq!(shop.refunds(&id).await, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,40 @@
+//! Wakes the requests that wait for the outcome of a confirmation.
+
+use std::pin::Pin;
+
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+
+use crate::domain::OrderId;
+
+/// Orders share a few notifications: a request that is woken for another order looks once in vain.
+#[derive(Debug)]
+pub(super) struct Outcomes([Notify; 64]);
+
+impl Default for Outcomes {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Notify::new()))
+    }
+}
+
+impl Outcomes {
+    /// Wakes who waits for the order.
+    pub(super) fn changed(&self, order: OrderId) {
+        if let Some(notify) = self.of(order) {
+            notify.notify_waiters();
+        }
+    }
+
+    /// Resolves at the next change of the order by this process after this call, not only after the first poll.
+    pub(super) fn next_change(&self, order: OrderId) -> Option<Pin<Box<Notified<'_>>>> {
+        let mut next = Box::pin(self.of(order)?.notified());
+        next.as_mut().enable();
+        Some(next)
+    }
+
+    fn of(&self, order: OrderId) -> Option<&Notify> {
+        // The last byte of a UUIDv7 is random (RFC 9562, section 5.7).
+        let byte = order.0.as_bytes().last().copied().unwrap_or_default();
+        self.0.get(usize::from(byte) % self.0.len())
+    }
+}
