@@ -20,7 +20,7 @@ use kafka::kafka;
 use products::products;
 
 use crate::api::server::ServerSettings;
-use crate::api::{ApiSettings, GatewaySecrets};
+use crate::api::{ApiSettings, GatewaySecrets, RETRY_SOON};
 use crate::events::{KafkaSettings, RelaySettings};
 use crate::orders::{ConfirmSettings, DuplicateSettings, HousekeepingSettings, OrderSettings};
 use crate::products::ProductSettings;
@@ -96,12 +96,13 @@ impl Config {
     pub fn read(env: &Environment) -> Result<Self, InvalidConfig> {
         let delivery_timeout = env.millis("KAFKA_DELIVERY_TIMEOUT_MS", 10 * SECOND, 100..=5 * MINUTE);
         let (api, database) = (api(env), database(env));
+        let longest_commit = database.deadline + database.acquire_timeout;
         let config = products(env).map(|products| Self {
             bind_address: bind_address(env),
             server: server(env, api.request_deadline),
             api,
             // A placement holds its key while it asks for the products, and for two uses of the store.
-            orders: orders(env, products.deadline + database.deadline * 2),
+            orders: orders(env, products.deadline + database.deadline * 2, longest_commit),
             stock: stock(env),
             housekeeping: housekeeping(env),
             database,
@@ -138,6 +139,14 @@ impl Config {
             env.refuse(
                 "UNPAID_ORDER_TTL",
                 "needs PAYMENT_EVENTS_ENABLED=true: without reading payments no order is known to be unpaid",
+            );
+        }
+        let duplicates = self.orders.duplicates;
+        if duplicates.window.is_some_and(|window| window < duplicates.longest_commit + RETRY_SOON) {
+            env.refuse(
+                "DUPLICATE_WINDOW_SECONDS",
+                "must be 0, or at least DATABASE_DEADLINE_MS, DATABASE_ACQUIRE_TIMEOUT_MS and the Retry-After of 1 s \
+                 together: a request that is repeated after a commit of unknown outcome would be a second order",
             );
         }
         if self.api.request_deadline <= self.products.deadline {
@@ -224,13 +233,14 @@ fn api(env: &Environment) -> ApiSettings {
 }
 
 /// `longest_placement` is how long a placement may hold its key.
-fn orders(env: &Environment, longest_placement: Duration) -> OrderSettings {
-    let window = env.number("DUPLICATE_WINDOW_SECONDS", 5, 0..=3600);
+fn orders(env: &Environment, longest_placement: Duration, longest_commit: Duration) -> OrderSettings {
+    let window = env.number("DUPLICATE_WINDOW_SECONDS", 10, 0..=3600);
     let expiry_hours: u64 = env.number("IDEMPOTENCY_KEY_TTL_HOURS", 24, 1..=8760);
     OrderSettings {
         max_placements: env.number("MAX_CONCURRENT_PLACEMENTS", 512, 1..=100_000),
         duplicates: DuplicateSettings {
             window: (window > 0).then(|| Duration::from_secs(window)),
+            longest_commit,
             keys: KeyTimes { lock: longest_placement, expiry: Duration::from_hours(expiry_hours) },
         },
         confirmation: ConfirmSettings {

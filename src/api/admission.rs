@@ -36,7 +36,15 @@ pub(super) async fn admit(State(gate): State<Admission>, request: Request, next:
     let Ok(_permit) = gate.permits.try_acquire() else {
         return Problem::unavailable("The service has too much to do.", RETRY_SOON).into_response();
     };
-    timeout(gate.deadline, next.run(request))
-        .await
-        .unwrap_or_else(|_| Problem::unavailable("The request took too long.", RETRY_SOON).into_response())
+    let is_read = request.method().is_safe();
+    timeout(gate.deadline, next.run(request)).await.unwrap_or_else(|_| took_too_long(is_read).into_response())
+}
+
+/// A write goes on without its caller.
+fn took_too_long(is_read: bool) -> Problem {
+    if is_read {
+        Problem::unavailable("The request took too long.", RETRY_SOON)
+    } else {
+        Problem::outcome_unknown(RETRY_SOON)
+    }
 }

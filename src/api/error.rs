@@ -14,7 +14,7 @@ use crate::products::Unavailable;
 use crate::store::StoreError;
 
 /// When to try again after the database was away or the service was too busy.
-pub(super) const RETRY_SOON: Duration = Duration::from_secs(1);
+pub const RETRY_SOON: Duration = Duration::from_secs(1);
 
 impl From<Forbidden> for Problem {
     fn from(error: Forbidden) -> Self {
@@ -24,7 +24,9 @@ impl From<Forbidden> for Problem {
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
-        if error.is_transient() {
+        if matches!(error, StoreError::OutcomeUnknown(_)) {
+            Self::outcome_unknown(RETRY_SOON).with_cause(error)
+        } else if error.is_transient() {
             Self::unavailable("The database is not available.", RETRY_SOON).with_cause(error)
         } else {
             Self::internal(error)

@@ -27,6 +27,7 @@ use axum::routing::{get, post, put};
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::error;
 
+pub use error::RETRY_SOON;
 pub use health::Health;
 pub use identity::GatewaySecrets;
 pub use problem::Problem;

@@ -105,6 +105,18 @@ impl Problem {
             .with_retry_after(retry_after)
     }
 
+    /// 503: a write may have happened, and may still. `detail` says how to ask again safely.
+    pub fn outcome_unknown(retry_after: Duration) -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "outcome-unknown",
+            "The outcome is not known yet",
+            "The database did not say in time whether it wrote. Ask again with the same Idempotency-Key; without one, \
+             look at GET /api/orders/my, or at the order, before you repeat the request.",
+        )
+        .with_retry_after(retry_after)
+    }
+
     /// 500: a bug. The client learns nothing of it; the log does.
     pub fn internal(cause: impl Error + Send + Sync + 'static) -> Self {
         Self::bug().with_cause(cause)

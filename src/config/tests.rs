@@ -175,6 +175,30 @@ fn every_number_has_its_bounds() {
 }
 
 #[test]
+fn a_duplicate_window_that_a_repeat_can_miss_is_refused_with_the_names_of_what_it_depends_on() {
+    let window = |value: &str, deadline: &str| {
+        wrong(&[
+            ("DUPLICATE_WINDOW_SECONDS", value),
+            ("DATABASE_DEADLINE_MS", deadline),
+            ("DATABASE_ACQUIRE_TIMEOUT_MS", "2000"),
+        ])
+    };
+    for (value, deadline) in [("7", "5000"), ("8", "5001"), ("1", "100")] {
+        let lines = window(value, deadline);
+        assert!(
+            lines.len() == 1 && lines[0].starts_with("DUPLICATE_WINDOW_SECONDS must be 0, or"),
+            "{lines:?}"
+        );
+        assert!(
+            lines[0].contains("DATABASE_DEADLINE_MS") && lines[0].contains("DATABASE_ACQUIRE_TIMEOUT_MS")
+        );
+    }
+    for (value, deadline) in [("0", "5000"), ("8", "5000"), ("10", "5000")] {
+        assert_eq!(window(value, deadline), Vec::<String>::new(), "{value}, {deadline}");
+    }
+}
+
+#[test]
 fn every_other_wrong_value_is_refused_by_name() {
     let too_long = "x".repeat(250);
     let table: [(&str, &[&str]); 20] = [

@@ -47,7 +47,8 @@ impl Versions {
     }
 }
 
-/// Why a status was not changed. The order is as it was.
+/// Why a status was not changed. The order is as it was, except where the store does not know
+/// ([`StoreError::OutcomeUnknown`]).
 #[derive(Debug, Error)]
 pub enum ChangeStatusError {
     /// There is no such order.

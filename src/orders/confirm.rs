@@ -75,7 +75,13 @@ impl OrderService {
         {
             return Ok(order);
         }
-        self.await_outcome(id, attempt, &only_if, give_up).await
+        // The intention is durable, so the confirmation goes on whatever this look meets.
+        self.await_outcome(id, attempt, &only_if, give_up).await.map_err(|error| match error {
+            ChangeStatusError::Store(error) if error.is_transient() => {
+                StoreError::OutcomeUnknown(Box::new(error)).into()
+            }
+            error => error,
+        })
     }
 
     /// Makes the intention durable, and starts the first calls of a job that is new; they keep the permit.

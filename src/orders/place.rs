@@ -34,8 +34,11 @@ pub struct PlaceOrder {
 /// What a repeated request finds.
 #[derive(Clone, Copy, Debug)]
 pub struct DuplicateSettings {
-    /// How long an order is found again by the same lines without a key. None: never.
+    /// How long after its answer an order is found again by the same lines without a key. None: never.
     pub window: Option<Duration>,
+    /// How much later than its row's time a placement may be answered: the longest commit, and finding out what became
+    /// of it.
+    pub longest_commit: Duration,
     /// How long keys count.
     pub keys: KeyTimes,
 }
@@ -49,7 +52,8 @@ pub struct Placed {
     pub replayed: bool,
 }
 
-/// Why an order was not placed. Nothing was written.
+/// Why an order was not placed. Nothing was written, except where the store does not know
+/// ([`StoreError::OutcomeUnknown`]).
 #[derive(Debug, Error)]
 pub enum PlaceError {
     /// The lines break a rule.
@@ -148,7 +152,10 @@ impl OrderService {
             Claimed::OtherLines => return Err(PlaceError::KeyReused),
         };
         let placed = self.price_and_write(request, &Guard::Key(claim.clone())).await;
-        if placed.is_err()
+        // Of an unknown outcome the key may be the order's by now, or about to be.
+        let is_known = !matches!(placed, Err(PlaceError::Store(StoreError::OutcomeUnknown(_))));
+        if is_known
+            && placed.is_err()
             && let Err(error) = self.store.release_key(&customer, &claim).await
         {
             warn!(error = chain(&error), "a key could not be freed; it frees itself");
@@ -163,7 +170,7 @@ impl OrderService {
             return self.price_and_write(request, &Guard::None).await;
         };
         let (customer, fingerprint) = (request.caller.customer.clone(), request.fingerprint);
-        let since = request.received_at - window;
+        let since = request.received_at - window - self.duplicates.longest_commit;
         let placed = self.price_and_write(request, &Guard::Window { fingerprint, since }).await;
         match placed {
             Ok(_) | Err(PlaceError::Store(_)) => placed,

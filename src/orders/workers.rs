@@ -85,7 +85,9 @@ impl OrderService {
     }
 
     async fn tidy_up(&self, stop: &CancellationToken) -> Result<(), StoreError> {
-        let past_any_window = self.duplicates.window.unwrap_or_default() + Duration::from_mins(1);
+        let duplicates = self.duplicates;
+        let past_any_window =
+            duplicates.window.unwrap_or_default() + duplicates.longest_commit + Duration::from_mins(1);
         // Until nothing is left: every placement adds a row, so a fixed share would never catch up.
         while !stop.is_cancelled() && self.store.forget_requests(past_any_window, BATCH).await? > 0 {}
         Ok(())

@@ -3,15 +3,17 @@
 use std::fmt;
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, PgConnection, PgPool, Postgres};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{Store, StoreError};
+use crate::domain::Order;
 
 /// How the service uses its database.
 #[derive(Clone)]
@@ -84,6 +86,57 @@ impl Store {
         work: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
         timeout(self.settings.deadline, work).await.unwrap_or(Err(StoreError::Deadline))
+    }
+}
+
+/// Whether the commit of a write was sent, which decides what its failure means.
+#[derive(Debug, Default)]
+pub(super) struct CommitSent(AtomicBool);
+
+impl CommitSent {
+    /// From here on the write may be durable.
+    pub(super) fn mark(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Tells a write that failed from one whose outcome nobody knows.
+    pub(super) fn judge(&self, error: StoreError) -> StoreError {
+        let sent = self.0.load(Ordering::Relaxed);
+        if sent && !error.is_rolled_back() { StoreError::OutcomeUnknown(Box::new(error)) } else { error }
+    }
+}
+
+/// Written together with each version of an order, and never changed.
+const VERSION_EXISTS: &str = "
+select exists (select from order_history where order_id = $1 and version = $2 and changed_at = $3)
+";
+
+impl Store {
+    /// Finds out whether a write whose outcome is unknown made this version of the order durable, within the time that a
+    /// connection may be waited for. True is certain; false is not: a commit that waits for a standby is not seen yet.
+    pub(super) async fn was_written(&self, order: &Order) -> bool {
+        const LOOK_AGAIN: Duration = Duration::from_millis(50);
+        let look = async {
+            loop {
+                if self.version_exists(order).await.unwrap_or(false) {
+                    return true;
+                }
+                sleep(LOOK_AGAIN).await;
+            }
+        };
+        timeout(self.settings.acquire_timeout, look).await.unwrap_or(false)
+    }
+
+    async fn version_exists(&self, order: &Order) -> Result<bool, StoreError> {
+        let mut connection = self.connection().await?;
+        let exists = sqlx::query_scalar(VERSION_EXISTS)
+            .bind(order.id.0)
+            .bind(order.version)
+            .bind(order.changed_at)
+            .fetch_one(&mut *connection)
+            .await?;
+        connection.give_back();
+        Ok(exists)
     }
 }
 

@@ -1,5 +1,6 @@
 //! What can go wrong with the database, by what the caller can do about it.
 
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
 use thiserror::Error;
 
 /// Why the store could not do what it was asked.
@@ -11,6 +12,9 @@ pub enum StoreError {
     /// The database did not answer within the deadline.
     #[error("the database did not answer within the deadline")]
     Deadline,
+    /// The database did not say in time whether it wrote: it may have, and it still may.
+    #[error("the database did not say in time whether it wrote")]
+    OutcomeUnknown(#[source] Box<StoreError>),
     /// A statement was refused: a bug in the service, or a change to the database behind its back.
     #[error("the database refused a statement")]
     Refused(#[source] sqlx::Error),
@@ -32,7 +36,21 @@ pub enum StoreError {
 impl StoreError {
     /// Whether trying again later may help.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Deadline)
+        matches!(self, Self::Unavailable(_) | Self::Deadline | Self::OutcomeUnknown(_))
+    }
+
+    /// Whether PostgreSQL itself reported the failure of the statement, and so rolled it back.
+    ///
+    /// Only its level ERROR says so. A connection that is terminated (FATAL) or a crash (PANIC) can follow a commit, and what
+    /// did not come from PostgreSQL says nothing of it.
+    pub(super) fn is_rolled_back(&self) -> bool {
+        let (Self::Unavailable(sqlx::Error::Database(error)) | Self::Refused(sqlx::Error::Database(error))) =
+            self
+        else {
+            return false;
+        };
+        let error = error.try_downcast_ref::<PgDatabaseError>();
+        error.is_some_and(|error| error.severity() == PgSeverity::Error)
     }
 
     /// Whether it is this work's own data that cannot be read or written, now and later; other work goes on.
@@ -42,7 +60,7 @@ impl StoreError {
             Self::Refused(Database(refusal)) => refusal.code().is_some_and(|code| is_about_the_data(&code)),
             Self::Refused(error) => matches!(error, ColumnDecode { .. } | Decode(_) | Encode(_)),
             Self::Inconsistent { .. } | Self::Render(_) => true,
-            Self::Unavailable(_) | Self::Deadline => false,
+            Self::Unavailable(_) | Self::Deadline | Self::OutcomeUnknown(_) => false,
         }
     }
 }

@@ -58,6 +58,26 @@ left join idempotency_keys known on known.customer_id = $1 and known.key = $2
 left join orders on orders.id = known.order_id
 ";
 
+/// A row that was renewed since it was written is looked at again later.
+const FORGET_BASKETS: &str = "
+with due as (
+    select customer_id, fingerprint from recent_orders
+    where check_after <= now() order by check_after limit $1
+    for update skip locked
+),
+renewed as (
+    update recent_orders basket set check_after = placed_at + $2 from due
+    where (basket.customer_id, basket.fingerprint) = (due.customer_id, due.fingerprint) and placed_at >= now() - $2
+    returning 1
+),
+forgotten as (
+    delete from recent_orders basket using due
+    where (basket.customer_id, basket.fingerprint) = (due.customer_id, due.fingerprint) and placed_at < now() - $2
+    returning 1
+)
+select (select count(*) from renewed) + (select count(*) from forgotten)
+";
+
 #[derive(sqlx::FromRow)]
 struct ClaimRow {
     held: bool,
@@ -122,7 +142,8 @@ impl Store {
         .await
     }
 
-    /// Deletes keys that have expired and baskets past `window`, at most `limit` of each. Returns how many.
+    /// Deletes keys that have expired and baskets past `window`; looks at no more than `limit` of each. Returns how many
+    /// it dealt with.
     ///
     /// Each condition stands twice: of a row that is renewed at this very moment only the outer one is looked
     /// at again.
@@ -137,17 +158,13 @@ impl Store {
             .bind(limit)
             .execute(&mut *connection)
             .await?;
-            let baskets = sqlx::query(
-                "delete from recent_orders where ctid = any (array(
-                     select ctid from recent_orders where placed_at < now() - $2 order by placed_at limit $1))
-                 and placed_at < now() - $2",
-            )
-            .bind(limit)
-            .bind(window)
-            .execute(&mut *connection)
-            .await?;
+            let baskets: i64 = sqlx::query_scalar(FORGET_BASKETS)
+                .bind(limit)
+                .bind(window)
+                .fetch_one(&mut *connection)
+                .await?;
             connection.give_back();
-            Ok(keys.rows_affected() + baskets.rows_affected())
+            Ok(keys.rows_affected() + baskets.unsigned_abs())
         })
         .await
     }

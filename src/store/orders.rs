@@ -5,6 +5,7 @@ use rust_decimal::Decimal;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
+use super::connection::CommitSent;
 use super::{Store, StoreError, payments, stock};
 use crate::domain::aggregate::Changes;
 use crate::domain::event::bucket_of;
@@ -81,23 +82,38 @@ impl Store {
         job: Option<i16>,
         decide: impl FnOnce(&mut OrderAggregate) -> Result<T, E> + Send,
     ) -> Result<Option<Result<(Order, T), E>>, StoreError> {
-        let outcome = self
+        let (sent, mut decided) = (CommitSent::default(), None);
+        let committed = self
             .bounded(async {
                 let mut connection = self.connection().await?;
                 let mut transaction = connection.begin().await?;
-                let outcome = match lock(&mut transaction, id, job).await? {
-                    None => None,
-                    Some(aggregate) => {
-                        Some(self.decide_and_write(&mut transaction, aggregate, decide).await?)
-                    }
-                };
+                if let Some(aggregate) = lock(&mut transaction, id, job).await? {
+                    let version = aggregate.order.version;
+                    let outcome = self.decide_and_write(&mut transaction, aggregate, decide).await?;
+                    decided = Some((version, outcome));
+                }
+                sent.mark();
                 transaction.commit().await?;
                 connection.give_back();
-                Ok(outcome)
+                Ok(())
             })
-            .await?;
+            .await
+            .map_err(|error| sent.judge(error));
+        if let Err(error) = committed {
+            // A refusal wrote nothing. A change of another thing than the status leaves no version to look for.
+            let is_durable = matches!(error, StoreError::OutcomeUnknown(_))
+                && match &decided {
+                    None | Some((_, Err(_))) => true,
+                    Some((before, Ok((order, _)))) => {
+                        order.version > *before && self.was_written(order).await
+                    }
+                };
+            if !is_durable {
+                return Err(error);
+            }
+        }
         self.outbox_written.notify_one();
-        Ok(outcome)
+        Ok(decided.map(|(_, outcome)| outcome))
     }
 
     pub(super) async fn decide_and_write<T, E>(

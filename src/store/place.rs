@@ -5,6 +5,7 @@ use rust_decimal::Decimal;
 use sqlx::Connection;
 use uuid::Uuid;
 
+use super::connection::CommitSent;
 use super::idempotency::KeyClaim;
 use super::{Store, StoreError};
 use crate::domain::event::bucket_of;
@@ -78,13 +79,14 @@ select $10, $11, $1, 1, $12, $13, $14 from guard
 
 const INSERT: &str = insert_order!("select 1");
 
-/// Of two requests at once the second waits here for the first, then finds its row.
+/// Of two requests at once the second waits here for the first, then finds its row. An order that this statement does
+/// not see was committed while it waited: however old its row is, it is no older than this request.
 const INSERT_UNLESS_RECENT: &str = insert_order!(
     "insert into recent_orders (customer_id, fingerprint, order_id, placed_at) values ($2, $15, $1, $5)
      on conflict (customer_id, fingerprint) do update
      set order_id = excluded.order_id, placed_at = excluded.placed_at
-     where recent_orders.placed_at <= $16
-        or (select status from orders where id = recent_orders.order_id) = 'CANCELLED'
+     where (select status = 'CANCELLED' or recent_orders.placed_at <= $16
+            from orders where id = recent_orders.order_id)
      returning 1"
 );
 
@@ -109,6 +111,9 @@ impl Store {
     /// and with what the guard remembers of the request.
     ///
     /// `placed_as` is the role in which the customer acted.
+    ///
+    /// `New` says: committed on the primary, and acknowledged by the synchronous standbys, if there are any, unless an
+    /// operator cancelled that wait. `OutcomeUnknown` says: the commit was sent, and the order has not been seen.
     pub async fn place(
         &self,
         order: &Order,
@@ -118,7 +123,7 @@ impl Store {
     ) -> Result<Placement, StoreError> {
         let event = OrderEvent::placed(order, trace)?;
         for _ in 0..ATTEMPTS {
-            if self.bounded(self.insert_order(order, placed_as, &event, guard)).await? {
+            if self.insert_or_find_out(order, placed_as, &event, guard).await? {
                 self.outbox_written.notify_one();
                 return Ok(Placement::New);
             }
@@ -130,13 +135,29 @@ impl Store {
         Ok(Placement::KeyLost)
     }
 
-    /// Whether the guard let it happen.
+    /// Whether the guard let it happen. Where the database does not say, it is asked for the order.
+    async fn insert_or_find_out(
+        &self,
+        order: &Order,
+        placed_as: Role,
+        event: &OrderEvent,
+        guard: &Guard,
+    ) -> Result<bool, StoreError> {
+        let sent = CommitSent::default();
+        let inserted = self.bounded(self.insert_order(order, placed_as, event, guard, &sent)).await;
+        match inserted.map_err(|error| sent.judge(error)) {
+            Err(StoreError::OutcomeUnknown(_)) if self.was_written(order).await => Ok(true),
+            inserted => inserted,
+        }
+    }
+
     async fn insert_order(
         &self,
         order: &Order,
         placed_as: Role,
         event: &OrderEvent,
         guard: &Guard,
+        sent: &CommitSent,
     ) -> Result<bool, StoreError> {
         let lines = &order.lines;
         let products: Vec<&str> = lines.iter().map(|line| line.product_id.as_str()).collect();
@@ -171,6 +192,7 @@ impl Store {
         let mut connection = self.connection().await?;
         let mut transaction = connection.begin().await?;
         let written = insert.execute(&mut *transaction).await?.rows_affected() > 0;
+        sent.mark();
         transaction.commit().await?;
         connection.give_back();
         Ok(written)

@@ -145,7 +145,8 @@ impl Tally {
         if answer.status < 300 {
             self.served.fetch_add(1, Ordering::Relaxed);
         } else {
-            answer.expect_unavailable("unavailable");
+            let is_unknown = answer.text.contains("outcome-unknown");
+            answer.expect_unavailable(if is_unknown { "outcome-unknown" } else { "unavailable" });
             self.refused.fetch_add(1, Ordering::Relaxed);
         }
     }

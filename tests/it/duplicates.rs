@@ -90,11 +90,12 @@ async fn a_first_order_that_is_forgotten_at_this_very_moment_is_in_nobodys_way()
 }
 
 #[tokio::test]
+// The window counts from the latest moment at which the first order may have been answered.
 async fn past_the_window_it_is_a_new_order() {
     let shop = shop().await;
     let phone = shop.product("phone", "100", 50).await;
     let first = shop.placed("ada@example.com", &[(&phone, 2)]).await;
-    let age = "update recent_orders set placed_at = placed_at - interval '3601 seconds'";
+    let age = "update recent_orders set placed_at = placed_at - interval '3610 seconds'";
     sqlx::query(age).execute(&shop.database).await.unwrap();
 
     assert_ne!(shop.placed("ada@example.com", &[(&phone, 2)]).await, first);
@@ -136,10 +137,48 @@ async fn baskets_past_any_window_are_all_forgotten_in_one_go() {
         .without_service()
         .await;
     let rows = "insert into recent_orders select 'c' || n || '@example.com', 'x', gen_random_uuid(),
-                now() - interval '1 hour' * (1 + n % 2) from generate_series(1, 3000) n";
+                now() - interval '1 hour' * (1 + n % 2), now() from generate_series(1, 3000) n";
     sqlx::query(rows).execute(&shop.database).await.unwrap();
 
     shop.start_service().await;
 
     eventually("the old ones are gone", async || shop.count("recent_orders").await == 1500).await;
+}
+
+#[tokio::test]
+async fn a_basket_that_is_placed_again_and_again_is_rewritten_in_place() {
+    let shop = shop().await;
+    let phone = shop.product("phone", "100", 50).await;
+    shop.placed("ada@example.com", &[(&phone, 2)]).await;
+    let age = "update recent_orders set placed_at = placed_at - interval '2 hours'";
+    for _ in 0..5 {
+        sqlx::query(age).execute(&shop.database).await.unwrap();
+        shop.placed("ada@example.com", &[(&phone, 2)]).await;
+    }
+
+    // Each backend reports when it idles.
+    let updates = "select n_tup_upd, n_tup_hot_upd from pg_stat_user_tables where relname = 'recent_orders'";
+    let count = async || sqlx::query_as::<_, (i64, i64)>(updates).fetch_one(&shop.database).await.unwrap();
+    eventually("every update is counted", async || count().await.0 == 10).await;
+    assert_eq!(count().await.1, 10, "updates in place");
+}
+
+#[tokio::test]
+async fn a_basket_that_was_placed_again_is_kept_when_its_first_order_is_past_the_window() {
+    let shop = Shop::builder()
+        .with("DUPLICATE_WINDOW_SECONDS", "3600")
+        .with("HOUSEKEEPING_INTERVAL_MS", "20")
+        .start()
+        .await;
+    let phone = shop.product("phone", "100", 50).await;
+    let first = shop.placed("ada@example.com", &[(&phone, 2)]).await;
+
+    sqlx::query("update recent_orders set check_after = now()").execute(&shop.database).await.unwrap();
+    let later = "select check_after > now() + interval '1 hour' from recent_orders";
+    eventually("it is looked at later", async || {
+        sqlx::query_scalar(later).fetch_one(&shop.database).await.unwrap()
+    })
+    .await;
+
+    assert_eq!(shop.placed("ada@example.com", &[(&phone, 2)]).await, first);
 }

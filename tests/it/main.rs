@@ -32,6 +32,7 @@ mod kafka_outage;
 mod list_orders;
 mod logs;
 mod map;
+mod outcome_unknown;
 mod parking;
 mod payment_faults;
 mod payments;

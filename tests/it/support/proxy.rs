@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
@@ -17,6 +17,8 @@ pub(crate) enum Mode {
     Silent,
     /// They stay open, and nothing ever comes through them again, also when new ones pass: a host that vanished.
     Vanished,
+    /// They pass, until a client sends these bytes: from then on its connection brings no more answers.
+    NoAnswerTo(&'static str),
 }
 
 /// A proxy in front of `target`.
@@ -70,11 +72,43 @@ async fn pass(mut client: TcpStream, target: SocketAddr, mut mode: watch::Receiv
                 drop(server);
                 return std::future::pending().await;
             }
-            Mode::Open | Mode::Silent => {}
+            Mode::Open | Mode::Silent | Mode::NoAnswerTo(_) => {}
         }
+        let passing = async {
+            match now {
+                Mode::NoAnswerTo(bytes) => copy_until(bytes, &mut client, &mut server).await,
+                _ => copy_bidirectional(&mut client, &mut server).await.map(|_| ()),
+            }
+        };
         tokio::select! {
-            _ = copy_bidirectional(&mut client, &mut server) => return,
+            _ = passing => return,
             _ = mode.changed() => {}
+        }
+    }
+}
+
+/// Copies both ways until the client has sent `bytes`, then only what the client sends.
+async fn copy_until(bytes: &str, client: &mut TcpStream, server: &mut TcpStream) -> std::io::Result<()> {
+    let (mut request, mut answer, mut mute) = (vec![0; 65_536], vec![0; 65_536], false);
+    loop {
+        tokio::select! {
+            read = client.read(&mut request) => {
+                let read = read?;
+                if read == 0 {
+                    return Ok(());
+                }
+                mute |= request[..read].windows(bytes.len()).any(|window| window == bytes.as_bytes());
+                server.write_all(&request[..read]).await?;
+            }
+            read = server.read(&mut answer) => {
+                let read = read?;
+                if read == 0 {
+                    return Ok(());
+                }
+                if !mute {
+                    client.write_all(&answer[..read]).await?;
+                }
+            }
         }
     }
 }
