@@ -1,4 +1,5 @@
-//! The one shape of every answer that is not 2xx or 304: RFC 9457, `application/problem+json`.
+//! The one shape of every answer that is not 2xx or 304: RFC 9457, `application/problem+json`. What is no
+//! well-formed HTTP request never gets here: hyper answers it with a bare 400, 414 or 431.
 //!
 //! A handler returns a [`Problem`]; the outermost layer writes it, because only there the request's path is at
 //! hand, and turns the framework's own refusals into the same shape on the way.
@@ -18,7 +19,7 @@ use serde_json::{Map, Value};
 use crate::telemetry::chain;
 
 /// RFC 9457, section 3.
-pub(super) const MEDIA_TYPE: &str = "application/problem+json";
+const MEDIA_TYPE: &str = "application/problem+json";
 
 /// An answer that tells the client what is wrong, and never why we could not do better. Boxed, so that the
 /// results that may hold one stay small.
@@ -171,7 +172,7 @@ impl Problem {
     }
 
     /// A problem for a refusal of the framework, by its status.
-    pub(super) fn of_framework(status: StatusCode) -> Self {
+    fn of_framework(status: StatusCode) -> Self {
         match status {
             StatusCode::NOT_FOUND => {
                 Self::new(status, "not-found", "There is nothing here", "No route has this path.")
@@ -183,19 +184,14 @@ impl Problem {
                 "The Allow header names the methods that are.",
             ),
             status if status.is_client_error() => {
-                let detail = match status {
-                    StatusCode::URI_TOO_LONG => "The address of the request is too long.",
-                    StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "The headers are too many or too long.",
-                    _ => "The request cannot be read.",
-                };
-                Self::new(status, "invalid-request", "The request is invalid", detail)
+                Self::new(status, "invalid-request", "The request is invalid", "The request cannot be read.")
             }
             _ => Self::bug(),
         }
     }
 
     /// The document; `instance` says which request it is about.
-    pub(super) fn document(&self, instance: &str) -> Vec<u8> {
+    fn document(&self, instance: &str) -> Vec<u8> {
         let document = Document {
             r#type: format!("urn:problem:order-service:{}", self.0.code),
             title: self.0.title,
