@@ -99,7 +99,7 @@ impl Config {
         let longest_commit = database.deadline + database.acquire_timeout;
         let config = products(env).map(|products| Self {
             bind_address: bind_address(env),
-            server: server(env, api.request_deadline),
+            server: server(env, &api),
             api,
             // A placement holds its key while it asks for the products, and for two uses of the store.
             orders: orders(env, products.deadline + database.deadline * 2, longest_commit),
@@ -216,11 +216,13 @@ fn bind_address(env: &Environment) -> SocketAddr {
     })
 }
 
-fn server(env: &Environment, request_deadline: Duration) -> ServerSettings {
+fn server(env: &Environment, api: &ApiSettings) -> ServerSettings {
     ServerSettings {
         max_connections: env.number("MAX_CONNECTIONS", 4096, 1..=1_000_000),
         idle_timeout: env.millis("CONNECTION_IDLE_TIMEOUT_MS", 75 * SECOND, 100..=60 * MINUTE),
-        request_deadline,
+        head_timeout: env.millis("REQUEST_HEAD_TIMEOUT_MS", 10 * SECOND, 100..=MINUTE),
+        write_timeout: env.millis("RESPONSE_WRITE_TIMEOUT_MS", 10 * SECOND, 100..=MINUTE),
+        longest_request: api.body_timeout + api.request_deadline,
     }
 }
 
@@ -228,6 +230,7 @@ fn api(env: &Environment) -> ApiSettings {
     ApiSettings {
         gateway_secrets: gateway_secrets(env),
         max_requests: env.number("MAX_CONCURRENT_REQUESTS", 1024, 1..=100_000),
+        body_timeout: env.millis("REQUEST_BODY_TIMEOUT_MS", 5 * SECOND, 100..=MINUTE),
         request_deadline: env.millis("REQUEST_DEADLINE_MS", 15 * SECOND, 100..=10 * MINUTE),
     }
 }

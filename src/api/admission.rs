@@ -1,5 +1,7 @@
-//! Which requests are let in: none before the start is complete, no more at once than the service can serve,
-//! and none for longer than its deadline (invariant 8).
+//! Which requests are let in: none before the start is complete, none without an identity, no more at once than the
+//! service can serve, and none for longer than its deadline (invariant 8).
+//!
+//! A permit is taken once the whole request is there: a client that sends slowly keeps nobody else out.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,34 +12,70 @@ use axum::response::{IntoResponse, Response};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use super::ApiSettings;
+use super::body::receive;
+use super::connection::Activity;
 use super::error::RETRY_SOON;
+use super::identity::{GatewaySecrets, identify};
 use super::problem::Problem;
 use crate::lifecycle::{Lifecycle, Phase};
 
-/// The gate before `/api`.
+/// What stands before `/api`. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Admission {
+pub(super) struct Admission(Arc<Parts>);
+
+struct Parts {
     lifecycle: Lifecycle,
-    permits: Arc<Semaphore>,
+    secrets: GatewaySecrets,
+    permits: Semaphore,
+    body_timeout: Duration,
     deadline: Duration,
 }
 
 impl Admission {
-    pub(super) fn new(lifecycle: Lifecycle, max_requests: usize, deadline: Duration) -> Self {
-        Self { lifecycle, permits: Arc::new(Semaphore::new(max_requests)), deadline }
+    pub(super) fn new(lifecycle: Lifecycle, settings: &ApiSettings) -> Self {
+        Self(Arc::new(Parts {
+            lifecycle,
+            secrets: settings.gateway_secrets.clone(),
+            permits: Semaphore::new(settings.max_requests),
+            body_timeout: settings.body_timeout,
+            deadline: settings.request_deadline,
+        }))
     }
 }
 
 /// The layer.
-pub(super) async fn admit(State(gate): State<Admission>, request: Request, next: Next) -> Response {
-    if gate.lifecycle.phase() == Phase::Starting {
-        return Problem::unavailable("The service is starting.", RETRY_SOON).into_response();
+pub(super) async fn admit(State(admission): State<Admission>, request: Request, next: Next) -> Response {
+    admission.0.serve(request, next).await.unwrap_or_else(IntoResponse::into_response)
+}
+
+impl Parts {
+    async fn serve(&self, mut request: Request, next: Next) -> Result<Response, Problem> {
+        if self.lifecycle.phase() == Phase::Starting {
+            return Err(Problem::unavailable("The service is starting.", RETRY_SOON));
+        }
+        let identity = identify(request.headers(), &self.secrets)?;
+        request.extensions_mut().insert(identity);
+        self.receive(&mut request).await;
+        let Ok(_permit) = self.permits.try_acquire() else {
+            return Err(Problem::unavailable("The service has too much to do.", RETRY_SOON));
+        };
+        let is_read = request.method().is_safe();
+        timeout(self.deadline, next.run(request)).await.map_err(|_| took_too_long(is_read))
     }
-    let Ok(_permit) = gate.permits.try_acquire() else {
-        return Problem::unavailable("The service has too much to do.", RETRY_SOON).into_response();
-    };
-    let is_read = request.method().is_safe();
-    timeout(gate.deadline, next.run(request)).await.unwrap_or_else(|_| took_too_long(is_read).into_response())
+
+    /// Waits for the body. Meanwhile the connection may be closed to make room for others.
+    async fn receive(&self, request: &mut Request) {
+        let activity = request.extensions().get::<Arc<Activity>>().cloned();
+        if let Some(activity) = &activity {
+            activity.wait_for_request();
+        }
+        let received = receive(request, self.body_timeout).await;
+        if let Some(activity) = &activity {
+            activity.work();
+        }
+        request.extensions_mut().insert(received);
+    }
 }
 
 /// A write goes on without its caller.

@@ -1,29 +1,18 @@
 //! Reading requests, with errors of our shape: path, query and JSON body.
 
-use std::time::Duration;
-
-use axum::body::Body;
+use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
+use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
-use futures_util::StreamExt;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::time::timeout;
 
+use super::body::Received;
 use super::json::{WellFormed, pointer};
 use super::problem::Problem;
 use crate::domain::OrderId;
 use crate::json::Object;
-
-/// The largest body that is read (contract).
-const MAX_BODY: usize = 64 * 1024;
-/// How much of a larger body is read and thrown away, so that a client that is still writing gets to read the
-/// answer instead of a broken connection.
-const MAX_DRAINED: usize = 16 * 1024 * 1024;
-/// How long a client may take to send its body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The `{orderId}` of a path.
 pub(super) struct OrderIdPath(pub(super) OrderId);
@@ -45,9 +34,9 @@ pub(super) struct Json<T>(pub(super) T);
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+    async fn from_request(mut request: Request, _: &S) -> Result<Self, Problem> {
         expect_json(request.headers())?;
-        parse(&read(request).await?).map(Self)
+        parse(&received(&mut request)?).map(Self)
     }
 }
 
@@ -57,9 +46,9 @@ pub(super) struct OptionalJson<T>(pub(super) T);
 impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for OptionalJson<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+    async fn from_request(mut request: Request, _: &S) -> Result<Self, Problem> {
         let is_json = expect_json(request.headers());
-        let body = read(request).await?;
+        let body = received(&mut request)?;
         if body.is_empty() {
             return Ok(Self(T::default()));
         }
@@ -87,51 +76,10 @@ fn is_json(headers: &HeaderMap) -> bool {
     values.next().is_none() && first.as_deref() == Some("application/json")
 }
 
-async fn read(request: Request) -> Result<Vec<u8>, Problem> {
-    let is_too_large = declared_length(request.headers()).is_some_and(|length| length > MAX_BODY as u64);
-    if is_too_large && request.headers().contains_key(EXPECT) {
-        // The client asked first (RFC 9110, 10.1.1), so there is nothing to drain.
-        return Err(too_large());
-    }
-    match timeout(BODY_TIMEOUT, read_all(request.into_body())).await {
-        Ok(read) => read,
-        Err(_) if is_too_large => Err(too_large()),
-        Err(_) => Err(Problem::new(
-            StatusCode::REQUEST_TIMEOUT,
-            "request-timeout",
-            "The request took too long to arrive",
-            "The body did not arrive in time.",
-        )),
-    }
-}
-
-fn declared_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
-fn too_large() -> Problem {
-    Problem::new(
-        StatusCode::PAYLOAD_TOO_LARGE,
-        "payload-too-large",
-        "The body is too large",
-        "The body may have 64 KiB at the most.",
-    )
-}
-
-async fn read_all(body: Body) -> Result<Vec<u8>, Problem> {
-    let (mut kept, mut seen) = (Vec::new(), 0);
-    let mut chunks = body.into_data_stream();
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|_| Problem::invalid("", "the body broke off"))?;
-        seen += chunk.len();
-        if seen > MAX_DRAINED {
-            break;
-        }
-        if seen <= MAX_BODY {
-            kept.extend_from_slice(&chunk);
-        }
-    }
-    if seen > MAX_BODY { Err(too_large()) } else { Ok(kept) }
+/// The body, taken out of what was received.
+fn received(request: &mut Request) -> Result<Bytes, Problem> {
+    let missing = || Problem::invalid("", "the body was not received");
+    request.extensions_mut().remove().map_or_else(|| Err(missing()), |Received(body)| body)
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {

@@ -1,15 +1,13 @@
 //! Who is calling: read from the gateway's headers once, before any handler runs.
 //!
-//! The layer stands around all of `/api`, so a new route has it without asking; a handler gets the identity
-//! through [`Caller`], which refuses where the layer did not run.
+//! `admission.rs` asks for it around all of `/api`, so a new route has it without asking; a handler gets the identity
+//! through [`Caller`], which refuses where nobody asked.
 
 use std::fmt;
 
-use axum::extract::{FromRequestParts, Request, State};
+use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
 use subtle::ConstantTimeEq;
 
 use super::problem::{FieldError, Problem};
@@ -48,22 +46,8 @@ impl fmt::Debug for GatewaySecrets {
     }
 }
 
-/// The layer: no identity, no handler.
-pub(super) async fn require_identity(
-    State(secrets): State<GatewaySecrets>,
-    mut request: Request,
-    next: Next,
-) -> Response {
-    match identify(request.headers(), &secrets) {
-        Ok(identity) => {
-            request.extensions_mut().insert(identity);
-            next.run(request).await
-        }
-        Err(problem) => problem.into_response(),
-    }
-}
-
-fn identify(headers: &HeaderMap, secrets: &GatewaySecrets) -> Result<Identity, Problem> {
+/// The caller, or why they are not known.
+pub(super) fn identify(headers: &HeaderMap, secrets: &GatewaySecrets) -> Result<Identity, Problem> {
     if !secrets.is_empty() && !secrets.accept(only(headers, SECRET)?) {
         return Err(unauthenticated(SECRET, "is not the gateway's"));
     }

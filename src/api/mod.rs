@@ -1,7 +1,9 @@
 //! HTTP in: the whole route table and the order of the layers, on one screen.
 
 mod admission;
+mod body;
 mod conditional;
+mod connection;
 mod error;
 mod extract;
 mod health;
@@ -12,7 +14,6 @@ mod observe;
 mod order_lists;
 mod orders;
 mod problem;
-mod refusals;
 pub mod server;
 
 use std::any::Any;
@@ -41,17 +42,18 @@ pub struct ApiSettings {
     pub gateway_secrets: GatewaySecrets,
     /// How many requests are served at once.
     pub max_requests: usize,
-    /// How long one request may take.
+    /// How long the body of a request may take to arrive.
+    pub body_timeout: Duration,
+    /// How long a request may take once it is there.
     pub request_deadline: Duration,
 }
 
 /// The routes of the service.
 ///
 /// Layers, from the outside in: log line and ids; problem+json for every refusal; panics; then, before the
-/// orders alone, admission and identity.
+/// orders alone, admission: identity, body, permit, deadline.
 pub fn router(orders: OrderService, health: Health, settings: &ApiSettings) -> Router {
-    let admission =
-        admission::Admission::new(health.lifecycle.clone(), settings.max_requests, settings.request_deadline);
+    let admission = admission::Admission::new(health.lifecycle.clone(), settings);
     let api = Router::new()
         .route("/api/orders", get(order_lists::list_all).post(orders::place))
         .route("/api/orders/my", get(order_lists::list_mine))
@@ -61,7 +63,6 @@ pub fn router(orders: OrderService, health: Health, settings: &ApiSettings) -> R
         .route("/api/orders/{orderId}/history", get(orders::history))
         // Before the layers, so that it is behind them: who is not known is not told which methods there are.
         .method_not_allowed_fallback(method_not_allowed)
-        .route_layer(from_fn_with_state(settings.gateway_secrets.clone(), identity::require_identity))
         .route_layer(from_fn_with_state(admission, admission::admit))
         .route_layer(map_response(keep_private))
         .with_state(orders);

@@ -260,7 +260,7 @@ async fn a_client_that_asks_before_it_sends_too_much_is_refused_at_once() {
 
 #[tokio::test]
 async fn a_body_that_never_arrives_is_a_408() {
-    let shop = Shop::start().await;
+    let shop = Shop::builder().with("REQUEST_BODY_TIMEOUT_MS", "300").start().await;
     let head =
         Shop::head("POST /api/orders HTTP/1.1", &["Content-Type: application/json", "Content-Length: 10"]);
     let refused = shop.raw(format!("{head}{{").as_bytes()).await.expect_problem(408, "request-timeout");

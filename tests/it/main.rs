@@ -43,6 +43,7 @@ mod read_orders;
 mod refusals;
 mod relay;
 mod size;
+mod slow_clients;
 mod start;
 mod stock_refusals;
 mod stock_routes;

@@ -91,6 +91,13 @@ impl Replica {
         }
     }
 
+    /// How much memory the process has, in bytes (`VmRSS` of `proc(5)`).
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        kilobytes.trim_end_matches("kB").trim().parse::<u64>().unwrap() * 1024
+    }
+
     /// Everything that is logged from here to the end of the process.
     pub(crate) fn rest_of_log(&mut self) -> Vec<Value> {
         self.exit_code();

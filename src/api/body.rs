@@ -1,0 +1,75 @@
+//! Receives the body of a request, within its size and its time.
+
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::Request;
+use axum::http::header::{CONTENT_LENGTH, EXPECT};
+use axum::http::{HeaderMap, StatusCode};
+use futures_util::StreamExt;
+use tokio::time::timeout;
+
+use super::problem::Problem;
+
+/// The largest body that is read (contract).
+const MAX_BODY: usize = 64 * 1024;
+/// How much of a larger body is read and thrown away, so that a client that is still writing gets to read the
+/// answer instead of a broken connection.
+const MAX_DRAINED: usize = 16 * 1024 * 1024;
+
+/// The body of a request, for the extractors: it is there before a handler runs. What is wrong with it is the
+/// extractor's to say, after what comes before it.
+#[derive(Clone)]
+pub(super) struct Received(pub(super) Result<Bytes, Problem>);
+
+/// Takes the body off the request.
+pub(super) async fn receive(request: &mut Request, within: Duration) -> Received {
+    let body = std::mem::take(request.body_mut());
+    if body.is_end_stream() {
+        return Received(Ok(Bytes::new()));
+    }
+    let is_too_large = declared_length(request.headers()).is_some_and(|length| length > MAX_BODY as u64);
+    if is_too_large && request.headers().contains_key(EXPECT) {
+        // The client asked first (RFC 9110, 10.1.1), so there is nothing to drain.
+        return Received(Err(too_large()));
+    }
+    Received(match timeout(within, read(body)).await {
+        Ok(read) => read,
+        Err(_) if is_too_large => Err(too_large()),
+        Err(_) => Err(Problem::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "request-timeout",
+            "The request took too long to arrive",
+            "The body did not arrive in time.",
+        )),
+    })
+}
+
+fn declared_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+fn too_large() -> Problem {
+    Problem::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        "payload-too-large",
+        "The body is too large",
+        "The body may have 64 KiB at the most.",
+    )
+}
+
+async fn read(body: Body) -> Result<Bytes, Problem> {
+    let (mut kept, mut seen) = (Vec::new(), 0);
+    let mut chunks = body.into_data_stream();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|_| Problem::invalid("", "the body broke off"))?;
+        seen += chunk.len();
+        if seen > MAX_DRAINED {
+            break;
+        }
+        if seen <= MAX_BODY {
+            kept.extend_from_slice(&chunk);
+        }
+    }
+    if seen > MAX_BODY { Err(too_large()) } else { Ok(kept.into()) }
+}
