@@ -30,7 +30,8 @@ pub(super) async fn list_mine(
     Caller(caller): Caller,
     query: Query,
 ) -> Result<Response, Problem> {
-    let page = page_of(&query)?;
+    let filters = ListQuery { customer: Some(caller.customer.clone()), ..ListQuery::default() };
+    let page = page_of(&query, filters)?;
     let (orders, next) = orders.list_mine(&caller, page.clone()).await?;
     let body: Vec<MineBody> = orders
         .into_iter()
@@ -41,7 +42,7 @@ pub(super) async fn list_mine(
             order_date: order.placed_at,
         })
         .collect();
-    list("/api/orders/my", &page, next, &body)
+    list("/api/orders/my", &page, &[], next, &body)
 }
 
 #[derive(Serialize)]
@@ -62,13 +63,14 @@ pub(super) async fn list_all(
     query: Query,
 ) -> Result<Response, Problem> {
     let admin = caller.admin()?;
-    let page = ListQuery {
+    let filters = ListQuery {
         customer: query.parse("customerId", CustomerId::parse)?,
         status: query.parse("status", str::parse)?,
         from: query.parse("from", moment)?,
         to: query.parse("to", moment)?,
-        ..page_of(&query)?
+        ..ListQuery::default()
     };
+    let page = page_of(&query, filters)?;
     let (orders, next) = orders.list_all(admin, page.clone()).await?;
     let body: Vec<SummaryBody> = orders
         .into_iter()
@@ -80,18 +82,18 @@ pub(super) async fn list_all(
             order_date: order.placed_at,
         })
         .collect();
-    list("/api/orders", &page, next, &body)
+    list("/api/orders", &page, &["customerId", "status", "from", "to"], next, &body)
 }
 
-/// The size and the place of a page; the filters are left open.
-fn page_of(query: &Query) -> Result<ListQuery, Problem> {
+/// The size and the place of a page of the list with these filters.
+fn page_of(query: &Query, filters: ListQuery) -> Result<ListQuery, Problem> {
     const DEFAULT_LIMIT: u8 = 50;
     let limit = query.parse("limit", |text| {
         let limit = text.parse::<u8>().ok().filter(|limit| (1..=200).contains(limit));
         limit.ok_or("must be a whole number from 1 to 200")
     })?;
-    let after = query.parse("cursor", Cursor::decode)?;
-    Ok(ListQuery { after, limit: limit.unwrap_or(DEFAULT_LIMIT), ..ListQuery::default() })
+    let after = query.parse("cursor", |text| Cursor::decode(text, &filters))?;
+    Ok(ListQuery { after, limit: limit.unwrap_or(DEFAULT_LIMIT), ..filters })
 }
 
 fn moment(text: &str) -> Result<DateTime<Utc>, &'static str> {
@@ -106,31 +108,32 @@ fn moment(text: &str) -> Result<DateTime<Utc>, &'static str> {
 fn list<T: Serialize>(
     path: &str,
     page: &ListQuery,
+    filters: &[&str],
     next: Option<Cursor>,
     body: &[T],
 ) -> Result<Response, Problem> {
     let mut response = json(body)?.into_response();
     if let Some(next) = next {
-        let link = format!("<{path}?{}>; rel=\"next\"", next_page(page, next));
+        let link = format!("<{path}?{}>; rel=\"next\"", next_page(page, filters, next));
         response.headers_mut().insert(LINK, header(&link)?);
     }
     Ok(response)
 }
 
-/// The query of the next page: the same filters, a later place.
-fn next_page(page: &ListQuery, next: Cursor) -> String {
+/// The query of the next page: the same filters, as far as the caller may set them, and a later place.
+fn next_page(page: &ListQuery, filters: &[&str], next: Cursor) -> String {
     let mut query = form_urlencoded::Serializer::new(String::new());
-    let filters = [
+    let values = [
         ("customerId", page.customer.as_ref().map(|customer| customer.as_str().to_owned())),
         ("status", page.status.map(|status| status.to_string())),
         ("from", page.from.map(time::rfc3339)),
         ("to", page.to.map(time::rfc3339)),
     ];
-    for (name, value) in filters {
-        if let Some(value) = value {
+    for (name, value) in values {
+        if let Some(value) = value.filter(|_| filters.contains(&name)) {
             query.append_pair(name, &value);
         }
     }
-    query.append_pair("limit", &page.limit.to_string()).append_pair("cursor", &next.encode());
+    query.append_pair("limit", &page.limit.to_string()).append_pair("cursor", &next.encode(page));
     query.finish()
 }

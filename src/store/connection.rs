@@ -44,7 +44,28 @@ impl fmt::Debug for DatabaseSettings {
 /// ago, when it came back, and every request would wait for a second try.
 const TRY_AFTER_IDLE: Duration = Duration::from_secs(1);
 
+/// The pool of the requests and that of their lists, which share the connections that the settings allow.
+pub(super) fn pools(settings: &DatabaseSettings) -> (PgPool, PgPool) {
+    let lists = (settings.max_connections / 4).max(1);
+    let others = settings.max_connections.saturating_sub(lists).max(1);
+    let of = |max_connections| DatabaseSettings { max_connections, ..settings.clone() };
+    (pool(&of(others)), reader_pool(&of(lists)))
+}
+
 pub(super) fn pool(settings: &DatabaseSettings) -> PgPool {
+    pool_with(settings, &[])
+}
+
+/// For reads along an index whose plan must not depend on statistics: the one plan without a sort, made once.
+///
+/// Where sorting is out, a list is read along the only index that has its sequence (`list.rs`). The plan is the same
+/// for all values, so planning anew for each would be wasted; and without a just-in-time compiler, a cost that is
+/// estimated wrongly costs nothing.
+fn reader_pool(settings: &DatabaseSettings) -> PgPool {
+    pool_with(settings, &[("enable_sort", "off"), ("plan_cache_mode", "force_generic_plan"), ("jit", "off")])
+}
+
+fn pool_with(settings: &DatabaseSettings, more: &[(&str, &str)]) -> PgPool {
     // The server gives up a little before the client does, so that it is the one to clean up.
     let server_limit = (settings.deadline.as_millis() * 9 / 10).to_string();
     let options = settings.options.clone().options([
@@ -57,6 +78,7 @@ pub(super) fn pool(settings: &DatabaseSettings) -> PgPool {
         ("enable_seqscan", "off"),
         ("jit", "off"),
     ]);
+    let options = options.options(more.iter().copied());
     PgPoolOptions::new()
         .max_connections(settings.max_connections)
         .acquire_timeout(settings.acquire_timeout)
@@ -76,7 +98,16 @@ pub(super) fn pool(settings: &DatabaseSettings) -> PgPool {
 impl Store {
     /// Borrows a connection.
     pub(super) async fn connection(&self) -> Result<Borrowed, StoreError> {
-        let connection = self.pool.acquire().await?;
+        self.borrow(&self.pool).await
+    }
+
+    /// Borrows a connection for reading along an index ([`reader_pool`]).
+    pub(super) async fn reader(&self) -> Result<Borrowed, StoreError> {
+        self.borrow(&self.readers).await
+    }
+
+    async fn borrow(&self, pool: &PgPool) -> Result<Borrowed, StoreError> {
+        let connection = pool.acquire().await?;
         Ok(Borrowed { connection, sound: false, deadline: self.settings.deadline })
     }
 

@@ -35,6 +35,7 @@ pub use stock::StockTimes;
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: PgPool,
+    readers: PgPool,
     settings: DatabaseSettings,
     stock: StockTimes,
     outbox_written: Arc<Notify>,
@@ -44,10 +45,11 @@ impl Store {
     /// A store that connects when it is first asked, so that a database that is away delays the start and
     /// does not prevent it.
     pub fn new(settings: DatabaseSettings, stock: StockTimes) -> Self {
-        Self { pool: connection::pool(&settings), settings, stock, outbox_written: Arc::default() }
+        let (pool, readers) = connection::pools(&settings);
+        Self { pool, readers, settings, stock, outbox_written: Arc::default() }
     }
 
-    /// A store with a small pool of its own, so that the requests and the work in the background do not starve
+    /// A store with a small pool of its own for everything but lists, so that the requests and the work in the background do not starve
     /// each other.
     #[must_use]
     pub fn with_own_pool(&self, max_connections: u32) -> Self {
@@ -64,5 +66,6 @@ impl Store {
     /// Closes the connections that are idle and waits for those in use.
     pub async fn close(&self) {
         self.pool.close().await;
+        self.readers.close().await;
     }
 }
