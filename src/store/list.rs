@@ -109,17 +109,18 @@ impl Store {
         Ok((orders, next))
     }
 
-    /// How PostgreSQL ran a page, one line a step; for the test of what a page reads. Not in the production image,
-    /// which has no use for it.
+    /// How PostgreSQL ran a page (`explain (analyze, buffers, format json)`), for the test of what a page reads. Not in
+    /// the production image, which has no use for it.
     #[cfg(feature = "dev")]
-    pub async fn explain_list(&self, query: &ListQuery) -> Result<Vec<String>, StoreError> {
+    pub async fn explain_list(&self, query: &ListQuery) -> Result<serde_json::Value, StoreError> {
         self.bounded(async {
-            let mut explained = QueryBuilder::new("explain (analyze, buffers, timing off) ");
+            let mut explained = QueryBuilder::new("explain (analyze, buffers, timing off, format json) ");
             push_page(&mut explained, query);
             let mut connection = self.reader().await?;
-            let plan = explained.build_query_scalar().fetch_all(&mut *connection).await?;
+            let plan: sqlx::types::Json<_> =
+                explained.build_query_scalar().fetch_one(&mut *connection).await?;
             connection.give_back();
-            Ok(plan)
+            Ok(plan.0)
         })
         .await
     }

@@ -43,7 +43,6 @@ mod read_orders;
 mod refusals;
 mod relay;
 mod size;
-mod slow_clients;
 mod start;
 mod stock_refusals;
 mod stock_routes;

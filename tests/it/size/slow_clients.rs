@@ -1,1 +1,142 @@
-//! Clients that send slowly (issue 8, point 10).
+//! Clients that send slowly take little memory, and nothing from others (issue 8, point 10).
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::report::Report;
+use super::scale::{is_large, size};
+use crate::support::{PATIENCE, Replica, Shop, customer, eventually};
+
+/// How much of a head is sent: less than the service takes, without an end.
+const HALF_A_HEAD: usize = 16 * 1024 - 64;
+
+/// Connects and sends this much.
+async fn send(shop: &Shop, bytes: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(shop.url.strip_prefix("http://").unwrap()).await.unwrap();
+    // The service may have closed it already, to make room for others.
+    let _ = stream.write_all(bytes).await;
+    stream
+}
+
+/// Connects and sends a head without an end.
+async fn send_half_a_head(shop: &Shop) -> TcpStream {
+    send(shop, format!("GET /api/orders/my HTTP/1.1\r\nX-Slow: {}", "x".repeat(HALF_A_HEAD)).as_bytes()).await
+}
+
+/// Waits until the service closes the connection; what it said until then.
+async fn read_to_the_end(stream: &mut TcpStream) -> String {
+    let mut said = Vec::new();
+    // A connection that is closed with bytes unread ends in a reset.
+    let _ = timeout(PATIENCE, stream.read_to_end(&mut said)).await.expect("the end of the connection");
+    String::from_utf8(said).unwrap()
+}
+
+/// A request on this connection, which stays open; the status line of its answer.
+async fn ask(stream: &mut TcpStream) -> String {
+    stream.write_all(b"GET /health/live HTTP/1.1\r\nHost: it\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    while !answer.ends_with("{\"status\":\"live\"}") {
+        let mut buffer = [0; 512];
+        let read = timeout(PATIENCE, stream.read(&mut buffer)).await.expect("an answer").unwrap();
+        assert!(read > 0, "closed after {answer:?}");
+        answer += std::str::from_utf8(&buffer[..read]).unwrap();
+    }
+    answer.lines().next().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn half_sent_heads_take_little_memory_and_shut_nobody_out() {
+    let clients = size("SIZE_SLOW_CLIENTS", 300, 4_000);
+    // The small world is beyond the cap of connections, the large one just below its default.
+    let builder = if is_large() { Shop::builder() } else { Shop::builder().with("MAX_CONNECTIONS", "150") };
+    let shop = builder.without_service().await;
+    let replica = Replica::start(&shop.environment);
+    let shop = shop.through(&replica.url);
+    let before = replica.resident_bytes();
+
+    let mut slow = Vec::new();
+    for number in 0..clients {
+        slow.push(send_half_a_head(&shop).await);
+        if number % 10 == 0 {
+            // On connections of their own, as probes are.
+            for path in ["/health/live", "/api/orders/my"] {
+                shop.raw(Shop::head(&format!("GET {path} HTTP/1.1"), &[]).as_bytes()).await.expect(200);
+            }
+        }
+    }
+
+    let (mut report, after) = (Report::new(), replica.resident_bytes());
+    let each = after.saturating_sub(before) / clients.min(150);
+    report.at_most("bytes of memory for a half-sent head", if is_large() { 0 } else { each }, 64 * 1024);
+    report.at_most(&format!("MB of memory with {clients} half-sent heads"), after >> 20, 120);
+    report.finish();
+}
+
+#[tokio::test]
+async fn slow_bodies_take_no_permit() {
+    let shop = Shop::builder().with("MAX_CONCURRENT_REQUESTS", "2").start().await;
+    let head =
+        Shop::head("POST /api/orders HTTP/1.1", &["Content-Type: application/json", "Content-Length: 99"]);
+    let mut slow = Vec::new();
+    for _ in 0..20 {
+        slow.push(send(&shop, format!("{head}{{").as_bytes()).await);
+        shop.get(customer("bob@example.com"), "/api/orders/my").await.expect(200);
+    }
+    let refused = read_to_the_end(&mut slow[0]).await;
+    assert!(refused.starts_with("HTTP/1.1 408 "), "{refused}");
+}
+
+#[tokio::test]
+async fn slow_bodies_make_room_at_the_cap_of_connections() {
+    let shop =
+        Shop::builder().with("MAX_CONNECTIONS", "4").with("REQUEST_BODY_TIMEOUT_MS", "60000").start().await;
+    let head =
+        Shop::head("POST /api/orders HTTP/1.1", &["Content-Type: application/json", "Content-Length: 99"]);
+    let mut slow = Vec::new();
+    for _ in 0..12 {
+        slow.push(send(&shop, format!("{head}{{").as_bytes()).await);
+        shop.raw(Shop::head("GET /health/live HTTP/1.1", &[]).as_bytes()).await.expect(200);
+    }
+    assert_eq!(read_to_the_end(&mut slow[0]).await, "", "the oldest is closed");
+}
+
+#[tokio::test]
+async fn a_head_has_a_deadline_of_its_own_apart_from_idling() {
+    let shop = Shop::builder().with("REQUEST_HEAD_TIMEOUT_MS", "300").start().await;
+    let mut idle = send(&shop, b"").await;
+    ask(&mut idle).await;
+    let mut silent = send(&shop, b"").await;
+    let mut slow = send_half_a_head(&shop).await;
+    let mut second = send(&shop, b"").await;
+    ask(&mut second).await;
+    second.write_all(b"GET /health/live HTTP/1.1\r\n").await.unwrap();
+
+    for late in [&mut silent, &mut slow, &mut second] {
+        assert_eq!(read_to_the_end(late).await, "");
+    }
+    assert_eq!(ask(&mut idle).await, "HTTP/1.1 200 OK");
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_at_its_deadline() {
+    let shop = Shop::builder().with("CONNECTION_IDLE_TIMEOUT_MS", "300").start().await;
+    let mut idle = send(&shop, b"").await;
+    ask(&mut idle).await;
+    assert_eq!(read_to_the_end(&mut idle).await, "");
+}
+
+#[tokio::test]
+async fn a_client_that_never_reads_its_answers_is_closed() {
+    let shop = Shop::builder().with("RESPONSE_WRITE_TIMEOUT_MS", "300").start().await;
+    let stream = send(&shop, b"").await;
+    let (_unread, mut write) = stream.into_split();
+    let requests = "GET /health/live HTTP/1.1\r\nHost: it\r\n\r\n".repeat(1_000);
+    let closed = async || {
+        // Answers pile up until the sockets are full; then the service stops reading, and gives up.
+        let mut write = write.try_write(requests.as_bytes());
+        matches!(&mut write, Err(error) if error.kind() != std::io::ErrorKind::WouldBlock)
+    };
+    eventually("the connection is closed", closed).await;
+    let _ = write.shutdown().await;
+}
