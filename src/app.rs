@@ -130,7 +130,7 @@ impl Parts {
         const WORKER_CONNECTIONS: u32 = 4;
         let lifecycle = Lifecycle::default();
         let store = Store::new(config.database.clone(), config.stock);
-        let relay_store = store.with_own_pool(RELAY_CONNECTIONS);
+        let relay_store = store.for_relay(RELAY_CONNECTIONS);
         let worker_store = store.with_own_pool(WORKER_CONNECTIONS);
         let products = Arc::new(ProductClient::new(config.products.clone())?);
         let kafka = KafkaHealth::default();

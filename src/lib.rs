@@ -38,7 +38,8 @@
 //! 3. No network call while a transaction or a connection is held. —
 //!    `product_outage::no_connection_is_held_while_the_product_service_is_asked`
 //! 4. The events of an order reach Kafka in sequence, at least once, and a repeat is byte-identical. What is
-//!    deleted from the outbox was acknowledged. — `relay::*`, and the argument at [`events::relay`]
+//!    deleted from the outbox was acknowledged. Reading costs what is pending, not what was deleted. — `relay::*`,
+//!    `relay_floor::*`, and the arguments at [`events::relay`] and in `events/floor.rs`
 //! 5. A broker error never counts against an event; nothing is dropped because it waited long. Only an event
 //!    that is refused for itself parks, with its order. —
 //!    `kafka_outage::errors_of_the_broker_lose_nothing_and_change_no_sequence`, `parking::*`

@@ -32,8 +32,22 @@ pub(super) fn kafka(env: &Environment, delivery_timeout: Duration) -> KafkaSetti
         create_topic: env.flag("KAFKA_CREATE_TOPIC", true),
         partitions: env.number("KAFKA_TOPIC_PARTITIONS", 6, 1..=10_000),
         replication,
+        min_insync_replicas: min_insync_replicas(env, replication),
         delivery_timeout,
     }
+}
+
+/// More replicas in sync than there are would make the broker refuse every event.
+fn min_insync_replicas(env: &Environment, replication: i32) -> Option<i32> {
+    const NAME: &str = "KAFKA_TOPIC_MIN_INSYNC_REPLICAS";
+    let min_insync = env.number(NAME, -1, -1..=100);
+    if min_insync == 0 {
+        env.refuse(NAME, "must be -1 for the default, or at least 1");
+    }
+    if replication > 0 && min_insync > replication {
+        env.refuse(NAME, "must not be more than KAFKA_TOPIC_REPLICATION");
+    }
+    (min_insync > 0).then_some(min_insync)
 }
 
 /// The name of a topic. Kafka's own rule; it also keeps out a leading `^`, which librdkafka takes for a pattern.

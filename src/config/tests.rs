@@ -116,7 +116,7 @@ fn an_empty_setting_counts_as_none() {
 
 #[test]
 fn every_number_has_its_bounds() {
-    let bounds: [(&str, i64, i64); 39] = [
+    let bounds: [(&str, i64, i64); 40] = [
         ("MAX_CONCURRENT_REQUESTS", 1, 100_000),
         ("MAX_CONCURRENT_CONFIRMATIONS", 1, 100_000),
         ("PRODUCT_REFUSAL_RETRIES", 0, 1_000),
@@ -138,6 +138,7 @@ fn every_number_has_its_bounds() {
         ("DATABASE_DEADLINE_MS", 100, 600_000),
         ("KAFKA_TOPIC_PARTITIONS", 1, 10_000),
         ("KAFKA_TOPIC_REPLICATION", -1, 100),
+        ("KAFKA_TOPIC_MIN_INSYNC_REPLICAS", -1, 100),
         ("KAFKA_DELIVERY_TIMEOUT_MS", 100, 300_000),
         ("RELAY_LEASE_MS", 300, 3_600_000),
         ("RELAY_POLL_INTERVAL_MS", 10, 60_000),
@@ -201,7 +202,7 @@ fn a_duplicate_window_that_a_repeat_can_miss_is_refused_with_the_names_of_what_i
 #[test]
 fn every_other_wrong_value_is_refused_by_name() {
     let too_long = "x".repeat(250);
-    let table: [(&str, &[&str]); 20] = [
+    let table: [(&str, &[&str]); 21] = [
         ("PRODUCT_IDEMPOTENCY_KEY_TTL", &["0", "off", "-1", "1.5h", "soon", "366d"]),
         ("UNPAID_ORDER_TTL", &["-1", "1.5h", "h", "soon", "1w", "366d", "99999999999999999999d"]),
         ("BIND_ADDRESS", &["8080", "localhost:8080", "127.0.0.1", "127.0.0.1:65536", "http://127.0.0.1:80"]),
@@ -230,6 +231,7 @@ fn every_other_wrong_value_is_refused_by_name() {
         ("ORDER_EVENTS_TOPIC", &["order events", "order/events", "bestellungen-für-alle", &too_long]),
         ("PAYMENT_EVENTS_TOPIC", &["^payment-.*", "payment events", &too_long]),
         ("KAFKA_TOPIC_REPLICATION", &["0"]),
+        ("KAFKA_TOPIC_MIN_INSYNC_REPLICAS", &["0"]),
         ("KAFKA_SECURITY_PROTOCOL", &["plaintext", "TLS"]),
         ("KAFKA_SASL_MECHANISM", &["GSSAPI", "SCRAM"]),
         ("KAFKA_SSL_CA_LOCATION", &["/nowhere/ca.pem", "/"]),
@@ -278,6 +280,10 @@ fn everything_wrong_is_reported_at_once() {
 fn dangerous_combinations_are_refused() {
     let table: [(&[(&str, &str)], &str); 13] = [
         (&[("UNPAID_ORDER_TTL", "30m"), ("PAYMENT_EVENTS_ENABLED", "false")], "UNPAID_ORDER_TTL"),
+        (
+            &[("KAFKA_TOPIC_REPLICATION", "3"), ("KAFKA_TOPIC_MIN_INSYNC_REPLICAS", "4")],
+            "KAFKA_TOPIC_MIN_INSYNC_REPLICAS",
+        ),
         (&[("RELAY_LEASE_MS", "20000")], "RELAY_LEASE_MS"),
         (&[("KAFKA_DELIVERY_TIMEOUT_MS", "15000")], "RELAY_LEASE_MS"),
         (&[("PRODUCT_ATTEMPT_TIMEOUT_MS", "3001")], "PRODUCT_ATTEMPT_TIMEOUT_MS"),

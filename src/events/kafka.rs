@@ -2,14 +2,14 @@
 //! the broker has acknowledged it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::metadata::MetadataBroker;
 use rdkafka::producer::future_producer::DeliveryFuture;
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use thiserror::Error;
@@ -17,6 +17,7 @@ use tokio::task::JoinError;
 use tracing::{info, warn};
 
 use super::PaymentSettings;
+use super::topic::{self, KnownTopic};
 use crate::store::PendingEvent;
 
 /// How Kafka is reached, and what is published where.
@@ -36,6 +37,9 @@ pub struct KafkaSettings {
     pub partitions: i32,
     /// Replicas of a topic that is created; -1: what the broker has as its default.
     pub replication: i32,
+    /// `min.insync.replicas` of a topic that is created; none: 2 where it has 3 replicas or more, else what the
+    /// broker has as its default.
+    pub min_insync_replicas: Option<i32>,
     /// How long the broker may take to acknowledge an event before it is sent again from the outbox.
     pub delivery_timeout: Duration,
 }
@@ -152,12 +156,22 @@ impl ClientContext for Context {
     }
 }
 
+/// What the brokers say of themselves.
+struct Cluster {
+    /// The service's own topics, as far as they exist.
+    topics: Vec<KnownTopic>,
+    /// Any broker.
+    broker: Option<i32>,
+}
+
 /// Publishes events to one topic.
 pub struct Publisher {
     settings: KafkaSettings,
     health: KafkaHealth,
     config: ClientConfig,
     producer: FutureProducer<Context>,
+    /// Whether the settings of the topics were looked at.
+    topics_judged: AtomicBool,
 }
 
 impl Publisher {
@@ -165,7 +179,7 @@ impl Publisher {
     pub fn new(settings: KafkaSettings, health: KafkaHealth) -> Result<Self, PublishError> {
         let config = config(&settings);
         let producer = FutureProducer::from_config_and_context(&config, Context(health.clone()))?;
-        Ok(Self { settings, health, config, producer })
+        Ok(Self { settings, health, config, producer, topics_judged: AtomicBool::new(false) })
     }
 
     /// Starts afresh after an error that the client does not recover from.
@@ -182,46 +196,41 @@ impl Publisher {
         self.health.0.load(Ordering::Relaxed) == KafkaHealth::DOWN
     }
 
-    /// Makes sure that the broker is there and has the topic, creating it if that is allowed.
+    /// Makes sure that the broker is there and has the topic, creating it if that is allowed. The first time it
+    /// also has the settings of the topics looked at, in the background.
     pub async fn ensure_topic(&self) -> Result<(), PublishError> {
-        let checked = if self.topic_exists().await? { Ok(()) } else { self.create_topic().await };
-        if checked.is_ok() {
-            self.health.saw(KafkaHealth::UP);
+        let cluster = self.look_at_cluster().await?;
+        if cluster.topics.iter().all(|topic| topic.name != self.settings.topic) {
+            if !self.settings.create_topic {
+                return Err(PublishError::NoTopic(self.settings.topic.clone()));
+            }
+            topic::create(&self.settings, cluster.broker).await?;
         }
-        checked
+        self.health.saw(KafkaHealth::UP);
+        if !self.topics_judged.swap(true, Ordering::Relaxed) {
+            tokio::spawn(topic::warn_of_unsafe_settings(self.settings.clone(), cluster.topics));
+        }
+        Ok(())
     }
 
     /// Asks for all topics, because asking for one by name makes some brokers create it their own way.
-    async fn topic_exists(&self) -> Result<bool, PublishError> {
-        let (producer, topic) = (self.producer.clone(), self.settings.topic.clone());
+    async fn look_at_cluster(&self) -> Result<Cluster, PublishError> {
+        let producer = self.producer.clone();
+        let payments = &self.settings.payments;
+        let payments = payments.enabled.then(|| payments.topic.clone());
+        let names: Vec<String> = std::iter::once(self.settings.topic.clone()).chain(payments).collect();
         let timeout = self.settings.delivery_timeout;
         let found = tokio::task::spawn_blocking(move || {
             let metadata = producer.client().fetch_metadata(None, timeout)?;
-            Ok::<_, KafkaError>(metadata.topics().iter().any(|known| known.name() == topic))
+            let topics = names.iter().filter_map(|name| KnownTopic::find(&metadata, name)).collect();
+            let broker = metadata.brokers().first().map(MetadataBroker::id);
+            Ok::<_, KafkaError>(Cluster { topics, broker })
         })
         .await?;
         if found.is_err() {
             self.health.saw(KafkaHealth::DOWN);
         }
         Ok(found?)
-    }
-
-    async fn create_topic(&self) -> Result<(), PublishError> {
-        let KafkaSettings { topic, partitions, replication, .. } = &self.settings;
-        if !self.settings.create_topic {
-            return Err(PublishError::NoTopic(topic.clone()));
-        }
-        let admin: AdminClient<_> = connection_config(&self.settings).create()?;
-        let new = NewTopic::new(topic, *partitions, TopicReplication::Fixed(*replication));
-        let options = AdminOptions::new().request_timeout(Some(self.settings.delivery_timeout));
-        match admin.create_topics([&new], &options).await?.into_iter().next() {
-            Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(()),
-            Some(Err((topic, code))) => Err(PublishError::TopicRefused(topic, code)),
-            Some(Ok(_)) | None => {
-                info!(topic, partitions, replication, "created the topic");
-                Ok(())
-            }
-        }
     }
 
     /// Sends events and waits for the broker's word on each. No two of one call may belong to the same order.

@@ -2,9 +2,11 @@
 //!
 //! The request path never comes here (invariant 2).
 
+mod floor;
 mod kafka;
 pub mod payments;
 pub mod relay;
+mod topic;
 
 pub use kafka::{KafkaHealth, KafkaSettings, PublishError, Publisher, Secret, Sent};
 pub use payments::{PaymentConsumer, PaymentSettings, UnpaidOrders, UnpaidSettings};

@@ -5,8 +5,11 @@
 //! gone from the outbox or was acknowledged in the same turn, and an event leaves the outbox only after its
 //! acknowledgement. So the first time an event reaches Kafka, all earlier ones of its order are there. That
 //! needs no clock and no lock; the leases only keep replicas from sending the same events side by side.
+//!
+//! A read begins at its bucket's floor, below which nothing is pending and nothing will be: the argument is in
+//! `events/floor.rs`.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
@@ -15,7 +18,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
+use super::floor::{Reading, Settling, places};
 use super::{PublishError, Publisher};
+use crate::store::outbox::ServerStart;
 use crate::store::{Lease, PendingEvent, Store, StoreError};
 use crate::telemetry::chain;
 
@@ -34,8 +39,17 @@ pub struct RelaySettings {
     pub delivery_timeout: Duration,
 }
 
-/// A renewal is also when buckets that others gave back are found.
-const LOOK_FOR_BUCKETS: Duration = Duration::from_secs(1);
+/// How often the relay looks whether it holds its fair share of the buckets.
+const LOOK_AT_SHARES: Duration = Duration::from_secs(1);
+
+/// How often the relay looks which positions are settled, while it finds events.
+const LOOK_AT_WRITERS: Duration = Duration::from_secs(1);
+
+/// After so many events the relay looks earlier. Each later read visits what was deleted meanwhile.
+const EVENTS_PER_LOOK: usize = 2_000;
+
+/// After so many events the floors are stored: one row for each bucket. In between the leases' renewal stores them.
+const EVENTS_PER_FLOOR: usize = 5_000;
 
 /// One replica's relay.
 pub struct Relay {
@@ -45,13 +59,23 @@ pub struct Relay {
     settings: RelaySettings,
     topic_seen: bool,
     held: Option<HeldLease>,
+    settling: Settling,
+    /// When the writers are looked at, at the latest.
+    look_at_writers: Instant,
+    /// Events since the writers were looked at.
+    events_since_look: usize,
 }
 
 struct HeldLease {
     lease: Lease,
+    look_at_shares: Instant,
     renew_at: Instant,
     /// After this moment nothing is sent any more: it could still be under way when the lease expires.
     send_until: Instant,
+    /// Floors that are found out and not stored yet.
+    floors: BTreeMap<i16, i64>,
+    /// Events since the floors were stored.
+    events: usize,
 }
 
 #[derive(Debug, Error)]
@@ -81,7 +105,17 @@ enum Turn {
 impl Relay {
     /// A relay that has done nothing yet.
     pub fn new(store: Store, publisher: Publisher, settings: RelaySettings) -> Self {
-        Self { replica: Uuid::now_v7(), store, publisher, settings, topic_seen: false, held: None }
+        Self {
+            replica: Uuid::now_v7(),
+            store,
+            publisher,
+            settings,
+            topic_seen: false,
+            held: None,
+            settling: Settling::default(),
+            look_at_writers: Instant::now(),
+            events_since_look: 0,
+        }
     }
 
     /// Relays until `stop`; then finishes its turn, takes one more for what was written last, and gives its
@@ -104,12 +138,17 @@ impl Relay {
             }
         }
         if failures == 0
-            && let Err(error) = self.turn().await
+            && let Err(error) = self.last_turn().await
         {
             warn!(error = chain(&error), "the last turn of the relay failed; another replica goes on");
         }
         self.let_go().await;
         info!(replica = %self.replica, "the relay has stopped");
+    }
+
+    async fn last_turn(&mut self) -> Result<(), TurnError> {
+        self.turn().await?;
+        Ok(self.store_floors().await?)
     }
 
     /// Takes the oldest events of the held buckets, publishes them, and deletes what was acknowledged.
@@ -119,14 +158,19 @@ impl Relay {
             self.topic_seen = true;
         }
         let (lease, send_until) = self.hold_lease().await?;
-        if lease.buckets.is_empty() {
+        if lease.floors.is_empty() {
             return Ok(Turn::Idle);
         }
-        let each = (usize::from(self.settings.batch) / lease.buckets.len()).max(1);
-        let pending = self.store.pending_events(&lease, i64::try_from(each).unwrap_or(i64::MAX)).await?;
+        self.settle(lease.server).await?;
+        let limit = (usize::from(self.settings.batch) / lease.floors.len()).max(1);
+        let reading = Reading::plan(&lease, self.settling.settled(lease.server), limit);
+        let most = i64::try_from(limit).unwrap_or(i64::MAX);
+        let pending = self.store.pending_events(lease.server, &reading.ranges, most).await?;
         if pending.is_empty() {
-            return Ok(Turn::Idle);
+            self.raise_floors(&reading, &[], &[]).await?;
+            return Ok(if reading.is_bounded() { Turn::Busy } else { Turn::Idle });
         }
+        let found = places(&pending);
         let published = self.publish(pending, send_until).await;
         if !published.done.is_empty() {
             debug!(events = published.done.len(), "published");
@@ -137,25 +181,102 @@ impl Relay {
             error!(%order, sequence, error = chain(cause), "Kafka refuses an event: its order is parked");
             self.store.park_order(event, &chain(cause)).await?;
         }
+        self.raise_floors(&reading, &found, &published.done).await?;
         published.failure.map_or(Ok(Turn::Busy), |error| Err(error.into()))
+    }
+
+    /// Looks which positions are settled, when there may be more of them than before.
+    async fn settle(&mut self, server: ServerStart) -> Result<(), StoreError> {
+        let unknown = !self.settling.knows(server);
+        let some = self.events_since_look > 0 || self.settling.is_open();
+        let due = some && Instant::now() >= self.look_at_writers;
+        if !unknown && !due && self.events_since_look < EVENTS_PER_LOOK {
+            return Ok(());
+        }
+        // The second look settles what the first one found, where nobody is writing.
+        for _ in 0..if unknown { 2 } else { 1 } {
+            self.settling.observe(self.store.outbox_writers().await?);
+        }
+        if let Some(pids) = self.settling.held_back_by() {
+            warn!(?pids, "transactions that wrote to the outbox are open: the relay reads past deleted rows");
+        }
+        self.look_at_writers = Instant::now() + LOOK_AT_WRITERS;
+        self.events_since_look = 0;
+        Ok(())
+    }
+
+    /// Notes the floors that a read shows, and stores them when they save the next reads much.
+    async fn raise_floors(
+        &mut self,
+        reading: &Reading,
+        found: &[(i16, i64)],
+        done: &[(i16, i64)],
+    ) -> Result<(), StoreError> {
+        self.events_since_look += done.len();
+        let Some(held) = &mut self.held else { return Ok(()) };
+        held.events += done.len();
+        let shown = reading.floors(found, done);
+        let to_the_end = reading.reaches_an_end(&shown);
+        held.floors.extend(shown);
+        // Behind the end of a range the next read can begin only when the floor is there.
+        if held.events >= EVENTS_PER_FLOOR || to_the_end {
+            self.store_floors().await?;
+        }
+        Ok(())
+    }
+
+    async fn store_floors(&mut self) -> Result<(), StoreError> {
+        let Some(held) = &mut self.held else { return Ok(()) };
+        if !held.floors.is_empty() {
+            let stored = self.store.raise_floors(held.lease.server, &held.floors).await?;
+            held.lease.floors.extend(stored);
+            held.floors.clear();
+        }
+        held.events = 0;
+        Ok(())
     }
 
     /// The buckets that this replica holds, renewed in time.
     async fn hold_lease(&mut self) -> Result<(Lease, Instant), StoreError> {
-        let now = Instant::now();
-        if let Some(held) = self.held.as_ref().filter(|held| now < held.renew_at) {
+        if self.lease_stands().await?
+            && let Some(held) = &self.held
+        {
             return Ok((held.lease.clone(), held.send_until));
         }
+        self.renew_lease().await
+    }
+
+    /// Whether nothing calls for a renewal yet: neither the time nor replicas that come or go.
+    async fn lease_stands(&mut self) -> Result<bool, StoreError> {
+        let Some(held) = &mut self.held else { return Ok(false) };
+        let now = Instant::now();
+        if now < held.look_at_shares {
+            return Ok(true);
+        }
+        if now >= held.renew_at {
+            return Ok(false);
+        }
+        held.look_at_shares = now + LOOK_AT_SHARES.min(self.settings.lease / 3);
+        let buckets = held.lease.floors.len();
+        Ok(!self.store.is_share_unfair(self.replica, self.settings.lease, buckets).await?)
+    }
+
+    async fn renew_lease(&mut self) -> Result<(Lease, Instant), StoreError> {
+        self.store_floors().await?;
         // Forgotten first: when the renewal fails, nobody knows whether the lease still stands.
         let before = self.held.take();
+        let now = Instant::now();
         let lease = self.store.renew_lease(self.replica, self.settings.lease).await?;
-        if before.is_none_or(|before| before.lease != lease) {
-            info!(buckets = lease.buckets.len(), "the relay holds other buckets than before");
+        if before.is_none_or(|before| !before.lease.floors.keys().eq(lease.floors.keys())) {
+            info!(buckets = lease.floors.len(), "the relay holds other buckets than before");
         }
         let held = HeldLease {
             lease: lease.clone(),
-            renew_at: now + (self.settings.lease / 3).min(LOOK_FOR_BUCKETS),
+            look_at_shares: now + (self.settings.lease / 3).min(LOOK_AT_SHARES),
+            renew_at: now + self.settings.lease / 3,
             send_until: now + self.settings.lease.saturating_sub(self.settings.delivery_timeout),
+            floors: BTreeMap::new(),
+            events: 0,
         };
         let send_until = held.send_until;
         self.held = Some(held);

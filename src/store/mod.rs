@@ -57,6 +57,24 @@ impl Store {
         Self { pool: connection::pool(&settings), settings, ..self.clone() }
     }
 
+    /// A store for the relay: its pool's plans are index scans whatever the statistics say. The outbox is empty
+    /// at one moment and millions of rows long at the next, and a plan made for the one is wrong for the other.
+    #[must_use]
+    pub fn for_relay(&self, max_connections: u32) -> Self {
+        let options = self.settings.options.clone().options([
+            ("plan_cache_mode", "force_custom_plan"),
+            ("enable_seqscan", "off"),
+            ("enable_bitmapscan", "off"),
+            ("enable_sort", "off"),
+            ("enable_hashjoin", "off"),
+            ("enable_mergejoin", "off"),
+            // The price that "off" puts on a plan would make the server compile it.
+            ("jit", "off"),
+        ]);
+        let settings = DatabaseSettings { options, ..self.settings.clone() };
+        Self { settings, ..self.clone() }.with_own_pool(max_connections)
+    }
+
     /// Resolves after something was committed to the outbox by this process. One permit is kept, so that a
     /// commit between two waits is not missed.
     pub async fn outbox_written(&self) {

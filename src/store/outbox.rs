@@ -1,19 +1,57 @@
 //! The outbox as the relay sees it: leases on buckets, events that are pending, events that are done.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use sqlx::Connection;
+use chrono::{DateTime, Utc};
+use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use super::{Store, StoreError};
 use crate::domain::OrderId;
 use crate::domain::event::BUCKETS;
 
+/// When the PostgreSQL server started: tells one server from another, such as the one that it failed over to.
+pub type ServerStart = DateTime<Utc>;
+
 /// The buckets that a replica holds.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// The buckets, ascending.
-    pub buckets: Vec<i16>,
+    /// Each bucket with its floor, as it is stored: the position where its reads begin.
+    pub floors: BTreeMap<i16, i64>,
+    /// The server that said so.
+    pub server: ServerStart,
+}
+
+/// A part of a bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// The bucket.
+    pub bucket: i16,
+    /// The first position.
+    pub from: i64,
+    /// The position after the last one.
+    pub to: i64,
+}
+
+/// A transaction that may have written to the outbox and has not ended.
+#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
+pub struct OutboxWriter {
+    /// Its virtual transaction id, which no other transaction of the server has while this one runs.
+    pub transaction: String,
+    /// The server process; none for a prepared transaction.
+    pub pid: Option<i32>,
+}
+
+/// The transactions that may still commit events at the positions given out so far.
+#[derive(Clone, Debug)]
+pub struct OutboxWriters {
+    /// The server that was asked.
+    pub server: ServerStart,
+    /// The last position that was given out before `open` was read.
+    pub last_position: i64,
+    /// Every transaction that held a position up to `last_position` and had not ended; others may be among them.
+    pub open: Vec<OutboxWriter>,
 }
 
 /// An event that Kafka has not acknowledged yet.
@@ -73,7 +111,7 @@ set owner = case when held.keep then $1 end,
     expires_at = case when held.keep then now() + $2 else '-infinity' end
 from held
 where lease.bucket = held.bucket and lease.owner = $1
-returning lease.bucket, held.keep
+returning lease.bucket, lease.floor, held.keep
 ";
 
 /// Takes buckets that nobody holds any more. Rows that another replica is just taking are passed over.
@@ -87,19 +125,55 @@ where bucket in (
     limit $3
     for update skip locked
 )
-returning bucket
+returning bucket, floor
 ";
 
+const SERVER: &str = "select pg_postmaster_start_time()";
+
+/// Buckets that nobody holds.
+const FREE: &str = "select count(*) from relay_leases where expires_at < now()";
+
+/// A floor is true for ever, so whoever found it may store it, whoever holds the bucket now. It was found out on
+/// one server, and another one that lost its latest commits gives the same positions out again.
+const RAISE: &str = "
+update relay_leases lease
+set floor = greatest(lease.floor, raised.floor)
+from unnest($1::smallint[], $2::bigint[]) as raised (bucket, floor)
+where lease.bucket = raised.bucket and lease.floor < raised.floor and pg_postmaster_start_time() = $3
+returning lease.bucket, lease.floor
+";
+
+/// Before [`WRITERS`]: a transaction that got its position before this was read holds its lock already.
+const LAST_POSITION: &str = "
+select pg_postmaster_start_time(), coalesce(pg_sequence_last_value(pg_get_serial_sequence('outbox', 'position')), 0)
+";
+
+/// An insert locks the table before it asks for a position, and the lock is let go only after the transaction has
+/// become visible.
+const WRITERS: &str = "
+select distinct virtualtransaction as transaction, pid
+from pg_locks
+where locktype = 'relation'
+  and database = (select oid from pg_database where datname = current_database())
+  and relation = 'outbox'::regclass
+  and mode = 'RowExclusiveLock'
+  and granted
+";
+
+/// Bounded by positions, because deleted rows cost as much as rows until they are cleaned away. The floors are
+/// those of one server: another one is not asked.
 const PENDING: &str = "
 select event.bucket, event.position, event.order_id, event.sequence, event.payload, event.headers
-from unnest($1::smallint[]) as held (bucket)
+from unnest($1::smallint[], $2::bigint[], $3::bigint[]) as held (bucket, first, bound)
 cross join lateral (
     select * from outbox
     where outbox.bucket = held.bucket
+      and outbox.position >= held.first and outbox.position < held.bound
       and not exists (select from parked_orders where parked_orders.order_id = outbox.order_id)
     order by position
-    limit $2
+    limit $4
 ) event
+where pg_postmaster_start_time() = $5
 ";
 
 const DELETE: &str = "
@@ -114,31 +188,84 @@ impl Store {
         self.bounded(async {
             let mut connection = self.connection().await?;
             let mut transaction = connection.begin().await?;
-            sqlx::query(HEARTBEAT).bind(replica).bind(duration).execute(&mut *transaction).await?;
-            let others: i64 = sqlx::query_scalar(FORGET).bind(replica).fetch_one(&mut *transaction).await?;
-            let share = fair_share(others);
-            let renewed: Vec<(i16, bool)> = sqlx::query_as(RENEW)
+            let share = fair_share(count_others(&mut transaction, replica, duration).await?);
+            let renewed: Vec<(i16, i64, bool)> = sqlx::query_as(RENEW)
                 .bind(replica)
                 .bind(duration)
                 .bind(share)
                 .fetch_all(&mut *transaction)
                 .await?;
-            let mut buckets: Vec<i16> =
-                renewed.into_iter().filter_map(|(bucket, keep)| keep.then_some(bucket)).collect();
-            let missing = share - i64::try_from(buckets.len()).unwrap_or(i64::MAX);
+            let kept =
+                renewed.into_iter().filter_map(|(bucket, floor, keep)| keep.then_some((bucket, floor)));
+            let mut floors: BTreeMap<i16, i64> = kept.collect();
+            let missing = share - i64::try_from(floors.len()).unwrap_or(i64::MAX);
             if missing > 0 {
-                let claimed: Vec<i16> = sqlx::query_scalar(CLAIM)
+                let claimed: Vec<(i16, i64)> = sqlx::query_as(CLAIM)
                     .bind(replica)
                     .bind(duration)
                     .bind(missing)
                     .fetch_all(&mut *transaction)
                     .await?;
-                buckets.extend(claimed);
+                floors.extend(claimed);
             }
+            let server = sqlx::query_scalar(SERVER).fetch_one(&mut *transaction).await?;
             transaction.commit().await?;
             connection.give_back();
-            buckets.sort_unstable();
-            Ok(Lease { buckets })
+            Ok(Lease { floors, server })
+        })
+        .await
+    }
+
+    /// Says that `replica` lives, and whether the `held` buckets are not its fair share: more, or fewer while
+    /// there are free ones. Cheaper than a renewal, which writes a row for each bucket.
+    pub async fn is_share_unfair(
+        &self,
+        replica: Uuid,
+        duration: Duration,
+        held: usize,
+    ) -> Result<bool, StoreError> {
+        self.bounded(async {
+            let mut connection = self.connection().await?;
+            let mut transaction = connection.begin().await?;
+            let share = fair_share(count_others(&mut transaction, replica, duration).await?);
+            let free: i64 = sqlx::query_scalar(FREE).fetch_one(&mut *transaction).await?;
+            transaction.commit().await?;
+            connection.give_back();
+            let held = i64::try_from(held).unwrap_or(i64::MAX);
+            Ok(held > share || (held < share && free > 0))
+        })
+        .await
+    }
+
+    /// Stores floors that were found out on `server`; returns those that are stored, none on another server.
+    pub async fn raise_floors(
+        &self,
+        server: ServerStart,
+        floors: &BTreeMap<i16, i64>,
+    ) -> Result<BTreeMap<i16, i64>, StoreError> {
+        let (buckets, positions): (Vec<i16>, Vec<i64>) = floors.iter().unzip();
+        self.bounded(async {
+            let mut connection = self.connection().await?;
+            let raised: Vec<(i16, i64)> = sqlx::query_as(RAISE)
+                .bind(buckets)
+                .bind(positions)
+                .bind(server)
+                .fetch_all(&mut *connection)
+                .await?;
+            connection.give_back();
+            Ok(raised.into_iter().collect())
+        })
+        .await
+    }
+
+    /// The transactions that may have written to the outbox and have not ended.
+    pub async fn outbox_writers(&self) -> Result<OutboxWriters, StoreError> {
+        self.bounded(async {
+            let mut connection = self.connection().await?;
+            let (server, last_position) = sqlx::query_as(LAST_POSITION).fetch_one(&mut *connection).await?;
+            let open = sqlx::query_as(WRITERS).fetch_all(&mut *connection).await?;
+            connection.give_back();
+            Ok(OutboxWriters { server, last_position, open })
         })
         .await
     }
@@ -160,13 +287,27 @@ impl Store {
         .await
     }
 
-    /// The oldest events of each held bucket, at most `limit` a bucket, each bucket by position; those of parked
-    /// orders wait.
-    pub async fn pending_events(&self, lease: &Lease, limit: i64) -> Result<Vec<PendingEvent>, StoreError> {
+    /// The oldest events of each range, at most `limit` a range, each bucket by position; those of parked orders
+    /// wait. Nothing on another server than that which said the floors.
+    pub async fn pending_events(
+        &self,
+        server: ServerStart,
+        ranges: &[Range],
+        limit: i64,
+    ) -> Result<Vec<PendingEvent>, StoreError> {
+        let buckets: Vec<i16> = ranges.iter().map(|range| range.bucket).collect();
+        let from: Vec<i64> = ranges.iter().map(|range| range.from).collect();
+        let to: Vec<i64> = ranges.iter().map(|range| range.to).collect();
         self.bounded(async {
             let mut connection = self.connection().await?;
-            let events =
-                sqlx::query_as(PENDING).bind(&lease.buckets).bind(limit).fetch_all(&mut *connection).await?;
+            let events = sqlx::query_as(PENDING)
+                .bind(buckets)
+                .bind(from)
+                .bind(to)
+                .bind(limit)
+                .bind(server)
+                .fetch_all(&mut *connection)
+                .await?;
             connection.give_back();
             Ok(events)
         })
@@ -184,6 +325,16 @@ impl Store {
         })
         .await
     }
+}
+
+/// Registers the replica and counts the others that live.
+async fn count_others(
+    connection: &mut PgConnection,
+    replica: Uuid,
+    duration: Duration,
+) -> Result<i64, sqlx::Error> {
+    sqlx::query(HEARTBEAT).bind(replica).bind(duration).execute(&mut *connection).await?;
+    sqlx::query_scalar(FORGET).bind(replica).fetch_one(connection).await
 }
 
 /// How many buckets one of `others + 1` replicas holds, rounded up so that none is left over.

@@ -3,9 +3,7 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use sqlx::postgres::PgArguments;
-use sqlx::query::Query;
-use sqlx::{Connection, PgConnection, Postgres};
+use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use super::{PendingEvent, Store, StoreError};
@@ -67,28 +65,45 @@ const WAITING: &str = "
 select order_id, count(*) from outbox where bucket = any ($1) and order_id = any ($2) group by order_id
 ";
 
-const REPLAY: &str = "
-with parked as (
-    delete from parked_orders where order_id = $1 returning *
-)
-insert into interventions (order_id, action, detail, actor)
-select order_id, 'OUTBOX_REPLAY', event_id::text, $2 from parked
-";
-
-/// By the bucket, as [`WAITING`]. The event may be gone: a replica that was slow to learn of the parking sent it.
-const SKIP: &str = "
+/// Frees a parked order and gives its events new positions in their old sequence: the old ones may be below the
+/// relay's floor, where it does not look any more (`events/floor.rs`). By the bucket, as [`WAITING`].
+macro_rules! free_order {
+    ($which:literal, $insert:literal) => {
+        concat!(
+            "
 with parked as (
     delete from parked_orders where order_id = $1 returning *
 ),
 event as (
     delete from outbox using parked
-    where outbox.bucket = $3 and outbox.event_id = parked.event_id
-    returning outbox.payload
+    where outbox.bucket = $3 and outbox.order_id = parked.order_id
+    returning outbox.*
+),
+moved as (
+    insert into outbox (bucket, event_id, order_id, sequence, event_type, payload, headers, created_at)
+    select bucket, event_id, order_id, sequence, event_type, payload, headers, created_at
+    from event
+    where ",
+            $which,
+            "
+    order by position
 )
 insert into interventions (order_id, action, detail, actor)
-select order_id, 'OUTBOX_SKIP', coalesce(payload, format('event %s was gone already', event_id)), $2
-from parked left join event on true
-";
+",
+            $insert
+        )
+    };
+}
+
+const REPLAY: &str = free_order!("true", "select order_id, 'OUTBOX_REPLAY', event_id::text, $2 from parked");
+
+/// The event may be gone: a replica that was slow to learn of the parking sent it.
+const SKIP: &str = free_order!(
+    "event_id not in (select event_id from parked)",
+    "select parked.order_id, 'OUTBOX_SKIP',
+       coalesce(payload, format('event %s was gone already', parked.event_id)), $2
+from parked left join event on event.event_id = parked.event_id"
+);
 
 const STOCK: &str = "
 select line.order_id, line.attempt, line.line_number, line.product_id, line.quantity, line.state, job.parked
@@ -103,8 +118,8 @@ where job.state in ('TAKING', 'RETURNING')
 order by job.created_at, line.line_number
 ";
 
-/// First of all, as everybody does who writes the order's stock work: whoever has read it before and writes it
-/// back afterwards would undo the finding.
+/// First of all, as everybody does who writes the order's stock work or its events: whoever has read the stock work
+/// before and writes it back afterwards would undo the finding.
 const LOCK_ORDER: &str = "select from orders where id = $1 for update";
 
 /// The job is due again when no line of it is left that nobody knows the outcome of.
@@ -158,20 +173,29 @@ impl Store {
 
     /// Lets the relay try the events of a parked order again. Whether there was such an order.
     pub async fn replay_parked(&self, order: OrderId, actor: &str) -> Result<bool, StoreError> {
-        self.intervene(sqlx::query(REPLAY).bind(order.0).bind(actor)).await
+        self.free(order, REPLAY, actor).await
     }
 
     /// Gives up the refused event of a parked order; the later ones go on. Whether there was such an order.
     pub async fn skip_parked(&self, order: OrderId, actor: &str) -> Result<bool, StoreError> {
-        self.intervene(sqlx::query(SKIP).bind(order.0).bind(actor).bind(bucket_of(order))).await
+        self.free(order, SKIP, actor).await
     }
 
-    async fn intervene(&self, deed: Query<'_, Postgres, PgArguments>) -> Result<bool, StoreError> {
+    /// The order is locked first: an event that somebody writes meanwhile comes after those that are moved.
+    async fn free(&self, order: OrderId, statement: &'static str, actor: &str) -> Result<bool, StoreError> {
         self.bounded(async {
             let mut connection = self.connection().await?;
-            let done = deed.execute(&mut *connection).await?;
+            let mut transaction = connection.begin().await?;
+            sqlx::query(LOCK_ORDER).bind(order.0).execute(&mut *transaction).await?;
+            let freed = sqlx::query(statement)
+                .bind(order.0)
+                .bind(actor)
+                .bind(bucket_of(order))
+                .execute(&mut *transaction)
+                .await?;
+            transaction.commit().await?;
             connection.give_back();
-            Ok(done.rows_affected() > 0)
+            Ok(freed.rows_affected() > 0)
         })
         .await
     }

@@ -15,7 +15,7 @@ const ADA: &str = "ada@example.com";
 const BUCKETS: i64 = 64;
 
 /// A shop without a service, whose replicas even out and take over within a second.
-fn brisk() -> Builder {
+pub(crate) fn brisk() -> Builder {
     Shop::builder().with("KAFKA_DELIVERY_TIMEOUT_MS", "600").with("RELAY_LEASE_MS", "1500")
 }
 
@@ -208,7 +208,7 @@ async fn a_replica_that_stops_hands_its_buckets_over_at_once() {
 }
 
 /// Puts `orders` times three events into the outbox, made of one real event; returns what they are.
-async fn pile_up(shop: &Shop, template: &str, orders: i64) -> BTreeMap<String, i64> {
+pub(crate) async fn pile_up(shop: &Shop, template: &str, orders: i64) -> BTreeMap<String, i64> {
     let ids: Vec<Uuid> = (0..orders).map(|_| Uuid::now_v7()).collect();
     sqlx::query(
         r#"insert into outbox (bucket, event_id, order_id, sequence, event_type, payload, headers)

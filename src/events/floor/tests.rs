@@ -1,0 +1,283 @@
+//! Any interleaving of transactions, reads, acknowledgements and takeovers relays every event, in sequence.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::DateTime;
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::*;
+use crate::domain::OrderId;
+
+const ORDERS: u8 = 4;
+const BUCKETS: i16 = 2;
+const LIMIT: usize = 2;
+
+/// Far apart, so that a bounded range holds few of them.
+const STRIDE: i64 = RANGE / 3;
+
+/// An event in the outbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Event {
+    order: u8,
+    sequence: i32,
+}
+
+/// A transaction that is open. It has the rows of its orders locked.
+#[derive(Debug, Default)]
+struct Transaction {
+    number: u32,
+    rows: Vec<(i64, Event)>,
+}
+
+/// PostgreSQL and Kafka, as far as the relay can tell.
+#[derive(Debug, Default)]
+struct World {
+    last_position: i64,
+    transactions: u32,
+    open: Vec<Transaction>,
+    /// By bucket and position.
+    outbox: BTreeMap<(i16, i64), Event>,
+    /// How many events of each order are committed.
+    committed: BTreeMap<u8, i32>,
+    parked: BTreeSet<u8>,
+    floors: BTreeMap<i16, i64>,
+    kafka: Vec<Event>,
+}
+
+fn bucket(order: u8) -> i16 {
+    i16::from(order) % BUCKETS
+}
+
+impl World {
+    fn position(&mut self) -> i64 {
+        self.last_position += STRIDE;
+        self.last_position
+    }
+
+    /// Writes an event in a transaction, unless another one has the order locked.
+    fn write(&mut self, order: u8, transaction: usize) {
+        if self.open.iter().flat_map(|open| &open.rows).any(|(_, event)| event.order == order) {
+            return;
+        }
+        let sequence = self.committed.get(&order).copied().unwrap_or_default() + 1;
+        let position = self.position();
+        let at = transaction % (self.open.len() + 1);
+        if at == self.open.len() {
+            self.transactions += 1;
+            self.open.push(Transaction { number: self.transactions, rows: Vec::new() });
+        }
+        self.open[at].rows.push((position, Event { order, sequence }));
+    }
+
+    fn end(&mut self, transaction: usize, commit: bool) {
+        if self.open.is_empty() {
+            return;
+        }
+        let ended = self.open.remove(transaction % self.open.len());
+        for (position, event) in ended.rows.into_iter().filter(|_| commit) {
+            self.outbox.insert((bucket(event.order), position), event);
+            self.committed.insert(event.order, event.sequence);
+        }
+    }
+
+    /// As `store/parking.rs` does it: behind whoever has the order locked.
+    fn replay(&mut self, order: u8) {
+        let locked = self.open.iter().flat_map(|open| &open.rows).any(|(_, event)| event.order == order);
+        if locked || !self.parked.remove(&order) {
+            return;
+        }
+        let places: Vec<_> =
+            self.outbox.iter().filter(|(_, event)| event.order == order).map(|(place, _)| *place).collect();
+        for place in places {
+            let event = self.outbox.remove(&place).unwrap();
+            let position = self.position();
+            self.outbox.insert((place.0, position), event);
+        }
+    }
+
+    fn writers(&self) -> Vec<OutboxWriter> {
+        let writer =
+            |open: &Transaction| OutboxWriter { transaction: format!("3/{}", open.number), pid: Some(1) };
+        self.open.iter().map(writer).collect()
+    }
+
+    /// What the module's documentation says of a floor.
+    fn floors_are_true(&self) -> Result<(), TestCaseError> {
+        for (&of, &floor) in &self.floors {
+            let pending = self.outbox.iter().find(|((bucket, position), event)| {
+                *bucket == of && *position < floor && !self.parked.contains(&event.order)
+            });
+            prop_assert_eq!(pending, None, "pending below the floor {} of {}", floor, of);
+            let late = self.open.iter().flat_map(|open| &open.rows);
+            let late = late.clone().find(|(at, event)| bucket(event.order) == of && *at < floor);
+            prop_assert_eq!(late, None, "can be committed below the floor {} of {}", floor, of);
+        }
+        Ok(())
+    }
+}
+
+/// A replica's relay, a step at a time, so that others come in between.
+#[derive(Default)]
+struct Relay {
+    settling: Settling,
+    lease: Option<Lease>,
+    /// The last position, read before the writers are.
+    last_position: Option<i64>,
+    turn: Option<(Reading, Vec<PendingEvent>)>,
+    done: Vec<(i16, i64)>,
+    sent: usize,
+    stuck: BTreeSet<OrderId>,
+}
+
+fn server() -> ServerStart {
+    DateTime::UNIX_EPOCH
+}
+
+fn order_of(event: &PendingEvent) -> u8 {
+    event.order_id.0.as_bytes()[15]
+}
+
+impl Relay {
+    fn observe(&mut self, world: &World) {
+        match self.last_position.take() {
+            None => self.last_position = Some(world.last_position),
+            Some(last_position) => self.settling.observe(OutboxWriters {
+                server: server(),
+                last_position,
+                open: world.writers(),
+            }),
+        }
+    }
+
+    /// Takes the lease over, also while another replica believes that it is its own.
+    fn renew(&mut self, world: &World) {
+        let floors =
+            (0..BUCKETS).map(|bucket| (bucket, world.floors.get(&bucket).copied().unwrap_or_default()));
+        self.lease = Some(Lease { floors: floors.collect(), server: server() });
+    }
+
+    fn read(&mut self, world: &World) {
+        let Some(lease) = &self.lease else { return };
+        let reading = Reading::plan(lease, self.settling.settled(server()), LIMIT);
+        let pending = reading.ranges.iter().flat_map(|range| {
+            let rows = world.outbox.range((range.bucket, range.from)..(range.bucket, range.to));
+            let rows = rows.filter(|(_, event)| !world.parked.contains(&event.order));
+            rows.take(LIMIT).map(|((bucket, position), event)| PendingEvent {
+                bucket: *bucket,
+                position: *position,
+                order_id: OrderId(Uuid::from_u128(event.order.into())),
+                sequence: event.sequence,
+                payload: String::new(),
+                headers: String::new(),
+            })
+        });
+        let pending = pending.collect();
+        self.turn = Some((reading, pending));
+        (self.done, self.sent, self.stuck) = (Vec::new(), 0, BTreeSet::new());
+    }
+
+    /// Sends the next event of the turn; a later one only when the earlier ones of its order are acknowledged.
+    fn send(&mut self, world: &mut World, fate: u8) {
+        let Some((_, pending)) = &self.turn else { return };
+        let Some(event) = pending.get(self.sent) else { return };
+        self.sent += 1;
+        if self.stuck.contains(&event.order_id) {
+            return;
+        }
+        let arrives = Event { order: order_of(event), sequence: event.sequence };
+        match fate % 8 {
+            // Refused, and parked while it is still there.
+            0 => {
+                self.stuck.insert(event.order_id);
+                if world.outbox.contains_key(&(event.bucket, event.position)) {
+                    world.parked.insert(arrives.order);
+                }
+            }
+            // Lost on its way, or only its acknowledgement.
+            1 => drop(self.stuck.insert(event.order_id)),
+            2 => {
+                world.kafka.push(arrives);
+                self.stuck.insert(event.order_id);
+            }
+            _ => {
+                world.kafka.push(arrives);
+                self.done.push((event.bucket, event.position));
+            }
+        }
+    }
+
+    fn finish(&mut self, world: &mut World) {
+        let Some((reading, pending)) = self.turn.take() else { return };
+        for place in &self.done {
+            world.outbox.remove(place);
+        }
+        let Some(lease) = &mut self.lease else { return };
+        for (bucket, floor) in reading.floors(&places(&pending), &self.done) {
+            let stored = world.floors.entry(bucket).or_default();
+            *stored = floor.max(*stored);
+            lease.floors.insert(bucket, *stored);
+        }
+    }
+}
+
+fn step(world: &mut World, relays: &mut [Relay; 2], (what, a, b): (u8, u8, u8)) {
+    let relay = &mut relays[usize::from(a) % 2];
+    match what % 16 {
+        0..=2 => world.write(a % ORDERS, b.into()),
+        3 | 4 => world.end(a.into(), true),
+        5 => world.end(a.into(), b % 2 == 0),
+        6 | 7 => relay.observe(world),
+        8 => relay.renew(world),
+        9 | 10 => relay.read(world),
+        11..=13 => relay.send(world, b),
+        14 if b % 4 == 0 => *relay = Relay::default(),
+        14 => relay.finish(world),
+        _ => world.replay(a % ORDERS),
+    }
+}
+
+/// Everybody ends what was begun, people free what is parked, and one relay goes on undisturbed.
+fn settle(world: &mut World, relay: &mut Relay) -> Result<(), TestCaseError> {
+    while !world.open.is_empty() {
+        world.end(0, true);
+    }
+    (0..ORDERS).for_each(|order| world.replay(order));
+    relay.turn = None;
+    relay.last_position = None;
+    relay.renew(world);
+    for _ in 0..1_000 {
+        relay.observe(world);
+        relay.read(world);
+        (0..LIMIT * usize::try_from(BUCKETS).unwrap()).for_each(|_| relay.send(world, 7));
+        relay.finish(world);
+        world.floors_are_true()?;
+        if world.outbox.is_empty() && world.floors.values().all(|floor| *floor > world.last_position) {
+            return Ok(());
+        }
+    }
+    Err(TestCaseError::fail(format!("never ends: {world:?}")))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn any_interleaving_relays_every_event_and_keeps_the_sequence(
+        steps in prop::collection::vec(any::<(u8, u8, u8)>(), 0..300),
+    ) {
+        let (mut world, mut relays) = (World::default(), <[Relay; 2]>::default());
+        for at in steps {
+            step(&mut world, &mut relays, at);
+            world.floors_are_true()?;
+        }
+        settle(&mut world, &mut relays[0])?;
+        let mut first: BTreeMap<u8, i32> = BTreeMap::new();
+        for event in &world.kafka {
+            let so_far = first.entry(event.order).or_default();
+            prop_assert!(event.sequence <= *so_far + 1, "{event:?} after {so_far}");
+            *so_far = event.sequence.max(*so_far);
+        }
+        prop_assert_eq!(first, world.committed);
+    }
+}

@@ -1,0 +1,163 @@
+//! The topics on the broker: made safe where the service makes them, looked at where they exist.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rdkafka::admin::{
+    AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication,
+};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::metadata::{Metadata, MetadataTopic};
+use tracing::{debug, info, warn};
+
+use super::kafka::connection_config;
+use super::{KafkaSettings, PublishError};
+
+const MIN_INSYNC: &str = "min.insync.replicas";
+const CLEANUP: &str = "cleanup.policy";
+const UNCLEAN: &str = "unclean.leader.election.enable";
+
+/// How long the broker may take to tell a configuration.
+const DESCRIBE_WITHIN: Duration = Duration::from_secs(5);
+
+type Admin = AdminClient<DefaultClientContext>;
+
+/// A topic as the broker's metadata shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct KnownTopic {
+    pub(super) name: String,
+    /// The replicas of the partition that has the fewest.
+    replicas: usize,
+}
+
+impl KnownTopic {
+    pub(super) fn find(metadata: &Metadata, name: &str) -> Option<Self> {
+        let topic = metadata.topics().iter().find(|topic| topic.name() == name)?;
+        Some(Self { name: name.to_owned(), replicas: fewest_replicas(topic) })
+    }
+}
+
+fn fewest_replicas(topic: &MetadataTopic) -> usize {
+    topic.partitions().iter().map(|partition| partition.replicas().len()).min().unwrap_or_default()
+}
+
+/// Creates the topic of the events. `broker` is any broker that is up: it tells how many replicas are the default.
+pub(super) async fn create(settings: &KafkaSettings, broker: Option<i32>) -> Result<(), PublishError> {
+    let KafkaSettings { topic, partitions, replication, .. } = settings;
+    let admin: Admin = connection_config(settings).create()?;
+    let replicas = match (replication, broker) {
+        (-1, Some(broker)) => default_replication(&admin, broker).await,
+        (replication, _) => Some(*replication),
+    };
+    let min_insync = settings.min_insync_replicas.or_else(|| replicas.is_some_and(|n| n >= 3).then_some(2));
+    let min_insync_text = min_insync.map(|replicas| replicas.to_string());
+    let mut new = NewTopic::new(topic, *partitions, TopicReplication::Fixed(*replication));
+    if let Some(replicas) = &min_insync_text {
+        new = new.set(MIN_INSYNC, replicas);
+    }
+    let options = AdminOptions::new().request_timeout(Some(settings.delivery_timeout));
+    match admin.create_topics([&new], &options).await?.into_iter().next() {
+        Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(()),
+        Some(Err((topic, code))) => Err(PublishError::TopicRefused(topic, code)),
+        Some(Ok(_)) | None => {
+            info!(topic, partitions, replication, min_insync, "created the topic");
+            Ok(())
+        }
+    }
+}
+
+async fn default_replication(admin: &Admin, broker: i32) -> Option<i32> {
+    let config = describe(admin, &ResourceSpecifier::Broker(broker)).await.ok()?;
+    config.get("default.replication.factor")?.parse().ok()
+}
+
+/// Warns of what is unsafe about topics. A broker that does not tell is no error: not every account may ask.
+pub(super) async fn warn_of_unsafe_settings(settings: KafkaSettings, topics: Vec<KnownTopic>) {
+    for topic in topics {
+        match unsafe_settings(&settings, &topic).await {
+            Ok(found) if found.is_empty() => {}
+            Ok(found) => warn!(topic = topic.name, "the topic is not safe: {}", found.join("; ")),
+            Err(error) => debug!(topic = topic.name, %error, "the broker does not tell the topic's settings"),
+        }
+    }
+}
+
+async fn unsafe_settings(settings: &KafkaSettings, topic: &KnownTopic) -> Result<Vec<String>, KafkaError> {
+    let admin: Admin = connection_config(settings).create()?;
+    let config = describe(&admin, &ResourceSpecifier::Topic(&topic.name)).await?;
+    Ok(judge(topic.replicas, &config))
+}
+
+async fn describe(
+    admin: &Admin,
+    resource: &ResourceSpecifier<'_>,
+) -> Result<BTreeMap<String, String>, KafkaError> {
+    let options = AdminOptions::new().request_timeout(Some(DESCRIBE_WITHIN));
+    let told = admin.describe_configs([resource], &options).await?.into_iter().next();
+    let entries = match told {
+        Some(Ok(ConfigResource { entries, .. })) => entries,
+        Some(Err(code)) => return Err(KafkaError::AdminOp(code)),
+        None => Vec::new(),
+    };
+    Ok(entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect())
+}
+
+/// What of a topic's settings can lose events, each as `setting=value` and why.
+fn judge(replicas: usize, config: &BTreeMap<String, String>) -> Vec<String> {
+    let value = |name| config.get(name).map(String::as_str);
+    let mut found = Vec::new();
+    if let Some(text) = value(MIN_INSYNC)
+        && let Ok(min) = text.parse::<usize>()
+    {
+        if replicas >= 2 && min < 2 {
+            found.push(format!(
+                "{MIN_INSYNC}={text} with {replicas} replicas: what one broker acknowledges is lost with its disk"
+            ));
+        } else if min > replicas {
+            found.push(format!("{MIN_INSYNC}={text} with {replicas} replicas: the broker takes no event"));
+        }
+    }
+    if let Some(text) = value(CLEANUP)
+        && text != "delete"
+    {
+        found.push(format!("{CLEANUP}={text}: of each order only the last event is kept"));
+    }
+    if let Some(text) = value(UNCLEAN)
+        && text != "false"
+    {
+        found.push(format!("{UNCLEAN}={text}: a replica that is behind can become the leader"));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(replicas: usize, config: &[(&str, &str)]) -> String {
+        let config = config.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        judge(replicas, &config).join("; ")
+    }
+
+    #[test]
+    fn what_is_safe_or_not_told_is_no_reason_to_warn() {
+        let safe = [(MIN_INSYNC, "2"), (CLEANUP, "delete"), (UNCLEAN, "false")];
+        assert_eq!(found(3, &safe), "");
+        assert_eq!(found(2, &safe), "");
+        assert_eq!(found(1, &[(MIN_INSYNC, "1")]), "");
+        assert_eq!(found(3, &[]), "");
+    }
+
+    #[test]
+    fn what_is_unsafe_is_named_with_its_value() {
+        let all = found(3, &[(MIN_INSYNC, "1"), (CLEANUP, "compact"), (UNCLEAN, "true")]);
+        for named in
+            ["min.insync.replicas=1", "cleanup.policy=compact", "unclean.leader.election.enable=true"]
+        {
+            assert!(all.contains(named), "{all}");
+        }
+        assert!(found(3, &[(CLEANUP, "compact,delete")]).starts_with("cleanup.policy=compact,delete:"));
+        assert!(found(2, &[(MIN_INSYNC, "3")]).contains("takes no event"));
+    }
+}
