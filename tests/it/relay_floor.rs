@@ -1,7 +1,6 @@
 //! The relay begins its reads at a floor, so that deleted rows cost nothing, and overlooks nothing below it.
 
 use order_service::config::Environment;
-use order_service::dev::forking;
 use sqlx::{Postgres, Transaction};
 use uuid::Uuid;
 
@@ -105,7 +104,6 @@ async fn the_events_of_a_parked_order_are_found_again_when_the_floor_has_passed_
 }
 
 fn run(arguments: &[&str], environment: &Environment) -> bool {
-    let _forking = forking();
     command(arguments[0], environment).args(&arguments[1..]).output().unwrap().status.success()
 }
 
