@@ -278,7 +278,7 @@ fn everything_wrong_is_reported_at_once() {
 
 #[test]
 fn dangerous_combinations_are_refused() {
-    let table: [(&[(&str, &str)], &str); 13] = [
+    let table: [(&[(&str, &str)], &str); 14] = [
         (&[("UNPAID_ORDER_TTL", "30m"), ("PAYMENT_EVENTS_ENABLED", "false")], "UNPAID_ORDER_TTL"),
         (
             &[("KAFKA_TOPIC_REPLICATION", "3"), ("KAFKA_TOPIC_MIN_INSYNC_REPLICAS", "4")],

@@ -48,5 +48,5 @@ mod start;
 mod stock_refusals;
 mod stock_routes;
 mod stop;
-mod unpaid_orders;
 mod topic_settings;
+mod unpaid_orders;
