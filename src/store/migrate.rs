@@ -1,10 +1,17 @@
-//! Bringing the schema up to date, and telling whether it is.
+//! Bringing the schema up to date beside replicas that serve, and telling whether it is.
+//!
+//! Whoever wants a lock after a migration that waits for one waits behind it. So a statement waits at most
+//! [`LOCK_TIMEOUT`]; then the migration starts again after a pause. Indexes on tables that grow are built
+//! `concurrently`, in files of one statement that begin with `-- no-transaction`.
 
+use std::collections::HashMap;
 use std::pin::pin;
 use std::time::Duration;
 
-use sqlx::migrate::{Migrate, MigrateError, Migrator};
-use sqlx::{Connection, Executor, PgConnection};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use sqlx::migrate::{Migrate, MigrateError, Migration, Migrator};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use thiserror::Error;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
@@ -12,14 +19,35 @@ use tracing::warn;
 use super::error::is_about_the_moment;
 use super::{DatabaseSettings, Store, StoreError};
 
-/// The migrations of `migrations/`, compiled in.
-///
-/// A migration of a newer release that is already applied is no error: while a new release rolls out, replicas
-/// of the old one still start.
-fn migrator() -> Migrator {
-    let mut migrator = sqlx::migrate!();
-    migrator.set_ignore_missing(true);
-    migrator
+/// How long a statement may wait for a lock while others wait behind it.
+const LOCK_TIMEOUT: &str = "500ms";
+/// `concurrently` waits for the transactions that are open, and nobody waits behind it.
+const CONCURRENT_LOCK_TIMEOUT: &str = "10min";
+/// The advisory lock is asked for again and again: whoever waits for it inside a statement holds a snapshot, and
+/// `concurrently` in the other replica would wait for that.
+const REPLICA_LOCK_TIMEOUT: &str = "100ms";
+/// How often one migration may miss its lock: about five minutes with the pauses between.
+const ATTEMPTS: u32 = 60;
+
+/// Migrations whose file was changed after databases had applied it, with the SHA-384 of the file as it was. They
+/// built an index under a lock that stops writers. The old checksum is kept for new databases as well, so that a
+/// release with either file starts on a database of the other.
+const CHANGED: [(i64, &str); 2] = [
+    (20_261_122_000_008, "wGPMPwlBIbrosPakLQpSkXLW6deiAHjmuPeq5l1/+OdP1tUwrJg6b0mOGlqa6mmn"),
+    (20_261_122_000_009, "+FUb80zEVoBfb+0amt9fookIHkkkkzawAxQOMZ9x95JtwNA5dS/P9yOx3po5rR99"),
+];
+
+/// The migrations of `migrations/`, compiled in, in the sequence in which they are applied.
+fn migrations() -> Vec<Migration> {
+    let compiled: Migrator = sqlx::migrate!();
+    let mut migrations: Vec<Migration> = compiled.iter().cloned().collect();
+    for migration in &mut migrations {
+        let checksum = CHANGED.iter().find(|(version, _)| *version == migration.version);
+        if let Some(checksum) = checksum.and_then(|(_, text)| STANDARD.decode(text).ok()) {
+            migration.checksum = checksum.into();
+        }
+    }
+    migrations
 }
 
 /// Why the schema could not be brought up to date.
@@ -28,6 +56,11 @@ pub enum MigrationError {
     /// The database could not be reached; trying again later may help.
     #[error("the database is not available")]
     Unavailable(#[source] StoreError),
+    /// Other transactions hold a table for too long.
+    #[error(
+        "migration {0} did not get its lock: transactions that stay open hold its table (pg_stat_activity)"
+    )]
+    Locked(i64, #[source] sqlx::Error),
     /// A migration failed, or an applied one is not the one of this release.
     #[error("a migration failed")]
     Failed(#[source] MigrateError),
@@ -54,33 +87,117 @@ pub async fn migrate(settings: &DatabaseSettings) -> Result<i64, MigrationError>
     let connecting = timeout(settings.deadline, PgConnection::connect_with(&settings.options));
     let connected = connecting.await.map_err(|_| StoreError::Deadline);
     let mut connection = connected.and_then(|result| Ok(result?)).map_err(MigrationError::Unavailable)?;
-    watched("waiting for the lock of another replica that migrates", lock(&mut connection)).await?;
-    // It is held for as long as this connection lives.
-    let mut migrator = migrator();
-    migrator.set_locking(false);
-    watched("still migrating", migrator.run_direct(None, &mut connection, false)).await?;
+    let migrations = migrations();
+    let (mut missed_by, mut attempts) = (None, 0);
+    loop {
+        watched("waiting for the lock of another replica that migrates", lock(&mut connection)).await?;
+        let (version, error) = match apply_pending(&mut connection, &migrations).await {
+            Ok(()) => break,
+            Err(MigrateError::ExecuteMigration(error, version)) if missed_its_lock(&error) => {
+                (version, error)
+            }
+            Err(error) => return Err(error.into()),
+        };
+        attempts = if missed_by == Some(version) { attempts + 1 } else { 1 };
+        missed_by = Some(version);
+        if attempts == ATTEMPTS {
+            return Err(MigrationError::Locked(version, error));
+        }
+        warn!(version, attempts, "a migration waits for a table that others use: trying again after a pause");
+        connection.unlock().await?;
+        sleep(pause(attempts)).await;
+    }
+    // It gives the advisory lock back as well.
     connection.close().await.map_err(|error| MigrationError::Unavailable(error.into()))?;
     Ok(latest())
 }
 
-/// Waits in short statements: `create index concurrently` of the replica that migrates waits for the end of every
-/// statement that began before it, and a replica that waited for this lock in one long statement would never end.
+/// 1 s, doubled up to 5 s: those who waited behind the last attempt have gone through by then.
+fn pause(attempts: u32) -> Duration {
+    const LONGEST: Duration = Duration::from_secs(5);
+    Duration::from_millis(500).saturating_mul(2_u32.saturating_pow(attempts)).min(LONGEST)
+}
+
+/// Takes the lock that sqlx takes, so that releases that leave it to sqlx wait as well.
 async fn lock(connection: &mut PgConnection) -> Result<(), MigrateError> {
     const PAUSE: Duration = Duration::from_millis(100);
-    const LOCK_NOT_AVAILABLE: &str = "55P03";
-    connection.execute("set lock_timeout = '100ms'").await?;
     loop {
+        set_lock_timeout(connection, REPLICA_LOCK_TIMEOUT).await?;
         match connection.lock().await {
-            Err(MigrateError::Execute(sqlx::Error::Database(error)))
-                if error.code().as_deref() == Some(LOCK_NOT_AVAILABLE) => {}
-            locked => {
-                locked?;
-                break;
+            Err(MigrateError::Execute(error)) if missed_its_lock(&error) => sleep(PAUSE).await,
+            locked => return locked,
+        }
+    }
+}
+
+async fn set_lock_timeout(connection: &mut PgConnection, lock_timeout: &str) -> Result<(), MigrateError> {
+    // What the role is given for its requests does not hold here.
+    let settings = AssertSqlSafe(format!("set statement_timeout = 0; set lock_timeout = '{lock_timeout}'"));
+    connection.execute(settings).await?;
+    Ok(())
+}
+
+/// `lock_not_available`, `deadlock_detected` (appendix A of PostgreSQL's manual).
+fn missed_its_lock(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    code.is_some_and(|code| ["55P03", "40P01"].contains(&&*code))
+}
+
+/// Applies the migrations that are not applied yet, as `Migrator::run_direct` does, each with its lock timeout. One
+/// that is applied and not in this release is no error: while a new release rolls out, replicas of the old one still
+/// start.
+async fn apply_pending(connection: &mut PgConnection, migrations: &[Migration]) -> Result<(), MigrateError> {
+    const TABLE: &str = "_sqlx_migrations";
+    set_lock_timeout(connection, LOCK_TIMEOUT).await?;
+    connection.ensure_migrations_table(TABLE).await?;
+    if let Some(version) = connection.dirty_version(TABLE).await? {
+        return Err(MigrateError::Dirty(version));
+    }
+    let applied = connection.list_applied_migrations(TABLE).await?;
+    let applied: HashMap<_, _> =
+        applied.into_iter().map(|migration| (migration.version, migration.checksum)).collect();
+    for migration in migrations {
+        match applied.get(&migration.version) {
+            Some(checksum) if *checksum == migration.checksum => {}
+            Some(_) => return Err(MigrateError::VersionMismatch(migration.version)),
+            None => {
+                set_lock_timeout(
+                    connection,
+                    if migration.no_tx { CONCURRENT_LOCK_TIMEOUT } else { LOCK_TIMEOUT },
+                )
+                .await?;
+                let applying = async {
+                    drop_what_a_failed_attempt_left(connection, migration).await?;
+                    connection.apply(TABLE, migration).await
+                };
+                watched("still migrating", applying).await?;
             }
         }
-        sleep(PAUSE).await;
     }
-    connection.execute("reset lock_timeout").await?;
+    Ok(())
+}
+
+/// An index that was being built `concurrently` when the attempt ended stays as an invalid one.
+async fn drop_what_a_failed_attempt_left(
+    connection: &mut PgConnection,
+    migration: &Migration,
+) -> Result<(), MigrateError> {
+    if !migration.no_tx {
+        return Ok(());
+    }
+    let failed = |error| MigrateError::ExecuteMigration(error, migration.version);
+    let invalid: Vec<String> = sqlx::query_scalar(
+        "select format('%I', relname) from pg_index join pg_class on pg_class.oid = indexrelid
+         where not indisvalid and pg_table_is_visible(indexrelid)
+           and relname = any (regexp_split_to_array($1, '\\W+'))",
+    )
+    .bind(migration.sql.as_str())
+    .fetch_all(&mut *connection)
+    .await?;
+    for index in invalid {
+        let drop = AssertSqlSafe(format!("drop index concurrently if exists {index}"));
+        connection.execute(drop).await.map_err(failed)?;
+    }
     Ok(())
 }
 
@@ -100,7 +217,7 @@ async fn watched<T>(what: &'static str, work: impl Future<Output = T>) -> T {
 impl Store {
     /// Whether every migration of this release is applied; an error when the database cannot be asked.
     pub async fn is_migrated(&self) -> Result<bool, StoreError> {
-        let versions: Vec<i64> = migrator().iter().map(|migration| migration.version).collect();
+        let versions: Vec<i64> = migrations().iter().map(|migration| migration.version).collect();
         self.bounded(async {
             let mut connection = self.connection().await?;
             let exists: bool = sqlx::query_scalar("select to_regclass('_sqlx_migrations') is not null")
@@ -122,5 +239,54 @@ impl Store {
 
 /// The version of the last migration of this release.
 fn latest() -> i64 {
-    migrator().iter().map(|migration| migration.version).max().unwrap_or_default()
+    migrations().iter().map(|migration| migration.version).max().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The statements of a file, without its comments.
+    fn statements(migration: &Migration) -> String {
+        let lines = migration.sql.as_str().lines().filter(|line| !line.trim_start().starts_with("--"));
+        lines.collect::<Vec<_>>().join(" ").split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_migration_without_a_transaction_is_one_statement_that_can_be_repeated() {
+        for migration in migrations().iter().filter(|migration| migration.no_tx) {
+            let sql = statements(migration);
+            let one = sql.trim_end_matches(';').matches(';').count() == 0;
+            let safe = ["index concurrently if not exists ", "drop index concurrently if exists "];
+            assert!(one && safe.iter().any(|words| sql.contains(words)), "{}: {sql}", migration.version);
+        }
+    }
+
+    #[test]
+    fn a_migration_in_a_transaction_builds_indexes_on_its_own_new_tables_only() {
+        for migration in migrations().iter().filter(|migration| !migration.no_tx) {
+            let sql = statements(migration);
+            for (at, _) in sql
+                .match_indices(" index ")
+                .filter(|(at, _)| sql[..*at].ends_with("create") || sql[..*at].ends_with("create unique"))
+            {
+                let table = sql[at..].split(" on ").nth(1).and_then(|rest| rest.split([' ', '(']).next());
+                let table = table.unwrap_or_default();
+                assert!(sql.contains(&format!("create table {table} ")), "{}: {table}", migration.version);
+            }
+        }
+    }
+
+    #[test]
+    fn a_changed_migration_keeps_the_checksum_that_databases_have() {
+        for (version, text) in CHANGED {
+            let migration = migrations().into_iter().find(|migration| migration.version == version);
+            let checksum = migration.map(|migration| migration.checksum.into_owned());
+            assert_eq!(
+                checksum,
+                STANDARD.decode(text).ok().filter(|checksum| checksum.len() == 48),
+                "{version}"
+            );
+        }
+    }
 }

@@ -39,9 +39,13 @@ impl World {
     /// A new database with the schema, for `orders` orders that are still to be made. Autovacuum is off in it, so
     /// that the statistics stay what the test makes them; [`autovacuum`](Self::autovacuum) switches it on.
     pub(super) async fn new(orders: u64) -> Self {
+        Self::on(Shop::new_database().await, orders).await
+    }
+
+    /// As [`new`](Self::new), on a database that has some schema already.
+    pub(super) async fn on(url: String, orders: u64) -> Self {
         static ALONE: Mutex<()> = Mutex::const_new(());
         let alone = if is_large() { Some(ALONE.lock().await) } else { None };
-        let url = Shop::new_database().await;
         let world = Self { database: PgPool::connect(&url).await.unwrap(), url, _alone: alone };
         let gap = Self::GAP_MS;
         world
