@@ -154,6 +154,9 @@ impl Parts {
         if let Some(warning) = config.warning() {
             warn!("{warning}");
         }
+        for line in &config.unknown {
+            warn!("{line}");
+        }
         let (server_stop, work_stop, relay_stop) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         // Dropping the sets on an early return ends what was started.

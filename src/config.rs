@@ -54,6 +54,8 @@ pub struct Config {
     pub products: ProductSettings,
     /// Start and stop.
     pub timing: LifecycleSettings,
+    /// Variables that look like settings and are none, a line each.
+    pub unknown: Vec<String>,
 }
 
 /// How long the start and the stop may take.
@@ -111,6 +113,8 @@ impl Config {
             relay: relay(env, delivery_timeout),
             products,
             timing: timing(env),
+            // Those that are read elsewhere.
+            unknown: env.unknown(&["LOG_FORMAT", "LOG_FILTER", "DEMO_PRODUCTS_ADDRESS"]),
         });
         if let Some(config) = &config {
             config.refuse_dangerous_combinations(env);
@@ -282,8 +286,8 @@ fn relay(env: &Environment, delivery_timeout: Duration) -> RelaySettings {
 fn timing(env: &Environment) -> LifecycleSettings {
     LifecycleSettings {
         startup_timeout: env.millis("STARTUP_TIMEOUT_MS", MINUTE, 100..=60 * MINUTE),
-        shutdown_delay: env.millis("SHUTDOWN_DELAY_MS", 0, 0..=10 * MINUTE),
-        shutdown_timeout: env.millis("SHUTDOWN_TIMEOUT_MS", 25 * SECOND, 100..=60 * MINUTE),
+        shutdown_delay: env.millis("SHUTDOWN_DELAY_MS", 5 * SECOND, 0..=10 * MINUTE),
+        shutdown_timeout: env.millis("SHUTDOWN_TIMEOUT_MS", 20 * SECOND, 100..=60 * MINUTE),
     }
 }
 

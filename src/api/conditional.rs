@@ -52,13 +52,16 @@ fn read(
     Ok(versions)
 }
 
-/// `*`, or tags with commas between (8.8.3). A tag that is not ours matches no version.
+/// `*`, or tags with commas between (8.8.3), one at least. A tag that is not ours matches no version.
 fn parse(text: &str, comparison: Comparison) -> Option<Versions> {
     const BETWEEN: [char; 3] = [',', ' ', '\t'];
     if text.trim() == "*" {
         return Some(Versions::Any);
     }
     let (mut versions, mut rest) = (Vec::new(), text.trim_matches(BETWEEN));
+    if rest.is_empty() {
+        return None;
+    }
     while !rest.is_empty() {
         let weak = rest.strip_prefix("W/");
         let (opaque, after) = weak.unwrap_or(rest).strip_prefix('"')?.split_once('"')?;
@@ -95,14 +98,15 @@ mod tests {
     fn a_weak_or_foreign_tag_matches_nothing_strongly() {
         let nothing = Some(Versions::OneOf(Vec::new()));
         assert_eq!(parse("W/\"1\"", Comparison::Strong), nothing);
-        for foreign in ["\"abc\"", "\"01\"", "\"+1\"", "\"1,1\"", "\"\"", ""] {
+        for foreign in ["\"abc\"", "\"01\"", "\"+1\"", "\"1,1\"", "\"\""] {
             assert_eq!(parse(foreign, Comparison::Strong), nothing, "{foreign}");
         }
     }
 
     #[test]
     fn what_is_no_tag_is_refused() {
-        for bad in ["1", "\"1", "'1'", "W/1", "\"", "*, \"1\"", "\"1\" \"2\"", "\"1\"2", "\"1 2\""] {
+        for bad in ["", " , ", "1", "\"1", "'1'", "W/1", "\"", "*, \"1\"", "\"1\" \"2\"", "\"1\"2", "\"1 2\""]
+        {
             assert_eq!(parse(bad, Comparison::Weak), None, "{bad}");
         }
     }

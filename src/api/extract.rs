@@ -2,9 +2,9 @@
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -57,23 +57,40 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for OptionalJ
     }
 }
 
+/// RFC 9110, 8.3, 8.4 and 15.5.16.
 fn expect_json(headers: &HeaderMap) -> Result<(), Problem> {
-    if is_json(headers) {
-        return Ok(());
+    let refuse = |detail, header, value| {
+        let (status, code) = (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type");
+        let problem = Problem::new(status, code, "The body is of the wrong type", detail);
+        Err(problem.with_header(header, HeaderValue::from_static(value)))
+    };
+    if !is_json(headers) {
+        return refuse("Content-Type must be application/json, in UTF-8.", ACCEPT, "application/json");
     }
-    Err(Problem::new(
-        StatusCode::UNSUPPORTED_MEDIA_TYPE,
-        "unsupported-media-type",
-        "The body is of the wrong type",
-        "Content-Type must be application/json.",
-    ))
+    if headers
+        .get_all(CONTENT_ENCODING)
+        .iter()
+        .any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
+    {
+        return refuse("The body must have no Content-Encoding.", ACCEPT_ENCODING, "identity");
+    }
+    Ok(())
 }
 
+/// JSON is UTF-8 (RFC 8259, 8.1); a `charset` that says so does no harm, and no other is read.
 fn is_json(headers: &HeaderMap) -> bool {
     let mut values = headers.get_all(CONTENT_TYPE).iter();
-    let essence = |value: &str| value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    let first = values.next().and_then(|value| value.to_str().ok()).map(essence);
-    values.next().is_none() && first.as_deref() == Some("application/json")
+    let (Some(value), None) = (values.next().and_then(|value| value.to_str().ok()), values.next()) else {
+        return false;
+    };
+    let mut parts = value.split(';').map(str::trim);
+    let is_utf8 = |parameter: &str| {
+        parameter.split_once('=').is_none_or(|(name, value)| {
+            !name.trim().eq_ignore_ascii_case("charset")
+                || value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
+        })
+    };
+    parts.next().is_some_and(|essence| essence.eq_ignore_ascii_case("application/json")) && parts.all(is_utf8)
 }
 
 /// The body, taken out of what was received.

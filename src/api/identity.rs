@@ -6,8 +6,9 @@
 use std::fmt;
 
 use axum::extract::FromRequestParts;
+use axum::http::header::WWW_AUTHENTICATE;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use subtle::ConstantTimeEq;
 
 use super::problem::{FieldError, Problem};
@@ -16,6 +17,8 @@ use crate::domain::{CustomerId, Identity, Role};
 const EMAIL: &str = "X-User-Email";
 const ROLE: &str = "X-User-Role";
 const SECRET: &str = "X-Gateway-Secret";
+/// RFC 9110, 11.6.1. Callers prove who they are to the gateway with a JWT, as a bearer token (RFC 6750).
+const CHALLENGE: &str = "Bearer realm=\"ShopVerse\"";
 
 /// The secrets that prove that a call came through the gateway: the current one, and the one before it while
 /// the gateway changes over. None: the proof is not asked for.
@@ -64,7 +67,8 @@ fn only<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<&'a str, Probl
     if values.next().is_some() {
         return Err(unauthenticated(name, "is there more than once"));
     }
-    value.to_str().map_err(|_| unauthenticated(name, "must be visible ASCII"))
+    // Addresses may have other letters than ASCII's (RFC 6531), in UTF-8.
+    std::str::from_utf8(value.as_bytes()).map_err(|_| unauthenticated(name, "must be UTF-8"))
 }
 
 fn unauthenticated(header: &'static str, rule: &str) -> Problem {
@@ -75,6 +79,7 @@ fn unauthenticated(header: &'static str, rule: &str) -> Problem {
         format!("{header} {rule}."),
     )
     .with_errors(vec![FieldError::new(header, rule)])
+    .with_header(WWW_AUTHENTICATE, HeaderValue::from_static(CHALLENGE))
 }
 
 /// The caller, as a handler sees them.

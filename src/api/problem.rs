@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use axum::extract::Request;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -34,7 +34,7 @@ struct Parts {
     detail: String,
     errors: Vec<FieldError>,
     more: Map<String, Value>,
-    retry_after: Option<Duration>,
+    headers: Vec<(HeaderName, HeaderValue)>,
     cause: Option<Arc<dyn Error + Send + Sync>>,
 }
 
@@ -87,7 +87,7 @@ impl Problem {
             detail,
             errors: Vec::new(),
             more: Map::new(),
-            retry_after: None,
+            headers: Vec::new(),
             cause: None,
         }))
     }
@@ -149,8 +149,15 @@ impl Problem {
 
     /// Says when trying again makes sense (RFC 9110, 10.2.3; whole seconds, rounded up).
     #[must_use]
-    pub fn with_retry_after(mut self, retry_after: Duration) -> Self {
-        self.0.retry_after = Some(retry_after);
+    pub fn with_retry_after(self, retry_after: Duration) -> Self {
+        let seconds = retry_after.as_millis().div_ceil(1000).max(1);
+        self.with_header(RETRY_AFTER, HeaderValue::from(u64::try_from(seconds).unwrap_or(u64::MAX)))
+    }
+
+    /// Adds a header to the answer.
+    #[must_use]
+    pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.0.headers.push((name, value));
         self
     }
 
@@ -208,12 +215,7 @@ impl Problem {
         let body = self.document(path);
         let content_type = [(CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE))];
         let mut response = (self.0.status, content_type, body).into_response();
-        if let Some(wait) = self.0.retry_after {
-            let seconds = wait.as_millis().div_ceil(1000).max(1);
-            if let Ok(value) = HeaderValue::from_str(&seconds.to_string()) {
-                response.headers_mut().insert(RETRY_AFTER, value);
-            }
-        }
+        response.headers_mut().extend(self.0.headers.iter().cloned());
         response
     }
 }

@@ -41,7 +41,8 @@ async fn run_service(env: &Environment, stack: &Stack, stop: &CancellationToken)
         .clone()
         .with("DATABASE_URL", stack.database_url())
         .with("KAFKA_BOOTSTRAP_SERVERS", stack.kafka())
-        .with("PRODUCT_SERVICE_URL", stack.product_service());
+        .with("PRODUCT_SERVICE_URL", stack.product_service())
+        .or([("SHUTDOWN_DELAY_MS".to_owned(), "0".to_owned())]);
     let config = Config::read(&env)?;
     if let Some(cluster) = &stack.cluster {
         // The embedded broker has no admin API.

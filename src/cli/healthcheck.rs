@@ -1,4 +1,4 @@
-//! Asks the service on this machine whether it is ready; for containers that have no curl.
+//! Asks the service on this machine whether it is ready, or whether it lives; for containers that have no curl.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -7,8 +7,8 @@ use super::Failure;
 
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-pub(super) async fn run(bound: SocketAddr) -> Result<(), Failure> {
-    let url = format!("http://{}/health/ready", reachable(bound));
+pub(super) async fn run(bound: SocketAddr, probe: &str) -> Result<(), Failure> {
+    let url = format!("http://{}/health/{probe}", reachable(bound));
     let client = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).build()?;
     let status = client.get(&url).send().await?.status();
     if status.is_success() { Ok(()) } else { Err(format!("{url} answered {status}").into()) }

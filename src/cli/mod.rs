@@ -38,7 +38,11 @@ enum Command {
     #[command(subcommand)]
     Stock(operate::StockCommand),
     /// Exit with 0 if the service on this machine is ready, with 1 if it is not
-    Healthcheck,
+    Healthcheck {
+        /// Ask whether it lives, not whether it is ready: for platforms that restart what is unhealthy
+        #[arg(long)]
+        live: bool,
+    },
     /// Run everything on this machine: PostgreSQL, a Kafka broker, a demo Product Service and the service
     #[cfg(feature = "dev")]
     Dev,
@@ -86,7 +90,10 @@ async fn execute(command: &Command, env: &Environment) -> Result<(), Failure> {
         Command::Migrate => migrate(env).await,
         Command::Outbox(command) => operate::outbox(command, env).await,
         Command::Stock(command) => operate::stock(command, env).await,
-        Command::Healthcheck => healthcheck::run(config::read_bind_address(env)?).await,
+        Command::Healthcheck { live } => {
+            let probe = if *live { "live" } else { "ready" };
+            healthcheck::run(config::read_bind_address(env)?, probe).await
+        }
         #[cfg(feature = "dev")]
         Command::Dev => dev::run(env).await,
         #[cfg(feature = "dev")]

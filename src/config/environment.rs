@@ -74,6 +74,25 @@ impl Environment {
         self.wrong.borrow_mut().push(format!("{name} {rule}"));
     }
 
+    /// A line for each variable that looks like one of the settings in `others` or of those that were asked for, and is
+    /// none: nearly their spelling, or their first word. Not those that Kubernetes sets for each service around.
+    pub(super) fn unknown(&self, others: &[&'static str]) -> Vec<String> {
+        let known: BTreeSet<&str> = self.asked.borrow().iter().chain(others).copied().collect();
+        let mut lines: Vec<String> = Vec::new();
+        for name in self.variables.keys().filter(|name| !known.contains(name.as_str())) {
+            let nearest = known.iter().map(|known| (edits(name, known), *known)).min();
+            let Some((edits, nearest)) = nearest else { continue };
+            let first_word = |name: &str| name.split_once('_').map(|(word, _)| word.to_owned());
+            let is_ours =
+                known.iter().any(|known| first_word(known) == first_word(name)) && !is_service_link(name);
+            if is_ours || edits <= 2 {
+                lines.push(format!("{name} is no setting of this service; the nearest is {nearest}"));
+            }
+        }
+        lines.sort_unstable();
+        lines
+    }
+
     /// The settings, or everything that is wrong with them; absent only where something was refused.
     pub(super) fn finish<T>(&self, settings: Option<T>) -> Result<T, InvalidConfig> {
         let wrong = self.wrong.take();
@@ -152,6 +171,33 @@ impl Environment {
             default
         })
     }
+}
+
+/// Whether Kubernetes makes such a variable for a service: `KAFKA_SERVICE_HOST`, `KAFKA_PORT_9092_TCP_ADDR` …
+fn is_service_link(name: &str) -> bool {
+    let words: Vec<&str> = name.split('_').collect();
+    let is_number = |word: &str| word.bytes().all(|byte| byte.is_ascii_digit());
+    match words.as_slice() {
+        [.., "SERVICE", "HOST" | "PORT"] | [.., "PORT"] => true,
+        [.., "PORT", port, "TCP" | "UDP" | "SCTP"]
+        | [.., "PORT", port, "TCP" | "UDP" | "SCTP", "ADDR" | "PROTO"] => is_number(port),
+        words => words.windows(2).any(|pair| pair == ["SERVICE", "PORT"]),
+    }
+}
+
+/// How many letters must be added, removed or exchanged to make one of the other (Levenshtein).
+fn edits(one: &str, other: &str) -> usize {
+    let other = other.as_bytes();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (line, from) in one.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], line + 1);
+        for (column, to) in other.iter().enumerate() {
+            let exchanged = diagonal + usize::from(from != *to);
+            diagonal = row[column + 1];
+            row[column + 1] = exchanged.min(diagonal + 1).min(row[column] + 1);
+        }
+    }
+    row[other.len()]
 }
 
 const DAY: u64 = 24 * 60 * 60;

@@ -45,7 +45,7 @@ fn product_stock(env: &Environment) -> StockSettings {
         StockRoute { method: known.map_or(Method::POST, |(_, method)| method), path }
     };
     let service_email = env.text("PRODUCT_SERVICE_USER_EMAIL", "order-service@shopverse.internal");
-    if CustomerId::parse(&service_email).is_err() {
+    if CustomerId::parse(&service_email).is_err() || !service_email.is_ascii() {
         env.refuse("PRODUCT_SERVICE_USER_EMAIL", "must be an e-mail address");
     }
     StockSettings {

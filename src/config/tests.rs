@@ -116,7 +116,7 @@ fn an_empty_setting_counts_as_none() {
 
 #[test]
 fn every_number_has_its_bounds() {
-    let bounds: [(&str, i64, i64); 40] = [
+    let bounds: [(&str, i64, i64); 43] = [
         ("MAX_CONCURRENT_REQUESTS", 1, 100_000),
         ("MAX_CONCURRENT_CONFIRMATIONS", 1, 100_000),
         ("PRODUCT_REFUSAL_RETRIES", 0, 1_000),
@@ -156,6 +156,9 @@ fn every_number_has_its_bounds() {
         ("KAFKA_SESSION_TIMEOUT_MS", 3_000, 300_000),
         ("STARTUP_TIMEOUT_MS", 100, 3_600_000),
         ("SHUTDOWN_DELAY_MS", 0, 600_000),
+        ("REQUEST_HEAD_TIMEOUT_MS", 100, 60_000),
+        ("REQUEST_BODY_TIMEOUT_MS", 100, 60_000),
+        ("RESPONSE_WRITE_TIMEOUT_MS", 100, 60_000),
         ("SHUTDOWN_TIMEOUT_MS", 100, 3_600_000),
     ];
     for (name, least, most) in bounds {
@@ -362,6 +365,43 @@ fn an_address_that_others_reach_is_warned_of_unless_there_is_a_secret() {
         assert!(!warns(&[("BIND_ADDRESS", address)]), "{address}");
     }
     assert!(!warns(&[]));
+}
+
+#[test]
+fn a_misspelt_setting_is_named_with_the_nearest_one_and_others_variables_are_not() {
+    let unknown = |name: &str| Config::read(&required().with(name, "1")).unwrap().unknown;
+    let misspelt = [
+        ("DATABASE_MAX_CONNECTION", "DATABASE_MAX_CONNECTIONS"),
+        ("GATEWAY_SECRETS", "GATEWAY_SECRET"),
+        ("GATWAY_SECRET", "GATEWAY_SECRET"),
+        ("KAFKA_BOOTSTRAP_SERVER", "KAFKA_BOOTSTRAP_SERVERS"),
+        ("MAX_CONECTIONS", "MAX_CONNECTIONS"),
+        ("RELAY_LEASE", "RELAY_LEASE_MS"),
+    ];
+    for (name, nearest) in misspelt {
+        assert_eq!(
+            unknown(name),
+            [format!("{name} is no setting of this service; the nearest is {nearest}")]
+        );
+    }
+    let of_others = [
+        "PATH",
+        "HOME",
+        "POSTGRES_PASSWORD",
+        "KAFKA_PORT",
+        "KAFKA_SERVICE_HOST",
+        "KAFKA_SERVICE_PORT_CLIENT",
+        "KAFKA_PORT_9092_TCP",
+        "KAFKA_PORT_9092_TCP_PROTO",
+        "PRODUCT_SERVICE_SERVICE_PORT",
+        "PRODUCT_SERVICE_PORT_8081_TCP_ADDR",
+        "ORDER_SERVICE_PORT",
+        "LOG_FILTER",
+        "DEMO_PRODUCTS_ADDRESS",
+    ];
+    for name in of_others {
+        assert_eq!(unknown(name), Vec::<String>::new(), "{name}");
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@
 //! | `DELETE /demo/products/{id}/fault` | ends it |
 //! | `GET /demo/ledger`, `GET /demo/ledger/{id}` | every stock change that was applied, in order |
 //! | `GET /demo/requests/{id}` | `{"total","atOnce"}`: calls seen so far, and the most that ran at one time |
-//! | `GET /health`, `GET /health/ready` | 200; the second one for `order-service healthcheck` |
+//! | `GET /health`, `GET /health/live`, `GET /health/ready` | 200; the last two for `order-service healthcheck` |
 //!
 //! Stock changes honour `Idempotency-Key`: the same request under the same key is answered as it was the
 //! first time and changes nothing; another request under it is a 422; a repeat while the first is running is a

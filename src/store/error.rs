@@ -9,6 +9,9 @@ pub enum StoreError {
     /// The database is away or too busy; trying again later may help.
     #[error("the database is not available")]
     Unavailable(#[source] sqlx::Error),
+    /// PostgreSQL ended a statement of ours, because it ran or waited for a lock for too long.
+    #[error("a statement took longer than DATABASE_DEADLINE_MS allows")]
+    Slow(#[source] sqlx::Error),
     /// The database did not answer within the deadline.
     #[error("the database did not answer within the deadline")]
     Deadline,
@@ -36,7 +39,7 @@ pub enum StoreError {
 impl StoreError {
     /// Whether trying again later may help.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Deadline | Self::OutcomeUnknown(_))
+        matches!(self, Self::Unavailable(_) | Self::Slow(_) | Self::Deadline | Self::OutcomeUnknown(_))
     }
 
     /// Whether PostgreSQL itself reported the failure of the statement, and so rolled it back.
@@ -44,11 +47,10 @@ impl StoreError {
     /// Only its level ERROR says so. A connection that is terminated (FATAL) or a crash (PANIC) can follow a commit, and what
     /// did not come from PostgreSQL says nothing of it.
     pub(super) fn is_rolled_back(&self) -> bool {
-        let (Self::Unavailable(sqlx::Error::Database(error)) | Self::Refused(sqlx::Error::Database(error))) =
-            self
-        else {
+        let (Self::Unavailable(error) | Self::Slow(error) | Self::Refused(error)) = self else {
             return false;
         };
+        let sqlx::Error::Database(error) = error else { return false };
         let error = error.try_downcast_ref::<PgDatabaseError>();
         error.is_some_and(|error| error.severity() == PgSeverity::Error)
     }
@@ -60,15 +62,28 @@ impl StoreError {
             Self::Refused(Database(refusal)) => refusal.code().is_some_and(|code| is_about_the_data(&code)),
             Self::Refused(error) => matches!(error, ColumnDecode { .. } | Decode(_) | Encode(_)),
             Self::Inconsistent { .. } | Self::Render(_) => true,
-            Self::Unavailable(_) | Self::Deadline | Self::OutcomeUnknown(_) => false,
+            Self::Unavailable(_) | Self::Slow(_) | Self::Deadline | Self::OutcomeUnknown(_) => false,
         }
     }
 }
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
-        if is_about_the_moment(&error) { Self::Unavailable(error) } else { Self::Refused(error) }
+        if is_too_slow(&error) {
+            Self::Slow(error)
+        } else if is_about_the_moment(&error) {
+            Self::Unavailable(error)
+        } else {
+            Self::Refused(error)
+        }
     }
+}
+
+/// Whether it is `statement_timeout` or `lock_timeout` (or an operator) that ended the statement.
+fn is_too_slow(error: &sqlx::Error) -> bool {
+    const QUERY_CANCELED: &str = "57014";
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    code.is_some_and(|code| [QUERY_CANCELED, LOCK_NOT_AVAILABLE].contains(&code.as_ref()))
 }
 
 /// Whether trying again later may help.
@@ -83,13 +98,14 @@ pub(super) fn is_about_the_moment(error: &sqlx::Error) -> bool {
     }
 }
 
+const LOCK_NOT_AVAILABLE: &str = "55P03";
+
 /// PostgreSQL's error codes (appendix A of its manual) that are about the moment and not about the statement.
 fn is_transient(code: &str) -> bool {
     const CONNECTION: &str = "08";
     const RESOURCES: &str = "53";
     const OPERATOR: &str = "57";
     const ROLLBACK: &str = "40";
-    const LOCK_NOT_AVAILABLE: &str = "55P03";
     const IDLE_IN_TRANSACTION: &str = "25P03";
     // What a statement meets on a primary that has just become a standby.
     const READ_ONLY: &str = "25006";

@@ -168,6 +168,7 @@ impl Parts {
             .env("KAFKA_BOOTSTRAP_SERVERS", &self.bootstrap_servers)
             .env("PRODUCT_SERVICE_URL", format!("http://{}", self.stub.address))
             .env("BIND_ADDRESS", address.to_string())
+            .env("SHUTDOWN_DELAY_MS", "0")
             .env("ORDER_EVENTS_TOPIC", &order_topic)
             .env("PAYMENT_EVENTS_TOPIC", &payment_topic)
             .env("KAFKA_CONSUMER_GROUP", name)

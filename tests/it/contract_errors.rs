@@ -110,6 +110,7 @@ async fn rows_unauthenticated_forbidden_and_not_found() {
     let eve = customer("eve@example.com");
 
     let unknown = shop.call("GET", &order).send().await.expect_problem(401, "unauthenticated");
+    assert_eq!(unknown.header("www-authenticate"), Some("Bearer realm=\"ShopVerse\""));
     expect_shape(&unknown.naming("X-User-Email"), &order, &["errors"]);
     let role = shop.get(eve, "/api/orders").await.expect_problem(403, "forbidden");
     expect_shape(&role, "/api/orders", &[]);
@@ -240,10 +241,27 @@ async fn the_frameworks_refusals_of_bodies_have_the_same_shape() {
         post().header("Content-Type", "application/jsonx").bare_body(order),
         post().header("Content-Type", "application/json").body(order),
         post().header("Content-Type", [0xff]).bare_body(order),
+        post().header("Content-Type", "application/json; charset=iso-8859-1").bare_body(order),
+        post().header("Content-Type", "application/json;x=y;CHARSET=\"utf-16\"").bare_body(order),
     ];
     for call in calls {
         let refused = call.send().await.expect_problem(415, "unsupported-media-type");
         expect_shape(&refused, "/api/orders", &[]);
+        assert_eq!(refused.header("accept"), Some("application/json"));
+    }
+    for coding in ["gzip", "br", "identity, gzip", ""] {
+        let refused = post().header("Content-Encoding", coding).body(order).send().await;
+        let refused = refused.expect_problem(415, "unsupported-media-type");
+        assert_eq!(refused.header("accept-encoding"), Some("identity"), "{coding}");
+    }
+    for read in
+        ["application/json; charset=utf-8", "Application/JSON;charset=\"UTF-8\"", "application/json;x=y"]
+    {
+        let call = post().header("Content-Type", read).header("Content-Encoding", "identity");
+        call.bare_body(order.replace("\"quantity\":1", "\"quantity\":0"))
+            .send()
+            .await
+            .expect_problem(400, "invalid-request");
     }
     shop.expect_nothing_happened().await;
 }

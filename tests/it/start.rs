@@ -255,7 +255,11 @@ async fn the_healthcheck_tells_a_service_that_is_ready_from_one_that_is_not() {
     replica.signal("TERM");
     replica.wait_for_log("stopping");
     let bound = format!("127.0.0.1:{port}");
-    expect_refusal("healthcheck", &Environment::default().with("BIND_ADDRESS", bound), &["503"]).await;
+    let environment = Environment::default().with("BIND_ADDRESS", bound);
+    expect_refusal("healthcheck", &environment, &["503"]).await;
+    // It lives all the same: a platform that restarts what is unhealthy asks for that.
+    let mut live = command("healthcheck", &environment);
+    assert!(live.arg("--live").status().unwrap().success());
 }
 
 #[tokio::test]

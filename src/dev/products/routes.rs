@@ -32,6 +32,7 @@ pub(super) fn router(shop: Arc<Shop>) -> Router {
         .route("/demo/ledger/{id}", get(ledger_of))
         .route("/demo/requests/{id}", get(calls))
         .route("/health", get(healthy))
+        .route("/health/live", get(healthy))
         .route("/health/ready", get(healthy))
         .with_state(shop)
 }

@@ -79,6 +79,7 @@ impl World {
         let environment = [
             ("UNPAID_ORDER_TTL", unpaid_order_ttl.as_str()),
             ("BIND_ADDRESS", "127.0.0.1:0"),
+            ("SHUTDOWN_DELAY_MS", "0"),
             ("DATABASE_URL", &database_url),
             ("DATABASE_MAX_CONNECTIONS", "8"),
             ("KAFKA_BOOTSTRAP_SERVERS", &orders.bootstrap_servers),

@@ -92,6 +92,7 @@ impl Builder {
             ("KAFKA_TOPIC_PARTITIONS", "3".to_owned()),
             ("PRODUCT_SERVICE_URL", stack().product_service().to_owned()),
             ("DATABASE_MAX_CONNECTIONS", "6".to_owned()),
+            ("SHUTDOWN_DELAY_MS", "0".to_owned()),
             // Tests repeat themselves on purpose; those of duplicates and payments switch these on.
             ("DUPLICATE_WINDOW_SECONDS", "0".to_owned()),
             ("PAYMENT_EVENTS_ENABLED", "false".to_owned()),
