@@ -110,3 +110,20 @@ async fn a_request_id_is_taken_from_the_caller_or_given_to_them() {
         assert_eq!(lines.filter(|line| line["span"]["request_id"] == id(answer)).count(), 1);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_statement_that_takes_too_long_is_logged_as_that() {
+    let shop = Shop::builder().with("DATABASE_DEADLINE_MS", "3000").without_service().await;
+    let replica = Replica::start(&shop.environment);
+    let shop = shop.through(&replica.url);
+    let phone = shop.product("phone", "1", 5).await;
+    let order = shop.placed("ada@example.com", &[(&phone, 1)]).await;
+    let mut holder = shop.database.begin().await.unwrap();
+    sqlx::query("select from orders for update").execute(&mut *holder).await.unwrap();
+
+    let refused = shop.set_status(&order, "CANCELLED").await.expect_unavailable("unavailable");
+
+    assert_eq!(refused.body["detail"], "The database took too long.");
+    let line = replica.wait_for_log("request refused for now").to_string();
+    assert!(line.contains("a statement took longer than DATABASE_DEADLINE_MS allows"), "{line}");
+}
