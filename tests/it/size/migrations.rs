@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::report::Report;
 use super::scale::size;
-use super::world::{MOSTLY_CONFIRMED, World};
+use super::world::{MOSTLY_CONFIRMED, World, alone};
 use crate::support::Shop;
 
 /// The first release of the schema: `orders` and what belongs to it.
@@ -28,6 +28,7 @@ const HELD: Duration = Duration::from_secs(2);
 #[tokio::test]
 async fn no_migration_makes_a_reader_or_a_writer_wait_longer_than_a_second() {
     let orders = size("SIZE_MIGRATED_ORDERS", 5_000, 1_000_000);
+    let _alone = alone().await;
     let mut report = Report::new();
     for from in [ORDERS_ONLY, ALL_TABLES] {
         let world = world_at(from, orders).await;

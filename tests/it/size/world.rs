@@ -19,7 +19,15 @@ pub(super) struct World {
     pub(super) url: String,
     pub(super) database: PgPool,
     /// Large worlds are measured one at a time.
-    _alone: Option<MutexGuard<'static, ()>>,
+    _alone: Alone,
+}
+
+type Alone = Option<MutexGuard<'static, ()>>;
+
+/// Waits until no other large world is measured; until it is dropped, no other is.
+pub(super) async fn alone() -> Alone {
+    static ALONE: Mutex<()> = Mutex::const_new(());
+    if is_large() { Some(ALONE.lock().await) } else { None }
 }
 
 /// Which statistics the planner finds. Stale ones are fresh ones with rows added after them.
@@ -39,14 +47,13 @@ impl World {
     /// A new database with the schema, for `orders` orders that are still to be made. Autovacuum is off in it, so
     /// that the statistics stay what the test makes them; [`autovacuum`](Self::autovacuum) switches it on.
     pub(super) async fn new(orders: u64) -> Self {
-        Self::on(Shop::new_database().await, orders).await
+        let alone = alone().await;
+        Self { _alone: alone, ..Self::on(Shop::new_database().await, orders).await }
     }
 
-    /// As [`new`](Self::new), on a database that has some schema already.
+    /// As [`new`](Self::new), on a database that has some schema already, and beside other worlds.
     pub(super) async fn on(url: String, orders: u64) -> Self {
-        static ALONE: Mutex<()> = Mutex::const_new(());
-        let alone = if is_large() { Some(ALONE.lock().await) } else { None };
-        let world = Self { database: PgPool::connect(&url).await.unwrap(), url, _alone: alone };
+        let world = Self { database: PgPool::connect(&url).await.unwrap(), url, _alone: None };
         let gap = Self::GAP_MS;
         world
             .run(&format!(

@@ -1,1 +1,97 @@
 //! Placing, reading and confirming in tables that are years old (issue 8, point 12).
+
+use std::time::{Duration, Instant};
+
+use super::report::Report;
+use super::scale::{is_large, size};
+use super::world::{MOSTLY_CONFIRMED, Statistics, World};
+use crate::support::{Shop, admin, customer};
+
+const USE_CASES: [&str; 5] = ["place", "read", "list own", "history", "confirm"];
+
+#[tokio::test]
+async fn a_large_shop_costs_what_a_small_one_costs() {
+    let (few, many) = (size("SIZE_FEW_ORDERS", 1_000, 10_000), size("SIZE_ORDERS", 20_000, 10_000_000));
+    let rounds = size("SIZE_ROUNDS", 40, 1_000);
+    // In a small run, beside other tests, only what grows with the table is told from noise.
+    let bound = if is_large() { 1.2 } else { 5.0 };
+    let mut report = Report::new();
+    let (large, small) = (world(many).await, World::on(Shop::new_database().await, few).await);
+    fill(&small, few).await;
+    let shops = [shop(&small).await, shop(&large).await];
+    let phone = shops[0].product("phone", "10.00", 100_000_000).await;
+
+    let mut times: [[Vec<Duration>; 5]; 2] = Default::default();
+    for round in 0..rounds {
+        // In turn, so that what else the machine does meets both.
+        for which in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
+            for (use_case, time) in times[which].iter_mut().zip(round_of(&shops[which], &phone, round).await)
+            {
+                use_case.push(time);
+            }
+        }
+    }
+
+    for (use_case, what) in USE_CASES.iter().enumerate() {
+        let [few_ms, many_ms] = [0, 1].map(|which| median_ms(&mut times[which][use_case]));
+        let what = format!("{what}: median {few_ms:.2} ms at {few} orders, {many_ms:.2} ms at {many}; ratio");
+        report.at_most(&what, (many_ms / few_ms * 100.0).round() / 100.0, bound);
+    }
+    for mut shop in shops {
+        shop.stop_service().await;
+    }
+    large.end().await;
+    small.end().await;
+    report.finish();
+}
+
+async fn world(orders: u64) -> World {
+    let world = World::new(orders).await;
+    fill(&world, orders).await;
+    world
+}
+
+/// Orders as years leave them: nearly all confirmed, with their stock jobs and payments.
+async fn fill(world: &World, orders: u64) {
+    world.orders(1..=orders, MOSTLY_CONFIRMED).await;
+    world.stock_jobs(1..=orders, "'TAKEN'", "size_time(n)").await;
+    let payments = "
+        with paid as (
+            insert into payments (order_id, amount, paid_at)
+            select size_id(n), 10.00, size_time(n) from generate_series($1::bigint, $2::bigint) n
+        )
+        insert into payment_events (event_key, order_id, event_type, outcome, topic, partition, \"offset\", received_at)
+        select size_id(n)::text, size_id(n), 'PAYMENT_SUCCESS', 'ACCEPTED', 'payment-events', 0, n, size_time(n)
+        from generate_series($1::bigint, $2::bigint) n";
+    world.fill("payments", 1..=orders, payments).await;
+    world.statistics(Statistics::Fresh).await;
+    world.autovacuum(true).await;
+}
+
+async fn shop(world: &World) -> Shop {
+    Shop::builder().database(&world.url).start().await
+}
+
+/// Each use case once, by a customer of the shop; its time.
+async fn round_of(shop: &Shop, phone: &str, round: u64) -> [Duration; 5] {
+    let email = format!("c{round}@example.com");
+    let (placing, id) = timed(shop.placed(&email, &[(phone, 1)])).await;
+    let path = format!("/api/orders/{id}");
+    let (reading, _) = timed(async { shop.get(customer(&email), &path).await.expect(200) }).await;
+    let (listing, _) = timed(async { shop.get(customer(&email), "/api/orders/my").await.expect(200) }).await;
+    let history = format!("{path}/history");
+    let (telling, _) = timed(async { shop.get(admin(), &history).await.expect(200) }).await;
+    let (confirming, _) = timed(async { shop.set_status(&id, "CONFIRMED").await.expect(200) }).await;
+    [placing, reading, listing, telling, confirming]
+}
+
+async fn timed<T>(work: impl Future<Output = T>) -> (Duration, T) {
+    let started = Instant::now();
+    let done = work.await;
+    (started.elapsed(), done)
+}
+
+fn median_ms(times: &mut [Duration]) -> f64 {
+    times.sort_unstable();
+    times[times.len() / 2].as_secs_f64() * 1e3
+}
