@@ -4,6 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use order_service::dev::Kafka;
+use order_service::dev::kafka::ALL_BROKERS;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
@@ -65,6 +66,18 @@ impl Broker {
                 let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
                 admin.create_topics([&topic], &AdminOptions::new()).await.unwrap().remove(0).unwrap();
             }
+        }
+    }
+
+    /// Takes all of it down and up again.
+    pub(super) async fn outage(&self) {
+        match self {
+            Self::Embedded(kafka) => {
+                kafka.broker_down(ALL_BROKERS).unwrap();
+                sleep(Duration::from_secs(2)).await;
+                kafka.broker_up(ALL_BROKERS).unwrap();
+            }
+            Self::Real(broker) => broker.restart().await,
         }
     }
 

@@ -1,7 +1,7 @@
 //! What is there to be checked when everything has settled: the database, the topic, the Product Service's
 //! own book, and what the clients saw.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -18,6 +18,10 @@ pub(super) struct Evidence {
     pub(super) stories: Vec<Story>,
     pub(super) orders: BTreeMap<String, Order>,
     pub(super) records: Vec<Record>,
+    /// Everything that the topic of the payments holds.
+    pub(super) payments: Vec<Record>,
+    /// Partition and offset of each of them that was applied or parked.
+    pub(super) traced: HashSet<(i32, i64)>,
     pub(super) movements: Vec<Movement>,
     pub(super) jobs: Vec<Job>,
     pub(super) parked: Vec<Parked>,
@@ -34,21 +38,25 @@ pub(super) struct Change {
 }
 
 /// An order and everything that belongs to it.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, sqlx::FromRow)]
 pub(super) struct Order {
+    id: Uuid,
+    #[sqlx(rename = "customer_id")]
     pub(super) customer: String,
     pub(super) status: String,
     pub(super) version: i32,
+    /// When it may be given up as unpaid.
+    pub(super) time_is_up: DateTime<Utc>,
+    /// Why it was cancelled, where that is known.
+    pub(super) cancelled_for: Option<String>,
     /// Number, product and quantity.
+    #[sqlx(skip)]
     pub(super) lines: Vec<(i16, String, i64)>,
     /// From and to, by version.
+    #[sqlx(skip)]
     pub(super) history: BTreeMap<i64, (Option<String>, String)>,
     pub(super) is_paid: bool,
     pub(super) refund_is_due: bool,
-    /// When it may be given up as unpaid.
-    pub(super) time_is_up: DateTime<Utc>,
-    /// The reason of its latest change, where there is one.
-    pub(super) reason: Option<String>,
     /// Money came that was not its total.
     pub(super) waits_for_a_person: bool,
 }
@@ -90,6 +98,9 @@ impl Evidence {
              from stock_jobs job",
         );
         let parked = sqlx::query_as("select payload, error from parked_payments");
+        let traced = sqlx::query_as::<_, (i32, i64)>(
+            "select partition, \"offset\" from payment_events union select partition, \"offset\" from parked_payments",
+        );
         let outbox = sqlx::query_scalar("select count(*) from outbox");
         let changes = sqlx::query_as(
             "select to_status, coalesce(reason, actor_role) as reason, count(*) from order_history
@@ -99,6 +110,8 @@ impl Evidence {
             stories,
             orders: read_orders(database, plan.unpaid_order_ttl()).await,
             records: world.orders.everything().await,
+            payments: world.payments.everything().await,
+            traced: traced.fetch_all(database).await.unwrap().into_iter().collect(),
             movements: world.ledger().await.iter().map(movement).collect(),
             jobs: jobs.fetch_all(database).await.unwrap(),
             parked: parked.fetch_all(database).await.unwrap(),
@@ -118,35 +131,21 @@ impl Evidence {
 }
 
 async fn read_orders(database: &PgPool, ttl: Duration) -> BTreeMap<String, Order> {
-    type Row = (Uuid, String, String, i32, bool, bool, bool, DateTime<Utc>, Option<String>);
-    let rows: Vec<Row> = sqlx::query_as(
-        "select id, customer_id, status, version, payments.order_id is not null, refunds_due.order_id is not null,
-                exists (select from parked_payments where order_id = id), placed_at,
-                (select reason from order_history where order_id = id order by version desc limit 1)
+    let rows: Vec<Order> = sqlx::query_as(
+        "select id, customer_id, status, version, placed_at + $1 as time_is_up, payments.order_id is not null as is_paid,
+                refunds_due.order_id is not null as refund_is_due,
+                exists (select from parked_payments where order_id = id) as waits_for_a_person,
+                (select reason from order_history where order_id = id and to_status = 'CANCELLED') as cancelled_for
          from orders
          left join payments on payments.order_id = id
          left join refunds_due on refunds_due.order_id = id",
     )
+    .bind(ttl)
     .fetch_all(database)
     .await
     .unwrap();
-    let mut orders: BTreeMap<String, Order> = BTreeMap::new();
-    for row in rows {
-        let (id, customer, status, version, is_paid, refund_is_due, waits_for_a_person, placed_at, reason) =
-            row;
-        let order = Order {
-            customer,
-            status,
-            version,
-            is_paid,
-            refund_is_due,
-            time_is_up: placed_at + ttl,
-            reason,
-            waits_for_a_person,
-            ..Order::default()
-        };
-        orders.insert(id.to_string(), order);
-    }
+    let mut orders: BTreeMap<String, Order> =
+        rows.into_iter().map(|order| (order.id.to_string(), order)).collect();
     let lines: Vec<(Uuid, i16, String, i32)> =
         sqlx::query_as("select order_id, line_number, product_id, quantity from order_items")
             .fetch_all(database)

@@ -13,6 +13,7 @@ use reqwest::{Client, Method};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::random::Random;
 use super::shelf::Shelf;
@@ -28,12 +29,14 @@ const ATTEMPTS: u32 = 60;
 #[derive(Clone, Copy, Debug)]
 enum Deed {
     Pay(PaymentKind),
+    PayTwiceWithinASecond,
+    PayTwiceUnderOneId,
     Confirm,
     CancelAsAdmin,
     CancelAsOwner,
 }
 
-const DEEDS: [Deed; 13] = [
+const DEEDS: [Deed; 15] = [
     Deed::Pay(PaymentKind::Success),
     Deed::Pay(PaymentKind::Success),
     Deed::Pay(PaymentKind::Success),
@@ -41,6 +44,8 @@ const DEEDS: [Deed; 13] = [
     Deed::Pay(PaymentKind::Success),
     Deed::Pay(PaymentKind::Failed),
     Deed::Pay(PaymentKind::WrongAmount),
+    Deed::PayTwiceWithinASecond,
+    Deed::PayTwiceUnderOneId,
     Deed::Confirm,
     Deed::Confirm,
     Deed::Confirm,
@@ -51,7 +56,7 @@ const DEEDS: [Deed; 13] = [
 
 /// What came of a deed, to be noted in the story.
 enum Done {
-    Paid(SentPayment),
+    Paid(Vec<SentPayment>),
     Changed(&'static str),
     Nothing,
 }
@@ -118,6 +123,8 @@ impl Load {
             key: random.percent(70).then(|| format!("key-{number}")),
             basket: self.shelf.basket(number, random),
             acknowledged: Vec::new(),
+            told_unwritten: Vec::new(),
+            outcomes_unknown: 0,
             total: Value::Null,
             changed_to: Vec::new(),
             payments: Vec::new(),
@@ -133,11 +140,16 @@ impl Load {
         let (product, _) = &story.basket[random.index(story.basket.len())];
         let (times, millis) = (random.between(1, 3), random.between(20, 700));
         let on = random.pick(&["reduce-stock", "reduce-stock", "restore-stock"]);
-        let fault = match random.below(10) {
+        let refusal = random.pick(&[400, 404, 409]);
+        let fault = match random.below(12) {
             0..5 => json!({"kind": "lose-answer", "times": times, "on": on}),
             5 => json!({"kind": "status", "status": 503, "times": times, "on": on}),
             6 => json!({"kind": "hang", "times": 1, "on": on}),
             7 => json!({"kind": "status", "status": 500, "times": 1, "on": "read"}),
+            // The stock is there all the same.
+            8 | 9 if Shelf::never_runs_out(product) => {
+                json!({"kind": "status", "status": refusal, "times": 1, "on": "reduce-stock"})
+            }
             _ => json!({"kind": "slow", "millis": millis, "times": times, "on": on}),
         };
         self.world.fault(product, &fault).await;
@@ -148,12 +160,11 @@ impl Load {
         for _ in 0..ATTEMPTS {
             let copies = if random.percent(15) { random.between(2, 4) } else { 1 };
             let attempts: Vec<_> = (0..copies).map(|_| self.ask_for_order(story, random.fork())).collect();
-            let answers: Vec<Answer> = join_all(attempts).await.into_iter().flatten().collect();
-            for answer in answers.iter().filter(|answer| answer.status == 201) {
-                story.acknowledged.push(answer.order_id());
-                story.total = answer.body["totalAmount"].clone();
+            let answers: Vec<(String, Answer)> = join_all(attempts).await.into_iter().flatten().collect();
+            let refused = answers.iter().any(|(_, answer)| matches!(answer.status, 400 | 401 | 403 | 422));
+            for (trace, answer) in answers {
+                story.note(trace, &answer);
             }
-            let refused = answers.iter().any(|answer| matches!(answer.status, 400 | 401 | 403 | 422));
             let satisfied = story.order().is_some() && !random.percent(25);
             if refused || satisfied {
                 return;
@@ -162,15 +173,18 @@ impl Load {
         }
     }
 
-    /// One attempt to place. Some clients hang up before the answer.
-    async fn ask_for_order(&self, story: &Story, mut random: Random) -> Option<Answer> {
+    /// One attempt to place: its trace and its answer. Some clients hang up before the answer.
+    async fn ask_for_order(&self, story: &Story, mut random: Random) -> Option<(String, Answer)> {
+        let trace = Uuid::new_v4().simple().to_string();
         let mut call = self.call("POST", "/api/orders", &mut random)?.by(customer(&story.customer));
+        call = call.header("traceparent", format!("00-{trace}-00000000000000ff-01"));
         if let Some(key) = &story.key {
             call = call.header("Idempotency-Key", key);
         }
         let patience =
             if random.percent(10) { Duration::from_millis(random.between(1, 40)) } else { ATTEMPT };
-        self.send(call.json(&story.body()), patience).await
+        let answer = self.send(call.json(&story.body()), patience).await?;
+        Some((trace, answer))
     }
 
     /// What happens to the order: one to three deeds, one after the other or all at once.
@@ -187,7 +201,7 @@ impl Load {
         };
         for done in done {
             match done {
-                Done::Paid(payment) => story.payments.push(payment),
+                Done::Paid(payments) => story.payments.extend(payments),
                 Done::Changed(status) => story.changed_to.push(status),
                 Done::Nothing => {}
             }
@@ -205,20 +219,36 @@ impl Load {
         let cancel = format!("/api/orders/{order}/cancel");
         match deed {
             Deed::Pay(kind) => {
-                let mut payment = story.payment(kind, random.percent(50));
-                self.payments.fetch_add(1, Ordering::Relaxed);
-                for _ in 0..random.pick(&[1, 1, 1, 2, 3]) {
+                let payment = self.pay(story, kind, &story.payment(kind, random.percent(50))).await;
+                for _ in 0..random.pick(&[0, 0, 0, 1, 2]) {
                     self.publish(order, &payment.envelope).await;
-                    payment.acknowledged_at.get_or_insert_with(Utc::now);
                 }
-                Done::Paid(payment)
+                Done::Paid(vec![payment])
             }
+            Deed::PayTwiceWithinASecond => self.pay_twice(story, story.payments_within_a_second()).await,
+            Deed::PayTwiceUnderOneId => self.pay_twice(story, story.payments_under_one_id()).await,
             Deed::Confirm => self.change("PUT", &status, None, "CONFIRMED", &mut random).await,
             Deed::CancelAsAdmin => self.change("PUT", &status, None, "CANCELLED", &mut random).await,
             Deed::CancelAsOwner => {
                 self.change("POST", &cancel, Some(&story.customer), "CANCELLED", &mut random).await
             }
         }
+    }
+
+    async fn pay_twice(&self, story: &Story, payments: [Value; 2]) -> Done {
+        let mut sent = Vec::new();
+        for payment in payments {
+            sent.push(self.pay(story, PaymentKind::Success, &payment).await);
+        }
+        Done::Paid(sent)
+    }
+
+    /// Publishes a payment once.
+    pub(super) async fn pay(&self, story: &Story, kind: PaymentKind, payment: &Value) -> SentPayment {
+        let envelope = payment.to_string();
+        self.payments.fetch_add(1, Ordering::Relaxed);
+        self.publish(story.order().expect("an order"), &envelope).await;
+        SentPayment { kind, envelope, acknowledged_at: Utc::now() }
     }
 
     /// Asks for a status until there is an answer that says yes or no.

@@ -10,6 +10,7 @@ mod broker;
 mod evidence;
 mod load;
 mod nemesis;
+mod outage;
 mod plan;
 mod promise;
 mod promises_of_events;
@@ -18,6 +19,7 @@ mod promises_of_stock;
 mod random;
 mod settle;
 mod shelf;
+mod snapshot;
 mod story;
 mod world;
 
@@ -42,6 +44,8 @@ async fn every_promise_survives_kills() {
     let (plan, started) = (Plan::read(), Instant::now());
     println!("proof: {plan}");
     let world = World::start(&plan).await;
+    let end = CancellationToken::new();
+    let snapshot = tokio::spawn(snapshot::hold(Arc::clone(&world), end.clone()));
     let (tally, answered, stories) = load_and_kill(&world, &plan).await;
     println!(
         "proof: {tally}, {answered} requests answered, {} orders asked for, in {} s",
@@ -50,6 +54,9 @@ async fn every_promise_survives_kills() {
     );
     settle::settle(&world, &plan, &stories).await;
     println!("proof: settled after {} s", started.elapsed().as_secs());
+    end.cancel();
+    let (snapshots, held) = snapshot.await.unwrap();
+    println!("proof: {snapshots} snapshots held open for {} s", held.as_secs());
     let evidence = Evidence::gather(&world, &plan, stories).await;
     for change in &evidence.changes {
         println!("proof: became {} by {}: {}", change.to_status, change.reason, change.count);
@@ -86,5 +93,6 @@ async fn load_and_kill(world: &Arc<World>, plan: &Plan) -> (Tally, usize, Vec<St
     for client in clients {
         stories.extend(client.await.unwrap());
     }
+    outage::outlast_unpaid_orders(world, &load, plan, &mut stories, random).await;
     (tally, load.answered(), stories)
 }

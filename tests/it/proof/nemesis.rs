@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sqlx::AssertSqlSafe;
 use tokio::time::sleep;
 
 use super::load::Load;
@@ -24,10 +25,14 @@ enum Blow {
     Pause,
     /// The database goes away while payments are read; before it is back, every replica is killed.
     CutDatabaseAndKill,
+    /// Commits wait for a synchronous standby that is away, often for longer than the deadline.
+    StandbyAway,
+    /// The database commits, and its answers to commits are lost.
+    SwallowAnswers,
 }
 
 /// Dealt in an order that chance decides, and then again.
-const BLOWS: [Blow; 12] = [
+const BLOWS: [Blow; 15] = [
     Blow::KillReplica,
     Blow::KillReplica,
     Blow::KillReplica,
@@ -40,6 +45,9 @@ const BLOWS: [Blow; 12] = [
     Blow::KillBroker,
     Blow::Pause,
     Blow::CutDatabaseAndKill,
+    Blow::StandbyAway,
+    Blow::StandbyAway,
+    Blow::SwallowAnswers,
 ];
 
 /// What must be under way before a blow falls.
@@ -72,6 +80,7 @@ pub(super) struct Tally {
     brokers: usize,
     pauses: usize,
     cuts: usize,
+    late_answers: usize,
 }
 
 impl Tally {
@@ -82,11 +91,11 @@ impl Tally {
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { replicas, databases, brokers, pauses, cuts } = self;
+        let Self { replicas, databases, brokers, pauses, cuts, late_answers } = self;
         write!(
             f,
             "{} kills ({replicas} replicas, {databases} databases, {brokers} brokers), {pauses} pauses, \
-             {cuts} database outages",
+             {cuts} database outages, {late_answers} times of late answers to commits",
             self.kills()
         )
     }
@@ -121,17 +130,8 @@ impl Nemesis {
                 self.deal(blow).await;
             }
         }
-        self.outlast_unpaid_orders(plan).await;
         self.until(|load| load.answered() >= plan.requests).await;
         self.tally
-    }
-
-    /// Stops every replica while payments wait, for longer than an order may stay unpaid.
-    async fn outlast_unpaid_orders(&mut self, plan: &Plan) {
-        self.wait_for(Moment::PaymentsAreWaiting).await;
-        self.kill(&EVERY_REPLICA).await;
-        sleep(plan.unpaid_order_ttl() + Duration::from_secs(1)).await;
-        self.revive(&EVERY_REPLICA).await;
     }
 
     async fn until(&self, condition: impl Fn(&Load) -> bool) {
@@ -212,7 +212,30 @@ impl Nemesis {
                 self.world.way_to_database.set(Mode::Open);
                 self.revive(&EVERY_REPLICA).await;
             }
+            Blow::StandbyAway => {
+                self.set_standby("set synchronous_standby_names = 'away'").await;
+                self.wait_out_a_deadline().await;
+                self.set_standby("reset synchronous_standby_names").await;
+                self.tally.late_answers += 1;
+            }
+            Blow::SwallowAnswers => {
+                self.world.way_to_database.set(Mode::NoAnswerTo("COMMIT"));
+                self.wait_out_a_deadline().await;
+                self.world.way_to_database.set(Mode::Open);
+                self.tally.late_answers += 1;
+            }
         }
+    }
+
+    async fn set_standby(&self, setting: &'static str) {
+        let change = format!("alter system {setting}");
+        sqlx::query(AssertSqlSafe(change)).execute(&self.world.database).await.unwrap();
+        sqlx::query("select pg_reload_conf()").execute(&self.world.database).await.unwrap();
+    }
+
+    /// For less or for more than the database's deadline, and what finding out takes.
+    async fn wait_out_a_deadline(&mut self) {
+        sleep(Duration::from_millis(self.random.between(300, 3_000))).await;
     }
 
     async fn kill(&mut self, victims: &[usize]) {

@@ -1,22 +1,18 @@
 //! Orders are kept, once each, and come to an end; payments are kept and answered for.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::evidence::Evidence;
 use super::promise::Promise;
+use super::shelf::Shelf;
 use super::story::PaymentKind;
+use crate::support::Record;
 
 pub(super) fn check(evidence: &Evidence) -> Vec<Promise> {
-    [
-        acknowledgements(evidence),
-        requests(evidence),
-        payments(evidence),
-        vec![given_up(evidence)],
-        ends(evidence),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+    [acknowledgements(evidence), requests(evidence), payments(evidence), arrivals(evidence), ends(evidence)]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// What a client was told is so.
@@ -42,7 +38,10 @@ fn requests(evidence: &Evidence) -> Vec<Promise> {
     let mut unanswered = Promise::no("unanswered keys with more than one order");
     let mut keyless = Promise::no("repeats without a key with more than one living order");
     let mut answers = Promise::no("same request answered with different orders");
+    let mut unwritten = Promise::no("answers 503 'nothing was written' whose order exists");
+    let mut unknown = Promise::no("requests repeated after outcome-unknown with more than one living order");
     let by_customer = evidence.orders_by_customer();
+    let placed_by: HashSet<&str> = evidence.records.iter().filter_map(trace_of_placement).collect();
     for story in &evidence.stories {
         let orders = by_customer.get(story.customer.as_str()).map_or(&[][..], Vec::as_slice);
         let breach = || format!("{} has {} orders", story.customer, orders.len());
@@ -54,12 +53,53 @@ fn requests(evidence: &Evidence) -> Vec<Promise> {
                 keyless.try_out(living <= 1, breach);
             }
         }
+        for trace in &story.told_unwritten {
+            unwritten.try_out(!placed_by.contains(trace.as_str()), || format!("{} {trace}", story.customer));
+        }
+        if story.outcomes_unknown > 0 {
+            let living = orders.iter().filter(|order| order.status != "CANCELLED").count();
+            unknown.try_out(living <= 1, breach);
+        }
         if story.acknowledged.len() > 1 && story.key.is_some() {
             let different: HashSet<_> = story.acknowledged.iter().collect();
             answers.try_out(different.len() == 1, || format!("{} {different:?}", story.customer));
         }
     }
-    vec![acknowledged, unanswered, keyless, answers]
+    vec![acknowledged, unanswered, keyless, answers, unwritten, unknown]
+}
+
+/// The trace id of the request that placed the order, where this is its first event.
+fn trace_of_placement(record: &Record) -> Option<&str> {
+    let trace = record.header("traceparent").filter(|_| record.sequence() == 1)?;
+    trace.split('-').nth(1)
+}
+
+/// Payments that came in time are never too late, and each of them is remembered or kept for a person.
+fn arrivals(evidence: &Evidence) -> Vec<Promise> {
+    let mut in_time = Promise::no("orders given up as unpaid that were paid in time");
+    for story in &evidence.stories {
+        let Some(order) = story.order().and_then(|id| evidence.orders.get(id)) else { continue };
+        for payment in story.paid_amounts().filter(|payment| payment.acknowledged_at < order.time_is_up) {
+            let timed_out = order.cancelled_for.as_deref() == Some("PAYMENT_TIMEOUT");
+            let breach = || format!("{:?} paid {}", story.order(), payment.acknowledged_at);
+            in_time.try_out(!timed_out, breach);
+        }
+    }
+    let mut trace = Promise::no("payments without trace");
+    let mut places: HashMap<&str, Vec<(i32, i64)>> = HashMap::new();
+    for record in &evidence.payments {
+        places.entry(&record.payload).or_default().push((record.partition, record.offset));
+    }
+    for (payload, places) in places {
+        trace.try_out(places.iter().any(|place| evidence.traced.contains(place)), || payload.to_owned());
+    }
+    let mut stock = Promise::no("paid orders cancelled for OUT_OF_STOCK although the stock was there");
+    for (id, order) in evidence.orders.iter().filter(|(_, order)| order.is_paid) {
+        if order.lines.iter().all(|(_, product, _)| Shelf::never_runs_out(product)) {
+            stock.try_out(order.cancelled_for.as_deref() != Some("OUT_OF_STOCK"), || id.clone());
+        }
+    }
+    vec![in_time, trace, stock]
 }
 
 /// No payment is lost, and none is kept for an order that is cancelled.
@@ -107,20 +147,6 @@ fn payments(evidence: &Evidence) -> Vec<Promise> {
         money.try_out(paid == parked + usize::from(order.is_paid), breach);
     }
     vec![lost, unsettled, refunds, parked, garbage, money]
-}
-
-/// A payment that stood in the topic in time counts, whenever it is read.
-fn given_up(evidence: &Evidence) -> Promise {
-    let mut given_up = Promise::no("orders given up as unpaid that were paid in time");
-    for story in &evidence.stories {
-        let Some(order) = story.order().and_then(|id| evidence.orders.get(id)) else { continue };
-        if story.paid_at().is_some_and(|paid_at| paid_at < order.time_is_up) {
-            given_up.try_out(order.reason.as_deref() != Some("PAYMENT_TIMEOUT"), || {
-                format!("{:?}", story.order())
-            });
-        }
-    }
-    given_up
 }
 
 /// Nothing is left in between, but orders for which money came that a person has to look at.

@@ -44,8 +44,13 @@ impl Shelf {
         basket
     }
 
+    /// Whether there is more of a product than all stories together ask for.
+    pub(super) fn never_runs_out(product: &str) -> bool {
+        product.starts_with("plenty")
+    }
+
     /// How many of a product there were in the beginning.
     pub(super) fn stocked(product: &str) -> i64 {
-        if product.starts_with("plenty") { PLENTY } else { SCARCE }
+        if Self::never_runs_out(product) { PLENTY } else { SCARCE }
     }
 }
