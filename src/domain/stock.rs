@@ -102,7 +102,7 @@ pub struct StockJob {
     pub parked: Option<String>,
     /// How often in a row its calls brought nothing.
     pub failures: i32,
-    /// How often a call was refused that a look-up of the product did not confirm.
+    /// How often taking was refused.
     pub refusals: i32,
     /// Who asked for the confirmation.
     pub actor: Actor,
@@ -153,9 +153,12 @@ pub struct CallRules {
 
 impl CallRules {
     /// Whether the call of a line that may have been sent before can be repeated without being applied twice.
-    fn may_repeat(&self, line: &StockLine) -> bool {
+    fn may_repeat(&self, line: &StockLine, refusals: i32) -> bool {
         let ttl = TimeDelta::from_std(self.key_ttl).unwrap_or(TimeDelta::MAX);
-        self.key_is_honoured && line.sent_at.is_some_and(|sent| self.now - sent < ttl)
+        let is_refused_too_often = line.state == LineState::Taking && refusals > self.refusal_retries;
+        self.key_is_honoured
+            && !is_refused_too_often
+            && line.sent_at.is_some_and(|sent| self.now - sent < ttl)
     }
 }
 
@@ -210,17 +213,17 @@ impl StockJob {
             self.parked = Some(self.why_refusals_park());
             return Vec::new();
         }
-        let (order, attempt, state) = (self.order, self.attempt, self.state);
+        let (order, attempt, state, refusals) = (self.order, self.attempt, self.state, self.refusals);
         let unknown = self
             .lines
             .iter()
-            .find(|line| matches!(due(state, line.state), Some((_, true))) && !rules.may_repeat(line));
+            .find(|line| matches!(due(state, line.state), Some((_, true))) && !rules.may_repeat(line, refusals));
         let unknown = unknown.map(|line| (line.number, line.sent_at));
         let most = if unknown.is_some() && state == JobState::Taking { 0 } else { rules.at_once };
         let mut calls = Vec::new();
         for line in &mut self.lines {
             let Some((direction, sent_before)) = due(state, line.state) else { continue };
-            if calls.len() == most || (sent_before && !rules.may_repeat(line)) {
+            if calls.len() == most || (sent_before && !rules.may_repeat(line, refusals)) {
                 continue;
             }
             line.state = match direction {
@@ -249,8 +252,10 @@ impl StockJob {
     }
 
     fn why_refusals_park(&self) -> String {
-        let refused =
-            self.lines.iter().find(|line| line.state == LineState::Todo && line.last_error.is_some());
+        let is_refused = |line: &&StockLine| {
+            matches!(line.state, LineState::Todo | LineState::Taking) && line.last_error.is_some()
+        };
+        let refused = self.lines.iter().find(is_refused);
         let (line, error) = refused
             .map_or((0, "refused"), |line| (line.number, line.last_error.as_deref().unwrap_or_default()));
         format!("line {line}: refused {} times, which no look-up confirmed: {error}", self.refusals)
@@ -265,10 +270,10 @@ impl StockJob {
         line.state = match (call.direction, outcome, line.state) {
             (Direction::Take, CallOutcome::Done, Todo | Taking | Refused) => Taken,
             (Direction::GiveBack, CallOutcome::Done, Taken | Returning) => Returned,
-            (Direction::Take, CallOutcome::Refused(_), Taking) if is_owner => Refused,
-            // The order is given up: all that counts is that the stock was not taken.
-            (Direction::Take, CallOutcome::RefusalUnconfirmed(_), Taking)
-                if is_owner && self.state == JobState::Returning =>
+            // An earlier call may have taken the very stock that the look-up misses: the refusal of a repeat counts
+            // when it has come twice.
+            (Direction::Take, CallOutcome::Refused(_), Taking)
+                if is_owner && (!call.sent_before || self.refusals > 0) =>
             {
                 Refused
             }
@@ -283,7 +288,8 @@ impl StockJob {
             (_, _, unchanged) => unchanged,
         };
         line.last_error = outcome.error().map(str::to_owned);
-        if matches!(outcome, CallOutcome::RefusalUnconfirmed(_)) && is_owner {
+        let is_refused = matches!(outcome, CallOutcome::Refused(_) | CallOutcome::RefusalUnconfirmed(_));
+        if call.direction == Direction::Take && is_refused && is_owner {
             self.refusals = self.refusals.saturating_add(1);
         }
         if self.state == JobState::Returned && line.state == Taken {

@@ -129,7 +129,7 @@ impl Store {
         if let Some(change) = &aggregate.changes.status {
             write_status(connection, &aggregate.order, change).await?;
         }
-        stock::write_job(connection, &aggregate, self.stock).await?;
+        stock::write_jobs(connection, &[&aggregate], self.stock).await?;
         payments::write(connection, &aggregate).await?;
         Ok(Ok((aggregate.order, decision)))
     }

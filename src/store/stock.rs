@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
-use sqlx::PgConnection;
+use sqlx::postgres::PgArguments;
+use sqlx::query::Query;
+use sqlx::{PgConnection, Postgres};
 use uuid::Uuid;
 
 use super::{Store, StoreError};
@@ -21,19 +23,20 @@ pub struct StockTimes {
     pub deadline: Duration,
 }
 
+/// The wanted jobs in the sequence of their numbers: that attempt, else the latest of the order.
 const LOAD: &str = "
-select job.attempt, job.state, job.paid, job.actor_role, job.actor_id, job.reason, job.traceparent, job.parked,
-       job.failures, job.refusals, job.lease_token, lines.numbers, lines.products, lines.quantities, lines.states,
-       lines.errors, lines.sent, payment.amount,
+select wanted.order_id, job.attempt, job.state, job.paid, job.actor_role, job.actor_id, job.reason, job.traceparent,
+       job.parked, job.failures, job.refusals, job.lease_token, lines.numbers, lines.products, lines.quantities,
+       lines.states, lines.errors, lines.sent, payment.amount,
        exists (
            select from stock_jobs earlier
-           where earlier.order_id = $1 and earlier.attempt < job.attempt
+           where earlier.order_id = wanted.order_id and earlier.attempt < job.attempt
              and earlier.state = 'RETURNING' and earlier.parked is null
        ) as waits
-from (select) as always
+from unnest($1::uuid[], $2::smallint[]) with ordinality as wanted (order_id, attempt, number)
 left join lateral (
     select * from stock_jobs
-    where order_id = $1 and attempt = coalesce($2, attempt)
+    where order_id = wanted.order_id and attempt = coalesce(wanted.attempt, attempt)
     order by attempt desc limit 1
 ) job on true
 left join lateral (
@@ -45,50 +48,66 @@ left join lateral (
            array_agg(coalesce(sent_at, case when state in ('TAKING', 'RETURNING') then job.created_at end)
                      order by line_number) as sent
     from stock_lines
-    where order_id = $1 and attempt = job.attempt
+    where order_id = wanted.order_id and attempt = job.attempt
 ) lines on true
-left join payments payment on payment.order_id = $1
+left join payments payment on payment.order_id = wanted.order_id
+order by wanted.number
 ";
 
 /// `next_attempt_at` alone decides when a job may be claimed: a job that somebody holds is due at the end of the
-/// lease, one that waits for an earlier attempt ($14) long after that attempt has woken it.
+/// lease, one that waits for an earlier attempt long after that attempt has woken it (`pause`).
 const INSERT: &str = "
-with job as (
+with jobs as (
     insert into stock_jobs
-        (order_id, attempt, state, paid, actor_role, actor_id, reason, traceparent, parked, failures, deadline,
-         next_attempt_at, lease_token, leased_until)
-    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, now() + $11,
-            now() + case when $12 is null then $14 else $13 end, $12,
-            case when $12 is null then '-infinity' else now() + $13 end)
+        (order_id, attempt, state, paid, actor_role, actor_id, reason, traceparent, parked, failures, refusals,
+         deadline, next_attempt_at, lease_token, leased_until)
+    select order_id, attempt, state, paid, role, actor, reason, trace, parked, failures, refusals, now() + $14,
+           now() + case when holder is null then pause else $15 end, holder,
+           case when holder is null then '-infinity' else now() + $15 end
+    from unnest($1::uuid[], $2::smallint[], $3::text[], $4::boolean[], $5::text[], $6::integer[], $7::integer[],
+                $8::interval[], $9::uuid[], $10::text[], $11::text[], $12::text[], $13::text[])
+         as new (order_id, attempt, state, paid, parked, failures, refusals, pause, holder, role, actor, reason, trace)
 )
-insert into stock_lines (order_id, attempt, line_number, product_id, quantity, state, sent_at)
-select $1, $2, line.*
-from unnest($15::smallint[], $16::text[], $17::integer[], $18::text[], $19::timestamptz[]) as line
+insert into stock_lines (order_id, attempt, line_number, product_id, quantity, state, last_error, sent_at)
+select * from unnest($16::uuid[], $17::smallint[], $18::smallint[], $19::text[], $20::integer[], $21::text[],
+                     $22::text[], $23::timestamptz[])
 ";
 
 /// A job that turns round gets a deadline of its own. The lease is given up by its holder alone: between reading
-/// the job and this, another replica may have claimed it.
+/// the job and this, another replica may have claimed it. What has not changed is not written.
 const UPDATE: &str = "
-with job as (
-    update stock_jobs
-    set state = $3, paid = $4, parked = $5, failures = $6, refusals = $7,
-        deadline = case when $3 = 'RETURNING' and state <> $3 then now() + $10 else deadline end,
-        next_attempt_at = case when $8 and lease_token is not distinct from $11 then now() + $9 else next_attempt_at end,
-        leased_until = case when $8 and lease_token is not distinct from $11 then '-infinity' else leased_until end
-    where order_id = $1 and attempt = $2
+with jobs as (
+    update stock_jobs as job
+    set state = new.state, paid = new.paid, parked = new.parked, failures = new.failures, refusals = new.refusals,
+        deadline = case when new.state = 'RETURNING' and job.state <> 'RETURNING' then now() + $11
+                   else job.deadline end,
+        next_attempt_at = case when new.release and job.lease_token is not distinct from new.holder
+                          then now() + new.pause else job.next_attempt_at end,
+        leased_until = case when new.release and job.lease_token is not distinct from new.holder
+                       then '-infinity' else job.leased_until end
+    from unnest($1::uuid[], $2::smallint[], $3::text[], $4::boolean[], $5::text[], $6::integer[], $7::integer[],
+                $8::interval[], $9::uuid[], $10::boolean[])
+         as new (order_id, attempt, state, paid, parked, failures, refusals, pause, holder, release)
+    where job.order_id = new.order_id and job.attempt = new.attempt
+      and (new.release or (job.state, job.paid, job.parked, job.failures, job.refusals)
+           is distinct from (new.state, new.paid, new.parked, new.failures, new.refusals))
 )
-update stock_lines
-set state = line.state, last_error = line.error, sent_at = line.sent_at
-from unnest($12::smallint[], $13::text[], $14::text[], $15::timestamptz[]) as line (number, state, error, sent_at)
-where order_id = $1 and attempt = $2 and line_number = line.number
+update stock_lines as line
+set state = new.state, last_error = new.error, sent_at = new.sent_at
+from unnest($12::uuid[], $13::smallint[], $14::smallint[], $15::text[], $16::text[], $17::timestamptz[])
+     as new (order_id, attempt, number, state, error, sent_at)
+where line.order_id = new.order_id and line.attempt = new.attempt and line.line_number = new.number
+  and (line.state, line.last_error, line.sent_at) is distinct from (new.state, new.error, new.sent_at)
 ";
 
-/// Makes the attempts due that waited for this one. Those that somebody holds are at work already.
+/// Makes the attempts due that waited for these. Those that somebody holds are at work already.
 const WAKE_LATER_ATTEMPTS: &str = "
-update stock_jobs
+update stock_jobs as later
 set next_attempt_at = now()
-where order_id = $1 and attempt > $2 and state in ('TAKING', 'RETURNING') and parked is null
-  and leased_until < now() and next_attempt_at > now()
+from unnest($1::uuid[], $2::smallint[]) as ended (order_id, attempt)
+where later.order_id = ended.order_id and later.attempt > ended.attempt
+  and later.state in ('TAKING', 'RETURNING') and later.parked is null
+  and later.leased_until < now() and later.next_attempt_at > now()
 ";
 
 impl Store {
@@ -104,63 +123,80 @@ impl Store {
     }
 }
 
+/// A job, if there is one, and what was paid for its order.
+pub(super) type Loaded = (Option<StockJob>, Option<Money>);
+
 /// One job of an order (that attempt, else the latest), and what was paid for the order.
 pub(super) async fn load_job(
     connection: &mut PgConnection,
     order: OrderId,
     attempt: Option<i16>,
-) -> Result<(Option<StockJob>, Option<Money>), StoreError> {
-    let row: JobRow = sqlx::query_as(LOAD).bind(order.0).bind(attempt).fetch_one(connection).await?;
-    let wrong = |_| StoreError::Inconsistent { table: "payments", column: "amount", id: order.0 };
-    let paid = row.amount.map(Money::new).transpose().map_err(wrong)?;
-    Ok((row.into_job(order)?, paid))
+) -> Result<Loaded, StoreError> {
+    let loaded = load_jobs(connection, &[(order, attempt)]).await?;
+    Ok(loaded.into_iter().next().unwrap_or_default())
 }
 
-pub(super) async fn write_job(
+/// The same for many orders, in their sequence, by one statement.
+pub(super) async fn load_jobs(
     connection: &mut PgConnection,
-    aggregate: &OrderAggregate,
+    wanted: &[(OrderId, Option<i16>)],
+) -> Result<Vec<Loaded>, StoreError> {
+    let (orders, attempts): (Vec<Uuid>, Vec<Option<i16>>) =
+        wanted.iter().map(|(order, attempt)| (order.0, *attempt)).unzip();
+    let rows: Vec<JobRow> = sqlx::query_as(LOAD).bind(orders).bind(attempts).fetch_all(connection).await?;
+    rows.into_iter().map(JobRow::into_loaded).collect()
+}
+
+/// Writes the stock jobs of these orders, which are locked; each order stands there once.
+pub(super) async fn write_jobs(
+    connection: &mut PgConnection,
+    aggregates: &[&OrderAggregate],
     times: StockTimes,
 ) -> Result<(), StoreError> {
-    let (Some(job), Some(write)) = (&aggregate.job, aggregate.changes.job) else { return Ok(()) };
-    match write {
-        JobWrite::Insert => insert(&mut *connection, job, times).await,
-        JobWrite::Keep => update(&mut *connection, job, times, false).await,
-        JobWrite::Release => update(&mut *connection, job, times, true).await,
-    }?;
+    let jobs = || aggregates.iter().filter_map(|one| Some((one.job.as_ref()?, one.changes.job?)));
+    let inserted: Vec<_> =
+        jobs().filter(|(_, write)| *write == JobWrite::Insert).map(|(job, _)| job).collect();
+    let updated: Vec<_> = jobs().filter(|(_, write)| *write != JobWrite::Insert).collect();
+    if !inserted.is_empty() {
+        insert(&mut *connection, &inserted, times).await?;
+    }
+    if !updated.is_empty() {
+        update(&mut *connection, &updated, times).await?;
+    }
     // A job that takes has never held up another.
-    let may_have_held_up = matches!(job.state, JobState::Returning | JobState::Returned);
-    if may_have_held_up && !job.holds_up_later_attempts() {
-        sqlx::query(WAKE_LATER_ATTEMPTS).bind(job.order.0).bind(job.attempt).execute(connection).await?;
+    let may_have_held_up = |job: &StockJob| matches!(job.state, JobState::Returning | JobState::Returned);
+    let (orders, attempts): (Vec<Uuid>, Vec<i16>) = updated
+        .iter()
+        .filter(|(job, _)| may_have_held_up(job) && !job.holds_up_later_attempts())
+        .map(|(job, _)| (job.order.0, job.attempt))
+        .unzip();
+    if !orders.is_empty() {
+        sqlx::query(WAKE_LATER_ATTEMPTS).bind(orders).bind(attempts).execute(connection).await?;
     }
     Ok(())
 }
 
-async fn insert(connection: &mut PgConnection, job: &StockJob, times: StockTimes) -> Result<(), StoreError> {
-    let numbers: Vec<i16> = job.lines.iter().map(|line| line.number).collect();
-    let products: Vec<&str> = job.lines.iter().map(|line| line.product_id.as_str()).collect();
-    let quantities: Vec<i32> = job.lines.iter().map(|line| line.quantity.get().cast_signed()).collect();
-    let states: Vec<&str> = job.lines.iter().map(|line| line.state.as_str()).collect();
-    let sent: Vec<_> = job.lines.iter().map(|line| line.sent_at).collect();
-    sqlx::query(INSERT)
-        .bind(job.order.0)
-        .bind(job.attempt)
-        .bind(job.state.as_str())
-        .bind(job.paid)
-        .bind(job.actor.role.as_str())
-        .bind(&job.actor.id)
-        .bind(job.reason.as_deref())
-        .bind(job.trace.as_str())
-        .bind(job.parked.as_deref())
-        .bind(job.failures)
+async fn insert(
+    connection: &mut PgConnection,
+    jobs: &[&StockJob],
+    times: StockTimes,
+) -> Result<(), StoreError> {
+    let lines = lines_of(jobs);
+    bind_jobs(sqlx::query(INSERT), jobs)
+        .bind(column(jobs, |job| job.actor.role.as_str()))
+        .bind(column(jobs, |job| job.actor.id.as_str()))
+        .bind(column(jobs, |job| job.reason.as_deref()))
+        .bind(column(jobs, |job| job.trace.as_str()))
         .bind(times.deadline)
-        .bind(job.holder)
         .bind(times.lease)
-        .bind(job.pause())
-        .bind(numbers)
-        .bind(products)
-        .bind(quantities)
-        .bind(states)
-        .bind(sent)
+        .bind(column(&lines, |(job, _)| job.order.0))
+        .bind(column(&lines, |(job, _)| job.attempt))
+        .bind(column(&lines, |(_, line)| line.number))
+        .bind(column(&lines, |(_, line)| line.product_id.as_str()))
+        .bind(column(&lines, |(_, line)| line.quantity.get().cast_signed()))
+        .bind(column(&lines, |(_, line)| line.state.as_str()))
+        .bind(column(&lines, |(_, line)| line.last_error.as_deref()))
+        .bind(column(&lines, |(_, line)| line.sent_at))
         .execute(connection)
         .await?;
     Ok(())
@@ -168,37 +204,54 @@ async fn insert(connection: &mut PgConnection, job: &StockJob, times: StockTimes
 
 async fn update(
     connection: &mut PgConnection,
-    job: &StockJob,
+    updated: &[(&StockJob, JobWrite)],
     times: StockTimes,
-    release: bool,
 ) -> Result<(), StoreError> {
-    let numbers: Vec<i16> = job.lines.iter().map(|line| line.number).collect();
-    let states: Vec<&str> = job.lines.iter().map(|line| line.state.as_str()).collect();
-    let errors: Vec<Option<&str>> = job.lines.iter().map(|line| line.last_error.as_deref()).collect();
-    let sent: Vec<_> = job.lines.iter().map(|line| line.sent_at).collect();
-    sqlx::query(UPDATE)
-        .bind(job.order.0)
-        .bind(job.attempt)
-        .bind(job.state.as_str())
-        .bind(job.paid)
-        .bind(job.parked.as_deref())
-        .bind(job.failures)
-        .bind(job.refusals)
-        .bind(release)
-        .bind(job.pause())
+    let jobs = column(updated, |(job, _)| *job);
+    let lines = lines_of(&jobs);
+    bind_jobs(sqlx::query(UPDATE), &jobs)
+        .bind(column(updated, |(_, write)| *write == JobWrite::Release))
         .bind(times.deadline)
-        .bind(job.holder)
-        .bind(numbers)
-        .bind(states)
-        .bind(errors)
-        .bind(sent)
+        .bind(column(&lines, |(job, _)| job.order.0))
+        .bind(column(&lines, |(job, _)| job.attempt))
+        .bind(column(&lines, |(_, line)| line.number))
+        .bind(column(&lines, |(_, line)| line.state.as_str()))
+        .bind(column(&lines, |(_, line)| line.last_error.as_deref()))
+        .bind(column(&lines, |(_, line)| line.sent_at))
         .execute(connection)
         .await?;
     Ok(())
 }
 
+/// The columns that both statements write.
+fn bind_jobs<'q>(
+    query: Query<'q, Postgres, PgArguments>,
+    jobs: &[&'q StockJob],
+) -> Query<'q, Postgres, PgArguments> {
+    query
+        .bind(column(jobs, |job| job.order.0))
+        .bind(column(jobs, |job| job.attempt))
+        .bind(column(jobs, |job| job.state.as_str()))
+        .bind(column(jobs, |job| job.paid))
+        .bind(column(jobs, |job| job.parked.as_deref()))
+        .bind(column(jobs, |job| job.failures))
+        .bind(column(jobs, |job| job.refusals))
+        .bind(column(jobs, |job| job.pause()))
+        .bind(column(jobs, |job| job.holder))
+}
+
+/// One array of a statement that writes many rows.
+fn column<'a, R, T>(rows: &'a [R], value: impl Fn(&'a R) -> T) -> Vec<T> {
+    rows.iter().map(value).collect()
+}
+
+fn lines_of<'a>(jobs: &[&'a StockJob]) -> Vec<(&'a StockJob, &'a StockLine)> {
+    jobs.iter().flat_map(|job| job.lines.iter().map(|line| (*job, line))).collect()
+}
+
 #[derive(sqlx::FromRow)]
 struct JobRow {
+    order_id: Uuid,
     attempt: Option<i16>,
     state: Option<String>,
     paid: Option<bool>,
@@ -221,9 +274,16 @@ struct JobRow {
 }
 
 impl JobRow {
+    fn into_loaded(self) -> Result<Loaded, StoreError> {
+        let wrong = |_| StoreError::Inconsistent { table: "payments", column: "amount", id: self.order_id };
+        let paid = self.amount.map(Money::new).transpose().map_err(wrong)?;
+        Ok((self.into_job()?, paid))
+    }
+
     /// Nothing where the order has no such job.
-    fn into_job(self, order: OrderId) -> Result<Option<StockJob>, StoreError> {
+    fn into_job(self) -> Result<Option<StockJob>, StoreError> {
         let Some(attempt) = self.attempt else { return Ok(None) };
+        let order = OrderId(self.order_id);
         let wrong = |column| StoreError::Inconsistent { table: "stock_jobs", column, id: order.0 };
         let lines = self.lines().ok_or(StoreError::Inconsistent {
             table: "stock_lines",

@@ -258,6 +258,40 @@ fn a_call_that_was_not_sent_starts_a_new_term_of_its_key() {
 }
 
 #[test]
+fn the_refusal_of_a_repeat_counts_when_it_has_come_twice() {
+    let mut job = job(1);
+    let first = job.next_calls(HONOURED);
+    job.record(&first[0], &CallOutcome::Unknown("lost".into()), ME);
+    let refused = CallOutcome::Refused("answered 409".into());
+    for expected in [LineState::Taking, LineState::Refused] {
+        let again = job.next_calls(HONOURED);
+        job.record(&again[0], &refused, ME);
+        assert_eq!(job.lines[0].state, expected);
+    }
+}
+
+#[test]
+fn a_line_of_a_cancelled_order_that_may_be_taken_is_not_given_up_for_a_refusal_that_nothing_confirms() {
+    let mut job = job(2);
+    let calls = job.next_calls(HONOURED);
+    job.record(&calls[0], &CallOutcome::Unknown("lost".into()), ME);
+    job.record(&calls[1], &CallOutcome::Done, ME);
+    job.give_back();
+    for _ in 0..=HONOURED.refusal_retries {
+        for call in job.next_calls(HONOURED) {
+            let outcome = match call.direction {
+                Direction::Take => CallOutcome::RefusalUnconfirmed("answered 404, but there are 5".into()),
+                Direction::GiveBack => CallOutcome::Done,
+            };
+            job.record(&call, &outcome, ME);
+        }
+        assert_eq!((job.lines[0].state, job.parked.as_deref()), (LineState::Taking, None));
+    }
+    assert_eq!(job.next_calls(HONOURED), []);
+    assert!(job.parked.as_ref().is_some_and(|why| why.contains("line 1")), "{:?}", job.parked);
+}
+
+#[test]
 fn a_refusal_that_no_look_up_confirms_is_repeated_so_many_times_and_then_parked() {
     let mut job = job(2);
     let refused = CallOutcome::RefusalUnconfirmed("answered 409, but there are 5".into());
