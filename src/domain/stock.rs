@@ -214,10 +214,9 @@ impl StockJob {
             return Vec::new();
         }
         let (order, attempt, state, refusals) = (self.order, self.attempt, self.state, self.refusals);
-        let unknown = self
-            .lines
-            .iter()
-            .find(|line| matches!(due(state, line.state), Some((_, true))) && !rules.may_repeat(line, refusals));
+        let unknown = self.lines.iter().find(|line| {
+            matches!(due(state, line.state), Some((_, true))) && !rules.may_repeat(line, refusals)
+        });
         let unknown = unknown.map(|line| (line.number, line.sent_at));
         let most = if unknown.is_some() && state == JobState::Taking { 0 } else { rules.at_once };
         let mut calls = Vec::new();

@@ -45,9 +45,10 @@ async fn history(shop: &Shop, id: &str) -> Vec<Value> {
     rows.iter().map(|row| serde_json::from_str(row).unwrap()).collect()
 }
 
-/// A shop with a connection for each of 20 requests, and with time for all of them to wait for one row.
+/// A shop with a connection for each of 20 requests (a quarter of all is for lists), and with time for all of them to
+/// wait for one row.
 async fn patient_shop() -> Shop {
-    let builder = Shop::builder().with("DATABASE_MAX_CONNECTIONS", "20");
+    let builder = Shop::builder().with("DATABASE_MAX_CONNECTIONS", "28");
     let waits = ["DATABASE_ACQUIRE_TIMEOUT_MS", "DATABASE_DEADLINE_MS", "REQUEST_DEADLINE_MS"];
     waits.iter().fold(builder, |builder, wait| builder.with(wait, "60000")).start().await
 }
