@@ -63,13 +63,10 @@ impl Store {
     pub fn for_relay(&self, max_connections: u32) -> Self {
         let options = self.settings.options.clone().options([
             ("plan_cache_mode", "force_custom_plan"),
-            ("enable_seqscan", "off"),
             ("enable_bitmapscan", "off"),
             ("enable_sort", "off"),
             ("enable_hashjoin", "off"),
             ("enable_mergejoin", "off"),
-            // The price that "off" puts on a plan would make the server compile it.
-            ("jit", "off"),
         ]);
         let settings = DatabaseSettings { options, ..self.settings.clone() };
         Self { settings, ..self.clone() }.with_own_pool(max_connections)
