@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::connection::{Connections, Socket, Waits};
+use crate::telemetry::Seldom;
 
 /// How connections are served.
 #[derive(Clone, Debug)]
@@ -46,11 +47,12 @@ pub async fn serve(
 ) {
     let (watched, cut) = (GracefulShutdown::new(), CancellationToken::new());
     let connections = Connections::new(settings.max_connections);
+    let failures = Seldom::new(Duration::from_secs(10));
     let waits = Waits { head: settings.head_timeout, write: settings.write_timeout };
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
-            accepted = accept(&listener, &connections) => accepted,
+            accepted = accept(&listener, &connections, &failures) => accepted,
         };
         let Some(stream) = accepted else { continue };
         let entry = tokio::select! {
@@ -93,7 +95,7 @@ pub async fn serve(
     cut.cancel();
 }
 
-async fn accept(listener: &TcpListener, connections: &Connections) -> Option<TcpStream> {
+async fn accept(listener: &TcpListener, connections: &Connections, failures: &Seldom) -> Option<TcpStream> {
     const PAUSE: Duration = Duration::from_millis(10);
     match listener.accept().await {
         Ok((stream, _)) => {
@@ -103,7 +105,9 @@ async fn accept(listener: &TcpListener, connections: &Connections) -> Option<Tcp
         }
         Err(error) => {
             // Out of file descriptors, most likely: make room, and pause so that the loop does not spin.
-            warn!(%error, "a connection could not be accepted");
+            if let Some(held_back) = failures.held_back() {
+                warn!(%error, held_back, "a connection could not be accepted");
+            }
             connections.close_longest_waiting();
             tokio::time::sleep(PAUSE).await;
             None

@@ -59,10 +59,9 @@ pub(super) fn pool(settings: &DatabaseSettings) -> PgPool {
 /// For reads along an index whose plan must not depend on statistics: the one plan without a sort, made once.
 ///
 /// Where sorting is out, a list is read along the only index that has its sequence (`list.rs`). The plan is the same
-/// for all values, so planning anew for each would be wasted; and without a just-in-time compiler, a cost that is
-/// estimated wrongly costs nothing.
+/// for all values, so planning anew for each would be wasted.
 fn reader_pool(settings: &DatabaseSettings) -> PgPool {
-    pool_with(settings, &[("enable_sort", "off"), ("plan_cache_mode", "force_generic_plan"), ("jit", "off")])
+    pool_with(settings, &[("enable_sort", "off"), ("plan_cache_mode", "force_generic_plan")])
 }
 
 fn pool_with(settings: &DatabaseSettings, more: &[(&str, &str)]) -> PgPool {
