@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | one deadline for all look-ups of a placement | `deadline` | here |
 //! | look-ups of one placement at once | `concurrency` | here |
+//! | look-ups of one product at once: placements share them | | `singleflight` |
 //! | look-ups of all placements at once | `max_in_flight` | here |
 //! | further attempts of one GET, and of all together | `retries` | `budget` |
 //! | no calls at all while most of them fail | `breaker_*` | `breaker`, `gate` |
@@ -17,6 +18,8 @@
 //! counts for the breaker neither way: one broken product does not close the shop.
 
 use std::cmp::min;
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -24,8 +27,8 @@ use futures_util::stream::FuturesUnordered;
 use reqwest::header::{ACCEPT, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{StatusCode, Url, redirect, retry};
 use thiserror::Error;
-use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::domain::{Money, ProductId, TraceParent};
 use crate::telemetry::Seldom;
@@ -36,6 +39,7 @@ mod budget;
 mod failure;
 mod gate;
 mod settings;
+mod singleflight;
 pub mod stock;
 #[cfg(test)]
 mod tests;
@@ -46,6 +50,7 @@ use budget::RetryBudget;
 use failure::Failure;
 use gate::Gate;
 pub use settings::{InvalidSettings, ProductSettings};
+use singleflight::{Singleflight, Ticket};
 pub use stock::{StockRoute, StockSettings};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -58,6 +63,10 @@ const IDLE_CONNECTION: Duration = Duration::from_secs(15);
 /// The pause before the second attempt; it doubles with each further one up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(40);
 const LONGEST_PAUSE: Duration = Duration::from_millis(320);
+
+/// A look-up that takes longer than this no longer holds back the next one of its product: one lost packet must
+/// not stop the sale of a product for a whole `attempt_timeout`.
+const SLOW: Duration = Duration::from_millis(20);
 
 /// What the Product Service says of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,20 +92,30 @@ pub struct Unavailable {
 pub struct ProductClient {
     http: reqwest::Client,
     base: Url,
-    products: Url,
     stock: StockSettings,
     deadline: Duration,
-    attempt_timeout: Duration,
     retries: u32,
     concurrency: usize,
     misrouted: Seldom,
     unmoved: Seldom,
-    places: Semaphore,
     budget: RetryBudget,
+    catalogue: Arc<Catalogue>,
+    look_ups: Arc<Singleflight<Answer>>,
+}
+
+/// The price and stock of a product; none where it is unknown or withdrawn.
+type Answer = Result<Option<Product>, Failure>;
+
+/// What one attempt needs, whichever placements share it.
+struct Catalogue {
+    http: reqwest::Client,
+    products: Url,
+    attempt_timeout: Duration,
+    permits: Semaphore,
     gate: Gate,
 }
 
-/// What the look-ups of one placement share.
+/// What the look-ups of one placement have in common.
 struct Call<'a> {
     trace: &'a TraceParent,
     header: Option<HeaderValue>,
@@ -108,20 +127,26 @@ impl ProductClient {
     /// A client with no connections yet: the Product Service need not be there.
     pub fn new(settings: ProductSettings) -> Result<Self, InvalidSettings> {
         let settings = settings.within_bounds();
+        let http = http_client(&settings)?;
+        let catalogue = Catalogue {
+            http: http.clone(),
+            products: settings.products()?,
+            attempt_timeout: settings.attempt_timeout,
+            permits: Semaphore::new(settings.max_in_flight),
+            gate: Gate::new(&settings),
+        };
         Ok(Self {
             base: settings.url.clone(),
-            products: settings.products()?,
             stock: settings.stock.clone(),
-            http: http_client(&settings)?,
+            http,
             deadline: settings.deadline,
-            attempt_timeout: settings.attempt_timeout,
             retries: settings.retries,
             concurrency: settings.concurrency,
             misrouted: Seldom::new(Duration::from_mins(1)),
             unmoved: Seldom::new(Duration::from_secs(10)),
-            places: Semaphore::new(settings.max_in_flight),
             budget: RetryBudget::default(),
-            gate: Gate::new(&settings),
+            catalogue: Arc::new(catalogue),
+            look_ups: Arc::new(Singleflight::new()),
         })
     }
 
@@ -158,7 +183,7 @@ impl ProductClient {
 
     /// Where the breaker is, for the readiness answer.
     pub fn state(&self) -> BreakerState {
-        self.gate.state()
+        self.catalogue.gate.state()
     }
 
     /// How many products of one call to ask for at once.
@@ -166,11 +191,11 @@ impl ProductClient {
     /// While the breaker is not closed it is one: with more, a placement of many products would use up the
     /// few permitted calls, be refused the next, and cancel its own probes before they could close anything.
     fn side_by_side(&self) -> usize {
-        if self.gate.state() == BreakerState::Closed { self.concurrency } else { 1 }
+        if self.catalogue.gate.state() == BreakerState::Closed { self.concurrency } else { 1 }
     }
 
     /// One product, with the retries that its failures, the deadline and the budget allow.
-    async fn ask(&self, id: &ProductId, call: &Call<'_>) -> Result<Option<Product>, Failure> {
+    async fn ask(&self, id: &ProductId, call: &Call<'_>) -> Answer {
         self.budget.earn();
         let mut retries = 0;
         loop {
@@ -181,7 +206,7 @@ impl ProductClient {
             let pause = pause_before(retries);
             let worthwhile = retries < self.retries
                 && failure.may_pass()
-                && self.gate.state() != BreakerState::Open
+                && self.catalogue.gate.state() != BreakerState::Open
                 && Instant::now() + pause < call.deadline;
             if !worthwhile || !self.budget.spend() {
                 return Err(failure);
@@ -192,31 +217,69 @@ impl ProductClient {
         }
     }
 
-    /// One GET, within its own time and what is left of the call's.
-    async fn attempt(&self, id: &ProductId, call: &Call<'_>) -> Result<Option<Product>, Failure> {
-        if self.gate.state() == BreakerState::Open {
+    /// One attempt, which placements that ask for the same product share. The caller waits for it until its own
+    /// deadline; the trace that it carries is that of the caller who began it.
+    async fn attempt(&self, id: &ProductId, call: &Call<'_>) -> Answer {
+        if self.catalogue.gate.state() == BreakerState::Open {
             return Err(Failure::Refused);
         }
-        let _place = self.place(call).await?;
+        let (catalogue, product, trace) = (Arc::clone(&self.catalogue), id.clone(), call.header.clone());
+        let look_up = move |ticket| async move { catalogue.attempt(&product, trace, ticket).await };
+        let mut joined = self.look_ups.join(id, call.deadline, look_up);
+        match timeout_at(call.deadline, &mut joined.answer).await {
+            Ok(answer) => answer,
+            Err(_) => Err(joined.sent().map_or(Failure::Crowded, |sent| Failure::Late {
+                after: call.deadline.saturating_duration_since(sent),
+            })),
+        }
+    }
+
+    async fn get(&self, id: &ProductId, trace: Option<HeaderValue>) -> Answer {
+        self.catalogue.get(id, trace).await
+    }
+
+    fn unavailable(&self, id: &ProductId, call: &Call<'_>, cause: Failure) -> Unavailable {
+        let elapsed_ms = u64::try_from(call.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let trace_id = call.trace.trace_id();
+        let error = cause.chain();
+        // While the breaker is open every placement comes here: its opening was the warning.
+        if matches!(cause, Failure::Refused) {
+            tracing::debug!(product = %id, elapsed_ms, trace_id, %error, "product not looked up");
+        } else {
+            tracing::warn!(product = %id, elapsed_ms, trace_id, %error, "product look-up failed");
+        }
+        let retry_after =
+            self.catalogue.gate.remaining().unwrap_or_else(|| Duration::from_secs(1 + random_below(2)));
+        Unavailable { retry_after: retry_after.max(Duration::from_secs(1)), cause }
+    }
+}
+
+impl Catalogue {
+    /// One GET, within its own time and the latest deadline of those who wait for it.
+    async fn attempt(&self, id: &ProductId, trace: Option<HeaderValue>, ticket: Ticket<Answer>) -> Answer {
+        let _permit = self.permits.acquire().await.map_err(|_| Failure::Crowded)?;
+        let latest = ticket.send();
         let now = Instant::now();
-        let due = min(now + self.attempt_timeout, call.deadline);
+        let due = latest.map_or(now, |latest| min(now + self.attempt_timeout, latest));
         let pass = self.gate.admit(due).ok_or(Failure::Refused)?;
+        let mut get = pin!(timeout_at(due, self.get(id, trace)));
+        let answer = match timeout(SLOW, &mut get).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                ticket.let_next_go();
+                get.await
+            }
+        };
         let late = |_| Failure::Late { after: due.saturating_duration_since(now) };
-        let answer = timeout_at(due, self.get(id, call.header.as_ref())).await.map_err(late).flatten();
+        let answer = answer.map_err(late).flatten();
         pass.finish(answer.as_ref().map_or_else(Failure::outcome, |_| Outcome::Success));
         answer
     }
 
-    /// Waits for one of the places that all placements share.
-    async fn place(&self, call: &Call<'_>) -> Result<SemaphorePermit<'_>, Failure> {
-        let place = timeout_at(call.deadline, self.places.acquire()).await;
-        place.map_err(|_| Failure::Crowded)?.map_err(|_| Failure::Crowded)
-    }
-
-    async fn get(&self, id: &ProductId, trace: Option<&HeaderValue>) -> Result<Option<Product>, Failure> {
+    async fn get(&self, id: &ProductId, trace: Option<HeaderValue>) -> Answer {
         let mut request = self.http.get(self.address(id));
-        if let Some(header) = trace {
-            request = request.header(TRACEPARENT, header.clone());
+        if let Some(trace) = trace {
+            request = request.header(TRACEPARENT, trace);
         }
         let response = request.send().await?;
         match response.status() {
@@ -233,20 +296,6 @@ impl ProductClient {
             path.push(id.as_str());
         }
         address
-    }
-
-    fn unavailable(&self, id: &ProductId, call: &Call<'_>, cause: Failure) -> Unavailable {
-        let elapsed_ms = u64::try_from(call.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let trace_id = call.trace.trace_id();
-        let error = cause.chain();
-        // While the breaker is open every placement comes here: its opening was the warning.
-        if matches!(cause, Failure::Refused) {
-            tracing::debug!(product = %id, elapsed_ms, trace_id, %error, "product not looked up");
-        } else {
-            tracing::warn!(product = %id, elapsed_ms, trace_id, %error, "product look-up failed");
-        }
-        let retry_after = self.gate.remaining().unwrap_or_else(|| Duration::from_secs(1 + random_below(2)));
-        Unavailable { retry_after: retry_after.max(Duration::from_secs(1)), cause }
     }
 }
 

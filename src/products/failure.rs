@@ -1,5 +1,6 @@
 //! Why an attempt brought no answer: for the log, and to tell what is worth another attempt.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::StatusCode;
@@ -9,21 +10,21 @@ use super::answer::Nonsense;
 use super::breaker::Outcome;
 use crate::telemetry::chain;
 
-/// Why an attempt brought no answer.
-#[derive(Debug, Error)]
+/// Why an attempt brought no answer. Cloned for each placement that shared the attempt.
+#[derive(Clone, Debug, Error)]
 pub(super) enum Failure {
     #[error("not asked, because the circuit breaker is not closed")]
     Refused,
-    #[error("not asked, because all places for look-ups stayed taken until the deadline")]
+    #[error("not asked, because too many look-ups were in flight until the deadline")]
     Crowded,
     #[error("no answer within {after:?}")]
     Late { after: Duration },
     #[error("the connection failed")]
-    Connection(#[source] reqwest::Error),
+    Connection(#[source] Arc<reqwest::Error>),
     #[error("answered {0}")]
     Status(StatusCode),
     #[error("the answer makes no sense")]
-    Nonsense(#[from] Nonsense),
+    Nonsense(#[source] Arc<Nonsense>),
 }
 
 impl Failure {
@@ -43,7 +44,11 @@ impl Failure {
     /// the others; what is no answer of a Product Service (a proxy's page), or asks for a pause, does.
     pub(super) fn outcome(&self) -> Outcome {
         match self {
-            Self::Nonsense(Nonsense::Malformed(_) | Nonsense::OtherProduct) => Outcome::Ignored,
+            Self::Nonsense(nonsense)
+                if matches!(**nonsense, Nonsense::Malformed(_) | Nonsense::OtherProduct) =>
+            {
+                Outcome::Ignored
+            }
             Self::Status(status) if status.is_client_error() && !matches!(status.as_u16(), 408 | 429) => {
                 Outcome::Ignored
             }
@@ -65,7 +70,13 @@ impl Failure {
 /// Without the URL: it may hold more than a log should, and the product is named next to it.
 impl From<reqwest::Error> for Failure {
     fn from(error: reqwest::Error) -> Self {
-        Self::Connection(error.without_url())
+        Self::Connection(Arc::new(error.without_url()))
+    }
+}
+
+impl From<Nonsense> for Failure {
+    fn from(nonsense: Nonsense) -> Self {
+        Self::Nonsense(Arc::new(nonsense))
     }
 }
 
@@ -82,14 +93,14 @@ mod tests {
             assert!(!Failure::Status(StatusCode::from_u16(status).unwrap()).may_pass(), "{status}");
         }
         assert!(Failure::Late { after: Duration::ZERO }.may_pass());
-        assert!(!Failure::Nonsense(Nonsense::TooLong).may_pass());
+        assert!(!Failure::from(Nonsense::TooLong).may_pass());
         assert!(!Failure::Refused.may_pass() && !Failure::Crowded.may_pass());
     }
 
     #[test]
     fn the_log_line_of_a_failure_names_its_cause_and_stays_short() {
         let bad = serde_json::from_str::<u8>(&format!("\"{}\"", "é".repeat(10_000))).unwrap_err();
-        let chain = Failure::Nonsense(Nonsense::Malformed(bad)).chain();
+        let chain = Failure::from(Nonsense::Malformed(bad)).chain();
         assert!(
             chain.starts_with("the answer makes no sense: it is not what a product looks like: invalid type")
         );

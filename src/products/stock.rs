@@ -170,7 +170,7 @@ impl ProductClient {
     /// Has a timeout of its own: the refusal may have come late.
     async fn look_up_again(&self, call: &StockCall, trace: &TraceParent) -> Result<Option<Product>, String> {
         let header = HeaderValue::from_str(trace.as_str()).ok();
-        match timeout(self.stock.timeout, self.get(&call.product_id, header.as_ref())).await {
+        match timeout(self.stock.timeout, self.get(&call.product_id, header)).await {
             Ok(found) => found.map_err(|failure| failure.chain()),
             Err(_) => Err(format!("no answer within {:?}", self.stock.timeout)),
         }

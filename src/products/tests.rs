@@ -9,6 +9,7 @@ use super::*;
 mod answers;
 mod bounds;
 mod circuit;
+mod shared;
 mod shop;
 
 use shop::{Reply, Shop};

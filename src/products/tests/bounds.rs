@@ -79,11 +79,14 @@ async fn all_placements_together_ask_for_no_more_at_once_than_set() {
     let shop = Shop::always(slow).await;
     let settings = ProductSettings { concurrency: 4, max_in_flight: 5, ..patient(&shop) };
     let client = std::sync::Arc::new(client(settings));
-    let placements: Vec<_> = (0..6)
-        .map(|_| {
-            let client = client.clone();
+    // Each of other products: placements of the same ones share their look-ups.
+    let products = numbered(30);
+    let placements: Vec<_> = products
+        .chunks(5)
+        .map(|ids| {
+            let (client, ids) = (client.clone(), ids.to_vec());
             // Spawned as a placement is: its future has to be Send.
-            tokio::spawn(async move { look_up(&client, &numbered(5)).await })
+            tokio::spawn(async move { look_up(&client, &ids).await })
         })
         .collect();
     for placement in placements {
@@ -91,7 +94,7 @@ async fn all_placements_together_ask_for_no_more_at_once_than_set() {
     }
     assert_eq!(shop.calls(), 30);
     assert!((2..=5).contains(&shop.most_at_once()), "{}", shop.most_at_once());
-    assert_eq!(client.places.available_permits(), 5);
+    assert_eq!(client.catalogue.permits.available_permits(), 5);
 }
 
 #[tokio::test]
@@ -106,7 +109,7 @@ async fn waiting_for_a_place_counts_against_the_deadline_and_not_against_the_pro
         ..patient(&shop)
     };
     let client = client(settings);
-    let taken = client.places.acquire().await.unwrap();
+    let taken = client.catalogue.permits.acquire().await.unwrap();
     let started = Instant::now();
     assert!(matches!(cause(&client).await, Failure::Crowded));
     elapsed_within(started, deadline);

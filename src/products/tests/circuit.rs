@@ -153,7 +153,8 @@ async fn while_half_open_a_few_placements_try_and_the_others_are_refused() {
     fail(&client, 5).await;
     until("half-open", || client.state() == BreakerState::HalfOpen).await;
     healthy.store(true, SeqCst);
-    let passes: Vec<_> = (0..3).map(|_| client.gate.admit(Instant::now() + HOUR).unwrap()).collect();
+    let passes: Vec<_> =
+        (0..3).map(|_| client.catalogue.gate.admit(Instant::now() + HOUR).unwrap()).collect();
     let refused = one(&client).await.unwrap_err();
     assert!(matches!(refused.cause, Failure::Refused));
     assert!(refused.retry_after <= Duration::from_secs(2), "{refused:?}");

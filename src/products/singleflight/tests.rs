@@ -1,0 +1,279 @@
+//! Any interleaving of arrivals, permits, answers, failures, deadlines and hang-ups gives each caller exactly one
+//! answer, and never one that was sent before the caller arrived.
+//!
+//! Time is a counter that every event advances, so no test waits for a clock.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use proptest::prelude::*;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task::JoinHandle;
+
+use super::*;
+
+const PRODUCTS: [&str; 2] = ["P1", "P2"];
+
+/// The number of the look-up, when it was sent, and whether it failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Answered {
+    look_up: usize,
+    sent: u64,
+    result: Result<(), ()>,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Arrive(usize),
+    /// A caller's client hangs up, or its deadline passes: the caller stops to wait.
+    Leave(usize),
+    /// One more look-up may be in flight.
+    Permit,
+    /// A look-up in flight is answered, or fails.
+    Answer(usize, bool),
+    /// A look-up in flight turns out to be slow.
+    Slow(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0..PRODUCTS.len()).prop_map(Step::Arrive),
+        2 => any::<usize>().prop_map(Step::Leave),
+        2 => Just(Step::Permit),
+        3 => (any::<usize>(), any::<bool>()).prop_map(|(which, well)| Step::Answer(which, well)),
+        1 => any::<usize>().prop_map(Step::Slow),
+    ]
+}
+
+/// What happens to a look-up in flight.
+enum Event {
+    Answer(bool),
+    Slow,
+}
+
+/// A Product Service that answers when it is told to, and keeps books.
+struct World {
+    singleflight: Arc<Singleflight<Answered>>,
+    permits: Semaphore,
+    clock: AtomicU64,
+    started: AtomicUsize,
+    /// Look-ups that have begun and are not over.
+    alive: AtomicUsize,
+    /// Of each look-up in flight: its product, and how to tell it what happens.
+    in_flight: Mutex<Vec<(usize, usize, oneshot::Sender<Event>)>>,
+}
+
+struct Caller {
+    product: usize,
+    arrived: u64,
+    waiting: JoinHandle<Answered>,
+}
+
+/// Counts a look-up as over, also when it is cancelled.
+struct Alive(Arc<World>, usize);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.alive.fetch_sub(1, SeqCst);
+        self.0.in_flight.lock().unwrap().retain(|(_, look_up, _)| *look_up != self.1);
+    }
+}
+
+impl World {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            singleflight: Arc::new(Singleflight::new()),
+            permits: Semaphore::new(0),
+            clock: AtomicU64::new(0),
+            started: AtomicUsize::new(0),
+            alive: AtomicUsize::new(0),
+            in_flight: Mutex::new(Vec::new()),
+        })
+    }
+
+    fn now(&self) -> u64 {
+        self.clock.fetch_add(1, SeqCst)
+    }
+
+    fn arrive(self: &Arc<Self>, product: usize) -> Caller {
+        let arrived = self.now();
+        let world = Arc::clone(self);
+        let id = ProductId::parse(PRODUCTS[product]).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(arrived);
+        let joined =
+            self.singleflight.join(&id, deadline, move |ticket| world.look_up(product, deadline, ticket));
+        Caller { product, arrived, waiting: tokio::spawn(joined.answer) }
+    }
+
+    async fn look_up(self: Arc<Self>, product: usize, first: Instant, ticket: Ticket<Answered>) -> Answered {
+        let look_up = self.started.fetch_add(1, SeqCst);
+        self.alive.fetch_add(1, SeqCst);
+        let _alive = Alive(Arc::clone(&self), look_up);
+        let _permit = self.permits.acquire().await.unwrap();
+        let latest = ticket.send().expect("it is sent once");
+        assert!(latest >= first, "the deadline of who began it counts");
+        let sent = self.now();
+        loop {
+            let (tell, told) = oneshot::channel();
+            self.in_flight.lock().unwrap().push((product, look_up, tell));
+            match told.await.unwrap() {
+                Event::Answer(true) => return Answered { look_up, sent, result: Ok(()) },
+                Event::Answer(false) => return Answered { look_up, sent, result: Err(()) },
+                Event::Slow => ticket.let_next_go(),
+            }
+        }
+    }
+
+    /// Tells one of the look-ups in flight; false where there is none.
+    fn tell(&self, which: usize, event: Event) -> bool {
+        let mut in_flight = self.in_flight.lock().unwrap();
+        if in_flight.is_empty() {
+            return false;
+        }
+        let which = which % in_flight.len();
+        let (_, _, tell) = in_flight.swap_remove(which);
+        drop(in_flight);
+        tell.send(event).is_ok()
+    }
+
+    fn in_flight_of(&self, product: usize) -> usize {
+        self.in_flight.lock().unwrap().iter().filter(|(of, ..)| *of == product).count()
+    }
+}
+
+/// Lets every task go as far as it can.
+async fn settle() {
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn run(steps: Vec<Step>) {
+    let world = World::new();
+    let (mut callers, mut left, mut slow) = (Vec::<Caller>::new(), 0, false);
+    for step in steps {
+        match step {
+            Step::Arrive(product) => {
+                let free = world.permits.available_permits() > 0;
+                let nobody =
+                    callers.iter().all(|caller| caller.product != product || caller.waiting.is_finished());
+                callers.push(world.arrive(product));
+                settle().await;
+                assert!(!(free && nobody) || world.in_flight_of(product) == 1, "it leaves at once");
+            }
+            Step::Leave(which) if !callers.is_empty() => {
+                let caller = callers.swap_remove(which % callers.len());
+                caller.waiting.abort();
+                match caller.waiting.await {
+                    Ok(answered) => assert!(answered.sent > caller.arrived, "{answered:?}"),
+                    Err(_) => left += 1,
+                }
+            }
+            Step::Leave(_) => {}
+            Step::Permit => world.permits.add_permits(1),
+            Step::Answer(which, well) => {
+                world.tell(which, Event::Answer(well));
+            }
+            Step::Slow(which) => slow |= world.tell(which, Event::Slow),
+        }
+        settle().await;
+        for product in 0..PRODUCTS.len() {
+            assert!(slow || world.in_flight_of(product) <= 1, "one look-up of a product at a time");
+        }
+    }
+    finish(&world, callers).await;
+    assert_eq!(world.alive.load(SeqCst), 0, "a look-up that nobody waits for is cancelled ({left} left)");
+    assert!(world.singleflight.lock().is_empty(), "nothing is kept");
+}
+
+/// Everybody who is still waiting gets an answer of an age that is right.
+async fn finish(world: &Arc<World>, callers: Vec<Caller>) {
+    world.permits.add_permits(1000);
+    settle().await;
+    while world.tell(0, Event::Answer(true)) {
+        settle().await;
+    }
+    for caller in callers {
+        assert!(caller.waiting.is_finished(), "a caller was forgotten");
+        let answered = caller.waiting.await.unwrap();
+        assert!(answered.sent > caller.arrived, "sent before its caller arrived: {answered:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+    #[test]
+    fn each_caller_gets_one_answer_and_none_that_was_sent_before_it_arrived(
+        steps in proptest::collection::vec(step(), 1..60)
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(run(steps));
+    }
+}
+
+#[tokio::test]
+async fn callers_that_arrive_while_a_look_up_is_in_flight_share_the_next() {
+    let world = World::new();
+    world.permits.add_permits(10);
+    let first = world.arrive(0);
+    settle().await;
+    let others: Vec<_> = (0..20).map(|_| world.arrive(0)).collect();
+    settle().await;
+    assert_eq!((world.started.load(SeqCst), world.in_flight_of(0)), (1, 1));
+    assert!(world.tell(0, Event::Answer(true)));
+    assert_eq!(first.waiting.await.unwrap().look_up, 0);
+    settle().await;
+    assert!(world.tell(0, Event::Answer(false)));
+    for other in others {
+        assert_eq!(other.waiting.await.unwrap().look_up, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_slow_look_up_does_not_hold_back_the_next() {
+    let world = World::new();
+    world.permits.add_permits(10);
+    let first = world.arrive(0);
+    settle().await;
+    let second = world.arrive(0);
+    settle().await;
+    assert!(world.tell(0, Event::Slow));
+    settle().await;
+    assert_eq!(world.in_flight_of(0), 2);
+    while world.tell(0, Event::Answer(true)) {
+        settle().await;
+    }
+    assert_eq!((first.waiting.await.unwrap().look_up, second.waiting.await.unwrap().look_up), (0, 1));
+    assert!(world.singleflight.lock().is_empty());
+}
+
+/// The same on real threads, where nothing is in an order of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_thread_finds_an_answer_that_is_older_than_its_question() {
+    let singleflight = Arc::new(Singleflight::<Instant>::new());
+    let callers: Vec<_> = (0..8)
+        .map(|_| {
+            let singleflight = Arc::clone(&singleflight);
+            tokio::spawn(async move {
+                let id = ProductId::parse("P1").unwrap();
+                for _ in 0..500 {
+                    let arrived = Instant::now();
+                    let look_up = |ticket: Ticket<Instant>| async move {
+                        tokio::task::yield_now().await;
+                        ticket.send();
+                        let sent = Instant::now();
+                        tokio::task::yield_now().await;
+                        sent
+                    };
+                    let joined = singleflight.join(&id, arrived, look_up);
+                    assert!(joined.answer.await >= arrived);
+                }
+            })
+        })
+        .collect();
+    for caller in callers {
+        caller.await.unwrap();
+    }
+    assert!(singleflight.lock().is_empty());
+}
