@@ -263,12 +263,11 @@ impl Catalogue {
         let due = latest.map_or(now, |latest| min(now + self.attempt_timeout, latest));
         let pass = self.gate.admit(due).ok_or(Failure::Refused)?;
         let mut get = pin!(timeout_at(due, self.get(id, trace)));
-        let answer = match timeout(SLOW, &mut get).await {
-            Ok(answer) => answer,
-            Err(_) => {
-                ticket.let_next_go();
-                get.await
-            }
+        let answer = if let Ok(answer) = timeout(SLOW, &mut get).await {
+            answer
+        } else {
+            ticket.let_next_go();
+            get.await
         };
         let late = |_| Failure::Late { after: due.saturating_duration_since(now) };
         let answer = answer.map_err(late).flatten();

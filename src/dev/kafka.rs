@@ -69,6 +69,11 @@ impl Kafka {
         &self.bootstrap_servers
     }
 
+    /// The process of the cluster.
+    pub fn pid(&self) -> u32 {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner).child.id()
+    }
+
     /// Creates a topic, each partition on as many brokers as Kafka's default asks for (at most three).
     pub fn create_topic(&self, name: &str, partitions: i32) -> Result<(), DevError> {
         self.tell(&format!("create-topic {name} {partitions}"))

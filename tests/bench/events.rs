@@ -11,7 +11,6 @@ use hdrhistogram::Histogram;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::producer::{BaseProducer, Producer as _};
 use rdkafka::{ClientConfig, Message as _, Offset, TopicPartitionList};
 
 use crate::Result;
@@ -86,23 +85,17 @@ fn ends_of(consumer: &BaseConsumer, topic: &str) -> Result<TopicPartitionList> {
     Ok(assignment)
 }
 
-/// Makes a topic. The embedded broker makes it when a producer first names it, and knows no admin.
+/// Makes a topic and waits until it is there.
 pub(crate) fn make_topic(parts: &Parts, topic: &str) -> Result<()> {
+    if let Some(kafka) = parts.embedded_kafka() {
+        return Ok(kafka.create_topic(topic, PARTITIONS)?);
+    }
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", parts.bootstrap_servers());
-    if !parts.kafka_is_embedded() {
-        let admin: AdminClient<DefaultClientContext> = config.create()?;
-        let new = NewTopic::new(topic, PARTITIONS, TopicReplication::Fixed(1));
-        parts.runtime.block_on(admin.create_topics([&new], &AdminOptions::new()))?;
+    let admin: AdminClient<DefaultClientContext> = config.create()?;
+    let new = NewTopic::new(topic, PARTITIONS, TopicReplication::Fixed(1));
+    for made in parts.runtime.block_on(admin.create_topics([&new], &AdminOptions::new()))? {
+        made.map_err(|(topic, code)| format!("the topic {topic} was not made: {code}"))?;
     }
-    let producer: BaseProducer = config.create()?;
-    let deadline = Instant::now() + BROKER;
-    while Instant::now() < deadline {
-        let metadata = producer.client().fetch_metadata(Some(topic), BROKER)?;
-        if metadata.topics().iter().any(|topic| !topic.partitions().is_empty()) {
-            return Ok(());
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Err(format!("the topic {topic} did not appear").into())
+    Ok(())
 }

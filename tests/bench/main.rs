@@ -69,7 +69,6 @@ fn main() -> ExitCode {
     let argument = std::env::args().nth(1).unwrap_or_default();
     let done = match argument.as_str() {
         "stub" => stub::product_service(),
-        "kafka" => stub::kafka(),
         "--bench" => bench(),
         _ => {
             println!("This is a benchmark: cargo bench --bench orders");

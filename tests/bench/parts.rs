@@ -7,13 +7,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use order_service::dev::Postgres;
 use order_service::dev::postgres::Durability;
+use order_service::dev::{Kafka, Postgres};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tokio::runtime::Runtime;
 
 use crate::settings::Settings;
 use crate::{Result, cpu, events};
+
+/// The service of this build, which has the embedded Kafka in it.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_order-service");
 
 const READY_WITHIN: Duration = Duration::from_mins(1);
 const STOPPED_WITHIN: Duration = Duration::from_secs(40);
@@ -24,14 +27,14 @@ pub(crate) struct Parts {
     pub(crate) settings: Settings,
     pub(crate) runtime: Runtime,
     postgres: Postgres,
-    stub: Helper,
-    kafka: Option<Helper>,
+    stub: Stub,
+    kafka: Option<Kafka>,
     bootstrap_servers: String,
     databases: u32,
 }
 
-/// This program once more, as one of the parts.
-struct Helper {
+/// This program once more, as the Product Service.
+struct Stub {
     child: Child,
     address: String,
     _lifeline: Option<ChildStdin>,
@@ -51,10 +54,11 @@ impl Parts {
     pub(crate) fn start(settings: Settings) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let postgres = runtime.block_on(Postgres::start_with(Durability::Default))?;
-        let stub = Helper::start("stub")?;
+        let stub = Stub::start()?;
         let (bootstrap_servers, kafka) = match &settings.kafka {
             Some(servers) => (servers.clone(), None),
-            None => Helper::start("kafka").map(|kafka| (kafka.address.clone(), Some(kafka)))?,
+            None => Kafka::start(Path::new(PROGRAM), 1)
+                .map(|kafka| (kafka.bootstrap_servers().to_owned(), Some(kafka)))?,
         };
         Ok(Self { settings, runtime, postgres, stub, kafka, bootstrap_servers, databases: 0 })
     }
@@ -63,12 +67,13 @@ impl Parts {
         &self.bootstrap_servers
     }
 
-    pub(crate) fn kafka_is_embedded(&self) -> bool {
-        self.kafka.is_some()
+    /// The cluster of librdkafka, unless a real Kafka was given.
+    pub(crate) fn embedded_kafka(&self) -> Option<&Kafka> {
+        self.kafka.as_ref()
     }
 
     pub(crate) fn kafka_name(&self) -> &'static str {
-        if self.kafka_is_embedded() { "embedded (librdkafka's mock cluster)" } else { "Apache Kafka" }
+        if self.kafka.is_some() { "embedded (librdkafka's mock cluster)" } else { "Apache Kafka" }
     }
 
     /// The processes whose CPU is counted, without a service.
@@ -78,7 +83,7 @@ impl Parts {
         if let Some(pid) = self.postmaster() {
             watched = watched.with("postgres", pid);
         }
-        if let Some(pid) = self.kafka.as_ref().map(|kafka| kafka.child.id()).or_else(real_kafka) {
+        if let Some(pid) = self.kafka.as_ref().map(Kafka::pid).or_else(real_kafka) {
             watched = watched.with("kafka", pid);
         }
         watched
@@ -202,9 +207,7 @@ impl Parts {
     pub(crate) fn stop(mut self) {
         let postgres = self.postgres;
         self.stub.end();
-        if let Some(kafka) = &mut self.kafka {
-            kafka.end();
-        }
+        drop(self.kafka);
         self.runtime.block_on(postgres.stop());
     }
 }
@@ -234,14 +237,14 @@ impl Drop for Service {
     }
 }
 
-impl Helper {
-    fn start(part: &str) -> Result<Self> {
+impl Stub {
+    fn start() -> Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
-            .arg(part)
+            .arg("stub")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
-        let out = child.stdout.take().ok_or("the part has no output")?;
+        let out = child.stdout.take().ok_or("the stub has no output")?;
         let mut address = String::new();
         BufReader::new(out).read_line(&mut address)?;
         let lifeline = child.stdin.take();
@@ -255,7 +258,7 @@ impl Helper {
     }
 }
 
-impl Drop for Helper {
+impl Drop for Stub {
     fn drop(&mut self) {
         self.end();
     }

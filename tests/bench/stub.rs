@@ -1,11 +1,10 @@
-//! The parts that run in a process of their own, so that their CPU is counted apart: the stub of the Product
-//! Service and the embedded Kafka. Each prints its address and ends with the pipe on its standard input.
+//! The stub of the Product Service, in a process of its own, so that its CPU is counted apart. It prints its
+//! address and ends with the pipe on its standard input.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use order_service::dev::kafka;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -24,11 +23,6 @@ pub(crate) fn product_service() -> Result<()> {
             tokio::spawn(serve(stream, Arc::clone(&answers)));
         }
     })
-}
-
-/// A cluster of librdkafka's own, for as long as the pipe is open.
-pub(crate) fn kafka() -> Result<()> {
-    Ok(kafka::run(1, io::stdin().lock(), io::stdout().lock())?)
 }
 
 /// Says where it is, and ends this process with the one that started it.
