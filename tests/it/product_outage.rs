@@ -222,17 +222,25 @@ async fn no_connection_is_held_while_the_product_service_is_asked() {
         .with("REQUEST_DEADLINE_MS", "120000")
         .start()
         .await;
-    let (good, bad) = (shop.product("good", "1", 5).await, shop.product("bad", "1", 5).await);
+    let good = shop.product("good", "1", 5).await;
     let order = shop.placed(ADA, &[(&good, 1)]).await;
-    shop.fault(&bad, &json!({"kind": "hang"})).await;
-    let body = lines(&[(&good, 1), (&bad, 1)]);
-    let placements = join_all((0..WAITING).map(|_| shop.place(customer(ADA), &body)));
+    // Each of a product of its own: placements of the same one share their look-ups.
+    let (mut bad, mut bodies) = (Vec::new(), Vec::new());
+    for number in 0..WAITING {
+        let product = shop.product(&format!("bad{number}"), "1", 5).await;
+        shop.fault(&product, &json!({"kind": "hang"})).await;
+        bodies.push(lines(&[(&good, 1), (&product, 1)]));
+        bad.push(product);
+    }
+    let placements = join_all(bodies.iter().map(|body| shop.place(customer(ADA), body)));
 
     let reads = async {
-        eventually("all placements wait for the Product Service", async || {
-            shop.requests_seen(Some(&bad)).await["atOnce"] == WAITING
-        })
-        .await;
+        for product in &bad {
+            eventually("every placement waits for the Product Service", async || {
+                shop.requests_seen(Some(product)).await["atOnce"] == 1
+            })
+            .await;
+        }
         for _ in 0..50 {
             shop.get(customer(ADA), &format!("/api/orders/{order}")).await.expect(200);
             shop.get(admin(), "/api/orders").await.expect(200);
