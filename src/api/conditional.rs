@@ -52,14 +52,15 @@ fn read(
     Ok(versions)
 }
 
-/// `*`, or tags with commas between (8.8.3), one at least. A tag that is not ours matches no version.
+/// `*`, or tags with commas between (8.8.3). A tag that is not ours matches no version. An empty list is no
+/// condition for a change (issue 8); where a client asks for what it does not have, it has nothing.
 fn parse(text: &str, comparison: Comparison) -> Option<Versions> {
     const BETWEEN: [char; 3] = [',', ' ', '\t'];
     if text.trim() == "*" {
         return Some(Versions::Any);
     }
     let (mut versions, mut rest) = (Vec::new(), text.trim_matches(BETWEEN));
-    if rest.is_empty() {
+    if rest.is_empty() && comparison == Comparison::Strong {
         return None;
     }
     while !rest.is_empty() {
@@ -105,9 +106,12 @@ mod tests {
 
     #[test]
     fn what_is_no_tag_is_refused() {
-        for bad in ["", " , ", "1", "\"1", "'1'", "W/1", "\"", "*, \"1\"", "\"1\" \"2\"", "\"1\"2", "\"1 2\""]
-        {
+        for bad in ["1", "\"1", "'1'", "W/1", "\"", "*, \"1\"", "\"1\" \"2\"", "\"1\"2", "\"1 2\""] {
             assert_eq!(parse(bad, Comparison::Weak), None, "{bad}");
+        }
+        for empty in ["", " , "] {
+            assert_eq!(parse(empty, Comparison::Strong), None, "{empty}");
+            assert_eq!(parse(empty, Comparison::Weak), Some(Versions::OneOf(Vec::new())), "{empty}");
         }
     }
 }
