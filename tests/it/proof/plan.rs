@@ -32,7 +32,7 @@ impl Plan {
 
     /// Long enough for most payments to come before it, short enough for the proof to wait for the others.
     pub(super) fn unpaid_order_ttl(&self) -> Duration {
-        Duration::from_secs((8 + self.kills as u64 / 2).min(180))
+        Duration::from_secs((8 + self.kills as u64 / 2).min(40))
     }
 }
 
