@@ -93,6 +93,9 @@ const DEFAULT_BIND_ADDRESS: &str = "127.0.0.1:8080";
 const SECOND: u64 = 1_000;
 const MINUTE: u64 = 60 * SECOND;
 
+/// Longer than anybody goes on working on an order, and than the payment topic usually keeps its records.
+const SHORTEST_RETENTION: Duration = Duration::from_hours(30 * 24);
+
 impl Config {
     /// Reads everything and reports everything that is wrong at once.
     pub fn read(env: &Environment) -> Result<Self, InvalidConfig> {
@@ -146,6 +149,13 @@ impl Config {
             );
         }
         let duplicates = self.orders.duplicates;
+        let shortest = SHORTEST_RETENTION.max(duplicates.keys.expiry * 2);
+        if self.housekeeping.order_retention.is_some_and(|age| age < shortest) {
+            env.refuse(
+                "ORDER_RETENTION",
+                "must be off, or at least 30d and twice IDEMPOTENCY_KEY_TTL_HOURS: a key must not outlive its order",
+            );
+        }
         if duplicates.window.is_some_and(|window| window < duplicates.longest_commit + RETRY_SOON) {
             env.refuse(
                 "DUPLICATE_WINDOW_SECONDS",
@@ -269,6 +279,7 @@ fn stock(env: &Environment) -> StockTimes {
 fn housekeeping(env: &Environment) -> HousekeepingSettings {
     HousekeepingSettings {
         unpaid_order_ttl: env.span("UNPAID_ORDER_TTL", Duration::from_hours(365 * 24)),
+        order_retention: env.span("ORDER_RETENTION", Duration::from_hours(100 * 365 * 24)),
         interval: env.millis("HOUSEKEEPING_INTERVAL_MS", 10 * SECOND, 10..=60 * MINUTE),
     }
 }

@@ -205,7 +205,8 @@ fn a_duplicate_window_that_a_repeat_can_miss_is_refused_with_the_names_of_what_i
 #[test]
 fn every_other_wrong_value_is_refused_by_name() {
     let too_long = "x".repeat(250);
-    let table: [(&str, &[&str]); 21] = [
+    let table: [(&str, &[&str]); 22] = [
+        ("ORDER_RETENTION", &["-1", "never", "36501d"]),
         ("PRODUCT_IDEMPOTENCY_KEY_TTL", &["0", "off", "-1", "1.5h", "soon", "366d"]),
         ("UNPAID_ORDER_TTL", &["-1", "1.5h", "h", "soon", "1w", "366d", "99999999999999999999d"]),
         ("BIND_ADDRESS", &["8080", "localhost:8080", "127.0.0.1", "127.0.0.1:65536", "http://127.0.0.1:80"]),
@@ -281,7 +282,9 @@ fn everything_wrong_is_reported_at_once() {
 
 #[test]
 fn dangerous_combinations_are_refused() {
-    let table: [(&[(&str, &str)], &str); 14] = [
+    let table: [(&[(&str, &str)], &str); 16] = [
+        (&[("ORDER_RETENTION", "29d")], "ORDER_RETENTION"),
+        (&[("ORDER_RETENTION", "60d"), ("IDEMPOTENCY_KEY_TTL_HOURS", "1000")], "ORDER_RETENTION"),
         (&[("UNPAID_ORDER_TTL", "30m"), ("PAYMENT_EVENTS_ENABLED", "false")], "UNPAID_ORDER_TTL"),
         (
             &[("KAFKA_TOPIC_REPLICATION", "3"), ("KAFKA_TOPIC_MIN_INSYNC_REPLICAS", "4")],

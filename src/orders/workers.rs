@@ -1,4 +1,4 @@
-//! What any replica does in the background, beside relaying: stock work, old keys. Unpaid orders
+//! What any replica does in the background, beside relaying: stock work, old keys, old orders. Unpaid orders
 //! are in `events/payments/unpaid.rs`, because Kafka is asked before one is cancelled.
 
 use std::panic::resume_unwind;
@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::OrderService;
 use super::rest::Rest;
+use crate::domain::Status;
 use crate::store::StoreError;
+use crate::store::retention::RetentionCursor;
 use crate::store::stock_queue::TakeUp;
 use crate::telemetry::chain;
 
@@ -20,12 +22,20 @@ use crate::telemetry::chain;
 pub struct HousekeepingSettings {
     /// After how long an order that nobody paid is cancelled. None: never.
     pub unpaid_order_ttl: Option<Duration>,
+    /// After how long an order that is finished is deleted. None: never.
+    pub order_retention: Option<Duration>,
     /// How often to look.
     pub interval: Duration,
 }
 
 /// How much is tidied up by one statement.
 const BATCH: i64 = 500;
+
+/// How many batches of old orders are looked at before the housekeeping rests: up to 500 orders a second.
+const RETENTION_BATCHES: u32 = 10;
+
+/// Orders that may be deleted when they are old. One that is CREATED is not finished.
+const FINISHED: [Status; 2] = [Status::Confirmed, Status::Cancelled];
 
 impl OrderService {
     /// Does stock work until `stop`, then finishes the jobs that it has taken up. A job that waits for a slow
@@ -71,11 +81,17 @@ impl OrderService {
         }
     }
 
-    /// Forgets old keys, now and then, until `stop`.
+    /// Forgets old keys and old orders, now and then, until `stop`.
     pub async fn run_housekeeping(self, settings: HousekeepingSettings, stop: CancellationToken) {
+        let mut cursors = [RetentionCursor::default(); FINISHED.len()];
         while !stop.is_cancelled() {
             if let Err(error) = self.tidy_up(&stop).await {
                 warn!(error = chain(&error), "the housekeeping failed; it goes on");
+            }
+            if let Some(age) = settings.order_retention
+                && let Err(error) = self.forget_old_orders(age, &mut cursors, &stop).await
+            {
+                warn!(error = chain(&error), "old orders could not be deleted; they are tried again");
             }
             tokio::select! {
                 () = sleep(settings.interval) => {}
@@ -90,6 +106,34 @@ impl OrderService {
             duplicates.window.unwrap_or_default() + duplicates.longest_commit + Duration::from_mins(1);
         // Until nothing is left: every placement adds a row, so a fixed share would never catch up.
         while !stop.is_cancelled() && self.store.forget_requests(past_any_window, BATCH).await? > 0 {}
+        Ok(())
+    }
+
+    /// Deletes orders that are older than `age`, a bounded number; the next time it goes on behind them, and at the end
+    /// it begins again.
+    async fn forget_old_orders(
+        &self,
+        age: Duration,
+        cursors: &mut [RetentionCursor; FINISHED.len()],
+        stop: &CancellationToken,
+    ) -> Result<(), StoreError> {
+        let mut deleted = 0;
+        for (status, cursor) in FINISHED.into_iter().zip(cursors) {
+            for _ in 0..RETENTION_BATCHES {
+                if stop.is_cancelled() {
+                    return Ok(());
+                }
+                let batch = self.store.forget_orders(status, age, *cursor, BATCH).await?;
+                deleted += batch.deleted;
+                *cursor = batch.next.unwrap_or_default();
+                if batch.next.is_none() {
+                    break;
+                }
+            }
+        }
+        if deleted > 0 {
+            info!(deleted, "deleted orders that are older than ORDER_RETENTION");
+        }
         Ok(())
     }
 }

@@ -15,6 +15,7 @@ pub mod outbox;
 pub mod parking;
 pub mod payments;
 pub mod place;
+pub mod retention;
 pub mod stock;
 pub mod stock_queue;
 

@@ -43,6 +43,7 @@ mod read_orders;
 mod refusals;
 mod relay;
 mod relay_floor;
+mod retention;
 mod size;
 mod start;
 mod stock_refusals;
