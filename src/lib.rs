@@ -63,6 +63,8 @@
 //! 14. No payment vanishes: a record counts as a repeat only with the same bytes. —
 //!     `payments::a_repeat_that_has_other_bytes_is_parked`,
 //!     `payments::a_second_payment_within_the_same_second_is_kept`
+//! 15. Placements that wait for the same product share its next look-up, and none is priced by an answer that is
+//!     older than its request. — `products::tests::shared::*`, and any interleaving in `products/singleflight/tests.rs`
 //!
 //! # Deliberately absent
 //!

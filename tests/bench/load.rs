@@ -261,13 +261,15 @@ impl Seen {
 
     fn note(&mut self, clock: &Clock, pace: Pace, from: Instant, done: Instant) {
         self.last = self.last.max(done);
-        let in_window = from >= clock.window;
-        if in_window && (done <= clock.end || matches!(pace, Pace::Open(_))) {
+        let done_in_window = done >= clock.window && done <= clock.end;
+        let counts = match pace {
+            Pace::Closed => done_in_window,
+            Pace::Open(_) => from >= clock.window,
+        };
+        if counts {
             self.latency.saturating_record(micros(done - from));
         }
-        if done >= clock.window && done <= clock.end {
-            self.completed += 1;
-        }
+        self.completed += u64::from(done_in_window);
     }
 
     fn fail(&mut self, what: String) {

@@ -94,7 +94,7 @@ impl Parts {
         file.lines().next()?.trim().parse().ok()
     }
 
-    /// A database of its own with the schema of a binary and so many orders. Returns its URL.
+    /// A database of its own with the schema of a binary and so many orders, and topics for it. Returns its URL.
     pub(crate) fn database(&mut self, binary: &Path, orders: u64) -> Result<String> {
         self.databases += 1;
         let name = format!("bench_{}", self.databases);
@@ -117,6 +117,9 @@ impl Parts {
             .status()?;
         if !migrated.success() {
             return Err(format!("{} migrate: {migrated}", binary.display()).into());
+        }
+        for topic in topics(&name) {
+            events::make_topic(self, &topic)?;
         }
         self.fill(&url, 0, orders)?;
         Ok(url)
@@ -160,10 +163,7 @@ impl Parts {
     pub(crate) fn serve(&self, binary: &Path, url: &str) -> Result<Service> {
         let name = url.rsplit('/').next().unwrap_or_default();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
-        let (order_topic, payment_topic) = (format!("{name}.order-events"), format!("{name}.payment-events"));
-        for topic in [&order_topic, &payment_topic] {
-            events::make_topic(self, topic)?;
-        }
+        let [order_topic, payment_topic] = topics(name);
         let log = self.settings.folder.join(format!("service-{name}.log"));
         let mut command = Command::new(binary);
         command
@@ -262,6 +262,11 @@ impl Drop for Stub {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// The topics that go with a database: of the orders and of the payments.
+fn topics(database: &str) -> [String; 2] {
+    ["order-events", "payment-events"].map(|topic| format!("{database}.{topic}"))
 }
 
 /// The process of the broker that `.ci/kafka` runs.
