@@ -30,8 +30,8 @@
 //! # The invariants, each with the tests that show it
 //!
 //! 1. An order, its items, its history row and its `ORDER_PLACED` commit in one transaction, or none of them
-//!    does; so does a status change with its event. One statement each, in `store/place.rs` and
-//!    `store/orders.rs`. — `place_order::an_order_is_answered_written_and_published`,
+//!    does; so does a status change with its event. In `store/place.rs` and
+//!    `store/update.rs`. — `place_order::an_order_is_answered_written_and_published`,
 //!    `database_outage::nothing_is_half_written_and_nothing_is_lost_when_the_database_goes_away_in_the_middle`
 //! 2. The request path never talks to Kafka; Kafka being away costs nothing but delay. —
 //!    `kafka_outage::orders_are_placed_while_kafka_is_away_and_every_event_arrives_when_it_is_back`
@@ -65,6 +65,10 @@
 //!     `payments::a_second_payment_within_the_same_second_is_kept`
 //! 15. Placements that wait for the same product share its next look-up, and none is priced by an answer that is
 //!     older than its request. — `products::tests::shared::*`, and any interleaving in `products/singleflight/tests.rs`
+//!
+//! 15. Writes that share a commit share nothing else: each caller is answered after the commit, with its own
+//!     answer, once; a write that is refused spoils no other; no offset is stored beyond a payment that was not
+//!     applied. — the law in `store/group_commit/tests.rs`, `payment_faults::*`
 //!
 //! # Deliberately absent
 //!

@@ -5,9 +5,13 @@ mod decode;
 mod progress;
 mod unpaid;
 
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::iter;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
+use futures_util::future::join_all;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{Consumer, ConsumerContext, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -19,11 +23,11 @@ use tracing::{debug, error, info, warn};
 
 use super::KafkaSettings;
 use super::kafka::connection_config;
-use crate::domain::TraceParent;
+use crate::domain::{OrderId, TraceParent};
 use crate::orders::OrderService;
 use crate::store::StoreError;
 use crate::store::payments::{IncomingPayment, Received, RecordPlace};
-use crate::telemetry::chain;
+use crate::telemetry::chain as chain_of;
 use decode::{Decoded, decode};
 pub use unpaid::{UnpaidOrders, UnpaidSettings};
 
@@ -57,6 +61,8 @@ impl rdkafka::ClientContext for Context {
 }
 impl ConsumerContext for Context {}
 
+/// Records that are applied at once.
+const LARGEST_SET: usize = 512;
 /// How long a partition rests after its record could not be written.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -91,30 +97,20 @@ impl PaymentConsumer {
         info!(topic = self.topic, "reading payments");
         let (mut failures, mut said) = (0, None);
         loop {
-            let message = tokio::select! {
+            let set = tokio::select! {
                 // First, because after a stop in the middle of stepping back the next record is not the next one.
                 biased;
                 () = stop.cancelled() => break,
-                message = self.consumer.recv() => message,
+                set = self.next_set() => set,
             };
-            match message {
-                Ok(message) => match self.apply(&message).await {
-                    Ok(()) => {
-                        (failures, said) = (0, None);
-                        self.store_offset(&message);
-                    }
-                    Err(error) => {
-                        failures += 1;
-                        let place = place_of(&message);
-                        warn!(
-                            ?place,
-                            error = chain(&error),
-                            "a payment could not be written; it is read again"
-                        );
-                        drop(message);
-                        self.step_back(&place, pause(failures), &stop).await;
-                    }
-                },
+            match set {
+                Ok(set) => {
+                    said = None;
+                    let progress = SetProgress::of(&set, &self.apply_set(&set).await);
+                    self.store_offsets(&progress);
+                    failures = if progress.failed.is_empty() { 0 } else { failures + 1 };
+                    self.step_back(&progress.failed, pause(failures), &stop).await;
+                }
                 Err(error) => self.say(&error, &mut said),
             }
         }
@@ -125,18 +121,62 @@ impl PaymentConsumer {
         }
     }
 
+    /// The next record, and what has arrived behind it.
+    async fn next_set(&self) -> Result<Vec<Record>, KafkaError> {
+        let mut set = vec![Record::of(&self.consumer.recv().await?)];
+        // An error among the records is about the connection: if it lasts, it comes again.
+        while set.len() < LARGEST_SET
+            && let Some(Ok(message)) = self.consumer.recv().now_or_never()
+        {
+            set.push(Record::of(&message));
+        }
+        Ok(set)
+    }
+
+    /// Applies the records of a set at once, those of one order in sequence; then what names no order. The places of
+    /// those that were not applied.
+    async fn apply_set(&self, set: &[Record]) -> HashSet<RecordPlace> {
+        let mut chains: HashMap<OrderId, Vec<(&Record, Decoded)>> = HashMap::new();
+        let mut others = Vec::new();
+        for record in set {
+            let decoded = decode(&record.payload, &record.place);
+            match decoded.order() {
+                Some(order) => chains.entry(order).or_default().push((record, decoded)),
+                None => others.push((record, decoded)),
+            }
+        }
+        let failed = join_all(chains.into_values().map(|chain| self.apply_chain(chain))).await;
+        let failed_others = self.apply_chain(others).await;
+        failed.into_iter().flatten().chain(failed_others).collect()
+    }
+
+    /// Applies records one after the other, up to the first that cannot be written now. The places of the others.
+    async fn apply_chain(&self, chain: Vec<(&Record, Decoded)>) -> Vec<RecordPlace> {
+        let mut left = chain.into_iter();
+        while let Some((record, decoded)) = left.next() {
+            if let Err(error) = self.apply(record, decoded).await {
+                let place = &record.place;
+                warn!(?place, error = chain_of(&error), "a payment could not be written; it is read again");
+                return iter::once(record)
+                    .chain(left.map(|(record, _)| record))
+                    .map(|r| r.place.clone())
+                    .collect();
+            }
+        }
+        Vec::new()
+    }
+
     /// Applies one record, or parks it where it can never be applied.
-    async fn apply(&self, message: &BorrowedMessage<'_>) -> Result<(), StoreError> {
-        let place = place_of(message);
-        let payload = message.payload().unwrap_or_default();
-        match decode(payload, &place) {
+    async fn apply(&self, record: &Record, decoded: Decoded) -> Result<(), StoreError> {
+        let (place, payload) = (&record.place, &record.payload);
+        match decoded {
             Decoded::Ignored => Ok(()),
             Decoded::Payment { key, order, event, event_type } => {
-                let trace = TraceParent::continue_or_start(header(message, "traceparent"));
-                let payload = payload.to_vec();
-                let payment = IncomingPayment { key, order, event, event_type, place, trace, payload };
-                let offset = payment.place.offset;
-                match self.orders.receive_payment(&payment).await {
+                let (trace, offset) = (record.trace.clone(), place.offset);
+                let (place, payload) = (place.clone(), payload.clone());
+                let payment =
+                    Arc::new(IncomingPayment { key, order, event, event_type, place, trace, payload });
+                match self.orders.receive_payment(Arc::clone(&payment)).await {
                     Ok(Received::Repeated) => debug!(%order, event_type, offset, "a payment was repeated"),
                     Ok(Received::OtherEvent) => {
                         warn!(%order, event_type, offset, "parked a payment that has the key of another");
@@ -150,9 +190,9 @@ impl PaymentConsumer {
                     Ok(Received::Applied(outcome)) => info!(%order, event_type, ?outcome, "payment applied"),
                     // Read again, it would be refused again, and hold up its partition for good.
                     Err(refusal) if refusal.is_about_the_data() => {
-                        let error = chain(&refusal);
+                        let error = chain_of(&refusal);
                         error!(%order, event_type, offset, error, "parked a payment that cannot be written");
-                        let IncomingPayment { place, payload, .. } = &payment;
+                        let IncomingPayment { place, payload, .. } = &*payment;
                         return self.orders.park_payment(place, Some(order), payload, &error).await;
                     }
                     Err(error) => return Err(error),
@@ -161,32 +201,38 @@ impl PaymentConsumer {
             }
             Decoded::Undecodable { order, error } => {
                 warn!(?place, error, "parked a record that is no payment event");
-                self.orders.park_payment(&place, order, payload, &error).await
+                self.orders.park_payment(place, order, payload, &error).await
             }
         }
     }
 
-    /// After this the record counts as read. An error means that the partition has gone to another replica,
-    /// which reads the record again and finds it done.
-    fn store_offset(&self, message: &BorrowedMessage<'_>) {
-        if let Err(error) = self.consumer.store_offset_from_message(message) {
-            info!(%error, "an offset was not stored");
+    /// After this the records before the first failure of each partition count as read. An error means that the
+    /// partition has gone to another replica, which reads them again and finds them done.
+    fn store_offsets(&self, progress: &SetProgress) {
+        for RecordPlace { topic, partition, offset } in &progress.applied {
+            if let Err(error) = self.consumer.store_offset(topic, *partition, *offset) {
+                info!(%error, "an offset was not stored");
+            }
         }
     }
 
-    /// Rests and goes back to a record. Nothing is skipped: as long as the partition is ours, nothing else is read
-    /// of it before. The group keeps its member meanwhile, because the client's own threads go on talking to the
-    /// broker.
-    async fn step_back(&self, place: &RecordPlace, pause: Duration, stop: &CancellationToken) {
-        let _ = timeout(pause, stop.cancelled()).await;
-        while !stop.is_cancelled() {
-            let Err(error) = self.seek(place).await else { return };
-            if !self.holds(place) {
-                info!(%error, "the partition has moved; whoever has it starts from the stored offset");
-                return;
+    /// Rests and goes back to the first record of each partition that was not applied. Nothing is skipped: as long as
+    /// a partition is ours, nothing else is read of it before. The group keeps its member meanwhile, because the
+    /// client's own threads go on talking to the broker.
+    async fn step_back(&self, failed: &[RecordPlace], pause: Duration, stop: &CancellationToken) {
+        if !failed.is_empty() {
+            let _ = timeout(pause, stop.cancelled()).await;
+        }
+        for place in failed {
+            while !stop.is_cancelled() {
+                let Err(error) = self.seek(place).await else { break };
+                if !self.holds(place) {
+                    info!(%error, "the partition has moved; its new owner starts from the stored offset");
+                    break;
+                }
+                warn!(%error, ?place, "could not go back to a record; trying again");
+                let _ = timeout(FIRST_PAUSE, stop.cancelled()).await;
             }
-            warn!(%error, ?place, "could not go back to a record; trying again");
-            let _ = timeout(FIRST_PAUSE, stop.cancelled()).await;
         }
     }
 
@@ -231,11 +277,55 @@ enum Trouble {
     Away,
 }
 
-fn place_of(message: &BorrowedMessage<'_>) -> RecordPlace {
-    RecordPlace {
-        topic: message.topic().to_owned(),
-        partition: message.partition(),
-        offset: message.offset(),
+/// A record, read.
+struct Record {
+    place: RecordPlace,
+    payload: Vec<u8>,
+    /// The record's own trace, else a new one.
+    trace: TraceParent,
+}
+
+impl Record {
+    fn of(message: &BorrowedMessage<'_>) -> Self {
+        Self {
+            place: RecordPlace {
+                topic: message.topic().to_owned(),
+                partition: message.partition(),
+                offset: message.offset(),
+            },
+            payload: message.payload().unwrap_or_default().to_vec(),
+            trace: TraceParent::continue_or_start(header(message, "traceparent")),
+        }
+    }
+}
+
+/// How far a set has brought its partitions.
+struct SetProgress {
+    /// For each partition the last record before its first failure.
+    applied: Vec<RecordPlace>,
+    /// For each partition with a failure the first.
+    failed: Vec<RecordPlace>,
+}
+
+impl SetProgress {
+    fn of(set: &[Record], failed: &HashSet<RecordPlace>) -> Self {
+        /// The last offset before the first failure, and the first failure.
+        type Offsets = (Option<i64>, Option<i64>);
+        let mut partitions: BTreeMap<(&str, i32), Offsets> = BTreeMap::new();
+        for Record { place, .. } in set {
+            let (applied, first_failed) = partitions.entry((&place.topic, place.partition)).or_default();
+            if first_failed.is_none() {
+                *(if failed.contains(place) { first_failed } else { applied }) = Some(place.offset);
+            }
+        }
+        let place = |((topic, partition), offset): ((&str, i32), i64)| RecordPlace {
+            topic: topic.to_owned(),
+            partition,
+            offset,
+        };
+        let applied = partitions.iter().filter_map(|(of, (applied, _))| Some(place((*of, (*applied)?))));
+        let failed = partitions.iter().filter_map(|(of, (_, failed))| Some(place((*of, (*failed)?))));
+        Self { applied: applied.collect(), failed: failed.collect() }
     }
 }
 
@@ -246,4 +336,32 @@ fn header<'a>(message: &'a BorrowedMessage<'_>, name: &str) -> Option<&'a str> {
 
 fn pause(failures: u32) -> Duration {
     FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16))).min(LONGEST_PAUSE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(partition: i32, offset: i64) -> RecordPlace {
+        RecordPlace { topic: "payment-events".into(), partition, offset }
+    }
+
+    #[test]
+    fn no_offset_is_stored_beyond_the_first_failure_of_its_partition() {
+        let records = [(0, 4), (1, 9), (0, 5), (0, 7), (2, 3), (1, 10), (2, 4)];
+        let set: Vec<Record> = records
+            .into_iter()
+            .map(|(partition, offset)| Record {
+                place: place(partition, offset),
+                payload: Vec::new(),
+                trace: TraceParent::continue_or_start(None),
+            })
+            .collect();
+        let failed = HashSet::from([place(0, 5), place(2, 3), place(2, 4)]);
+
+        let progress = SetProgress::of(&set, &failed);
+
+        assert_eq!(progress.applied, [place(0, 4), place(1, 10)]);
+        assert_eq!(progress.failed, [place(0, 5), place(2, 3)]);
+    }
 }

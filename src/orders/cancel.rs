@@ -41,14 +41,15 @@ impl OrderService {
         trace: &TraceParent,
     ) -> Result<Order, CancelError> {
         let CancelOrder { id, reason, only_if } = cancel;
-        let decide = |aggregate: &mut OrderAggregate| {
-            Owned::new(aggregate.order.customer.clone(), ()).for_viewer(caller)?;
+        let (caller, trace) = (caller.clone(), trace.clone());
+        let decide = move |aggregate: &mut OrderAggregate| {
+            Owned::new(aggregate.order.customer.clone(), ()).for_viewer(&caller)?;
             only_if.check(&aggregate.order)?;
             if aggregate.order.status == Status::Confirmed {
                 return Err(CancelError::Confirmed);
             }
-            let reason = reason.unwrap_or_else(|| CUSTOMER_REQUEST.to_owned());
-            let cancelled = aggregate.cancel(Actor::caller(caller), Some(reason), trace);
+            let reason = reason.clone().unwrap_or_else(|| CUSTOMER_REQUEST.to_owned());
+            let cancelled = aggregate.cancel(Actor::caller(&caller), Some(reason), &trace);
             cancelled.map_err(ChangeStatusError::from)?;
             Ok(())
         };

@@ -89,10 +89,11 @@ impl OrderService {
             return self.confirm(admin.actor(), change, trace).await;
         }
         let ChangeStatus { id, to, reason, only_if } = change;
-        let decide = |aggregate: &mut OrderAggregate| {
+        let (actor, trace) = (admin.actor(), trace.clone());
+        let decide = move |aggregate: &mut OrderAggregate| {
             only_if.check(&aggregate.order)?;
             if to == Status::Cancelled {
-                aggregate.cancel(admin.actor(), reason, trace)?;
+                aggregate.cancel(actor.clone(), reason.clone(), &trace)?;
             } else {
                 // CREATED cannot be reached from anywhere else: the same status, or a refusal.
                 aggregate.order.status.change_to(to)?;

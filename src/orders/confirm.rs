@@ -94,9 +94,10 @@ impl OrderService {
     ) -> Result<(Order, Confirmation, Option<JoinHandle<Step>>), ChangeStatusError> {
         let ChangeStatus { id, reason, only_if, .. } = change;
         let (holder, rules) = (Uuid::new_v4(), self.call_rules());
-        let decide = |aggregate: &mut OrderAggregate| {
+        let asked_in = trace.clone();
+        let decide = move |aggregate: &mut OrderAggregate| {
             only_if.check(&aggregate.order)?;
-            let confirmation = aggregate.confirm(actor, reason, &trace)?;
+            let confirmation = aggregate.confirm(actor.clone(), reason.clone(), &asked_in)?;
             let started = matches!(confirmation, Confirmation::Started(_));
             let calls = if started { aggregate.next_stock_calls(holder, rules) } else { Vec::new() };
             Ok::<_, ChangeStatusError>((confirmation, calls))
@@ -199,7 +200,7 @@ impl OrderService {
             error!(order = %id, attempt, failures, held_back, "stock work is past its deadline; it goes on");
         }
         let rules = self.call_rules();
-        let decide = |aggregate: &mut OrderAggregate| {
+        let decide = move |aggregate: &mut OrderAggregate| {
             let calls = aggregate.next_stock_calls(holder, rules);
             let job = aggregate.job.as_ref();
             // One that waits has been written as such; there is nothing to make and nothing to conclude.
@@ -238,7 +239,7 @@ impl OrderService {
             .await;
         let is_answer = |(_, outcome): &_| matches!(outcome, CallOutcome::Done | CallOutcome::Refused(_));
         let answered = (!outcomes.is_empty()).then(|| outcomes.iter().any(is_answer));
-        let confirmed = self.write_outcomes(id, attempt, holder, &outcomes).await;
+        let confirmed = self.write_outcomes(id, attempt, holder, outcomes.into()).await;
         self.stock_changed(id);
         Step { answered, confirmed }
     }
@@ -249,10 +250,11 @@ impl OrderService {
         id: OrderId,
         attempt: i16,
         holder: Uuid,
-        outcomes: &[(StockCall, CallOutcome)],
+        outcomes: Arc<[(StockCall, CallOutcome)]>,
     ) -> Option<Order> {
         for attempts_left in (0..SETTLE_ATTEMPTS).rev() {
-            let settle = |aggregate: &mut OrderAggregate| aggregate.settle_stock(outcomes, holder);
+            let brought = Arc::clone(&outcomes);
+            let settle = move |aggregate: &mut OrderAggregate| aggregate.settle_stock(&brought, holder);
             match self.store.update_order(id, Some(attempt), settle).await {
                 Ok(Some(Ok((order, Verdict::AllTaken)))) => return Some(order),
                 Ok(Some(Ok(_)) | None) => return None,

@@ -1,5 +1,7 @@
 //! What the Payment Service tells moves orders, too.
 
+use std::sync::Arc;
+
 use super::OrderService;
 use crate::domain::OrderId;
 use crate::store::StoreError;
@@ -7,7 +9,7 @@ use crate::store::payments::{IncomingPayment, Received, RecordPlace};
 
 impl OrderService {
     /// Applies a payment event; the stock of a paid order is taken by the worker afterwards.
-    pub async fn receive_payment(&self, payment: &IncomingPayment) -> Result<Received, StoreError> {
+    pub async fn receive_payment(&self, payment: Arc<IncomingPayment>) -> Result<Received, StoreError> {
         let received = self.store.receive_payment(payment).await?;
         self.stock_wanted.notify_one();
         Ok(received)

@@ -55,6 +55,26 @@ impl StoreError {
         error.is_some_and(|error| error.severity() == PgSeverity::Error)
     }
 
+    /// Whether one of several writes may have caused the failure of their transaction.
+    pub(super) fn may_be_of_one_write(&self) -> bool {
+        self.is_rolled_back()
+            || matches!(self, Self::Refused(_) | Self::Inconsistent { .. } | Self::Render(_))
+    }
+
+    /// The same for another caller.
+    pub(super) fn again(&self) -> Self {
+        let text = |error: &sqlx::Error| sqlx::Error::Protocol(error.to_string());
+        match self {
+            Self::Unavailable(error) => Self::Unavailable(text(error)),
+            Self::Slow(error) => Self::Slow(text(error)),
+            Self::Deadline => Self::Deadline,
+            Self::OutcomeUnknown(error) => Self::OutcomeUnknown(Box::new(error.again())),
+            Self::Refused(error) => Self::Refused(text(error)),
+            Self::Inconsistent { table, column, id } => Self::Inconsistent { table, column, id: *id },
+            Self::Render(error) => Self::Refused(sqlx::Error::Protocol(error.to_string())),
+        }
+    }
+
     /// Whether it is this work's own data that cannot be read or written, now and later; other work goes on.
     pub fn is_about_the_data(&self) -> bool {
         use sqlx::Error::{ColumnDecode, Database, Decode, Encode};

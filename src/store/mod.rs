@@ -6,6 +6,7 @@
 mod connection;
 mod error;
 mod expire;
+mod group_commit;
 mod history;
 pub mod idempotency;
 pub mod list;
@@ -18,11 +19,14 @@ pub mod place;
 pub mod retention;
 pub mod stock;
 pub mod stock_queue;
+mod update;
 
 use std::sync::Arc;
 
 use sqlx::PgPool;
 use tokio::sync::Notify;
+
+use group_commit::GroupCommit;
 
 pub use connection::DatabaseSettings;
 pub use error::StoreError;
@@ -40,6 +44,8 @@ pub struct Store {
     settings: DatabaseSettings,
     stock: StockTimes,
     outbox_written: Arc<Notify>,
+    /// Changes of orders, many in one commit.
+    updates: GroupCommit<Self>,
 }
 
 impl Store {
@@ -47,7 +53,8 @@ impl Store {
     /// does not prevent it.
     pub fn new(settings: DatabaseSettings, stock: StockTimes) -> Self {
         let (pool, readers) = connection::pools(&settings);
-        Self { pool, readers, settings, stock, outbox_written: Arc::default() }
+        let updates = GroupCommit::new(update::limits(&settings));
+        Self { pool, readers, settings, stock, outbox_written: Arc::default(), updates }
     }
 
     /// A store with a small pool of its own for everything but lists, so that the requests and the work in the background do not starve
@@ -55,7 +62,8 @@ impl Store {
     #[must_use]
     pub fn with_own_pool(&self, max_connections: u32) -> Self {
         let settings = DatabaseSettings { max_connections, ..self.settings.clone() };
-        Self { pool: connection::pool(&settings), settings, ..self.clone() }
+        let updates = GroupCommit::new(update::limits(&settings));
+        Self { pool: connection::pool(&settings), settings, updates, ..self.clone() }
     }
 
     /// A store for the relay: its pool's plans are index scans whatever the statistics say. The outbox is empty

@@ -1,12 +1,13 @@
-//! Reading one order, and changing its status.
+//! Reading one order, and changing orders: several at once in one transaction.
+
+use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::connection::CommitSent;
-use super::{Store, StoreError, payments, stock};
+use super::{Store, StoreError, stock};
 use crate::domain::aggregate::Changes;
 use crate::domain::event::bucket_of;
 use crate::domain::{
@@ -14,9 +15,9 @@ use crate::domain::{
     StatusChange,
 };
 
-/// One order with its lines as three arrays: one round trip, and each amount stays a `numeric`.
-macro_rules! select_order {
-    ($lock:literal) => {
+/// Orders with their lines as three arrays: one round trip, and each amount stays a `numeric`.
+macro_rules! select_orders {
+    ($which:literal) => {
         concat!(
             "
 select o.id, o.customer_id, o.status, o.total_amount, o.placed_at, o.version, o.changed_at,
@@ -29,32 +30,42 @@ cross join lateral (
     from order_items
     where order_id = o.id
 ) items
-where o.id = $1
 ",
-            $lock
+            $which
         )
     };
 }
 
-const SELECT: &str = select_order!("");
+const SELECT: &str = select_orders!("where o.id = $1");
 
 /// Nobody else changes the order until the transaction ends. The lock comes before the new outbox row gets
 /// its position, which is why positions follow the sequence within an order.
-const SELECT_FOR_UPDATE: &str = select_order!("for update of o");
+const LOCK_ONE: &str = select_orders!("where o.id = any ($1) for update of o");
 
-/// The new status, its row of the history and its event, in one statement.
+/// An order that somebody else has locked is left out: waiting for it would hold up the others.
+const LOCK_GROUP: &str = select_orders!("where o.id = any ($1) for update of o skip locked");
+
+/// The new statuses, their rows of the history and their events, in one statement.
 const CHANGE_STATUS: &str = "
 with
+    change as (
+        select * from unnest(
+            $1::uuid[], $2::text[], $3::integer[], $4::timestamptz[], $5::text[], $6::text[], $7::text[], $8::text[],
+            $9::smallint[], $10::uuid[], $11::text[], $12::text[], $13::text[]
+        ) as change (order_id, status, version, changed_at, from_status, actor_role, actor_id, reason,
+                     bucket, event_id, event_type, payload, headers)
+    ),
     changed as (
-        update orders set status = $2, version = $3, changed_at = $4 where id = $1
+        update orders set status = change.status, version = change.version, changed_at = change.changed_at
+        from change where orders.id = change.order_id
     ),
     history as (
         insert into order_history
             (order_id, version, from_status, to_status, actor_role, actor_id, reason, changed_at)
-        values ($1, $3, $5, $2, $6, $7, $8, $4)
+        select order_id, version, from_status, status, actor_role, actor_id, reason, changed_at from change
     )
 insert into outbox (bucket, event_id, order_id, sequence, event_type, payload, headers)
-values ($9, $10, $1, $3, $11, $12, $13)
+select bucket, event_id, order_id, version, event_type, payload, headers from change
 ";
 
 impl Store {
@@ -70,107 +81,67 @@ impl Store {
         })
         .await
     }
-
-    /// Locks the order, lets `decide` change it and what belongs to it, and makes all changes durable together
-    /// with the history and the event of a new status (invariant 1). Nothing where there is no such order.
-    ///
-    /// `job` picks the stock job that is at hand: that attempt, else the latest. A refusal of `decide` leaves
-    /// everything as it was.
-    pub async fn update_order<T: Send, E: Send>(
-        &self,
-        id: OrderId,
-        job: Option<i16>,
-        decide: impl FnOnce(&mut OrderAggregate) -> Result<T, E> + Send,
-    ) -> Result<Option<Result<(Order, T), E>>, StoreError> {
-        let (sent, mut decided) = (CommitSent::default(), None);
-        let committed = self
-            .bounded(async {
-                let mut connection = self.connection().await?;
-                let mut transaction = connection.begin().await?;
-                if let Some(aggregate) = lock(&mut transaction, id, job).await? {
-                    let version = aggregate.order.version;
-                    let outcome = self.decide_and_write(&mut transaction, aggregate, decide).await?;
-                    decided = Some((version, outcome));
-                }
-                sent.mark();
-                transaction.commit().await?;
-                connection.give_back();
-                Ok(())
-            })
-            .await
-            .map_err(|error| sent.judge(error));
-        if let Err(error) = committed {
-            // A refusal wrote nothing. A change of another thing than the status leaves no version to look for.
-            let is_durable = matches!(error, StoreError::OutcomeUnknown(_))
-                && match &decided {
-                    None | Some((_, Err(_))) => true,
-                    Some((before, Ok((order, _)))) => {
-                        order.version > *before && self.was_written(order).await
-                    }
-                };
-            if !is_durable {
-                return Err(error);
-            }
-        }
-        self.outbox_written.notify_one();
-        Ok(decided.map(|(_, outcome)| outcome))
-    }
-
-    pub(super) async fn decide_and_write<T, E>(
-        &self,
-        connection: &mut PgConnection,
-        mut aggregate: OrderAggregate,
-        decide: impl FnOnce(&mut OrderAggregate) -> Result<T, E>,
-    ) -> Result<Result<(Order, T), E>, StoreError> {
-        let decision = match decide(&mut aggregate) {
-            Err(refusal) => return Ok(Err(refusal)),
-            Ok(decision) => decision,
-        };
-        if let Some(change) = &aggregate.changes.status {
-            write_status(connection, &aggregate.order, change).await?;
-        }
-        stock::write_jobs(connection, &[&aggregate], self.stock).await?;
-        payments::write(connection, &aggregate).await?;
-        Ok(Ok((aggregate.order, decision)))
-    }
 }
 
-/// The order and what belongs to it, locked until the transaction ends.
+/// These orders and what belongs to them, locked until the transaction ends. Missing are those that do not exist and,
+/// unless `wait`, those that somebody else has locked.
 pub(super) async fn lock(
     connection: &mut PgConnection,
-    id: OrderId,
-    job: Option<i16>,
-) -> Result<Option<OrderAggregate>, StoreError> {
-    let row: Option<OrderRow> =
-        sqlx::query_as(SELECT_FOR_UPDATE).bind(id.0).fetch_optional(&mut *connection).await?;
-    let Some(order) = row.map(Order::try_from).transpose()? else { return Ok(None) };
-    let (job, paid) = stock::load_job(connection, id, job).await?;
-    Ok(Some(OrderAggregate { order, job, paid, changes: Changes::default() }))
+    wanted: &[(OrderId, Option<i16>)],
+    wait: bool,
+) -> Result<HashMap<OrderId, OrderAggregate>, StoreError> {
+    let ids: Vec<Uuid> = wanted.iter().map(|(id, _)| id.0).collect();
+    let statement = if wait { LOCK_ONE } else { LOCK_GROUP };
+    let rows: Vec<OrderRow> = sqlx::query_as(statement).bind(ids).fetch_all(&mut *connection).await?;
+    let orders: Vec<Order> = rows.into_iter().map(Order::try_from).collect::<Result<_, _>>()?;
+    let jobs: HashMap<OrderId, Option<i16>> = wanted.iter().copied().collect();
+    let jobs = column(&orders, |order| (order.id, jobs.get(&order.id).copied().flatten()));
+    let loaded = stock::load_jobs(connection, &jobs).await?;
+    let locked = orders.into_iter().zip(loaded).map(|(order, (job, paid))| {
+        (order.id, OrderAggregate { order, job, paid, changes: Changes::default() })
+    });
+    Ok(locked.collect())
 }
 
-async fn write_status(
+/// Writes the new statuses, with their rows of the history and their events (invariant 1).
+pub(super) async fn write_statuses(
     connection: &mut PgConnection,
-    order: &Order,
-    change: &StatusChange,
+    aggregates: &[&OrderAggregate],
 ) -> Result<(), StoreError> {
-    let event = OrderEvent::status_updated(order, change)?;
+    let changes = aggregates.iter().filter_map(|aggregate| {
+        let change = aggregate.changes.status.as_ref()?;
+        Some((&aggregate.order, change))
+    });
+    let changes: Vec<(&Order, &StatusChange)> = changes.collect();
+    if changes.is_empty() {
+        return Ok(());
+    }
+    let events: Vec<OrderEvent> = changes
+        .iter()
+        .map(|(order, change)| OrderEvent::status_updated(order, change))
+        .collect::<Result<_, _>>()?;
     sqlx::query(CHANGE_STATUS)
-        .bind(order.id.0)
-        .bind(order.status.as_str())
-        .bind(order.version)
-        .bind(order.changed_at)
-        .bind(change.from.as_str())
-        .bind(change.actor.role.as_str())
-        .bind(change.actor.id.as_str())
-        .bind(change.reason.as_deref())
-        .bind(bucket_of(order.id))
-        .bind(event.id)
-        .bind(event.event_type.as_str())
-        .bind(&event.payload)
-        .bind(&event.headers)
+        .bind(column(&changes, |(order, _)| order.id.0))
+        .bind(column(&changes, |(order, _)| order.status.as_str()))
+        .bind(column(&changes, |(order, _)| order.version))
+        .bind(column(&changes, |(order, _)| order.changed_at))
+        .bind(column(&changes, |(_, change)| change.from.as_str()))
+        .bind(column(&changes, |(_, change)| change.actor.role.as_str()))
+        .bind(column(&changes, |(_, change)| change.actor.id.as_str()))
+        .bind(column(&changes, |(_, change)| change.reason.as_deref()))
+        .bind(column(&changes, |(order, _)| bucket_of(order.id)))
+        .bind(column(&events, |event| event.id))
+        .bind(column(&events, |event| event.event_type.as_str()))
+        .bind(column(&events, |event| event.payload.as_str()))
+        .bind(column(&events, |event| event.headers.as_str()))
         .execute(connection)
         .await?;
     Ok(())
+}
+
+/// One column of the rows that a statement takes as arrays.
+pub(super) fn column<'a, R, C>(rows: &'a [R], value: impl Fn(&'a R) -> C) -> Vec<C> {
+    rows.iter().map(value).collect()
 }
 
 #[derive(sqlx::FromRow)]

@@ -1,18 +1,22 @@
 //! What the Payment Service told us: remembered in the transaction of what it did.
 
+use std::collections::HashMap;
 use std::iter;
+use std::sync::Arc;
 
+use rust_decimal::Decimal;
 use sha2::{Digest, Sha256};
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::orders::lock;
+use super::orders::column;
 use super::{Store, StoreError};
+use crate::domain::aggregate::Refund;
 use crate::domain::payment::{PaymentEvent, PaymentOutcome};
 use crate::domain::{OrderAggregate, OrderId, TraceParent};
 
 /// Where a record stands in Kafka.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RecordPlace {
     /// The topic.
     pub topic: String,
@@ -36,6 +40,10 @@ impl EventKey {
     /// A key that earlier releases made in the same way.
     pub const fn new(key: String) -> Self {
         Self { key, earlier: None }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &String> {
+        iter::once(&self.key).chain(&self.earlier)
     }
 }
 
@@ -71,16 +79,26 @@ pub enum Received {
     UnknownOrder,
 }
 
+/// Sorted, so that two transactions with the same keys do not wait for each other in a circle.
 const REMEMBER: &str = "
 insert into payment_events
     (event_key, order_id, event_type, outcome, topic, partition, \"offset\", payload_sha256)
-values ($1, $2, $3, $4, $5, $6, $7, $8)
+select * from unnest(
+    $1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::integer[], $7::bigint[], $8::bytea[]
+) as event (event_key)
+order by event_key
 ";
 
 const PARK: &str = "
 insert into parked_payments (topic, partition, \"offset\", order_id, payload, error)
-values ($1, $2, $3, $4, $5, $6)
+select * from unnest($1::text[], $2::integer[], $3::bigint[], $4::uuid[], $5::bytea[], $6::text[])
 on conflict do nothing
+";
+
+const PAY: &str = "insert into payments (order_id, amount) select * from unnest($1::uuid[], $2::numeric[])";
+
+const REFUND: &str = "
+insert into refunds_due (order_id, amount, reason) select * from unnest($1::uuid[], $2::numeric[], $3::text[])
 ";
 
 const FIND: &str = "
@@ -102,6 +120,19 @@ struct KnownEvent {
 }
 
 impl KnownEvent {
+    /// The event of a payment that is being applied.
+    fn of(payment: &IncomingPayment) -> Self {
+        let RecordPlace { topic, partition, offset } = payment.place.clone();
+        Self {
+            event_key: payment.key.key.clone(),
+            order_id: payment.order.0,
+            topic,
+            partition,
+            offset,
+            payload_sha256: Some(payment.payload_sha256().to_vec()),
+        }
+    }
+
     fn place(&self) -> RecordPlace {
         RecordPlace { topic: self.topic.clone(), partition: self.partition, offset: self.offset }
     }
@@ -130,79 +161,152 @@ impl IncomingPayment {
     }
 }
 
-impl Store {
-    /// Applies a payment event to its order and remembers it, in one transaction. What a person has to look at
-    /// is parked in the same.
-    pub async fn receive_payment(&self, payment: &IncomingPayment) -> Result<Received, StoreError> {
-        let received = self
-            .bounded(async {
-                let mut connection = self.connection().await?;
-                let mut transaction = connection.begin().await?;
-                let received = self.apply(&mut transaction, payment).await?;
-                transaction.commit().await?;
-                connection.give_back();
-                Ok(received)
-            })
-            .await?;
-        self.outbox_written.notify_one();
-        Ok(received)
-    }
+/// The events that payments at hand may repeat: those of the database, and those of the same transaction.
+#[derive(Default)]
+pub(super) struct KnownEvents(HashMap<String, KnownEvent>);
 
-    /// The order is locked first, so that two repeats at once do not both find that they are the first.
-    async fn apply(
-        &self,
-        connection: &mut PgConnection,
-        payment: &IncomingPayment,
-    ) -> Result<Received, StoreError> {
-        let Some(aggregate) = lock(connection, payment.order, None).await? else {
-            let error = "there is no such order";
-            park(connection, &payment.place, Some(payment.order), &payment.payload, error).await?;
-            return Ok(Received::UnknownOrder);
+/// What payments of one transaction write besides their orders.
+#[derive(Default)]
+pub(super) struct PaymentRows {
+    applied: Vec<(Arc<IncomingPayment>, PaymentOutcome)>,
+    parked: Vec<(Arc<IncomingPayment>, String)>,
+}
+
+impl PaymentRows {
+    pub(super) const fn is_empty(&self) -> bool {
+        self.applied.is_empty() && self.parked.is_empty()
+    }
+}
+
+/// Reads the events that have the keys of these payments.
+pub(super) async fn known_events(
+    connection: &mut PgConnection,
+    payments: &[Arc<IncomingPayment>],
+) -> Result<KnownEvents, StoreError> {
+    if payments.is_empty() {
+        return Ok(KnownEvents::default());
+    }
+    let keys: Vec<&String> = payments.iter().flat_map(|payment| payment.key.all()).collect();
+    let events: Vec<KnownEvent> = sqlx::query_as(FIND).bind(keys).fetch_all(connection).await?;
+    Ok(KnownEvents(events.into_iter().map(|event| (event.event_key.clone(), event)).collect()))
+}
+
+impl KnownEvents {
+    /// Applies a payment to its order in memory, and notes what is to be written. The order comes back where it
+    /// changed.
+    pub(super) fn apply(
+        &mut self,
+        payment: &Arc<IncomingPayment>,
+        aggregate: Option<OrderAggregate>,
+        rows: &mut PaymentRows,
+    ) -> (Received, Option<OrderAggregate>) {
+        let mut park = |error: String| rows.parked.push((Arc::clone(payment), error));
+        let Some(mut aggregate) = aggregate else {
+            park("there is no such order".to_owned());
+            return (Received::UnknownOrder, None);
         };
-        let keys: Vec<&String> = iter::once(&payment.key.key).chain(&payment.key.earlier).collect();
-        let known: Vec<KnownEvent> = sqlx::query_as(FIND).bind(keys).fetch_all(&mut *connection).await?;
-        if known.iter().any(|event| event.is_repeated_by(payment)) {
-            return Ok(Received::Repeated);
-        }
-        if let Some(event) = known.first() {
-            let error = event.is_not_repeated();
-            park(connection, &payment.place, Some(payment.order), &payment.payload, &error).await?;
-            return Ok(Received::OtherEvent);
+        let mut known = payment.key.all().filter_map(|key| self.0.get(key)).peekable();
+        if let Some(first) = known.peek() {
+            let error = first.is_not_repeated();
+            if known.any(|event| event.is_repeated_by(payment)) {
+                return (Received::Repeated, None);
+            }
+            park(error);
+            return (Received::OtherEvent, None);
         }
         let total = aggregate.order.total;
-        let apply = |aggregate: &mut OrderAggregate| {
-            Ok::<_, std::convert::Infallible>(aggregate.apply_payment(payment.event, &payment.trace))
-        };
-        let outcome = match self.decide_and_write(connection, aggregate, apply).await? {
-            Ok((_, outcome)) => outcome,
-            Err(never) => match never {},
-        };
-        let for_a_person = match (&outcome, payment.event) {
+        let outcome = aggregate.apply_payment(payment.event, &payment.trace);
+        match (&outcome, payment.event) {
             (PaymentOutcome::AmountMismatch, PaymentEvent::Succeeded(amount)) => {
-                Some(format!("{amount} was paid and the order costs {total}"))
+                park(format!("{amount} was paid and the order costs {total}"));
             }
             (PaymentOutcome::PaidAgain, PaymentEvent::Succeeded(amount)) => {
-                Some(format!("{amount} was paid and the order was paid before"))
+                park(format!("{amount} was paid and the order was paid before"));
             }
-            _ => None,
-        };
-        if let Some(error) = for_a_person {
-            park(connection, &payment.place, Some(payment.order), &payment.payload, &error).await?;
+            _ => {}
         }
-        sqlx::query(REMEMBER)
-            .bind(&payment.key.key)
-            .bind(payment.order.0)
-            .bind(payment.event_type)
-            .bind(outcome.as_str())
-            .bind(&payment.place.topic)
-            .bind(payment.place.partition)
-            .bind(payment.place.offset)
-            .bind(payment.payload_sha256().as_slice())
+        self.0.insert(payment.key.key.clone(), KnownEvent::of(payment));
+        rows.applied.push((Arc::clone(payment), outcome.clone()));
+        (Received::Applied(outcome), Some(aggregate))
+    }
+}
+
+/// Writes the payments and refunds of these orders.
+pub(super) async fn write(
+    connection: &mut PgConnection,
+    aggregates: &[&OrderAggregate],
+) -> Result<(), StoreError> {
+    let paid = aggregates.iter().filter_map(|a| Some((a.order.id.0, a.changes.payment?.decimal())));
+    let (orders, amounts): (Vec<Uuid>, Vec<Decimal>) = paid.unzip();
+    if !orders.is_empty() {
+        sqlx::query(PAY).bind(orders).bind(amounts).execute(&mut *connection).await?;
+    }
+    let refunds = aggregates.iter().filter_map(|a| Some((a.order.id.0, a.changes.refund.as_ref()?)));
+    let refunds: Vec<(Uuid, &Refund)> = refunds.collect();
+    if !refunds.is_empty() {
+        sqlx::query(REFUND)
+            .bind(column(&refunds, |(order, _)| *order))
+            .bind(column(&refunds, |(_, refund)| refund.amount.decimal()))
+            .bind(column(&refunds, |(_, refund)| refund.reason.as_str()))
             .execute(connection)
             .await?;
-        Ok(Received::Applied(outcome))
     }
+    Ok(())
+}
 
+/// Remembers the events that were applied, and parks what a person has to look at.
+pub(super) async fn write_events(
+    connection: &mut PgConnection,
+    rows: &PaymentRows,
+) -> Result<(), StoreError> {
+    let PaymentRows { applied, parked } = rows;
+    if !applied.is_empty() {
+        sqlx::query(REMEMBER)
+            .bind(column(applied, |(payment, _)| payment.key.key.as_str()))
+            .bind(column(applied, |(payment, _)| payment.order.0))
+            .bind(column(applied, |(payment, _)| payment.event_type))
+            .bind(column(applied, |(_, outcome)| outcome.as_str()))
+            .bind(column(applied, |(payment, _)| payment.place.topic.as_str()))
+            .bind(column(applied, |(payment, _)| payment.place.partition))
+            .bind(column(applied, |(payment, _)| payment.place.offset))
+            .bind(column(applied, |(payment, _)| payment.payload_sha256().to_vec()))
+            .execute(&mut *connection)
+            .await?;
+    }
+    if !parked.is_empty() {
+        let records = column(parked, |(payment, error)| ParkedRecord {
+            place: &payment.place,
+            order: Some(payment.order),
+            payload: &payment.payload,
+            error,
+        });
+        park(connection, &records).await?;
+    }
+    Ok(())
+}
+
+/// A record that a person has to look at.
+struct ParkedRecord<'a> {
+    place: &'a RecordPlace,
+    order: Option<OrderId>,
+    payload: &'a [u8],
+    error: &'a str,
+}
+
+async fn park(connection: &mut PgConnection, records: &[ParkedRecord<'_>]) -> Result<(), StoreError> {
+    sqlx::query(PARK)
+        .bind(column(records, |record| record.place.topic.as_str()))
+        .bind(column(records, |record| record.place.partition))
+        .bind(column(records, |record| record.place.offset))
+        .bind(column(records, |record| record.order.map(|order| order.0)))
+        .bind(column(records, |record| record.payload))
+        .bind(column(records, |record| record.error))
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+impl Store {
     /// Keeps a record that cannot be applied, for a person.
     pub async fn park_payment(
         &self,
@@ -213,53 +317,10 @@ impl Store {
     ) -> Result<(), StoreError> {
         self.bounded(async {
             let mut connection = self.connection().await?;
-            park(&mut connection, place, order, payload, error).await?;
+            park(&mut connection, &[ParkedRecord { place, order, payload, error }]).await?;
             connection.give_back();
             Ok(())
         })
         .await
     }
-}
-
-async fn park(
-    connection: &mut PgConnection,
-    place: &RecordPlace,
-    order: Option<OrderId>,
-    payload: &[u8],
-    error: &str,
-) -> Result<(), StoreError> {
-    sqlx::query(PARK)
-        .bind(&place.topic)
-        .bind(place.partition)
-        .bind(place.offset)
-        .bind(order.map(|order| order.0))
-        .bind(payload)
-        .bind(error)
-        .execute(connection)
-        .await?;
-    Ok(())
-}
-
-/// Writes what an aggregate says of money.
-pub(super) async fn write(
-    connection: &mut PgConnection,
-    aggregate: &OrderAggregate,
-) -> Result<(), StoreError> {
-    let id: Uuid = aggregate.order.id.0;
-    if let Some(amount) = aggregate.changes.payment {
-        sqlx::query("insert into payments (order_id, amount) values ($1, $2)")
-            .bind(id)
-            .bind(amount.decimal())
-            .execute(&mut *connection)
-            .await?;
-    }
-    if let Some(refund) = &aggregate.changes.refund {
-        sqlx::query("insert into refunds_due (order_id, amount, reason) values ($1, $2, $3)")
-            .bind(id)
-            .bind(refund.amount.decimal())
-            .bind(&refund.reason)
-            .execute(connection)
-            .await?;
-    }
-    Ok(())
 }

@@ -19,6 +19,17 @@ pub(super) enum Decoded {
     Undecodable { order: Option<OrderId>, error: String },
 }
 
+impl Decoded {
+    /// The order that the record is about, where it names one.
+    pub(super) const fn order(&self) -> Option<OrderId> {
+        match self {
+            Self::Payment { order, .. } => Some(*order),
+            Self::Undecodable { order, .. } => *order,
+            Self::Ignored => None,
+        }
+    }
+}
+
 fn undecodable(order: Option<OrderId>, error: String) -> Decoded {
     Decoded::Undecodable { order, error }
 }

@@ -1,0 +1,226 @@
+//! The one door for every change of an order. Changes that arrive together are committed together
+//! (`group_commit`): their orders are locked and loaded by one statement, each is decided on its own aggregate in
+//! memory, and all is written by a few statements and one commit.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use sqlx::Connection;
+use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
+
+use super::connection::CommitSent;
+use super::connection::DatabaseSettings;
+use super::group_commit::{Committed, Group, Limits};
+use super::payments::{IncomingPayment, KnownEvents, PaymentRows, Received};
+use super::{Store, StoreError, orders, payments, stock};
+use crate::domain::{Order, OrderAggregate, OrderId};
+
+/// Few writers: each takes a connection of the pool, and what waits for them shares the next commit.
+pub(super) const fn limits(settings: &DatabaseSettings) -> Limits {
+    Limits { group: 128, writers: 2, waiting: 4096, deadline: settings.deadline }
+}
+
+/// A change of one order.
+#[derive(Debug)]
+pub(super) struct Update {
+    order: OrderId,
+    /// The stock job that is at hand: this attempt, else the latest.
+    job: Option<i16>,
+    work: Work,
+}
+
+enum Work {
+    /// Changes the order, or refuses and leaves it as it was. The decision goes to who asked.
+    Decide(Box<dyn FnMut(&mut OrderAggregate) -> Verdict + Send>),
+    Payment(Arc<IncomingPayment>),
+}
+
+impl fmt::Debug for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Decide(_) => "Decide",
+            Self::Payment(_) => "Payment",
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Write,
+    Refuse,
+}
+
+/// What became of an update.
+#[derive(Debug)]
+pub(super) enum Updated {
+    NoOrder,
+    Decided(Box<Order>),
+    Payment(Received),
+}
+
+/// What is to be written of a group, and what its callers learn afterwards.
+#[derive(Default)]
+struct Writes {
+    /// In the sequence of the updates; nothing for one that is left out.
+    answers: Vec<Option<Updated>>,
+    aggregates: Vec<OrderAggregate>,
+    payments: PaymentRows,
+    /// An order that gets a new version in this transaction: by it the whole group can be found afterwards.
+    witness: Option<Order>,
+}
+
+impl Store {
+    /// Locks the order, lets `decide` change it and what belongs to it, and makes all changes durable together
+    /// with the history and the event of a new status (invariant 1). Nothing where there is no such order.
+    ///
+    /// `job` picks the stock job that is at hand: that attempt, else the latest. A refusal of `decide` leaves
+    /// everything as it was. `decide` may be called more than once, each time on the order as it is then; only what
+    /// its last call did and returned counts.
+    pub async fn update_order<T: Send + 'static, E: Send + 'static>(
+        &self,
+        id: OrderId,
+        job: Option<i16>,
+        mut decide: impl FnMut(&mut OrderAggregate) -> Result<T, E> + Send + 'static,
+    ) -> Result<Option<Result<(Order, T), E>>, StoreError> {
+        let decision = Arc::new(Mutex::new(None));
+        let latest = Arc::clone(&decision);
+        let work = Work::Decide(Box::new(move |aggregate| {
+            let decided = decide(aggregate);
+            let verdict = if decided.is_ok() { Verdict::Write } else { Verdict::Refuse };
+            *latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(decided);
+            verdict
+        }));
+        let updated = self.updates.submit(self, Update { order: id, job, work }).await?;
+        let decision = decision.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match (updated, decision) {
+            (Updated::Decided(order), Some(decision)) => Ok(Some(decision.map(|value| (*order, value)))),
+            _ => Ok(None),
+        }
+    }
+
+    /// Applies a payment event to its order and remembers it, in one transaction. What a person has to look at
+    /// is parked in the same.
+    pub async fn receive_payment(&self, payment: Arc<IncomingPayment>) -> Result<Received, StoreError> {
+        let update = Update { order: payment.order, job: None, work: Work::Payment(payment) };
+        match self.updates.submit(self, update).await? {
+            Updated::Payment(received) => Ok(received),
+            Updated::NoOrder | Updated::Decided(_) => Ok(Received::UnknownOrder),
+        }
+    }
+
+    /// Whether a group whose commit was not answered is durable. A change of another thing than a status leaves no
+    /// version to look for.
+    async fn is_durable(&self, writes: &Writes) -> bool {
+        match &writes.witness {
+            Some(order) => self.was_written(order).await,
+            None => writes.aggregates.is_empty() && writes.payments.is_empty(),
+        }
+    }
+
+    async fn write_updates(
+        &self,
+        updates: &mut [Update],
+        sent: &CommitSent,
+        writes: &mut Writes,
+    ) -> Result<(), StoreError> {
+        let is_alone = updates.len() == 1;
+        let wanted: Vec<_> = updates.iter().map(|update| (update.order, update.job)).collect();
+        let incoming: Vec<_> = updates.iter().filter_map(Update::payment).map(Arc::clone).collect();
+        let mut connection = self.connection().await?;
+        let mut transaction = connection.begin().await?;
+        let mut locked = orders::lock(&mut transaction, &wanted, is_alone).await?;
+        // Read under the locks, so that of two repeats the second finds the first.
+        let mut known = payments::known_events(&mut transaction, &incoming).await?;
+        for update in updates {
+            let aggregate = locked.remove(&update.order);
+            let is_left_out = aggregate.is_none() && !is_alone;
+            let answer = (!is_left_out).then(|| update.apply(aggregate, &mut known, writes));
+            writes.answers.push(answer);
+        }
+        let aggregates: Vec<&OrderAggregate> = writes.aggregates.iter().collect();
+        orders::write_statuses(&mut transaction, &aggregates).await?;
+        stock::write_jobs(&mut transaction, &aggregates, self.stock).await?;
+        payments::write(&mut transaction, &aggregates).await?;
+        payments::write_events(&mut transaction, &writes.payments).await?;
+        sent.mark();
+        transaction.commit().await?;
+        connection.give_back();
+        Ok(())
+    }
+}
+
+impl Update {
+    const fn payment(&self) -> Option<&Arc<IncomingPayment>> {
+        match &self.work {
+            Work::Payment(payment) => Some(payment),
+            Work::Decide(_) => None,
+        }
+    }
+
+    /// Decides in memory, and notes what is to be written.
+    fn apply(
+        &mut self,
+        aggregate: Option<OrderAggregate>,
+        known: &mut KnownEvents,
+        writes: &mut Writes,
+    ) -> Updated {
+        let updated = match (&mut self.work, aggregate) {
+            (Work::Payment(payment), aggregate) => {
+                let (received, aggregate) = known.apply(payment, aggregate, &mut writes.payments);
+                writes.note(aggregate);
+                return Updated::Payment(received);
+            }
+            (Work::Decide(_), None) => return Updated::NoOrder,
+            (Work::Decide(decide), Some(mut aggregate)) => match decide(&mut aggregate) {
+                Verdict::Refuse => return Updated::Decided(Box::new(aggregate.order)),
+                Verdict::Write => {
+                    let order = Box::new(aggregate.order.clone());
+                    writes.note(Some(aggregate));
+                    order
+                }
+            },
+        };
+        Updated::Decided(updated)
+    }
+}
+
+impl Writes {
+    fn note(&mut self, aggregate: Option<OrderAggregate>) {
+        let Some(aggregate) = aggregate else { return };
+        if aggregate.changes.status.is_some() && self.witness.is_none() {
+            self.witness = Some(aggregate.order.clone());
+        }
+        self.aggregates.push(aggregate);
+    }
+}
+
+impl Group for Store {
+    type Item = Update;
+    type Answer = Updated;
+
+    fn key(update: &Update) -> Option<Uuid> {
+        Some(update.order.0)
+    }
+
+    async fn commit(
+        &self,
+        updates: &mut [Update],
+        deadline: Instant,
+    ) -> Result<Vec<Committed<Updated>>, StoreError> {
+        let (sent, mut writes) = (CommitSent::default(), Writes::default());
+        let written = timeout_at(deadline, self.write_updates(updates, &sent, &mut writes)).await;
+        let written = written.unwrap_or(Err(StoreError::Deadline)).map_err(|error| sent.judge(error));
+        if let Err(error) = written
+            && !(matches!(error, StoreError::OutcomeUnknown(_)) && self.is_durable(&writes).await)
+        {
+            return Err(error);
+        }
+        self.outbox_written.notify_one();
+        let committed = writes.answers.into_iter().map(|answer| match answer {
+            Some(answer) => Committed::Answer(Ok(answer)),
+            None => Committed::LeftOut,
+        });
+        Ok(committed.collect())
+    }
+}
