@@ -24,7 +24,6 @@ use crate::api::{ApiSettings, GatewaySecrets, RETRY_SOON};
 use crate::events::{KafkaSettings, RelaySettings};
 use crate::orders::{ConfirmSettings, DuplicateSettings, HousekeepingSettings, OrderSettings};
 use crate::products::ProductSettings;
-use crate::store::idempotency::KeyTimes;
 use crate::store::{DatabaseSettings, StockTimes};
 
 /// All settings of `serve`.
@@ -106,8 +105,7 @@ impl Config {
             bind_address: bind_address(env),
             server: server(env, &api),
             api,
-            // A placement holds its key while it asks for the products, and for two uses of the store.
-            orders: orders(env, products.deadline + database.deadline * 2, longest_commit),
+            orders: orders(env, longest_commit),
             stock: stock(env),
             housekeeping: housekeeping(env),
             database,
@@ -149,7 +147,7 @@ impl Config {
             );
         }
         let duplicates = self.orders.duplicates;
-        let shortest = SHORTEST_RETENTION.max(duplicates.keys.expiry * 2);
+        let shortest = SHORTEST_RETENTION.max(duplicates.key_expiry * 2);
         if self.housekeeping.order_retention.is_some_and(|age| age < shortest) {
             env.refuse(
                 "ORDER_RETENTION",
@@ -249,8 +247,7 @@ fn api(env: &Environment) -> ApiSettings {
     }
 }
 
-/// `longest_placement` is how long a placement may hold its key.
-fn orders(env: &Environment, longest_placement: Duration, longest_commit: Duration) -> OrderSettings {
+fn orders(env: &Environment, longest_commit: Duration) -> OrderSettings {
     let window = env.number("DUPLICATE_WINDOW_SECONDS", 10, 0..=3600);
     let expiry_hours: u64 = env.number("IDEMPOTENCY_KEY_TTL_HOURS", 24, 1..=8760);
     OrderSettings {
@@ -258,7 +255,7 @@ fn orders(env: &Environment, longest_placement: Duration, longest_commit: Durati
         duplicates: DuplicateSettings {
             window: (window > 0).then(|| Duration::from_secs(window)),
             longest_commit,
-            keys: KeyTimes { lock: longest_placement, expiry: Duration::from_hours(expiry_hours) },
+            key_expiry: Duration::from_hours(expiry_hours),
         },
         confirmation: ConfirmSettings {
             max_requests: env.number("MAX_CONCURRENT_CONFIRMATIONS", 256, 1..=100_000),

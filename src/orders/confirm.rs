@@ -77,9 +77,7 @@ impl OrderService {
         }
         // The intention is durable, so the confirmation goes on whatever this look meets.
         self.await_outcome(id, attempt, &only_if, give_up).await.map_err(|error| match error {
-            ChangeStatusError::Store(error) if error.is_transient() => {
-                StoreError::OutcomeUnknown(Box::new(error)).into()
-            }
+            ChangeStatusError::Store(error) if error.is_transient() => StoreError::unknown(error).into(),
             error => error,
         })
     }

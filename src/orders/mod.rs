@@ -9,6 +9,7 @@ mod confirm;
 mod fingerprint;
 mod get;
 mod history;
+mod keys;
 mod list;
 mod outcomes;
 mod pay;
@@ -32,6 +33,8 @@ pub use workers::HousekeepingSettings;
 
 use self::outcomes::Outcomes;
 use crate::domain::OrderId;
+use keys::KeysInFlight;
+
 use crate::products::ProductClient;
 use crate::store::Store;
 use crate::telemetry::Seldom;
@@ -53,6 +56,7 @@ pub struct OrderService {
     store: Store,
     products: Arc<ProductClient>,
     duplicates: DuplicateSettings,
+    keys: KeysInFlight,
     confirmation: ConfirmSettings,
     tasks: TaskTracker,
     permits: Arc<Semaphore>,
@@ -69,6 +73,7 @@ impl OrderService {
             store,
             products,
             duplicates: settings.duplicates,
+            keys: KeysInFlight::default(),
             confirmation: settings.confirmation,
             tasks: TaskTracker::new(),
             permits: Arc::new(Semaphore::new(settings.max_placements)),

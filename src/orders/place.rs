@@ -6,17 +6,14 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use thiserror::Error;
 use tokio::task::JoinError;
-use tracing::warn;
 
 use super::OrderService;
 use super::fingerprint::fingerprint;
 use crate::domain::line::{BadLines, merge_lines};
 use crate::domain::{Identity, Line, Order, ProductId, RequestedLine, TraceParent, time};
 use crate::products::{Product, Unavailable};
-use crate::store::idempotency::{Claimed, KeyTimes};
 use crate::store::place::PlacedBefore;
 use crate::store::{Guard, Placement, StoreError};
-use crate::telemetry::chain;
 
 /// A request to place an order.
 #[derive(Clone, Debug)]
@@ -39,8 +36,8 @@ pub struct DuplicateSettings {
     /// How much later than its row's time a placement may be answered: the longest commit, and finding out what became
     /// of it.
     pub longest_commit: Duration,
-    /// How long keys count.
-    pub keys: KeyTimes,
+    /// How long an order is found by its key.
+    pub key_expiry: Duration,
 }
 
 /// An order that was placed, now or by an earlier request that was the same.
@@ -141,37 +138,39 @@ impl OrderService {
     }
 
     /// Finds out what keeps the request from becoming a second order, and places it under that guard.
-    async fn place_once(&self, request: Request) -> Result<Placed, PlaceError> {
-        let Some(key) = &request.key else { return self.place_without_key(request).await };
-        let customer = request.caller.customer.clone();
-        let times = self.duplicates.keys;
-        let claim = match self.store.claim_key(&customer, key, &request.fingerprint, times).await? {
-            Claimed::Held(claim) => claim,
-            Claimed::Done(order) => return Ok(Placed { order, replayed: true }),
-            Claimed::InProgress => return Err(PlaceError::InProgress),
-            Claimed::OtherLines => return Err(PlaceError::KeyReused),
-        };
-        let placed = self.price_and_write(request, &Guard::Key(claim.clone())).await;
-        // Of an unknown outcome the key may be the order's by now, or about to be.
-        let is_known = !matches!(placed, Err(PlaceError::Store(StoreError::OutcomeUnknown(_))));
-        if is_known
-            && placed.is_err()
-            && let Err(error) = self.store.release_key(&customer, &claim).await
-        {
-            warn!(error = chain(&error), "a key could not be freed; it frees itself");
+    async fn place_once(&self, mut request: Request) -> Result<Placed, PlaceError> {
+        match request.key.take() {
+            None => self.place_without_key(request).await,
+            Some(key) => self.place_with_key(key, request).await,
         }
-        placed
+    }
+
+    /// A repeat is answered before the Product Service is asked. Two at once at one replica are told apart by the key in
+    /// flight, at two replicas by the row that the first one writes with its order.
+    async fn place_with_key(&self, key: String, request: Request) -> Result<Placed, PlaceError> {
+        let customer = &request.caller.customer;
+        let Some(_in_flight) = self.keys.enter(customer, &key) else { return Err(PlaceError::InProgress) };
+        let fingerprint = request.fingerprint;
+        if let Some(known) = self.store.find_key(customer, &key).await? {
+            return match known.order {
+                _ if known.fingerprint != fingerprint => Err(PlaceError::KeyReused),
+                Some(order) => Ok(Placed { order, replayed: true }),
+                None => Err(PlaceError::InProgress),
+            };
+        }
+        let guard = Guard::Key { key, fingerprint, expiry: self.duplicates.key_expiry };
+        self.price_and_write(request, guard).await
     }
 
     /// A repeat that cannot be priced any more (the stock went to others, the Product Service is away) is the
     /// first order all the same.
     async fn place_without_key(&self, request: Request) -> Result<Placed, PlaceError> {
         let Some(window) = self.duplicates.window else {
-            return self.price_and_write(request, &Guard::None).await;
+            return self.price_and_write(request, Guard::None).await;
         };
         let (customer, fingerprint) = (request.caller.customer.clone(), request.fingerprint);
         let since = request.received_at - window - self.duplicates.longest_commit;
-        let placed = self.price_and_write(request, &Guard::Window { fingerprint, since }).await;
+        let placed = self.price_and_write(request, Guard::Window { fingerprint, since }).await;
         match placed {
             Ok(_) | Err(PlaceError::Store(_)) => placed,
             Err(error) => match self.store.find_recent(&customer, &fingerprint, Some(since)).await? {
@@ -181,18 +180,18 @@ impl OrderService {
         }
     }
 
-    async fn price_and_write(&self, request: Request, guard: &Guard) -> Result<Placed, PlaceError> {
+    async fn price_and_write(&self, request: Request, guard: Guard) -> Result<Placed, PlaceError> {
         let Request { caller, lines, trace, .. } = request;
         let ids: Vec<&ProductId> = lines.iter().map(|(_, line)| &line.product_id).collect();
         let answers = self.products.look_up(&ids, &trace).await?;
         let lines = price(lines, answers)?;
         let order = Order::place(caller.customer, lines).ok_or(PlaceError::TotalTooLarge)?;
-        match self.store.place(&order, caller.role, &trace, guard).await? {
-            Placement::New => {
-                Ok(Placed { order: PlacedBefore { id: order.id, total: order.total }, replayed: false })
-            }
+        let new = PlacedBefore { id: order.id, total: order.total };
+        match self.store.place(order, caller.role, &trace, guard).await? {
+            Placement::New => Ok(Placed { order: new, replayed: false }),
             Placement::Duplicate(order) => Ok(Placed { order, replayed: true }),
-            Placement::KeyLost => Err(PlaceError::InProgress),
+            Placement::OtherLines => Err(PlaceError::KeyReused),
+            Placement::InProgress => Err(PlaceError::InProgress),
         }
     }
 }

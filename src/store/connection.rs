@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, PgConnection, PgPool, Postgres};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{Store, StoreError};
 use crate::domain::Order;
@@ -44,27 +44,7 @@ impl fmt::Debug for DatabaseSettings {
 /// ago, when it came back, and every request would wait for a second try.
 const TRY_AFTER_IDLE: Duration = Duration::from_secs(1);
 
-/// The pool of the requests and that of their lists, which share the connections that the settings allow.
-pub(super) fn pools(settings: &DatabaseSettings) -> (PgPool, PgPool) {
-    let lists = (settings.max_connections / 4).max(1);
-    let others = settings.max_connections.saturating_sub(lists).max(1);
-    let of = |max_connections| DatabaseSettings { max_connections, ..settings.clone() };
-    (pool(&of(others)), reader_pool(&of(lists)))
-}
-
-pub(super) fn pool(settings: &DatabaseSettings) -> PgPool {
-    pool_with(settings, &[])
-}
-
-/// For reads along an index whose plan must not depend on statistics: the one plan without a sort, made once.
-///
-/// Where sorting is out, a list is read along the only index that has its sequence (`list.rs`). The plan is the same
-/// for all values, so planning anew for each would be wasted.
-fn reader_pool(settings: &DatabaseSettings) -> PgPool {
-    pool_with(settings, &[("enable_sort", "off"), ("plan_cache_mode", "force_generic_plan")])
-}
-
-fn pool_with(settings: &DatabaseSettings, more: &[(&str, &str)]) -> PgPool {
+fn pool(settings: &DatabaseSettings, more: &[(&str, &str)]) -> PgPool {
     // The server gives up a little before the client does, so that it is the one to clean up.
     let server_limit = (settings.deadline.as_millis() * 9 / 10).to_string();
     let options = settings.options.clone().options([
@@ -94,19 +74,58 @@ fn pool_with(settings: &DatabaseSettings, more: &[(&str, &str)]) -> PgPool {
         .connect_lazy_with(options)
 }
 
-impl Store {
+/// A pool of connections, and the bounds of their use. Cheap to clone: every clone is the same pool.
+#[derive(Clone, Debug)]
+pub(super) struct Database {
+    pool: PgPool,
+    settings: DatabaseSettings,
+}
+
+impl Database {
+    /// The database for the requests and for their lists, which share the connections that the settings allow.
+    pub(super) fn for_requests(settings: &DatabaseSettings) -> (Self, Self) {
+        let lists = (settings.max_connections / 4).max(1);
+        let others = settings.max_connections.saturating_sub(lists).max(1);
+        let of = |max_connections| DatabaseSettings { max_connections, ..settings.clone() };
+        (Self::new(of(others), &[]), Self::for_lists(of(lists)))
+    }
+
+    fn new(settings: DatabaseSettings, more: &[(&str, &str)]) -> Self {
+        Self { pool: pool(&settings, more), settings }
+    }
+
+    /// For reads along an index whose plan must not depend on statistics: the one plan without a sort, made once.
+    ///
+    /// Where sorting is out, a list is read along the only index that has its sequence (`list.rs`). The plan is the same
+    /// for all values, so planning anew for each would be wasted.
+    fn for_lists(settings: DatabaseSettings) -> Self {
+        let more = [("enable_sort", "off"), ("plan_cache_mode", "force_generic_plan")];
+        Self::new(settings, &more)
+    }
+
+    /// The same database by a pool of its own, with these settings of PostgreSQL.
+    pub(super) fn with_own_pool(&self, max_connections: u32, more: &[(&str, &str)]) -> Self {
+        Self::new(DatabaseSettings { max_connections, ..self.settings.clone() }, more)
+    }
+
+    /// How it is used.
+    pub(super) fn settings(&self) -> &DatabaseSettings {
+        &self.settings
+    }
+
+    /// Until when a use of the database that begins now may take.
+    pub(super) fn give_up(&self) -> Instant {
+        Instant::now() + self.settings.deadline
+    }
+
+    /// Closes the connections that are idle and waits for those in use.
+    pub(super) async fn close(&self) {
+        self.pool.close().await;
+    }
+
     /// Borrows a connection.
     pub(super) async fn connection(&self) -> Result<Borrowed, StoreError> {
-        self.borrow(&self.pool).await
-    }
-
-    /// Borrows a connection for reading along an index ([`reader_pool`]).
-    pub(super) async fn reader(&self) -> Result<Borrowed, StoreError> {
-        self.borrow(&self.readers).await
-    }
-
-    async fn borrow(&self, pool: &PgPool) -> Result<Borrowed, StoreError> {
-        let connection = pool.acquire().await?;
+        let connection = self.pool.acquire().await?;
         Ok(Borrowed { connection, sound: false, deadline: self.settings.deadline })
     }
 
@@ -116,6 +135,31 @@ impl Store {
         work: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
         timeout(self.settings.deadline, work).await.unwrap_or(Err(StoreError::Deadline))
+    }
+}
+
+impl Store {
+    /// Borrows a connection.
+    pub(super) async fn connection(&self) -> Result<Borrowed, StoreError> {
+        self.database.connection().await
+    }
+
+    /// Borrows a connection for reading along an index ([`Database::for_lists`]).
+    pub(super) async fn reader(&self) -> Result<Borrowed, StoreError> {
+        self.lists.connection().await
+    }
+
+    /// Bounds one use of the store by its deadline.
+    pub(super) async fn bounded<T>(
+        &self,
+        work: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        self.database.bounded(work).await
+    }
+
+    /// [`Database::was_written`].
+    pub(super) async fn was_written(&self, order: &Order) -> bool {
+        self.database.was_written(order).await
     }
 }
 
@@ -132,7 +176,7 @@ impl CommitSent {
     /// Tells a write that failed from one whose outcome nobody knows.
     pub(super) fn judge(&self, error: StoreError) -> StoreError {
         let sent = self.0.load(Ordering::Relaxed);
-        if sent && !error.is_rolled_back() { StoreError::OutcomeUnknown(Box::new(error)) } else { error }
+        if sent && !error.is_rolled_back() { StoreError::unknown(error) } else { error }
     }
 }
 
@@ -141,7 +185,7 @@ const VERSION_EXISTS: &str = "
 select exists (select from order_history where order_id = $1 and version = $2 and changed_at = $3)
 ";
 
-impl Store {
+impl Database {
     /// Finds out whether a write whose outcome is unknown made this version of the order durable, within the time that a
     /// connection may be waited for. True is certain; false is not: a commit that waits for a standby is not seen yet.
     pub(super) async fn was_written(&self, order: &Order) -> bool {

@@ -1,5 +1,8 @@
 //! What can go wrong with the database, by what the caller can do about it.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 use thiserror::Error;
 
@@ -17,7 +20,13 @@ pub enum StoreError {
     Deadline,
     /// The database did not say in time whether it wrote: it may have, and it still may.
     #[error("the database did not say in time whether it wrote")]
-    OutcomeUnknown(#[source] Box<StoreError>),
+    OutcomeUnknown(#[source] Arc<StoreError>),
+    /// What went wrong with all writes of a set.
+    #[error(transparent)]
+    OfSet(Arc<StoreError>),
+    /// As many writes wait as may wait.
+    #[error("too many writes wait for the database")]
+    TooManyWrites,
     /// A statement was refused: a bug in the service, or a change to the database behind its back.
     #[error("the database refused a statement")]
     Refused(#[source] sqlx::Error),
@@ -37,16 +46,51 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether trying again later may help.
-    pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Slow(_) | Self::Deadline | Self::OutcomeUnknown(_))
+    /// A failure that leaves open whether something was written.
+    pub(crate) fn unknown(cause: Self) -> Self {
+        Self::OutcomeUnknown(Arc::new(cause))
     }
 
-    /// Whether PostgreSQL itself reported the failure of the statement, and so rolled it back.
+    /// The failure of a set, for one of its writes.
+    pub(super) fn of_set(error: &Arc<Self>) -> Self {
+        match &**error {
+            Self::OutcomeUnknown(cause) => Self::OutcomeUnknown(Arc::clone(cause)),
+            _ => Self::OfSet(Arc::clone(error)),
+        }
+    }
+
+    fn code(&self) -> Option<Cow<'_, str>> {
+        let (Self::Unavailable(error) | Self::Slow(error) | Self::Refused(error)) = self else { return None };
+        error.as_database_error().and_then(sqlx::error::DatabaseError::code)
+    }
+
+    /// Whether another transaction held a lock for longer than a statement may wait.
+    pub(super) fn is_lock_timeout(&self) -> bool {
+        self.code().is_some_and(|code| code == LOCK_NOT_AVAILABLE)
+    }
+
+    /// Whether trying again later may help.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Unavailable(_)
+            | Self::Slow(_)
+            | Self::Deadline
+            | Self::OutcomeUnknown(_)
+            | Self::TooManyWrites => true,
+            Self::OfSet(error) => error.is_transient(),
+            Self::Refused(_) | Self::Inconsistent { .. } | Self::Render(_) => false,
+        }
+    }
+
+    /// Whether certainly nothing was written: PostgreSQL itself reported the failure of the statement and rolled it back,
+    /// or this service found the data wrong before it committed.
     ///
-    /// Only its level ERROR says so. A connection that is terminated (FATAL) or a crash (PANIC) can follow a commit, and what
-    /// did not come from PostgreSQL says nothing of it.
+    /// Of PostgreSQL's errors only the level ERROR says so. A connection that is terminated (FATAL) or a crash (PANIC) can
+    /// follow a commit, and what did not come from PostgreSQL says nothing of it.
     pub(super) fn is_rolled_back(&self) -> bool {
+        if matches!(self, Self::Inconsistent { .. } | Self::Render(_)) {
+            return true;
+        }
         let (Self::Unavailable(error) | Self::Slow(error) | Self::Refused(error)) = self else {
             return false;
         };
@@ -68,7 +112,9 @@ impl StoreError {
             Self::Unavailable(error) => Self::Unavailable(text(error)),
             Self::Slow(error) => Self::Slow(text(error)),
             Self::Deadline => Self::Deadline,
-            Self::OutcomeUnknown(error) => Self::OutcomeUnknown(Box::new(error.again())),
+            Self::OutcomeUnknown(cause) => Self::OutcomeUnknown(Arc::clone(cause)),
+            Self::OfSet(error) => error.again(),
+            Self::TooManyWrites => Self::TooManyWrites,
             Self::Refused(error) => Self::Refused(text(error)),
             Self::Inconsistent { table, column, id } => Self::Inconsistent { table, column, id: *id },
             Self::Render(error) => Self::Refused(sqlx::Error::Protocol(error.to_string())),
@@ -82,7 +128,12 @@ impl StoreError {
             Self::Refused(Database(refusal)) => refusal.code().is_some_and(|code| is_about_the_data(&code)),
             Self::Refused(error) => matches!(error, ColumnDecode { .. } | Decode(_) | Encode(_)),
             Self::Inconsistent { .. } | Self::Render(_) => true,
-            Self::Unavailable(_) | Self::Slow(_) | Self::Deadline | Self::OutcomeUnknown(_) => false,
+            Self::OfSet(error) => error.is_about_the_data(),
+            Self::Unavailable(_)
+            | Self::Slow(_)
+            | Self::Deadline
+            | Self::OutcomeUnknown(_)
+            | Self::TooManyWrites => false,
         }
     }
 }

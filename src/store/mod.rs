@@ -16,6 +16,7 @@ pub mod outbox;
 pub mod parking;
 pub mod payments;
 pub mod place;
+mod placement_commit;
 pub mod retention;
 pub mod stock;
 pub mod stock_queue;
@@ -23,10 +24,12 @@ mod update;
 
 use std::sync::Arc;
 
-use sqlx::PgPool;
 use tokio::sync::Notify;
 
+use connection::Database;
 use group_commit::GroupCommit;
+use place::PlacementSets;
+use placement_commit::PlacementCommit;
 
 pub use connection::DatabaseSettings;
 pub use error::StoreError;
@@ -39,9 +42,9 @@ pub use stock::StockTimes;
 /// The database of the service. Cheap to clone: every clone is the same pool.
 #[derive(Clone, Debug)]
 pub struct Store {
-    pool: PgPool,
-    readers: PgPool,
-    settings: DatabaseSettings,
+    database: Database,
+    lists: Database,
+    placements: Arc<PlacementCommit<PlacementSets>>,
     stock: StockTimes,
     outbox_written: Arc<Notify>,
     /// Changes of orders, many in one commit.
@@ -52,33 +55,33 @@ impl Store {
     /// A store that connects when it is first asked, so that a database that is away delays the start and
     /// does not prevent it.
     pub fn new(settings: DatabaseSettings, stock: StockTimes) -> Self {
-        let (pool, readers) = connection::pools(&settings);
+        let (database, lists) = Database::for_requests(&settings);
+        let placements = Arc::new(PlacementCommit::new(PlacementSets::new(&database)));
         let updates = GroupCommit::new(update::limits(&settings));
-        Self { pool, readers, settings, stock, outbox_written: Arc::default(), updates }
+        Self { database, lists, placements, stock, outbox_written: Arc::default(), updates }
     }
 
     /// A store with a small pool of its own for everything but lists, so that the requests and the work in the background do not starve
     /// each other.
     #[must_use]
     pub fn with_own_pool(&self, max_connections: u32) -> Self {
-        let settings = DatabaseSettings { max_connections, ..self.settings.clone() };
-        let updates = GroupCommit::new(update::limits(&settings));
-        Self { pool: connection::pool(&settings), settings, updates, ..self.clone() }
+        let database = self.database.with_own_pool(max_connections, &[]);
+        let updates = GroupCommit::new(update::limits(database.settings()));
+        Self { database, updates, ..self.clone() }
     }
 
     /// A store for the relay: its pool's plans are index scans whatever the statistics say. The outbox is empty
     /// at one moment and millions of rows long at the next, and a plan made for the one is wrong for the other.
     #[must_use]
     pub fn for_relay(&self, max_connections: u32) -> Self {
-        let options = self.settings.options.clone().options([
+        let more = [
             ("plan_cache_mode", "force_custom_plan"),
             ("enable_bitmapscan", "off"),
             ("enable_sort", "off"),
             ("enable_hashjoin", "off"),
             ("enable_mergejoin", "off"),
-        ]);
-        let settings = DatabaseSettings { options, ..self.settings.clone() };
-        Self { settings, ..self.clone() }.with_own_pool(max_connections)
+        ];
+        Self { database: self.database.with_own_pool(max_connections, &more), ..self.clone() }
     }
 
     /// Resolves after something was committed to the outbox by this process. One permit is kept, so that a
@@ -89,7 +92,7 @@ impl Store {
 
     /// Closes the connections that are idle and waits for those in use.
     pub async fn close(&self) {
-        self.pool.close().await;
-        self.readers.close().await;
+        self.database.close().await;
+        self.lists.close().await;
     }
 }

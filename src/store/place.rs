@@ -1,12 +1,17 @@
-//! Writing a new order, unless the same request was an order already.
+//! Writing new orders, those of one moment together, unless the same request was an order already.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 use sqlx::Connection;
+use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-use super::connection::CommitSent;
-use super::idempotency::KeyClaim;
+use super::connection::{CommitSent, Database};
+use super::placement_commit::SetWriter;
 use super::{Store, StoreError};
 use crate::domain::event::bucket_of;
 use crate::domain::{CustomerId, Money, Order, OrderEvent, OrderId, Role, TraceParent};
@@ -23,8 +28,15 @@ pub enum Guard {
         /// The beginning of the window.
         since: DateTime<Utc>,
     },
-    /// The key that the customer sent, and that this attempt holds.
-    Key(KeyClaim),
+    /// No other order of the customer under the same key.
+    Key {
+        /// The key, as the customer sent it.
+        key: String,
+        /// SHA-256 of the lines.
+        fingerprint: [u8; 32],
+        /// How long the order is found by the key.
+        expiry: Duration,
+    },
 }
 
 /// What became of a placement.
@@ -34,8 +46,10 @@ pub enum Placement {
     New,
     /// The same request is this order already.
     Duplicate(PlacedBefore),
-    /// Another attempt has taken the key over meanwhile, or goes on being just ahead.
-    KeyLost,
+    /// The key belongs to a request with other lines.
+    OtherLines,
+    /// Another attempt goes on being just ahead.
+    InProgress,
 }
 
 /// What the answer to a placement says, of an earlier one.
@@ -47,54 +61,70 @@ pub struct PlacedBefore {
     pub total: Money,
 }
 
-/// The order, its lines, the first row of its history and its event: one statement, so that a placement costs
-/// one round trip between BEGIN and COMMIT, and none of the four can be forgotten. It writes nothing where
-/// the guard yields no row.
-macro_rules! insert_order {
-    ($guard:literal) => {
-        concat!(
-            "with guard as (",
-            $guard,
-            "),
+/// A set of orders, each with its lines, the first row of its history, its event and what the guard remembers: one
+/// statement, which is a transaction by itself, so that a set costs one round trip and none of the five can be forgotten.
+/// It writes nothing of an order whose guard yields no row, and returns the numbers of the others.
+///
+/// Of two requests at once the second waits at its guard for the first. An order that this statement does not see was
+/// committed while it waited: however old its row in `recent_orders` is, it is no older than this request.
+const INSERT: &str = "
+with
+    given as materialized (
+        select * from unnest(
+            $1::uuid[], $2::text[], $3::numeric[], $4::timestamptz[], $5::text[], $6::smallint[], $7::uuid[], $8::text[],
+            $9::text[], $10::bytea[], $11::timestamptz[], $12::text[], $13::timestamptz[]
+        ) with ordinality as given (
+            id, customer_id, total_amount, placed_at, actor_role, bucket, event_id, payload, headers, fingerprint, since,
+            key, key_expires_at, number
+        )
+    ),
+    recent as (
+        insert into recent_orders (customer_id, fingerprint, order_id, placed_at)
+        select customer_id, fingerprint, id, placed_at from given where since is not null
+        on conflict (customer_id, fingerprint) do update
+        set order_id = excluded.order_id, placed_at = excluded.placed_at
+        where (
+            select status = 'CANCELLED'
+                or recent_orders.placed_at <= (select since from given where given.id = excluded.order_id)
+            from orders where orders.id = recent_orders.order_id
+        )
+        returning order_id
+    ),
+    keyed as (
+        insert into idempotency_keys as known (customer_id, key, fingerprint, order_id, expires_at)
+        select customer_id, key, fingerprint, id, key_expires_at from given where key is not null
+        on conflict (customer_id, key) do update
+        set fingerprint = excluded.fingerprint, order_id = excluded.order_id, expires_at = excluded.expires_at
+        where known.expires_at <= now() or (known.order_id is null and known.locked_until <= now())
+        returning order_id
+    ),
+    accepted as materialized (
+        select * from given
+        where (since is null and key is null)
+            or id in (select order_id from recent)
+            or id in (select order_id from keyed)
+    ),
     placed as (
         insert into orders (id, customer_id, status, total_amount, placed_at, version, changed_at)
-        select $1, $2, $3, $4, $5, 1, $5 from guard
+        select id, customer_id, 'CREATED', total_amount, placed_at, 1, placed_at from accepted
     ),
     items as (
         insert into order_items (order_id, line_number, product_id, quantity, unit_price)
-        select $1, line.number, line.product_id, line.quantity, line.unit_price
-        from guard, unnest($6::text[], $7::integer[], $8::numeric[])
-            with ordinality as line (product_id, quantity, unit_price, number)
+        select accepted.id, line.line_number, line.product_id, line.quantity, line.unit_price
+        from unnest($14::bigint[], $15::smallint[], $16::text[], $17::integer[], $18::numeric[])
+            as line (number, line_number, product_id, quantity, unit_price)
+        join accepted using (number)
     ),
     history as (
         insert into order_history (order_id, version, to_status, actor_role, actor_id, changed_at)
-        select $1, 1, $3, $9, $2, $5 from guard
+        select id, 1, 'CREATED', actor_role, customer_id, placed_at from accepted
+    ),
+    told as (
+        insert into outbox (bucket, event_id, order_id, sequence, event_type, payload, headers)
+        select bucket, event_id, id, 1, 'ORDER_PLACED', payload, headers from accepted
     )
-insert into outbox (bucket, event_id, order_id, sequence, event_type, payload, headers)
-select $10, $11, $1, 1, $12, $13, $14 from guard
-"
-        )
-    };
-}
-
-const INSERT: &str = insert_order!("select 1");
-
-/// Of two requests at once the second waits here for the first, then finds its row. An order that this statement does
-/// not see was committed while it waited: however old its row is, it is no older than this request.
-const INSERT_UNLESS_RECENT: &str = insert_order!(
-    "insert into recent_orders (customer_id, fingerprint, order_id, placed_at) values ($2, $15, $1, $5)
-     on conflict (customer_id, fingerprint) do update
-     set order_id = excluded.order_id, placed_at = excluded.placed_at
-     where (select status = 'CANCELLED' or recent_orders.placed_at <= $16
-            from orders where id = recent_orders.order_id)
-     returning 1"
-);
-
-const INSERT_WITH_KEY: &str = insert_order!(
-    "update idempotency_keys set order_id = $1
-     where customer_id = $2 and key = $15 and token = $16 and order_id is null
-     returning 1"
-);
+select number from accepted
+";
 
 const FIND_RECENT: &str = "
 select orders.id, orders.total_amount
@@ -116,86 +146,51 @@ impl Store {
     /// operator cancelled that wait. `OutcomeUnknown` says: the commit was sent, and the order has not been seen.
     pub async fn place(
         &self,
-        order: &Order,
+        order: Order,
         placed_as: Role,
         trace: &TraceParent,
-        guard: &Guard,
+        guard: Guard,
     ) -> Result<Placement, StoreError> {
-        let event = OrderEvent::placed(order, trace)?;
+        let event = OrderEvent::placed(&order, trace)?;
+        let placing = Arc::new(Placing { order, placed_as, event, guard });
         for _ in 0..ATTEMPTS {
-            if self.insert_or_find_out(order, placed_as, &event, guard).await? {
+            if self.insert_or_find_out(&placing).await? {
                 self.outbox_written.notify_one();
                 return Ok(Placement::New);
             }
-            let Guard::Window { fingerprint, .. } = guard else { break };
-            if let Some(first) = self.find_recent(&order.customer, fingerprint, None).await? {
-                return Ok(Placement::Duplicate(first));
+            if let Some(placement) = self.find_first(&placing).await? {
+                return Ok(placement);
             }
         }
-        Ok(Placement::KeyLost)
+        Ok(Placement::InProgress)
     }
 
     /// Whether the guard let it happen. Where the database does not say, it is asked for the order.
-    async fn insert_or_find_out(
-        &self,
-        order: &Order,
-        placed_as: Role,
-        event: &OrderEvent,
-        guard: &Guard,
-    ) -> Result<bool, StoreError> {
-        let sent = CommitSent::default();
-        let inserted = self.bounded(self.insert_order(order, placed_as, event, guard, &sent)).await;
-        match inserted.map_err(|error| sent.judge(error)) {
-            Err(StoreError::OutcomeUnknown(_)) if self.was_written(order).await => Ok(true),
+    async fn insert_or_find_out(&self, placing: &Arc<Placing>) -> Result<bool, StoreError> {
+        match self.placements.write(placing, self.database.give_up()).await {
+            Err(StoreError::OutcomeUnknown(_)) if self.database.was_written(&placing.order).await => Ok(true),
             inserted => inserted,
         }
     }
 
-    async fn insert_order(
-        &self,
-        order: &Order,
-        placed_as: Role,
-        event: &OrderEvent,
-        guard: &Guard,
-        sent: &CommitSent,
-    ) -> Result<bool, StoreError> {
-        let lines = &order.lines;
-        let products: Vec<&str> = lines.iter().map(|line| line.product_id.as_str()).collect();
-        let quantities: Vec<i32> = lines.iter().map(|line| line.quantity.get().cast_signed()).collect();
-        let prices: Vec<_> = lines.iter().map(|line| line.price.decimal()).collect();
-        let statement = match guard {
-            Guard::None => INSERT,
-            Guard::Window { .. } => INSERT_UNLESS_RECENT,
-            Guard::Key(_) => INSERT_WITH_KEY,
-        };
-        let insert = sqlx::query(statement)
-            .bind(order.id.0)
-            .bind(order.customer.as_str())
-            .bind(order.status.as_str())
-            .bind(order.total.decimal())
-            .bind(order.placed_at)
-            .bind(products)
-            .bind(quantities)
-            .bind(prices)
-            .bind(placed_as.as_str())
-            .bind(bucket_of(order.id))
-            .bind(event.id)
-            .bind(event.event_type.as_str())
-            .bind(&event.payload)
-            .bind(&event.headers);
-        let insert = match guard {
-            Guard::None => insert,
-            Guard::Window { fingerprint, since } => insert.bind(fingerprint.as_slice()).bind(since),
-            Guard::Key(claim) => insert.bind(&claim.key).bind(claim.token),
-        };
-
-        let mut connection = self.connection().await?;
-        let mut transaction = connection.begin().await?;
-        let written = insert.execute(&mut *transaction).await?.rows_affected() > 0;
-        sent.mark();
-        transaction.commit().await?;
-        connection.give_back();
-        Ok(written)
+    /// What is in the way of a placement; nothing where that is gone again.
+    async fn find_first(&self, placing: &Placing) -> Result<Option<Placement>, StoreError> {
+        let customer = &placing.order.customer;
+        match &placing.guard {
+            Guard::None => Ok(None),
+            Guard::Window { fingerprint, .. } => {
+                let first = self.find_recent(customer, fingerprint, None).await?;
+                Ok(first.map(Placement::Duplicate))
+            }
+            Guard::Key { key, fingerprint, .. } => {
+                let known = self.find_key(customer, key).await?;
+                Ok(known.map(|known| match known.order {
+                    _ if known.fingerprint != fingerprint => Placement::OtherLines,
+                    Some(order) => Placement::Duplicate(order),
+                    None => Placement::InProgress,
+                }))
+            }
+        }
     }
 
     /// The latest order of the customer for the same lines without a key; where `since` is given, only if it
@@ -225,5 +220,174 @@ impl PlacedBefore {
     pub(super) fn read(id: Uuid, total: Decimal) -> Result<Self, StoreError> {
         let wrong = |_| StoreError::Inconsistent { table: "orders", column: "total_amount", id };
         Ok(Self { id: OrderId(id), total: Money::new(total).map_err(wrong)? })
+    }
+}
+
+/// An order that is about to be written.
+pub(super) struct Placing {
+    order: Order,
+    placed_as: Role,
+    event: OrderEvent,
+    guard: Guard,
+}
+
+/// Writes orders that were placed at the same time.
+pub(super) struct PlacementSets {
+    /// For sets: a set does not wait long for another transaction, because all its orders would.
+    sets: Database,
+    /// For an order whose set was refused.
+    alone: Database,
+}
+
+impl PlacementSets {
+    pub(super) fn new(database: &Database) -> Self {
+        const CONNECTIONS: u32 = 4;
+        const LOCK_TIMEOUT: Duration = Duration::from_millis(250);
+        let lock_timeout = LOCK_TIMEOUT.min(database.settings().deadline / 2).as_millis().to_string();
+        let sets = database.with_own_pool(CONNECTIONS, &[("lock_timeout", &lock_timeout)]);
+        Self { sets, alone: database.clone() }
+    }
+}
+
+impl SetWriter for PlacementSets {
+    type Write = Placing;
+    /// Whether the guard let it happen.
+    type Answer = bool;
+
+    /// One statement cannot write a row of a guard twice.
+    fn conflict(placing: &Placing) -> Option<u64> {
+        let mut hasher = DefaultHasher::new();
+        placing.order.customer.as_str().hash(&mut hasher);
+        match &placing.guard {
+            Guard::None => return None,
+            Guard::Window { fingerprint, .. } => fingerprint.hash(&mut hasher),
+            Guard::Key { key, .. } => key.hash(&mut hasher),
+        }
+        Some(hasher.finish())
+    }
+
+    async fn write_set(&self, set: &[&Placing], until: Instant) -> Result<Vec<bool>, StoreError> {
+        insert(&self.sets, set, until).await
+    }
+
+    async fn write_alone(&self, placing: &Placing, until: Instant) -> Result<bool, StoreError> {
+        let inserted = insert(&self.alone, &[placing], until).await?;
+        Ok(inserted.first().copied().unwrap_or_default())
+    }
+}
+
+/// Which of them the guards let happen.
+async fn insert(database: &Database, set: &[&Placing], until: Instant) -> Result<Vec<bool>, StoreError> {
+    // In the same sequence everywhere, so that two sets do not wait for each other.
+    let mut sorted: Vec<usize> = (0..set.len()).collect();
+    sorted.sort_by_cached_key(|index| PlacementSets::conflict(set[*index]));
+    let sent = CommitSent::default();
+    let work = async {
+        let mut connection = database.connection().await?;
+        let columns = Columns::of(sorted.iter().map(|index| set[*index]));
+        // A database that is away is found out before anything is sent: the outcome is known then.
+        connection.ping().await?;
+        sent.mark();
+        let accepted: Vec<i64> = columns.bind(sqlx::query_scalar(INSERT)).fetch_all(&mut *connection).await?;
+        connection.give_back();
+        Ok(accepted)
+    };
+    let accepted = timeout_at(until, work).await.unwrap_or(Err(StoreError::Deadline));
+    let accepted = accepted.map_err(|error| sent.judge(error))?;
+    let mut inserted = vec![false; set.len()];
+    for number in accepted {
+        let index = usize::try_from(number - 1).ok().and_then(|number| sorted.get(number));
+        if let Some(inserted) = index.and_then(|index| inserted.get_mut(*index)) {
+            *inserted = true;
+        }
+    }
+    Ok(inserted)
+}
+
+/// The parameters of [`INSERT`]: a value of each order in each, and of each line in the `line_` ones.
+#[derive(Default)]
+struct Columns<'a> {
+    ids: Vec<Uuid>,
+    customers: Vec<&'a str>,
+    totals: Vec<Decimal>,
+    placed_at: Vec<DateTime<Utc>>,
+    roles: Vec<&'a str>,
+    buckets: Vec<i16>,
+    event_ids: Vec<Uuid>,
+    payloads: Vec<&'a str>,
+    headers: Vec<&'a str>,
+    fingerprints: Vec<Option<&'a [u8]>>,
+    since: Vec<Option<DateTime<Utc>>>,
+    keys: Vec<Option<&'a str>>,
+    key_expires_at: Vec<Option<DateTime<Utc>>>,
+    line_orders: Vec<i64>,
+    line_numbers: Vec<i16>,
+    line_products: Vec<&'a str>,
+    line_quantities: Vec<i32>,
+    line_prices: Vec<Decimal>,
+}
+
+type Insert<'q> = sqlx::query::QueryScalar<'q, sqlx::Postgres, i64, sqlx::postgres::PgArguments>;
+
+impl<'a> Columns<'a> {
+    fn of(set: impl Iterator<Item = &'a Placing>) -> Self {
+        let mut columns = Self::default();
+        (1..).zip(set).for_each(|(number, placing)| columns.push(number, placing));
+        columns
+    }
+
+    fn push(&mut self, number: i64, Placing { order, placed_as, event, guard }: &'a Placing) {
+        self.ids.push(order.id.0);
+        self.customers.push(order.customer.as_str());
+        self.totals.push(order.total.decimal());
+        self.placed_at.push(order.placed_at);
+        self.roles.push(placed_as.as_str());
+        self.buckets.push(bucket_of(order.id));
+        self.event_ids.push(event.id);
+        self.payloads.push(&event.payload);
+        self.headers.push(&event.headers);
+        let (fingerprint, since, key, expires_at) = match guard {
+            Guard::None => (None, None, None, None),
+            Guard::Window { fingerprint, since } => (Some(fingerprint), Some(*since), None, None),
+            Guard::Key { key, fingerprint, expiry } => {
+                (Some(fingerprint), None, Some(key.as_str()), Some(order.placed_at + *expiry))
+            }
+        };
+        self.fingerprints.push(fingerprint.map(<[u8; 32]>::as_slice));
+        self.since.push(since);
+        self.keys.push(key);
+        self.key_expires_at.push(expires_at);
+        for (line_number, line) in (1..).zip(&order.lines) {
+            self.line_orders.push(number);
+            self.line_numbers.push(line_number);
+            self.line_products.push(line.product_id.as_str());
+            self.line_quantities.push(line.quantity.get().cast_signed());
+            self.line_prices.push(line.price.decimal());
+        }
+    }
+
+    fn bind<'q>(self, insert: Insert<'q>) -> Insert<'q>
+    where
+        'a: 'q,
+    {
+        insert
+            .bind(self.ids)
+            .bind(self.customers)
+            .bind(self.totals)
+            .bind(self.placed_at)
+            .bind(self.roles)
+            .bind(self.buckets)
+            .bind(self.event_ids)
+            .bind(self.payloads)
+            .bind(self.headers)
+            .bind(self.fingerprints)
+            .bind(self.since)
+            .bind(self.keys)
+            .bind(self.key_expires_at)
+            .bind(self.line_orders)
+            .bind(self.line_numbers)
+            .bind(self.line_products)
+            .bind(self.line_quantities)
+            .bind(self.line_prices)
     }
 }

@@ -1,0 +1,34 @@
+//! The idempotency keys whose requests are running at this replica.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::domain::CustomerId;
+
+type Key = (String, String);
+
+/// The keys in flight: no more than placements run at once.
+#[derive(Clone, Debug, Default)]
+pub(super) struct KeysInFlight(Arc<Mutex<HashSet<Key>>>);
+
+/// A key in flight; it is free again when this is dropped.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    keys: KeysInFlight,
+    key: Key,
+}
+
+impl KeysInFlight {
+    /// Notes that a request with this key is running; nothing where one is running already.
+    pub(super) fn enter(&self, customer: &CustomerId, key: &str) -> Option<InFlight> {
+        let key = (customer.as_str().to_owned(), key.to_owned());
+        let is_new = self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
+        is_new.then(|| InFlight { keys: self.clone(), key })
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.keys.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
+}
