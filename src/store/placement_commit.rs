@@ -15,6 +15,7 @@ use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::sync::{Mutex, mpsc, oneshot};
@@ -31,6 +32,9 @@ const SET: usize = 128;
 
 /// How many sets are written side by side: while one waits for the disk, the next is sent.
 const WRITERS: usize = 2;
+
+/// How long a caller whose time is up waits for the writer that has its write.
+const WRITER_GIVES_UP: Duration = Duration::from_millis(200);
 
 /// How one kind of write is made durable.
 pub(super) trait SetWriter: Send + Sync + 'static {
@@ -107,20 +111,25 @@ impl<W: SetWriter> PlacementCommit<W> {
     ///
     /// At `until` the caller gets [`StoreError::Deadline`] where nothing was sent, else [`StoreError::OutcomeUnknown`].
     pub(super) async fn write(&self, write: &Arc<W::Write>, until: Instant) -> Result<W::Answer, StoreError> {
-        let (answer, answered) = oneshot::channel();
+        let (answer, mut answered) = oneshot::channel();
         let claim = Arc::new(Claim::default());
         let waiting = Waiting { write: Arc::clone(write), claim: Arc::clone(&claim), until, answer };
         let queue = self.queue.get_or_init(|| start(&self.writer));
         queue.try_send(waiting).map_err(|_| StoreError::TooManyWrites)?;
-        match timeout_at(until, answered).await {
+        let mut told = timeout_at(until, &mut answered).await;
+        if told.is_err() {
+            if claim.take() {
+                return Err(StoreError::Deadline);
+            }
+            // A writer has it. It gives up at about the same time, and knows whether it sent anything.
+            told = timeout_at(until + WRITER_GIVES_UP, answered).await;
+        }
+        match told {
             Ok(Ok(Verdict::Written(answer))) => Ok(answer),
             Ok(Ok(Verdict::Failed(error))) => Err(error),
             Ok(Ok(Verdict::TryAlone)) => self.writer.write_alone(write, until).await,
-            // The writer crashed, or the time is up.
-            Ok(Err(_)) | Err(_) => {
-                let was_sent = !claim.take();
-                Err(if was_sent { StoreError::unknown(StoreError::Deadline) } else { StoreError::Deadline })
-            }
+            // The writer crashed, or still waits for the database.
+            Ok(Err(_)) | Err(_) => Err(StoreError::unknown(StoreError::Deadline)),
         }
     }
 }

@@ -38,13 +38,17 @@ async fn an_order_whose_client_hangs_up_is_still_written_and_published() {
 async fn clients_that_all_hang_up_leave_nothing_half_done() {
     const CLIENTS: usize = 30;
     let shop = patient().await;
-    let slow = shop.product("slow", "10", 5).await;
-    shop.fault(&slow, &json!({"kind": "slow", "millis": 1500})).await;
+    // A product for each: placements of the same product would share a look-up.
+    let mut bodies = Vec::new();
+    for number in 0..CLIENTS {
+        let slow = shop.product(&format!("slow-{number}"), "10", 5).await;
+        shop.fault(&slow, &json!({"kind": "slow", "millis": 1500})).await;
+        bodies.push(lines(&[(&slow, 1)]));
+    }
 
-    let body = lines(&[(&slow, 1)]);
-    let clients = (0..CLIENTS).map(|_| shop.place(customer("ada@example.com"), &body));
+    let clients = bodies.iter().map(|body| shop.place(customer("ada@example.com"), body));
     let asked = eventually("all placements have come to the Product Service", async || {
-        shop.requests_seen(Some(&slow)).await["total"] == CLIENTS
+        shop.requests_seen(None).await["total"] == CLIENTS
     });
     tokio::select! {
         answers = futures_util::future::select_all(clients.map(Box::pin)) => panic!("{:?}", answers.0),

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::sync::Mutex;
-use std::time::Duration;
 
 use futures_util::future::join_all;
 use proptest::prelude::*;
