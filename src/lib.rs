@@ -65,9 +65,8 @@
 //!     `payments::a_repeat_that_has_other_bytes_is_parked`,
 //!     `payments::a_second_payment_within_the_same_second_is_kept`
 //! 15. Placements that wait for the same product share its next look-up, and none is priced by an answer that is
-//!     older than its request. — `products::tests::shared::*`, and any interleaving in `products/singleflight/tests.rs`
-//!
-//! 15. Writes that share a commit share nothing else: each caller is answered after the commit, with its own
+//!     older than its request. — `products/tests/shared.rs`, and any interleaving in `products/singleflight/tests.rs`
+//! 16. Writes that share a commit share nothing else: each caller is answered after the commit, with its own
 //!     answer, once; a write that is refused spoils no other; no offset is stored beyond a payment that was not
 //!     applied. — the law in `store/group_commit/tests.rs`, `payment_faults::*`
 //!
