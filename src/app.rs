@@ -129,7 +129,7 @@ impl Parts {
         const RELAY_CONNECTIONS: u32 = 2;
         const WORKER_CONNECTIONS: u32 = 4;
         let lifecycle = Lifecycle::default();
-        let store = Store::new(config.database.clone(), config.stock);
+        let store = Store::new(&config.database, config.stock);
         let relay_store = store.for_relay(RELAY_CONNECTIONS);
         let worker_store = store.with_own_pool(WORKER_CONNECTIONS);
         let products = Arc::new(ProductClient::new(config.products.clone())?);

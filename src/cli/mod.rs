@@ -95,7 +95,7 @@ async fn execute(command: &Command, env: &Environment) -> Result<(), Failure> {
             healthcheck::run(config::read_bind_address(env)?, probe).await
         }
         #[cfg(feature = "dev")]
-        Command::Dev => dev::run(env).await,
+        Command::Dev => Box::pin(dev::run(env)).await,
         #[cfg(feature = "dev")]
         Command::DemoProducts => dev::demo_products(env).await,
         #[cfg(feature = "dev")]

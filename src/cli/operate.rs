@@ -117,7 +117,7 @@ async fn list_stock(store: &Store) -> Result<(), Failure> {
 
 fn store(env: &Environment) -> Result<Store, Failure> {
     let (database, stock) = config::read_store(env)?;
-    Ok(Store::new(DatabaseSettings { max_connections: 2, ..database }, stock))
+    Ok(Store::new(&DatabaseSettings { max_connections: 2, ..database }, stock))
 }
 
 fn say(line: &str) -> Result<(), Failure> {

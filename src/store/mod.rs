@@ -54,10 +54,10 @@ pub struct Store {
 impl Store {
     /// A store that connects when it is first asked, so that a database that is away delays the start and
     /// does not prevent it.
-    pub fn new(settings: DatabaseSettings, stock: StockTimes) -> Self {
-        let (database, lists) = Database::for_requests(&settings);
+    pub fn new(settings: &DatabaseSettings, stock: StockTimes) -> Self {
+        let (database, lists) = Database::for_requests(settings);
         let placements = Arc::new(PlacementCommit::new(PlacementSets::new(&database)));
-        let updates = GroupCommit::new(update::limits(&settings));
+        let updates = GroupCommit::new(update::limits(settings));
         Self { database, lists, placements, stock, outbox_written: Arc::default(), updates }
     }
 

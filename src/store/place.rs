@@ -281,19 +281,19 @@ async fn insert(database: &Database, set: &[&Placing], until: Instant) -> Result
     // In the same sequence everywhere, so that two sets do not wait for each other.
     let mut sorted: Vec<usize> = (0..set.len()).collect();
     sorted.sort_by_cached_key(|index| PlacementSets::conflict(set[*index]));
-    let sent = CommitSent::default();
+    let commit = CommitSent::default();
     let work = async {
         let mut connection = database.connection().await?;
         let columns = Columns::of(sorted.iter().map(|index| set[*index]));
         // A database that is away is found out before anything is sent: the outcome is known then.
         connection.ping().await?;
-        sent.mark();
+        commit.mark();
         let accepted: Vec<i64> = columns.bind(sqlx::query_scalar(INSERT)).fetch_all(&mut *connection).await?;
         connection.give_back();
         Ok(accepted)
     };
     let accepted = timeout_at(until, work).await.unwrap_or(Err(StoreError::Deadline));
-    let accepted = accepted.map_err(|error| sent.judge(error))?;
+    let accepted = accepted.map_err(|error| commit.judge(error))?;
     let mut inserted = vec![false; set.len()];
     for number in accepted {
         let index = usize::try_from(number - 1).ok().and_then(|number| sorted.get(number));

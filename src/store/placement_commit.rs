@@ -181,25 +181,27 @@ fn choose<W: SetWriter>(waiting: Vec<Waiting<W>>) -> (Vec<Waiting<W>>, Vec<Waiti
 async fn write_set<W: SetWriter>(writer: &W, set: Vec<Waiting<W>>) {
     // The first to come is the first whose time is up; after the last one nobody waits.
     let Some(until) = set.iter().map(|waiting| waiting.until).max() else { return };
-    let writes: Vec<&W::Write> = set.iter().map(|waiting| &*waiting.write).collect();
+    let contents: Vec<&W::Write> = set.iter().map(|waiting| &*waiting.write).collect();
     // A panic is a bug, and it must not end the writer: its callers learn that the outcome is unknown.
-    let written = AssertUnwindSafe(writer.write_set(&writes, until)).catch_unwind().await;
-    drop(writes);
+    let written = AssertUnwindSafe(writer.write_set(&contents, until)).catch_unwind().await;
+    drop(contents);
     match written {
         // A caller that has gone away needs no answer.
-        Ok(Ok(answers)) => set.into_iter().zip(answers).for_each(|(waiting, answer)| {
-            let _ = waiting.answer.send(Verdict::Written(answer));
-        }),
+        Ok(Ok(answers)) => {
+            for (waiting, answer) in set.into_iter().zip(answers) {
+                let _ = waiting.answer.send(Verdict::Written(answer));
+            }
+        }
         Ok(Err(error)) if error.is_lock_timeout() || (error.is_rolled_back() && set.len() > 1) => {
-            set.into_iter().for_each(|waiting| {
+            for waiting in set {
                 let _ = waiting.answer.send(Verdict::TryAlone);
-            });
+            }
         }
         Ok(Err(error)) => {
             let error = Arc::new(error);
-            set.into_iter().for_each(|waiting| {
+            for waiting in set {
                 let _ = waiting.answer.send(Verdict::Failed(StoreError::of_set(&error)));
-            });
+            }
         }
         Err(_) => error!(writes = set.len(), "writing a set of writes panicked"),
     }

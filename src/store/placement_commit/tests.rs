@@ -210,7 +210,9 @@ fn what_arrives_during_a_commit_shares_the_next_one() {
 #[test]
 fn one_more_than_the_queue_holds_is_refused_at_once() {
     let mut cases: Vec<Case> = (0..1500).map(|id| patient(id, Mood::Hangs)).collect();
-    cases.iter_mut().for_each(|case| case.patience = Duration::from_secs(3));
+    for case in &mut cases {
+        case.patience = Duration::from_secs(3);
+    }
     let (told, _) = run_all(&cases, COMMIT);
     let refused = told.iter().filter(|told| matches!(told, Some(Err(StoreError::TooManyWrites)))).count();
     assert!((1500 - QUEUE - WRITERS * SET..=1500 - QUEUE).contains(&refused), "{refused}");

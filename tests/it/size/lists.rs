@@ -88,7 +88,7 @@ async fn expect_few_rows(
     report: &mut Report,
 ) -> BTreeSet<String> {
     let (database, stock) = read_store(&Environment::default().with("DATABASE_URL", &world.url)).unwrap();
-    let store = Store::new(database, stock);
+    let store = Store::new(&database, stock);
     let mut used = BTreeSet::new();
     let (mut rows, mut pages) = (0.0_f64, 0);
     for query in queries {
