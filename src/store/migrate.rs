@@ -1,7 +1,7 @@
 //! Bringing the schema up to date beside replicas that serve, and telling whether it is.
 //!
 //! Whoever wants a lock after a migration that waits for one waits behind it. So a statement waits at most
-//! [`LOCK_TIMEOUT`]; then the migration starts again after a pause. Indexes on tables that grow are built
+//! `LOCK_TIMEOUT`; then the migration starts again after a pause. Indexes on tables that grow are built
 //! `concurrently`, in files of one statement that begin with `-- no-transaction`.
 
 use std::collections::HashMap;
