@@ -92,7 +92,9 @@ async fn an_order_whose_payment_waits_behind_a_slow_one_is_not_cancelled() {
     // Another replica than the one that reads.
     let sweeper = shop.replica(&[&SWEEPER[..], &[SESSION]].concat()).await;
     tokio::task::block_in_place(|| sweeper.wait_for_log("unpaid orders stay until"));
-    assert_eq!((shop.status(&paid).await, shop.status(&unpaid).await), ("CREATED".into(), "CREATED".into()));
+    // The payment behind the slow one may be applied, its offset is not committed.
+    assert_ne!(shop.status(&paid).await, "CANCELLED");
+    assert_eq!(shop.status(&unpaid).await, "CREATED");
     lock.rollback().await.unwrap();
 
     for id in [&slow, &paid] {

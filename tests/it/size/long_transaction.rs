@@ -49,10 +49,13 @@ impl Arrivals {
             .set("fetch.wait.max.ms", "10")
             .create()
             .unwrap();
-        let metadata = consumer.fetch_metadata(Some(&topic.name), PATIENCE).unwrap();
         let mut list = TopicPartitionList::new();
-        for partition in metadata.topics()[0].partitions() {
-            list.add_partition_offset(&topic.name, partition.id(), Offset::Beginning).unwrap();
+        // A topic that the service creates may not be there yet.
+        while list.count() == 0 && !self.stop.load(Relaxed) {
+            let metadata = consumer.fetch_metadata(Some(&topic.name), PATIENCE).unwrap();
+            for partition in metadata.topics()[0].partitions() {
+                list.add_partition_offset(&topic.name, partition.id(), Offset::Beginning).unwrap();
+            }
         }
         consumer.assign(&list).unwrap();
         while !self.stop.load(Relaxed) {
