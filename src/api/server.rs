@@ -34,9 +34,9 @@ pub struct ServerSettings {
     pub longest_request: Duration,
 }
 
-/// The largest head of a request, in bytes: twice what Tomcat takes. All that hyper buffers of a connection, whose
-/// own limit is 408 KiB.
-const MAX_HEAD: usize = 16 * 1024;
+/// The largest head of a request, in bytes: what Tomcat takes, and the least that hyper allows. It is also all that
+/// hyper buffers of a connection; hyper's own limit is 408 KiB.
+const MAX_HEAD: usize = 8 * 1024;
 
 /// Serves until `stop`; then accepts nothing more, finishes the requests that are running, and returns.
 pub async fn serve(

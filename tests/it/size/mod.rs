@@ -2,9 +2,8 @@
 //!
 //! Each world makes its rows by SQL, measures through the service, and prints a line per figure with its bound.
 //! `cargo test` makes small worlds. The large ones need some GB of disk and run one at a time:
-//! `SIZE_SCALE=large cargo test --release --test it size:: -- --nocapture`.
+//! `SIZE_SCALE=large cargo test --profile size --test it size:: -- --nocapture --test-threads=1`.
 //! A single size is set by its own variable, for example `SIZE_ORDERS=1000000`.
-#![allow(dead_code, reason = "the worlds are being written")]
 
 mod cost;
 mod report;

@@ -9,7 +9,7 @@ use super::scale::{is_large, size};
 use crate::support::{PATIENCE, Replica, Shop, customer, eventually};
 
 /// How much of a head is sent: less than the service takes, without an end.
-const HALF_A_HEAD: usize = 16 * 1024 - 64;
+const HALF_A_HEAD: usize = 8 * 1024 - 64;
 
 /// Connects and sends this much.
 async fn send(shop: &Shop, bytes: &[u8]) -> TcpStream {
@@ -67,8 +67,9 @@ async fn half_sent_heads_take_little_memory_and_shut_nobody_out() {
     }
 
     let (mut report, after) = (Report::new(), replica.resident_bytes());
-    let each = after.saturating_sub(before) / clients.min(150);
-    report.at_most("bytes of memory for a half-sent head", if is_large() { 0 } else { each }, 64 * 1024);
+    let open = if is_large() { clients } else { 150 };
+    let each = after.saturating_sub(before) / open;
+    report.at_most("bytes of memory for a half-sent head", each, 32 * 1024);
     report.at_most(&format!("MB of memory with {clients} half-sent heads"), after >> 20, 120);
     report.finish();
 }
