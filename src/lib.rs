@@ -31,7 +31,7 @@
 //!
 //! 1. An order, its items, its history row and its `ORDER_PLACED` commit in one transaction, or none of them
 //!    does; so does a status change with its event. In `store/place.rs` and `store/update.rs`, many in one commit
-//!    (`store/placement_commit.rs`, `store/group_commit.rs`). —
+//!    (`store/group_commit.rs`). —
 //!    `place_order::an_order_is_answered_written_and_published`,
 //!    `database_outage::nothing_is_half_written_and_nothing_is_lost_when_the_database_goes_away_in_the_middle`
 //! 2. The request path never talks to Kafka; Kafka being away costs nothing but delay. —

@@ -26,7 +26,7 @@ impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         if matches!(error, StoreError::OutcomeUnknown(_)) {
             Self::outcome_unknown(RETRY_SOON).with_cause(error)
-        } else if matches!(error, StoreError::Slow(_)) {
+        } else if error.is_slow() {
             Self::unavailable("The database took too long.", RETRY_SOON).with_cause(error)
         } else if error.is_transient() {
             Self::unavailable("The database is not available.", RETRY_SOON).with_cause(error)

@@ -50,7 +50,7 @@ async fn run_service(env: &Environment, stack: &Stack, stop: &CancellationToken)
             cluster.create_topic(topic, config.kafka.partitions)?;
         }
     }
-    let app = start_service(&env, config).await?;
+    let app = Box::pin(start_service(&env, config)).await?;
     if stop.run_until_cancelled(app.ready()).await == Some(true) {
         show(&env, stack, app.address)?;
     }

@@ -1,9 +1,11 @@
 //! The pool, and how one connection is borrowed from it.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -11,7 +13,9 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, PgConnection, PgPool, Postgres};
 use tokio::time::{Instant, sleep, timeout};
+use uuid::Uuid;
 
+use super::orders::column;
 use super::{Store, StoreError};
 use crate::domain::Order;
 
@@ -44,7 +48,23 @@ impl fmt::Debug for DatabaseSettings {
 /// ago, when it came back, and every request would wait for a second try.
 const TRY_AFTER_IDLE: Duration = Duration::from_secs(1);
 
-fn pool(settings: &DatabaseSettings, more: &[(&str, &str)]) -> PgPool {
+/// When a connection was last lost or given up. What was idle then is tried before it is used again: a restart of the
+/// database ends every connection, and only the first of them is found out by a failure.
+#[derive(Debug, Default)]
+struct LastLoss(Mutex<Option<Instant>>);
+
+impl LastLoss {
+    fn note(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    fn is_since(&self, idle_for: Duration) -> bool {
+        let last = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        last.is_some_and(|last| last.elapsed() <= idle_for)
+    }
+}
+
+fn pool(settings: &DatabaseSettings, more: &[(&str, &str)], last_loss: Arc<LastLoss>) -> PgPool {
     // The server gives up a little before the client does, so that it is the one to clean up.
     let server_limit = (settings.deadline.as_millis() * 9 / 10).to_string();
     let options = settings.options.clone().options([
@@ -62,9 +82,10 @@ fn pool(settings: &DatabaseSettings, more: &[(&str, &str)]) -> PgPool {
         .max_connections(settings.max_connections)
         .acquire_timeout(settings.acquire_timeout)
         .test_before_acquire(false)
-        .before_acquire(|connection, meta| {
+        .before_acquire(move |connection, meta| {
+            let is_doubtful = meta.idle_for > TRY_AFTER_IDLE || last_loss.is_since(meta.idle_for);
             async move {
-                if meta.idle_for > TRY_AFTER_IDLE {
+                if is_doubtful {
                     connection.ping().await?;
                 }
                 Ok(true)
@@ -78,6 +99,7 @@ fn pool(settings: &DatabaseSettings, more: &[(&str, &str)]) -> PgPool {
 #[derive(Clone, Debug)]
 pub(super) struct Database {
     pool: PgPool,
+    last_loss: Arc<LastLoss>,
     settings: DatabaseSettings,
 }
 
@@ -91,7 +113,8 @@ impl Database {
     }
 
     fn new(settings: DatabaseSettings, more: &[(&str, &str)]) -> Self {
-        Self { pool: pool(&settings, more), settings }
+        let last_loss = Arc::<LastLoss>::default();
+        Self { pool: pool(&settings, more, Arc::clone(&last_loss)), last_loss, settings }
     }
 
     /// For reads along an index whose plan must not depend on statistics: the one plan without a sort, made once.
@@ -113,11 +136,6 @@ impl Database {
         &self.settings
     }
 
-    /// Until when a use of the database that begins now may take.
-    pub(super) fn give_up(&self) -> Instant {
-        Instant::now() + self.settings.deadline
-    }
-
     /// Closes the connections that are idle and waits for those in use.
     pub(super) async fn close(&self) {
         self.pool.close().await;
@@ -126,7 +144,8 @@ impl Database {
     /// Borrows a connection.
     pub(super) async fn connection(&self) -> Result<Borrowed, StoreError> {
         let connection = self.pool.acquire().await?;
-        Ok(Borrowed { connection, sound: false, deadline: self.settings.deadline })
+        let last_loss = Arc::clone(&self.last_loss);
+        Ok(Borrowed { connection, sound: false, last_loss, deadline: self.settings.deadline })
     }
 
     /// Bounds one use of the store by its deadline.
@@ -156,11 +175,6 @@ impl Store {
     ) -> Result<T, StoreError> {
         self.database.bounded(work).await
     }
-
-    /// [`Database::was_written`].
-    pub(super) async fn was_written(&self, order: &Order) -> bool {
-        self.database.was_written(order).await
-    }
 }
 
 /// Whether the commit of a write was sent, which decides what its failure means.
@@ -180,37 +194,42 @@ impl CommitSent {
     }
 }
 
-/// Written together with each version of an order, and never changed.
-const VERSION_EXISTS: &str = "
-select exists (select from order_history where order_id = $1 and version = $2 and changed_at = $3)
+/// A row of the history is written together with its version of the order, and never changed.
+const FIND_VERSIONS: &str = "
+select order_id from order_history
+where order_id = any ($1) and (order_id, version, changed_at) in (
+    select * from unnest($1::uuid[], $2::integer[], $3::timestamptz[])
+)
 ";
 
 impl Database {
-    /// Finds out whether a write whose outcome is unknown made this version of the order durable, within the time that a
-    /// connection may be waited for. True is certain; false is not: a commit that waits for a standby is not seen yet.
-    pub(super) async fn was_written(&self, order: &Order) -> bool {
+    /// Which of these versions of orders a transaction whose outcome is unknown made durable: all or none of those that
+    /// it wrote. They are looked for within the time that a connection may be waited for.
+    ///
+    /// What is found is certain; nothing is not: a commit that waits for a standby is not seen yet.
+    pub(super) async fn find_written(&self, orders: &[&Order]) -> HashSet<Uuid> {
         const LOOK_AGAIN: Duration = Duration::from_millis(50);
         let look = async {
             loop {
-                if self.version_exists(order).await.unwrap_or(false) {
-                    return true;
+                match self.find_versions(orders).await {
+                    Ok(found) if !found.is_empty() => return found.into_iter().collect(),
+                    _ => sleep(LOOK_AGAIN).await,
                 }
-                sleep(LOOK_AGAIN).await;
             }
         };
-        timeout(self.settings.acquire_timeout, look).await.unwrap_or(false)
+        timeout(self.settings.acquire_timeout, look).await.unwrap_or_default()
     }
 
-    async fn version_exists(&self, order: &Order) -> Result<bool, StoreError> {
+    async fn find_versions(&self, orders: &[&Order]) -> Result<Vec<Uuid>, StoreError> {
         let mut connection = self.connection().await?;
-        let exists = sqlx::query_scalar(VERSION_EXISTS)
-            .bind(order.id.0)
-            .bind(order.version)
-            .bind(order.changed_at)
-            .fetch_one(&mut *connection)
+        let found = sqlx::query_scalar(FIND_VERSIONS)
+            .bind(column(orders, |order| order.id.0))
+            .bind(column(orders, |order| order.version))
+            .bind(column(orders, |order| order.changed_at))
+            .fetch_all(&mut *connection)
             .await?;
         connection.give_back();
-        Ok(exists)
+        Ok(found)
     }
 }
 
@@ -221,6 +240,7 @@ impl Database {
 pub(super) struct Borrowed {
     connection: PoolConnection<Postgres>,
     sound: bool,
+    last_loss: Arc<LastLoss>,
     deadline: Duration,
 }
 
@@ -239,6 +259,7 @@ impl Drop for Borrowed {
             // Given up here, it is closed and its place is free. Hidden, but public: what its drop would spawn.
             tokio::spawn(timeout(self.deadline, self.connection.return_to_pool()));
         } else {
+            self.last_loss.note();
             self.connection.close_on_drop();
         }
     }

@@ -64,6 +64,29 @@ impl StoreError {
         error.as_database_error().and_then(sqlx::error::DatabaseError::code)
     }
 
+    /// Whether PostgreSQL ended a statement of ours, because it ran or waited for a lock for too long.
+    pub fn is_slow(&self) -> bool {
+        match self {
+            Self::Slow(_) => true,
+            Self::OfSet(error) => error.is_slow(),
+            _ => false,
+        }
+    }
+
+    /// Whether the connection was lost, which says nothing of what was sent on it.
+    pub(super) fn is_lost_connection(&self) -> bool {
+        use sqlx::Error::{Database, Io, Protocol, Tls};
+        match self {
+            Self::Unavailable(Io(_) | Protocol(_) | Tls(_)) => true,
+            // The level of PostgreSQL's errors that end the connection.
+            Self::Unavailable(Database(error)) => {
+                let error = error.try_downcast_ref::<PgDatabaseError>();
+                error.is_some_and(|error| [PgSeverity::Fatal, PgSeverity::Panic].contains(&error.severity()))
+            }
+            _ => false,
+        }
+    }
+
     /// Whether another transaction held a lock for longer than a statement may wait.
     pub(super) fn is_lock_timeout(&self) -> bool {
         self.code().is_some_and(|code| code == LOCK_NOT_AVAILABLE)
@@ -103,22 +126,6 @@ impl StoreError {
     pub(super) fn may_be_of_one_write(&self) -> bool {
         self.is_rolled_back()
             || matches!(self, Self::Refused(_) | Self::Inconsistent { .. } | Self::Render(_))
-    }
-
-    /// The same for another caller.
-    pub(super) fn again(&self) -> Self {
-        let text = |error: &sqlx::Error| sqlx::Error::Protocol(error.to_string());
-        match self {
-            Self::Unavailable(error) => Self::Unavailable(text(error)),
-            Self::Slow(error) => Self::Slow(text(error)),
-            Self::Deadline => Self::Deadline,
-            Self::OutcomeUnknown(cause) => Self::OutcomeUnknown(Arc::clone(cause)),
-            Self::OfSet(error) => error.again(),
-            Self::TooManyWrites => Self::TooManyWrites,
-            Self::Refused(error) => Self::Refused(text(error)),
-            Self::Inconsistent { table, column, id } => Self::Inconsistent { table, column, id: *id },
-            Self::Render(error) => Self::Refused(sqlx::Error::Protocol(error.to_string())),
-        }
     }
 
     /// Whether it is this work's own data that cannot be read or written, now and later; other work goes on.

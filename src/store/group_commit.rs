@@ -1,34 +1,45 @@
-//! Group commit: writes that arrive while a commit is under way travel together in the next.
+//! Group commit: writes that arrive while a commit is under way share the next one.
 //!
 //! There is no timer: a write that finds a writer free leaves at once. A writer takes everything that waits, up to
-//! a bound, commits it together and answers each write after that commit. A write that the database refuses is
-//! found by trying each of its group alone, so that only it gets the error.
+//! a bound, commits it together and answers each caller after that commit, never before. Only the commit is shared:
+//!
+//! * Refusals: a group that the database refuses is tried again write by write, and only the guilty one gets the error.
+//! * Locks: a write that would wait for another transaction is left out of its group and committed alone.
+//! * Deadlines: a write that still waits at its caller's deadline is never sent. One that a writer has taken is looked
+//!   for a moment longer; then its outcome is unknown.
+//! * Callers: one that goes away withdraws a write that no writer has taken, and changes nothing after that.
 
 use std::collections::{HashSet, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use std::{fmt, iter, slice};
 
+use futures_util::FutureExt;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
-use uuid::Uuid;
 
 use super::StoreError;
 
-/// What a group does.
-pub(super) trait Group: Clone + Send + Sync + 'static {
+/// One kind of write, and how it is committed.
+pub(super) trait Group: Send + Sync + 'static {
     /// A write.
     type Item: Send + 'static;
     /// What its caller learns.
     type Answer: Send + 'static;
 
     /// Two writes of one key are never under way at once, and are committed in the sequence of their arrival.
-    fn key(item: &Self::Item) -> Option<Uuid>;
+    /// Different writes may share a key; the second waits for the first.
+    fn key(item: &Self::Item) -> Option<u64>;
 
-    /// Commits these writes in one transaction, before `deadline`. An error says that none of them was committed.
-    /// It may be called again with the same items.
+    /// Commits these writes in one transaction before `deadline`; one answer for each, in the same sequence.
+    ///
+    /// It may be called again with the same items. `alone`: there is one item, and it may wait for a lock, because it
+    /// holds up nobody. An error says that nothing was committed, except [`StoreError::OutcomeUnknown`].
     fn commit(
         &self,
         items: &mut [Self::Item],
+        alone: bool,
         deadline: Instant,
     ) -> impl Future<Output = Result<Vec<Committed<Self::Answer>>, StoreError>> + Send;
 }
@@ -36,9 +47,9 @@ pub(super) trait Group: Clone + Send + Sync + 'static {
 /// What became of a write whose group was committed.
 #[derive(Debug)]
 pub(super) enum Committed<A> {
-    /// This.
-    Answer(Result<A, StoreError>),
-    /// It would have held up the others, and was left out: it is to be committed alone.
+    /// It was committed, or decided without a write.
+    Answer(A),
+    /// It would have waited for a lock, and is to be committed alone.
     LeftOut,
 }
 
@@ -47,251 +58,238 @@ pub(super) enum Committed<A> {
 pub(super) struct Limits {
     /// Writes in one commit.
     pub(super) group: usize,
-    /// Groups under way at once; as many more writes are committed alone at once.
+    /// Groups under way at once.
     pub(super) writers: usize,
+    /// Writes that are committed alone at once.
+    pub(super) alone: usize,
     /// Writes that wait; more are refused.
     pub(super) waiting: usize,
     /// How long one write may take, waiting included.
     pub(super) deadline: Duration,
-}
-
-struct Waiting<G: Group> {
-    number: u64,
-    item: G::Item,
-    deadline: Instant,
-    answer: oneshot::Sender<Result<G::Answer, StoreError>>,
-}
-
-struct State<G: Group> {
-    queue: VecDeque<Waiting<G>>,
-    /// How many writes have come so far: the next one's number.
-    arrived: u64,
-    keys_under_way: HashSet<Uuid>,
-    writers: usize,
+    /// How long after that a caller waits to learn what became of a write that was sent.
+    pub(super) settle: Duration,
 }
 
 /// The writes of one kind of one process. Cheap to clone.
-pub(super) struct GroupCommit<G: Group> {
-    state: Arc<Mutex<State<G>>>,
-    alone: Arc<Semaphore>,
+pub(super) struct GroupCommit<G: Group>(Arc<Inner<G>>);
+
+struct Inner<G: Group> {
+    group: G,
     limits: Limits,
+    alone: Semaphore,
+    state: Mutex<State<G>>,
+}
+
+struct State<G: Group> {
+    queue: VecDeque<(G::Item, Caller<G>)>,
+    /// How many writes have come so far: the next one's number.
+    arrived: u64,
+    keys_under_way: HashSet<u64>,
+    writers: usize,
+}
+
+/// Writes of one group, and who waits for each.
+type Taken<G> = (Vec<<G as Group>::Item>, Vec<Caller<G>>);
+
+/// Who waits for a write.
+struct Caller<G: Group> {
+    number: u64,
+    deadline: Instant,
+    answer: oneshot::Sender<Result<G::Answer, StoreError>>,
+    /// Set while the write is under way.
+    key: Option<KeyUnderWay<G>>,
+}
+
+/// The key of a write that is under way, until this is dropped.
+struct KeyUnderWay<G: Group>(GroupCommit<G>, u64);
+
+impl<G: Group> Drop for KeyUnderWay<G> {
+    fn drop(&mut self) {
+        self.0.lock().keys_under_way.remove(&self.1);
+    }
 }
 
 impl<G: Group> Clone for GroupCommit<G> {
     fn clone(&self) -> Self {
-        Self { state: Arc::clone(&self.state), alone: Arc::clone(&self.alone), limits: self.limits }
+        Self(Arc::clone(&self.0))
     }
 }
 
-impl<G: Group> std::fmt::Debug for GroupCommit<G> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("GroupCommit").field("limits", &self.limits).finish_non_exhaustive()
+impl<G: Group> fmt::Debug for GroupCommit<G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GroupCommit").field("limits", &self.0.limits).finish_non_exhaustive()
+    }
+}
+
+impl<G: Group> Caller<G> {
+    /// Answers, after the write's key is free again. A caller that has gone away is told nothing.
+    fn tell(self, result: Result<G::Answer, StoreError>) {
+        drop(self.key);
+        let _ = self.answer.send(result);
     }
 }
 
 impl<G: Group> GroupCommit<G> {
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(super) fn new(group: G, limits: Limits) -> Self {
         let state = State { queue: VecDeque::new(), arrived: 0, keys_under_way: HashSet::new(), writers: 0 };
-        let alone = Arc::new(Semaphore::new(limits.writers));
-        Self { state: Arc::new(Mutex::new(state)), alone, limits }
+        let alone = Semaphore::new(limits.alone);
+        Self(Arc::new(Inner { group, limits, alone, state: Mutex::new(state) }))
     }
 
-    /// Commits a write and says what became of it. A caller that goes away before a writer has taken the write
-    /// withdraws it; after that, it changes nothing.
-    pub(super) async fn submit(&self, group: &G, item: G::Item) -> Result<G::Answer, StoreError> {
+    /// Commits a write together with those that wait with it, and answers after the commit.
+    ///
+    /// At the deadline it fails with [`StoreError::Deadline`] where nothing was sent, else a moment later with
+    /// [`StoreError::OutcomeUnknown`], unless the writer learns by then what became of the write.
+    pub(super) async fn submit(&self, item: G::Item) -> Result<G::Answer, StoreError> {
+        let limits = &self.0.limits;
+        let deadline = Instant::now() + limits.deadline;
         let (answer, mut answered) = oneshot::channel();
-        let deadline = Instant::now() + self.limits.deadline;
         let number = {
             let mut state = self.lock();
-            if state.queue.len() >= self.limits.waiting {
-                return Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut));
+            if state.queue.len() >= limits.waiting {
+                return Err(StoreError::TooManyWrites);
             }
             let number = state.arrived;
             state.arrived += 1;
-            state.queue.push_back(Waiting { number, item, deadline, answer });
-            self.start_writer(&mut state, group);
+            state.queue.push_back((item, Caller { number, deadline, answer, key: None }));
+            self.start_writer(&mut state);
             number
         };
-        let answered = match timeout_at(deadline, &mut answered).await {
-            Ok(answered) => answered,
-            Err(_) if self.withdraw(number) => return Err(StoreError::Deadline),
-            // A writer has it, which ends by the same deadline.
-            Err(_) => answered.await,
-        };
-        // Without an answer the writer has panicked.
-        answered.unwrap_or(Err(StoreError::Deadline))
+        let mut told = timeout_at(deadline, &mut answered).await;
+        if told.is_err() {
+            if self.withdraw(number) {
+                return Err(StoreError::Deadline);
+            }
+            told = timeout_at(deadline + limits.settle, answered).await;
+        }
+        // Without an answer the writer still waits for the database, or the runtime ends.
+        told.ok().and_then(Result::ok).unwrap_or_else(|| Err(StoreError::unknown(StoreError::Deadline)))
     }
 
     /// Takes a write back that no writer has taken. Whether it could be.
     fn withdraw(&self, number: u64) -> bool {
         let mut state = self.lock();
-        let before = state.queue.len();
-        state.queue.retain(|waiting| waiting.number != number);
-        state.queue.len() < before
+        let place = state.queue.iter().position(|(_, caller)| caller.number == number);
+        place.and_then(|place| state.queue.remove(place)).is_some()
     }
 
     fn lock(&self) -> MutexGuard<'_, State<G>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn start_writer(&self, state: &mut State<G>, group: &G) {
-        if state.writers < self.limits.writers && !state.queue.is_empty() {
+    fn start_writer(&self, state: &mut State<G>) {
+        if state.writers < self.0.limits.writers && !state.queue.is_empty() {
             state.writers += 1;
-            let writer = Writer { of: self.clone(), has_ended: false };
-            tokio::spawn(writer.run(group.clone()));
-        }
-    }
-
-    async fn write_alone(self, group: G, write: Waiting<G>, keys: Keys<G>) {
-        match timeout_at(write.deadline, self.alone.acquire()).await {
-            Ok(_permit) => commit_alone(&group, write).await,
-            Err(_) => write.tell(Err(StoreError::Deadline)),
-        }
-        drop(keys);
-        self.start_writer(&mut self.lock(), &group);
-    }
-}
-
-impl<G: Group> Waiting<G> {
-    fn tell(self, result: Result<G::Answer, StoreError>) {
-        // A caller that has gone away is told nothing.
-        let _ = self.answer.send(result);
-    }
-}
-
-/// One of the writers that a [`GroupCommit`] counts.
-struct Writer<G: Group> {
-    of: GroupCommit<G>,
-    has_ended: bool,
-}
-
-impl<G: Group> Drop for Writer<G> {
-    /// After a panic, too.
-    fn drop(&mut self) {
-        if !self.has_ended {
-            self.of.lock().writers -= 1;
-        }
-    }
-}
-
-/// The keys of writes that are under way.
-struct Keys<G: Group> {
-    of: GroupCommit<G>,
-    keys: Vec<Uuid>,
-}
-
-impl<G: Group> Drop for Keys<G> {
-    fn drop(&mut self) {
-        let mut state = self.of.lock();
-        for key in &self.keys {
-            state.keys_under_way.remove(key);
-        }
-    }
-}
-
-impl<G: Group> Writer<G> {
-    /// Commits group after group until nothing waits that can be committed now.
-    async fn run(mut self, group: G) {
-        while let Some((writes, keys)) = self.take() {
-            self.commit(&group, writes, keys).await;
+            let this = self.clone();
+            tokio::spawn(async move {
+                while let Some((items, callers)) = this.take() {
+                    this.commit_group(items, callers).await;
+                }
+            });
         }
     }
 
     /// The next group. Where there is none the writer ends, under the same lock, so that no write is left behind.
-    fn take(&mut self) -> Option<(Vec<Waiting<G>>, Keys<G>)> {
-        let limits = self.of.limits;
-        let (now, mut later, mut writes, mut keys) =
+    fn take(&self) -> Option<Taken<G>> {
+        let (now, mut later, mut items, mut callers) =
             (Instant::now(), VecDeque::new(), Vec::new(), Vec::new());
-        let mut state = self.of.lock();
-        while writes.len() < limits.group
-            && let Some(write) = state.queue.pop_front()
+        let mut state = self.lock();
+        while items.len() < self.0.limits.group
+            && let Some((item, mut caller)) = state.queue.pop_front()
         {
-            if write.answer.is_closed() {
+            if caller.answer.is_closed() {
                 continue;
             }
-            // What is left of its time is hardly enough, and would bound its whole group.
-            if write.deadline.saturating_duration_since(now) < limits.deadline / 10 {
-                write.tell(Err(StoreError::Deadline));
+            if caller.deadline <= now {
+                caller.tell(Err(StoreError::Deadline));
                 continue;
             }
-            match G::key(&write.item) {
-                Some(key) if !state.keys_under_way.insert(key) => later.push_back(write),
+            match G::key(&item) {
+                Some(key) if !state.keys_under_way.insert(key) => later.push_back((item, caller)),
                 key => {
-                    keys.extend(key);
-                    writes.push(write);
+                    caller.key = key.map(|key| KeyUnderWay(self.clone(), key));
+                    items.push(item);
+                    callers.push(caller);
                 }
             }
         }
         later.append(&mut state.queue);
         state.queue = later;
-        if writes.is_empty() {
+        if items.is_empty() {
             state.writers -= 1;
-            drop(state);
-            self.has_ended = true;
             return None;
         }
-        drop(state);
-        Some((writes, Keys { of: self.of.clone(), keys }))
+        Some((items, callers))
     }
 
-    async fn commit(&self, group: &G, writes: Vec<Waiting<G>>, mut keys: Keys<G>) {
-        let deadline = writes.iter().map(|write| write.deadline).min().unwrap_or_else(Instant::now);
-        let (mut items, callers): (Vec<_>, Vec<_>) = writes
-            .into_iter()
-            .map(|write| (write.item, (write.number, write.deadline, write.answer)))
-            .unzip();
-        let committed = group.commit(&mut items, deadline).await;
-        let writes = items.into_iter().zip(callers).map(|(item, (number, deadline, answer))| Waiting {
-            number,
-            item,
-            deadline,
-            answer,
-        });
-        match committed {
-            Ok(answers) => {
-                for (write, committed) in writes.zip(answers) {
+    /// Commits a group before the last of its deadlines; a caller whose own is earlier does not wait for it.
+    async fn commit_group(&self, mut items: Vec<G::Item>, callers: Vec<Caller<G>>) {
+        let deadline = callers.iter().map(|caller| caller.deadline).max().unwrap_or_else(Instant::now);
+        match self.commit(&mut items, false, deadline).await {
+            Ok(committed) => {
+                for ((item, caller), committed) in iter::zip(items, callers).zip(committed) {
                     match committed {
-                        Committed::Answer(result) => write.tell(result),
-                        Committed::LeftOut => {
-                            let keys = keys.take(G::key(&write.item));
-                            tokio::spawn(self.of.clone().write_alone(group.clone(), write, keys));
-                        }
+                        Committed::Answer(answer) => caller.tell(Ok(answer)),
+                        Committed::LeftOut => self.spawn_alone(item, caller),
                     }
                 }
             }
-            Err(error) if writes.len() > 1 && error.may_be_of_one_write() => {
-                for write in writes {
-                    commit_alone(group, write).await;
+            Err(error) if callers.len() > 1 && error.may_be_of_one_write() => {
+                for (item, caller) in iter::zip(items, callers) {
+                    self.spawn_alone(item, caller);
                 }
             }
-            Err(error) => writes.for_each(|write| write.tell(Err(error.again()))),
+            Err(error) => {
+                let error = Arc::new(error);
+                for caller in callers {
+                    caller.tell(Err(StoreError::of_set(&error)));
+                }
+            }
         }
     }
-}
 
-impl<G: Group> Keys<G> {
-    /// Moves one of the keys, which stays under way.
-    fn take(&mut self, key: Option<Uuid>) -> Self {
-        self.keys.retain(|known| Some(*known) != key);
-        Self { of: self.of.clone(), keys: key.into_iter().collect() }
+    /// Commits a write in a transaction of its own, in a task of its own: it may wait for a lock.
+    fn spawn_alone(&self, mut item: G::Item, caller: Caller<G>) {
+        let this = self.clone();
+        tokio::spawn(async move {
+            let committed = match timeout_at(caller.deadline, this.0.alone.acquire()).await {
+                Ok(_permit) => this.commit(slice::from_mut(&mut item), true, caller.deadline).await,
+                Err(_) => Err(StoreError::Deadline),
+            };
+            caller.tell(committed.and_then(|mut committed| match committed.pop() {
+                Some(Committed::Answer(answer)) => Ok(answer),
+                Some(Committed::LeftOut) | None => Err(StoreError::Deadline),
+            }));
+            // For a write that waits for this one's key.
+            this.start_writer(&mut this.lock());
+        });
     }
-}
 
-/// Commits a write in a transaction of its own.
-async fn commit_alone<G: Group>(group: &G, write: Waiting<G>) {
-    let Waiting { item, deadline, answer, .. } = write;
-    if Instant::now() >= deadline {
-        let _ = answer.send(Err(StoreError::Deadline));
-        return;
+    /// Where the connection was lost before anything could be committed, as all are after a restart of the database,
+    /// it is tried once more.
+    async fn commit(
+        &self,
+        items: &mut [G::Item],
+        alone: bool,
+        deadline: Instant,
+    ) -> Result<Vec<Committed<G::Answer>>, StoreError> {
+        let committed = self.try_commit(items, alone, deadline).await;
+        match committed {
+            Err(error) if error.is_lost_connection() => self.try_commit(items, alone, deadline).await,
+            committed => committed,
+        }
     }
-    let committed = group.commit(&mut [item], deadline).await;
-    let result = match committed.map(|mut answers| answers.pop()) {
-        Ok(Some(Committed::Answer(result))) => result,
-        // A write that is alone holds up nobody.
-        Ok(Some(Committed::LeftOut) | None) => Err(StoreError::Deadline),
-        Err(error) => Err(error),
-    };
-    let _ = answer.send(result);
+
+    /// A panic is a bug. It must not end the writer, and the commit may have been sent before.
+    async fn try_commit(
+        &self,
+        items: &mut [G::Item],
+        alone: bool,
+        deadline: Instant,
+    ) -> Result<Vec<Committed<G::Answer>>, StoreError> {
+        let committed = AssertUnwindSafe(self.0.group.commit(items, alone, deadline)).catch_unwind().await;
+        committed.unwrap_or_else(|_| Err(StoreError::unknown(StoreError::Deadline)))
+    }
 }
 
 #[cfg(test)]

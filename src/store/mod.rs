@@ -16,7 +16,6 @@ pub mod outbox;
 pub mod parking;
 pub mod payments;
 pub mod place;
-mod placement_commit;
 pub mod retention;
 pub mod stock;
 pub mod stock_queue;
@@ -28,8 +27,8 @@ use tokio::sync::Notify;
 
 use connection::Database;
 use group_commit::GroupCommit;
-use place::PlacementSets;
-use placement_commit::PlacementCommit;
+use place::Placements;
+use update::Updates;
 
 pub use connection::DatabaseSettings;
 pub use error::StoreError;
@@ -44,11 +43,12 @@ pub use stock::StockTimes;
 pub struct Store {
     database: Database,
     lists: Database,
-    placements: Arc<PlacementCommit<PlacementSets>>,
+    /// The connections on which placements are written.
+    placing: Database,
+    placements: GroupCommit<Placements>,
+    updates: GroupCommit<Updates>,
     stock: StockTimes,
     outbox_written: Arc<Notify>,
-    /// Changes of orders, many in one commit.
-    updates: GroupCommit<Self>,
 }
 
 impl Store {
@@ -56,9 +56,11 @@ impl Store {
     /// does not prevent it.
     pub fn new(settings: &DatabaseSettings, stock: StockTimes) -> Self {
         let (database, lists) = Database::for_requests(settings);
-        let placements = Arc::new(PlacementCommit::new(PlacementSets::new(&database)));
-        let updates = GroupCommit::new(update::limits(settings));
-        Self { database, lists, placements, stock, outbox_written: Arc::default(), updates }
+        let placing = place::pool(&database);
+        let outbox_written = Arc::<Notify>::default();
+        let placements = Placements::start(&placing, &database, &outbox_written);
+        let updates = Updates::start(&database, stock, &outbox_written);
+        Self { database, lists, placing, placements, updates, stock, outbox_written }
     }
 
     /// A store with a small pool of its own for everything but lists, so that the requests and the work in the background do not starve
@@ -66,7 +68,7 @@ impl Store {
     #[must_use]
     pub fn with_own_pool(&self, max_connections: u32) -> Self {
         let database = self.database.with_own_pool(max_connections, &[]);
-        let updates = GroupCommit::new(update::limits(database.settings()));
+        let updates = Updates::start(&database, self.stock, &self.outbox_written);
         Self { database, updates, ..self.clone() }
     }
 
@@ -94,5 +96,6 @@ impl Store {
     pub async fn close(&self) {
         self.database.close().await;
         self.lists.close().await;
+        self.placing.close().await;
     }
 }

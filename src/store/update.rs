@@ -6,19 +6,21 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sqlx::Connection;
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
-use uuid::Uuid;
 
-use super::connection::CommitSent;
-use super::connection::DatabaseSettings;
-use super::group_commit::{Committed, Group, Limits};
+use super::connection::{CommitSent, Database};
+use super::group_commit::{Committed, Group, GroupCommit, Limits};
 use super::payments::{IncomingPayment, KnownEvents, PaymentRows, Received};
+use super::stock::StockTimes;
 use super::{Store, StoreError, orders, payments, stock};
 use crate::domain::{Order, OrderAggregate, OrderId};
 
-/// Few writers: each takes a connection of the pool, and what waits for them shares the next commit.
-pub(super) const fn limits(settings: &DatabaseSettings) -> Limits {
-    Limits { group: 128, writers: 2, waiting: 4096, deadline: settings.deadline }
+/// How updates are committed.
+pub(super) struct Updates {
+    database: Database,
+    stock: StockTimes,
+    outbox_written: Arc<Notify>,
 }
 
 /// A change of one order.
@@ -91,7 +93,7 @@ impl Store {
             *latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(decided);
             verdict
         }));
-        let updated = self.updates.submit(self, Update { order: id, job, work }).await?;
+        let updated = self.updates.submit(Update { order: id, job, work }).await?;
         let decision = decision.lock().unwrap_or_else(PoisonError::into_inner).take();
         match (updated, decision) {
             (Updated::Decided(order), Some(decision)) => Ok(Some(decision.map(|value| (*order, value)))),
@@ -103,31 +105,52 @@ impl Store {
     /// is parked in the same.
     pub async fn receive_payment(&self, payment: Arc<IncomingPayment>) -> Result<Received, StoreError> {
         let update = Update { order: payment.order, job: None, work: Work::Payment(payment) };
-        match self.updates.submit(self, update).await? {
+        match self.updates.submit(update).await? {
             Updated::Payment(received) => Ok(received),
             Updated::NoOrder | Updated::Decided(_) => Ok(Received::UnknownOrder),
         }
+    }
+}
+
+impl Updates {
+    pub(super) fn start(
+        database: &Database,
+        stock: StockTimes,
+        outbox_written: &Arc<Notify>,
+    ) -> GroupCommit<Self> {
+        let settings = database.settings();
+        // Few writers: each takes a connection of the pool, and what waits for them shares the next commit.
+        let limits = Limits {
+            group: 128,
+            writers: 2,
+            alone: 2,
+            waiting: 4096,
+            deadline: settings.deadline,
+            settle: settings.acquire_timeout,
+        };
+        let (database, outbox_written) = (database.clone(), Arc::clone(outbox_written));
+        GroupCommit::new(Self { database, stock, outbox_written }, limits)
     }
 
     /// Whether a group whose commit was not answered is durable. A change of another thing than a status leaves no
     /// version to look for.
     async fn is_durable(&self, writes: &Writes) -> bool {
         match &writes.witness {
-            Some(order) => self.was_written(order).await,
+            Some(order) => !self.database.find_written(&[order]).await.is_empty(),
             None => writes.aggregates.is_empty() && writes.payments.is_empty(),
         }
     }
 
-    async fn write_updates(
+    async fn write(
         &self,
         updates: &mut [Update],
+        is_alone: bool,
         sent: &CommitSent,
         writes: &mut Writes,
     ) -> Result<(), StoreError> {
-        let is_alone = updates.len() == 1;
         let wanted: Vec<_> = updates.iter().map(|update| (update.order, update.job)).collect();
         let incoming: Vec<_> = updates.iter().filter_map(Update::payment).map(Arc::clone).collect();
-        let mut connection = self.connection().await?;
+        let mut connection = self.database.connection().await?;
         let mut transaction = connection.begin().await?;
         let mut locked = orders::lock(&mut transaction, &wanted, is_alone).await?;
         // Read under the locks, so that of two repeats the second finds the first.
@@ -195,21 +218,23 @@ impl Writes {
     }
 }
 
-impl Group for Store {
+impl Group for Updates {
     type Item = Update;
     type Answer = Updated;
 
-    fn key(update: &Update) -> Option<Uuid> {
-        Some(update.order.0)
+    fn key(update: &Update) -> Option<u64> {
+        let (high, low) = update.order.0.as_u64_pair();
+        Some(high ^ low)
     }
 
     async fn commit(
         &self,
         updates: &mut [Update],
+        alone: bool,
         deadline: Instant,
     ) -> Result<Vec<Committed<Updated>>, StoreError> {
         let (sent, mut writes) = (CommitSent::default(), Writes::default());
-        let written = timeout_at(deadline, self.write_updates(updates, &sent, &mut writes)).await;
+        let written = timeout_at(deadline, self.write(updates, alone, &sent, &mut writes)).await;
         let written = written.unwrap_or(Err(StoreError::Deadline)).map_err(|error| sent.judge(error));
         if let Err(error) = written
             && !(matches!(error, StoreError::OutcomeUnknown(_)) && self.is_durable(&writes).await)
@@ -218,7 +243,7 @@ impl Group for Store {
         }
         self.outbox_written.notify_one();
         let committed = writes.answers.into_iter().map(|answer| match answer {
-            Some(answer) => Committed::Answer(Ok(answer)),
+            Some(answer) => Committed::Answer(answer),
             None => Committed::LeftOut,
         });
         Ok(committed.collect())

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use order_service::dev::Postgres;
 use serde_json::json;
 
 use crate::support::{Answer, Mode, Proxy, Shop, admin, customer, eventually, lines};
@@ -40,6 +41,12 @@ async fn fill_pool(shop: &Shop) {
     join_all((0..30).map(|_| shop.get(customer(ADA), "/api/orders/my"))).await;
 }
 
+/// A connection that was idle for longer than a second is tried before anything is sent on it, so that it is certain that
+/// nothing was written. On one that was used just now, a placement is sent at once.
+async fn idle_until_doubtful() {
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+}
+
 #[tokio::test]
 async fn every_route_is_a_503_while_the_database_is_away_and_works_again_by_itself() {
     let (shop, proxy) = shop_behind_proxy(&[]).await;
@@ -47,6 +54,7 @@ async fn every_route_is_a_503_while_the_database_is_away_and_works_again_by_itse
     let order = shop.placed(ADA, &[(&phone, 1)]).await;
     shop.expect_every_event().await;
     fill_pool(&shop).await;
+    idle_until_doubtful().await;
 
     proxy.set(Mode::Cut);
     for answer in every_route(&shop, &order, &phone).await {
@@ -75,13 +83,64 @@ async fn connections_that_idled_through_an_outage_cost_no_request() {
     fill_pool(&shop).await;
 
     proxy.set(Mode::Cut);
-    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    idle_until_doubtful().await;
     proxy.set(Mode::Open);
 
     let reads = join_all((0..30).map(|_| shop.get(customer(ADA), "/api/orders/my"))).await;
     for answer in reads {
         answer.expect(200);
     }
+}
+
+/// Places so many orders at once, of as many customers, and expects each to be new.
+async fn place_many(shop: &Shop, product: &str, count: usize) {
+    let body = lines(&[(product, 1)]);
+    let place = async |number: usize| shop.place(customer(&format!("c{number}@example.com")), &body).await;
+    for answer in join_all((0..count).map(place)).await {
+        let answer = answer.expect(201);
+        assert_eq!(answer.header("idempotency-replayed"), None);
+    }
+}
+
+#[tokio::test]
+async fn connections_that_the_database_ended_a_moment_ago_cost_no_placement() {
+    for guard in ["0", "60"] {
+        let shop = Shop::builder().with("DUPLICATE_WINDOW_SECONDS", guard).start().await;
+        let phone = shop.product("phone", "10", 1_000_000).await;
+        place_many(&shop, &phone, 32).await;
+
+        let end = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+                   where datname = current_database() and pid <> pg_backend_pid()";
+        sqlx::query(end).execute(&shop.database).await.unwrap();
+        sqlx::raw_sql("delete from recent_orders").execute(&shop.database).await.unwrap();
+        place_many(&shop, &phone, 32).await;
+
+        assert_eq!(shop.count("orders").await, 64);
+        shop.expect_whole_orders().await;
+        shop.expect_every_event().await;
+    }
+}
+
+#[tokio::test]
+async fn a_restart_of_the_database_while_nothing_is_placed_costs_no_placement() {
+    let mut postgres = Postgres::start().await.unwrap();
+    let shop = Shop::builder().database(postgres.url()).start().await;
+    let phone = shop.product("phone", "10", 1_000_000).await;
+    for _ in 0..3 {
+        place_many(&shop, &phone, 32).await;
+        postgres.restart_immediately().await.unwrap();
+    }
+    place_many(&shop, &phone, 32).await;
+
+    eventually("the test's own connections are new", async || {
+        sqlx::query("select").execute(&shop.database).await.is_ok()
+    })
+    .await;
+    assert_eq!(shop.count("orders").await, 128);
+    shop.expect_whole_orders().await;
+    shop.expect_every_event().await;
+    drop(shop);
+    postgres.stop().await;
 }
 
 #[tokio::test]
@@ -91,6 +150,7 @@ async fn a_database_that_swallows_packets_is_given_up_at_the_deadline() {
     let phone = shop.product("phone", "10", 50).await;
     let order = shop.placed(ADA, &[(&phone, 1)]).await;
     fill_pool(&shop).await;
+    idle_until_doubtful().await;
 
     proxy.set(Mode::Silent);
     // Without a deadline in the store, the one of each request would end it, after 15 s.

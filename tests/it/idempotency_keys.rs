@@ -99,14 +99,15 @@ async fn a_failed_attempt_leaves_the_key_free_for_anything() {
 }
 
 #[tokio::test]
-async fn a_key_whose_replica_was_killed_is_free_again_after_a_while() {
+async fn a_key_whose_replica_was_killed_is_free_at_once() {
     let shop = Shop::builder()
-        .with("PRODUCT_ATTEMPT_TIMEOUT_MS", "3000")
-        .with("PRODUCT_DEADLINE_MS", "3000")
-        .with("DATABASE_DEADLINE_MS", "2000")
+        .with("PRODUCT_ATTEMPT_TIMEOUT_MS", "30000")
+        .with("PRODUCT_DEADLINE_MS", "30000")
+        .with("REQUEST_DEADLINE_MS", "60000")
         .without_service()
         .await;
     let victim = shop.replica(&[]).await;
+    let heir = shop.replica(&[]).await;
     let phone = shop.product("phone", "100", 50).await;
     let body = lines(&[(&phone, 2)]);
     shop.fault(&phone, &json!({"kind": "hang", "on": "read"})).await;
@@ -121,9 +122,10 @@ async fn a_key_whose_replica_was_killed_is_free_again_after_a_while() {
     let (lost, ()) = tokio::join!(call.try_send(), kill);
     assert!(lost.is_err(), "{lost:?}");
     shop.heal(&phone).await;
-    let heir = shop.replica(&[]).await;
 
-    let placed = place_patiently(&shop, &heir.url, "ada@example.com", "k-1", &body).await.expect(201);
+    let started = std::time::Instant::now();
+    let placed = place(&shop, &heir.url, "ada@example.com", "k-1", &body).await.expect(201);
+    figure(&format!("the key of a killed replica was free after {:?}", started.elapsed()));
     assert_eq!(placed.header("idempotency-replayed"), None);
     assert_eq!(shop.count("orders").await, 1);
 }

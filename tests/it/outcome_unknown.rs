@@ -142,6 +142,33 @@ async fn an_order_whose_commit_was_not_answered_is_found_by_its_id() {
 }
 
 #[tokio::test]
+async fn a_placement_whose_answer_is_lost_is_the_order_that_it_wrote() {
+    // Stands in the event, which nothing but the placement's statement brings to the database.
+    const EVENT: &str = "ORDER_SERVICE";
+    for mode in [Mode::NoAnswerTo(EVENT), Mode::CutOnceAfter(EVENT)] {
+        for (window, key) in [("0", None), ("60", None), ("0", Some("k-1"))] {
+            let database = Shop::new_database().await;
+            let (proxy, url) = Proxy::before_database(&database).await;
+            let builder = Shop::builder().database(&database).with("DATABASE_URL", url);
+            let builder =
+                builder.with("DATABASE_DEADLINE_MS", "2000").with("DUPLICATE_WINDOW_SECONDS", window);
+            let shop = builder.start().await;
+            let phone = shop.product("phone", "10", 50).await;
+
+            proxy.set(mode);
+            let call = shop.call("POST", "/api/orders").by(customer(ADA)).json(&lines(&[(&phone, 1)]));
+            let call = if let Some(key) = key { call.header("Idempotency-Key", key) } else { call };
+            let placed = call.send().await.expect(201);
+
+            assert_eq!(placed.header("idempotency-replayed"), None, "{mode:?} {window} {key:?}");
+            proxy.set(Mode::Open);
+            assert_eq!(shop.versions().await.into_keys().collect::<Vec<_>>(), [placed.order_id()]);
+            shop.expect_every_event().await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_change_of_status_whose_commit_outlives_the_deadline_is_unknown_and_can_be_asked_for_again() {
     let shop = shop().await;
     let phone = shop.product("phone", "10", 50).await;

@@ -1,142 +1,220 @@
-//! Any sequence of arrivals, refusals, deadlines and hang-ups gives each caller its own answer exactly once.
+//! Any sequence of arrivals, failures, deadlines and hang-ups gives each caller its own answer exactly once.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::panic::resume_unwind;
 
+use futures_util::future::join_all;
 use proptest::prelude::*;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::runtime::Builder;
+use tokio::time::{sleep, sleep_until, timeout};
 use uuid::Uuid;
 
 use super::*;
 
-const LIMITS: Limits = Limits { group: 4, writers: 2, waiting: 12, deadline: Duration::from_millis(100) };
+const LIMITS: Limits = Limits {
+    group: 4,
+    writers: 2,
+    alone: 2,
+    waiting: 12,
+    deadline: Duration::from_millis(100),
+    settle: Duration::from_millis(30),
+};
 
-/// What is special about a write.
+/// What the database does with a group that has such a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Good,
-    Refused,
-    LeftOut,
+enum Mood {
+    Takes,
+    Refuses,
+    /// Another transaction has locked what it needs.
+    Locked,
+    /// The connection is lost before anything is sent, for so many times.
+    Disconnects(u32),
+    /// It commits and loses the answer; finding that out takes longer than a caller waits.
+    LosesTheAnswer,
+    /// It does not answer before the deadline, and commits then.
+    Hangs,
+    /// The code panics before the commit.
+    PanicsBefore,
+    /// The code panics after the commit.
+    PanicsAfter,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Write {
     id: usize,
-    kind: Kind,
-    key: Option<u8>,
-    /// When it arrives, after the one before.
+    mood: Mood,
+    key: Option<u64>,
+    /// When it arrives, after the one before, in milliseconds.
     after: u64,
-    /// When its caller goes away.
+    /// When its caller goes away, in milliseconds.
     patience: u64,
 }
 
+fn good(id: usize) -> Write {
+    Write { id, mood: Mood::Takes, key: None, after: 0, patience: 10_000 }
+}
+
+/// A database that notes what it commits.
 #[derive(Default)]
 struct Book {
     committed: Vec<usize>,
-    under_way: HashSet<Uuid>,
-    commits: usize,
+    under_way: HashSet<u64>,
+    groups: Vec<usize>,
 }
 
-/// Commits nothing but notes in a book; each commit takes a while.
+impl Book {
+    fn times(&self) -> HashMap<usize, usize> {
+        let mut times = HashMap::new();
+        for id in &self.committed {
+            *times.entry(*id).or_default() += 1;
+        }
+        times
+    }
+}
+
 #[derive(Clone)]
 struct Fake {
     book: Arc<Mutex<Book>>,
+    /// How long each commit takes, in turns.
     millis: Arc<Vec<u64>>,
 }
 
+/// The keys of a group, which no other has meanwhile.
+struct Held<'a>(&'a Fake, Vec<u64>);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let mut book = self.0.book.lock().unwrap();
+        self.1.iter().for_each(|key| assert!(book.under_way.remove(key)));
+    }
+}
+
 impl Fake {
-    fn begin(&self, items: &[Write]) -> Duration {
-        let mut book = self.book.lock().unwrap();
-        for key in items.iter().filter_map(Fake::key) {
-            assert!(book.under_way.insert(key), "two writes of one key are under way");
-        }
-        book.commits += 1;
-        Duration::from_millis(self.millis[book.commits % self.millis.len()])
+    fn new(millis: Vec<u64>) -> Self {
+        Self { book: Arc::default(), millis: Arc::new(millis) }
     }
 
-    fn end(&self, items: &[Write], committed: &[usize]) {
+    fn begin(&self, items: &[Write]) -> (Held<'_>, Duration) {
         let mut book = self.book.lock().unwrap();
-        book.committed.extend(committed);
-        for key in items.iter().filter_map(Fake::key) {
-            book.under_way.remove(&key);
+        let keys: Vec<u64> = items.iter().filter_map(Self::key).collect();
+        for key in &keys {
+            assert!(book.under_way.insert(*key), "two writes of one key are under way");
         }
+        book.groups.push(items.len());
+        (Held(self, keys), Duration::from_millis(self.millis[book.groups.len() % self.millis.len()]))
     }
+}
+
+fn refusal(id: usize) -> StoreError {
+    StoreError::Inconsistent { table: "orders", column: "id", id: Uuid::from_u128(id as u128) }
 }
 
 impl Group for Fake {
     type Item = Write;
     type Answer = usize;
 
-    fn key(item: &Write) -> Option<Uuid> {
-        item.key.map(|key| Uuid::from_u128(key.into()))
+    fn key(item: &Write) -> Option<u64> {
+        item.key
     }
 
     async fn commit(
         &self,
         items: &mut [Write],
+        alone: bool,
         deadline: Instant,
     ) -> Result<Vec<Committed<usize>>, StoreError> {
-        assert!(!items.is_empty() && items.len() <= LIMITS.group);
-        let duration = self.begin(items);
-        let in_time = timeout_at(deadline, sleep(duration)).await.is_ok();
-        let refused = items.iter().any(|item| item.kind == Kind::Refused);
-        if !in_time || refused {
-            self.end(items, &[]);
-            return Err(if in_time {
-                StoreError::Refused(sqlx::Error::RowNotFound)
-            } else {
-                StoreError::Deadline
-            });
+        assert!(!items.is_empty() && items.len() <= if alone { 1 } else { LIMITS.group });
+        let (_held, millis) = self.begin(items);
+        let is = |mood| items.iter().any(|item| item.mood == mood);
+        if is(Mood::Hangs) {
+            sleep_until(deadline).await;
+        } else if timeout_at(deadline, sleep(millis)).await.is_err() {
+            return Err(StoreError::Deadline);
         }
-        let alone = items.len() == 1;
-        let is_left_out = |item: &Write| item.kind == Kind::LeftOut && !alone;
-        let committed: Vec<usize> =
-            items.iter().filter(|item| !is_left_out(item)).map(|item| item.id).collect();
-        self.end(items, &committed);
-        let answer = |item: &Write| {
-            if is_left_out(item) { Committed::LeftOut } else { Committed::Answer(Ok(item.id)) }
-        };
+        for item in &mut *items {
+            if let Mood::Disconnects(times) = &mut item.mood
+                && *times > 0
+            {
+                *times -= 1;
+                return Err(StoreError::Unavailable(std::io::Error::other("closed").into()));
+            }
+        }
+        let is = |mood| items.iter().any(|item| item.mood == mood);
+        if is(Mood::PanicsBefore) {
+            resume_unwind(Box::new("planned"));
+        }
+        if let Some(guilty) = items.iter().find(|item| item.mood == Mood::Refuses) {
+            return Err(refusal(guilty.id));
+        }
+        let is_left_out = |item: &Write| item.mood == Mood::Locked && !alone;
+        let committed = items.iter().filter(|item| !is_left_out(item)).map(|item| item.id);
+        self.book.lock().unwrap().committed.extend(committed);
+        if is(Mood::PanicsAfter) {
+            resume_unwind(Box::new("planned"));
+        }
+        if is(Mood::LosesTheAnswer) || is(Mood::Hangs) {
+            sleep(LIMITS.settle * 2).await;
+            return Err(StoreError::unknown(StoreError::Deadline));
+        }
+        let answer =
+            |item: &Write| if is_left_out(item) { Committed::LeftOut } else { Committed::Answer(item.id) };
         Ok(items.iter().map(answer).collect())
     }
 }
 
-/// What each caller was told; nothing where it went away first.
-async fn run(writes: Vec<Write>, fake: &Fake) -> Vec<Option<Result<usize, StoreError>>> {
-    let commits = GroupCommit::<Fake>::new(LIMITS);
+/// What a caller was told; nothing where it went away first.
+type Told = Option<Result<usize, StoreError>>;
+
+async fn call(commits: GroupCommit<Fake>, write: Write) -> Told {
+    let (began, fake) = (Instant::now(), commits.0.group.clone());
+    let told = timeout(Duration::from_millis(write.patience), commits.submit(write)).await.ok();
+    let longest = commits.0.limits.deadline + commits.0.limits.settle + Duration::from_millis(2);
+    assert!(began.elapsed() <= longest, "its deadline is its own");
+    if let Some(Ok(_)) = told {
+        assert_eq!(fake.book.lock().unwrap().times().get(&write.id), Some(&1), "answered before the commit");
+    }
+    told
+}
+
+async fn run(writes: Vec<Write>, fake: Fake, limits: Limits) -> Vec<Told> {
+    let commits = GroupCommit::new(fake, limits);
     let mut callers = Vec::new();
     for write in writes {
         sleep(Duration::from_millis(write.after)).await;
-        let (commits, fake) = (commits.clone(), fake.clone());
-        callers.push(tokio::spawn(async move {
-            let began = Instant::now();
-            let told =
-                timeout(Duration::from_millis(write.patience), commits.submit(&fake, write)).await.ok();
-            assert!(began.elapsed() <= LIMITS.deadline + Duration::from_millis(2), "its deadline is its own");
-            told
-        }));
+        callers.push(tokio::spawn(call(commits.clone(), write)));
         // It arrives before the next.
         tokio::task::yield_now().await;
     }
-    let mut told = Vec::new();
-    for caller in callers {
-        told.push(caller.await.unwrap());
-    }
+    let told = join_all(callers).await.into_iter().map(Result::unwrap).collect();
     // What nobody waits for any more comes to its end, too.
-    sleep(LIMITS.deadline * 4).await;
+    sleep(limits.deadline * 8).await;
     let state = commits.lock();
     assert_eq!((state.queue.len(), state.keys_under_way.len(), state.writers), (0, 0, 0));
     told
 }
 
+fn run_all(writes: &[Write], fake: &Fake, limits: Limits) -> Vec<Told> {
+    let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(run(writes.to_vec(), fake.clone(), limits))
+}
+
 fn writes() -> impl Strategy<Value = Vec<Write>> {
-    let kind = prop_oneof![6 => Just(Kind::Good), 1 => Just(Kind::Refused), 1 => Just(Kind::LeftOut)];
+    let mood = prop_oneof![
+        24 => Just(Mood::Takes),
+        3 => Just(Mood::Refuses),
+        3 => Just(Mood::Locked),
+        1 => (1..4_u32).prop_map(Mood::Disconnects),
+        1 => Just(Mood::LosesTheAnswer),
+        1 => Just(Mood::Hangs),
+        1 => Just(Mood::PanicsBefore),
+        1 => Just(Mood::PanicsAfter),
+    ];
     let patience = prop_oneof![4 => Just(10_000_u64), 1 => 0..60_u64];
     let write =
-        (kind, proptest::option::of(0..4_u8), prop_oneof![3 => Just(0_u64), 1 => 0..40_u64], patience);
+        (mood, proptest::option::of(0..4_u64), prop_oneof![3 => Just(0_u64), 1 => 0..40_u64], patience);
     proptest::collection::vec(write, 1..40).prop_map(|writes| {
         let numbered = writes.into_iter().enumerate();
-        numbered.map(|(id, (kind, key, after, patience))| Write { id, kind, key, after, patience }).collect()
+        numbered.map(|(id, (mood, key, after, patience))| Write { id, mood, key, after, patience }).collect()
     })
 }
 
@@ -146,26 +224,26 @@ proptest! {
         writes in writes(),
         millis in proptest::collection::vec(prop_oneof![4 => 0..10_u64, 1 => 50..150_u64], 1..20),
     ) {
-        let fake = Fake { book: Arc::default(), millis: Arc::new(millis) };
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-        let told = runtime.block_on(run(writes.clone(), &fake));
+        let fake = Fake::new(millis);
+        let told = run_all(&writes, &fake, LIMITS);
         let book = fake.book.lock().unwrap();
-
-        let mut times: HashMap<usize, usize> = HashMap::new();
-        for id in &book.committed {
-            *times.entry(*id).or_default() += 1;
-        }
+        let times = book.times();
         for (write, told) in writes.iter().zip(&told) {
             let times = times.get(&write.id).copied().unwrap_or_default();
             match told {
                 Some(Ok(id)) => prop_assert_eq!((*id, times), (write.id, 1)),
+                Some(Err(StoreError::OutcomeUnknown(_))) => prop_assert!(times <= 1),
+                // Every other error says that nothing was written.
                 Some(Err(error)) => {
-                    prop_assert_eq!(times, 0);
-                    let refused = matches!(error, StoreError::Refused(_));
-                    prop_assert!(!refused || write.kind == Kind::Refused, "a neighbour's refusal");
+                    prop_assert_eq!(times, 0, "{}", error);
+                    let refused = matches!(error, StoreError::Inconsistent { .. } | StoreError::OfSet(_))
+                        && error.is_about_the_data();
+                    prop_assert!(!refused || write.mood == Mood::Refuses, "a neighbour's refusal");
                 }
-                None => prop_assert!(times <= 1),
+                None => {
+                    prop_assert!(write.patience < 10_000, "no answer");
+                    prop_assert!(times <= 1);
+                }
             }
         }
         for key in 0..4 {
@@ -174,6 +252,72 @@ proptest! {
             let of_key = |id: &&usize| writes[**id].key == Some(key);
             let committed: Vec<usize> = book.committed.iter().filter(of_key).copied().collect();
             prop_assert_eq!(arrived, committed, "not in the sequence of arrival");
+        }
+    }
+}
+
+#[test]
+fn one_refused_write_neither_fails_nor_drops_its_neighbours() {
+    let mut writes: Vec<Write> = (0..12).map(good).collect();
+    writes[2].mood = Mood::Refuses;
+    let told = run_all(&writes, &Fake::new(vec![1]), LIMITS);
+    for (write, told) in writes.iter().zip(told) {
+        match told.unwrap() {
+            Ok(id) => assert_eq!((id, write.mood), (write.id, Mood::Takes)),
+            Err(error) => assert!(error.is_about_the_data() && write.mood == Mood::Refuses, "{error}"),
+        }
+    }
+}
+
+#[test]
+fn what_arrives_during_a_commit_shares_the_next_one_and_what_is_alone_leaves_at_once() {
+    let mut writes: Vec<Write> = (0..8).map(good).collect();
+    (1..4).for_each(|id| writes[id].after = 1);
+    let fake = Fake::new(vec![50]);
+    let told = run_all(&writes, &fake, LIMITS);
+    assert!(told.into_iter().all(|told| told.unwrap().is_ok()));
+    // One for each writer, and then what waits, up to the bound.
+    assert_eq!(fake.book.lock().unwrap().groups, [1, 1, 4, 2]);
+}
+
+#[test]
+fn one_more_than_may_wait_is_refused_at_once() {
+    let writes: Vec<Write> = (0..20).map(|id| Write { mood: Mood::Hangs, ..good(id) }).collect();
+    let told = run_all(&writes, &Fake::new(vec![1]), LIMITS);
+    let refused = told.iter().filter(|told| matches!(told, Some(Err(StoreError::TooManyWrites)))).count();
+    assert_eq!(refused, 20 - LIMITS.waiting - LIMITS.writers);
+}
+
+#[test]
+fn a_write_that_nobody_sent_before_its_deadline_is_not_written() {
+    let mut writes: Vec<Write> = (0..3).map(|id| Write { mood: Mood::Hangs, ..good(id) }).collect();
+    writes[2].mood = Mood::Takes;
+    let fake = Fake::new(vec![1]);
+    let told = run_all(&writes, &fake, LIMITS);
+    assert!(matches!(told[2], Some(Err(StoreError::Deadline))), "{:?}", told[2]);
+    assert!(!fake.book.lock().unwrap().committed.contains(&2));
+}
+
+#[test]
+fn a_group_whose_connection_is_lost_before_it_is_sent_is_sent_once_more() {
+    let writes = [1, 2].map(|times| Write { mood: Mood::Disconnects(times), ..good(times as usize) });
+    let told = run_all(&writes, &Fake::new(vec![1]), LIMITS);
+    assert!(matches!(told[0], Some(Ok(1))), "{:?}", told[0]);
+    assert!(matches!(told[1], Some(Err(StoreError::OfSet(_)))), "{:?}", told[1]);
+}
+
+#[test]
+fn a_panic_of_the_commit_leaves_the_outcome_unknown_and_ends_no_writer() {
+    for mood in [Mood::PanicsBefore, Mood::PanicsAfter] {
+        let mut writes: Vec<Write> = (0..6).map(good).collect();
+        writes[0].mood = mood;
+        writes[1].mood = mood;
+        let told = run_all(&writes, &Fake::new(vec![1]), LIMITS);
+        for (write, told) in writes.iter().zip(told) {
+            match told.unwrap() {
+                Ok(_) => assert_eq!(write.mood, Mood::Takes),
+                Err(error) => assert!(matches!(error, StoreError::OutcomeUnknown(_)), "{error}"),
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A TCP proxy that can be cut, for making a database (or anything else) go away and come back.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
@@ -19,22 +20,25 @@ pub(crate) enum Mode {
     Vanished,
     /// They pass, until a client sends these bytes: from then on its connection brings no more answers.
     NoAnswerTo(&'static str),
+    /// They pass, until a client sends these bytes: they are delivered, its connection ends, and the proxy is open again.
+    CutOnceAfter(&'static str),
 }
 
 /// A proxy in front of `target`.
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
-    mode: watch::Sender<Mode>,
+    mode: Arc<watch::Sender<Mode>>,
 }
 
 impl Proxy {
     pub(crate) async fn before(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (mode, changes) = watch::channel(Mode::Open);
+        let mode = Arc::new(watch::Sender::new(Mode::Open));
+        let setter = Arc::clone(&mode);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(pass(client, target, changes.clone()));
+                tokio::spawn(pass(client, target, Arc::clone(&setter)));
             }
         });
         Self { address, mode }
@@ -56,7 +60,8 @@ impl Proxy {
     }
 }
 
-async fn pass(mut client: TcpStream, target: SocketAddr, mut mode: watch::Receiver<Mode>) {
+async fn pass(mut client: TcpStream, target: SocketAddr, setter: Arc<watch::Sender<Mode>>) {
+    let mut mode = setter.subscribe();
     if *mode.borrow() == Mode::Cut {
         return;
     }
@@ -72,11 +77,16 @@ async fn pass(mut client: TcpStream, target: SocketAddr, mut mode: watch::Receiv
                 drop(server);
                 return std::future::pending().await;
             }
-            Mode::Open | Mode::Silent | Mode::NoAnswerTo(_) => {}
+            Mode::Open | Mode::Silent | Mode::NoAnswerTo(_) | Mode::CutOnceAfter(_) => {}
         }
         let passing = async {
             match now {
-                Mode::NoAnswerTo(bytes) => copy_until(bytes, &mut client, &mut server).await,
+                Mode::NoAnswerTo(bytes) => copy_until(bytes, &mut client, &mut server, || false).await,
+                Mode::CutOnceAfter(bytes) => {
+                    let is_first =
+                        || setter.send_if_modified(|mode| std::mem::replace(mode, Mode::Open) == now);
+                    copy_until(bytes, &mut client, &mut server, is_first).await
+                }
                 _ => copy_bidirectional(&mut client, &mut server).await.map(|_| ()),
             }
         };
@@ -87,8 +97,13 @@ async fn pass(mut client: TcpStream, target: SocketAddr, mut mode: watch::Receiv
     }
 }
 
-/// Copies both ways until the client has sent `bytes`, then only what the client sends.
-async fn copy_until(bytes: &str, client: &mut TcpStream, server: &mut TcpStream) -> std::io::Result<()> {
+/// Copies both ways until the client has sent `bytes`, then only what the client sends; nothing more where it is to end.
+async fn copy_until(
+    bytes: &str,
+    client: &mut TcpStream,
+    server: &mut TcpStream,
+    ends: impl Fn() -> bool,
+) -> std::io::Result<()> {
     let (mut request, mut answer, mut mute) = (vec![0; 65_536], vec![0; 65_536], false);
     loop {
         tokio::select! {
@@ -99,6 +114,9 @@ async fn copy_until(bytes: &str, client: &mut TcpStream, server: &mut TcpStream)
                 }
                 mute |= request[..read].windows(bytes.len()).any(|window| window == bytes.as_bytes());
                 server.write_all(&request[..read]).await?;
+                if mute && ends() {
+                    return Ok(());
+                }
             }
             read = server.read(&mut answer) => {
                 let read = read?;
