@@ -160,7 +160,7 @@ impl Store {
                 return Ok(Placement::New);
             }
             match self.find_first(&placing).await? {
-                // The set was sent twice, and the first one wrote it ([`Placements::insert_again`]).
+                // The set was sent twice, and the first one wrote it ([`Placements::insert_with_retry`]).
                 Some(Placement::Duplicate(first)) if first.id == placing.order.id => {
                     return Ok(Placement::New);
                 }
@@ -286,7 +286,7 @@ impl Placements {
     /// A set whose connection was lost is sent once more. It may have been written, and still may be, but its orders
     /// have their ids: where they exist the guards refuse the repeat, or the primary key does. So the repeat settles
     /// what became of the set where it succeeds; where it fails, that stays unknown.
-    async fn insert_again(
+    async fn insert_with_retry(
         &self,
         database: &Database,
         set: &[Arc<Placing>],
@@ -321,7 +321,7 @@ impl Group for Placements {
         deadline: Instant,
     ) -> Result<Vec<Committed<bool>>, StoreError> {
         let database = if alone { &self.alone } else { &self.sets };
-        let inserted = match self.insert_again(database, set, deadline).await {
+        let inserted = match self.insert_with_retry(database, set, deadline).await {
             Err(error) if error.is_lock_timeout() && !alone => {
                 return Ok(set.iter().map(|_| Committed::LeftOut).collect());
             }
