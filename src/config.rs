@@ -20,7 +20,7 @@ use kafka::kafka;
 use products::products;
 
 use crate::api::server::ServerSettings;
-use crate::api::{ApiSettings, GatewaySecrets, RETRY_SOON};
+use crate::api::{ApiSettings, DocsPage, GatewaySecrets, RETRY_SOON};
 use crate::events::{KafkaSettings, RelaySettings};
 use crate::orders::{ConfirmSettings, DuplicateSettings, HousekeepingSettings, OrderSettings};
 use crate::products::ProductSettings;
@@ -244,6 +244,7 @@ fn api(env: &Environment) -> ApiSettings {
         max_requests: env.number("MAX_CONCURRENT_REQUESTS", 1024, 1..=100_000),
         body_timeout: env.millis("REQUEST_BODY_TIMEOUT_MS", 5 * SECOND, 100..=MINUTE),
         request_deadline: env.millis("REQUEST_DEADLINE_MS", 15 * SECOND, 100..=10 * MINUTE),
+        docs: if env.flag("DOCS_ENABLED", false) { DocsPage::On } else { DocsPage::Off },
     }
 }
 

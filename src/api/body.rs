@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
+use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_LENGTH, EXPECT};
-use axum::http::{HeaderMap, StatusCode};
 use futures_util::StreamExt;
 use tokio::time::timeout;
 
-use super::problem::Problem;
+use super::problem::{Problem, kinds};
 
 /// The largest body that is read (contract).
 const MAX_BODY: usize = 64 * 1024;
@@ -36,12 +36,7 @@ pub(super) async fn receive(request: &mut Request, within: Duration) -> Received
     Received(match timeout(within, read(body)).await {
         Ok(read) => read,
         Err(_) if is_too_large => Err(too_large()),
-        Err(_) => Err(Problem::new(
-            StatusCode::REQUEST_TIMEOUT,
-            "request-timeout",
-            "The request took too long to arrive",
-            "The body did not arrive in time.",
-        )),
+        Err(_) => Err(Problem::new(&kinds::REQUEST_TIMEOUT, "The body did not arrive in time.")),
     })
 }
 
@@ -50,12 +45,7 @@ fn declared_length(headers: &HeaderMap) -> Option<u64> {
 }
 
 fn too_large() -> Problem {
-    Problem::new(
-        StatusCode::PAYLOAD_TOO_LARGE,
-        "payload-too-large",
-        "The body is too large",
-        "The body may have 64 KiB at the most.",
-    )
+    Problem::new(&kinds::PAYLOAD_TOO_LARGE, "The body may have 64 KiB at the most.")
 }
 
 async fn read(body: Body) -> Result<Bytes, Problem> {

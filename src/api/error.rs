@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
 
-use super::problem::{FieldError, Problem};
+use super::problem::{FieldError, Problem, kinds};
 use crate::domain::line::BadLines;
 use crate::domain::order::InvalidTransition;
 use crate::domain::{Forbidden, OrderId, Status};
@@ -18,7 +17,7 @@ pub const RETRY_SOON: Duration = Duration::from_secs(1);
 
 impl From<Forbidden> for Problem {
     fn from(error: Forbidden) -> Self {
-        Self::new(StatusCode::FORBIDDEN, "forbidden", "You may not do this", error.to_string())
+        Self::new(&kinds::FORBIDDEN, error.to_string())
     }
 }
 
@@ -65,16 +64,12 @@ impl From<PlaceError> for Problem {
             error @ PlaceError::TotalTooLarge => products_unavailable(RETRY_SOON).with_cause(error),
             PlaceError::Busy => Self::unavailable("Too many orders are being placed.", RETRY_SOON),
             PlaceError::InProgress => Self::new(
-                StatusCode::CONFLICT,
-                "request-in-progress",
-                "The same request is running",
+                &kinds::REQUEST_IN_PROGRESS,
                 "A request with the same Idempotency-Key, or with the same lines, is still running.",
             )
             .with_retry_after(RETRY_SOON),
             PlaceError::KeyReused => Self::new(
-                StatusCode::UNPROCESSABLE_ENTITY,
-                "idempotency-key-reused",
-                "The key belongs to another request",
+                &kinds::IDEMPOTENCY_KEY_REUSED,
                 "This Idempotency-Key was sent with other lines before.",
             ),
             PlaceError::Store(error) => error.into(),
@@ -88,26 +83,20 @@ impl From<ChangeStatusError> for Problem {
         match error {
             ChangeStatusError::NotFound(id) => order_not_found(id),
             ChangeStatusError::PreconditionFailed(version) => Self::new(
-                StatusCode::PRECONDITION_FAILED,
-                "precondition-failed",
-                "The order has changed",
+                &kinds::PRECONDITION_FAILED,
                 format!("If-Match does not match: the order's ETag is \"{version}\"."),
             ),
             ChangeStatusError::InvalidTransition(InvalidTransition { from, to }) => {
                 invalid_transition(format!("An order that is {from} cannot become {to}."), from.reachable())
             }
             ChangeStatusError::StockUnavailable(product) => Self::new(
-                StatusCode::CONFLICT,
-                "stock-unavailable",
-                "The stock is gone",
+                &kinds::STOCK_UNAVAILABLE,
                 format!("The Product Service refused to give {product}. The order stays CREATED."),
             )
             .with_member("productId", json!(product)),
             ChangeStatusError::Busy => Self::unavailable("Too many orders are being confirmed.", RETRY_SOON),
             error @ ChangeStatusError::StockUnknown => Self::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "product-service-unavailable",
-                "The stock is still being taken",
+                &kinds::PRODUCT_SERVICE_UNAVAILABLE,
                 "The Product Service has not said yet whether the stock was taken. The confirmation goes on; \
                  asking again joins it.",
             )
@@ -134,14 +123,12 @@ impl From<CancelError> for Problem {
 
 fn order_not_found(id: OrderId) -> Problem {
     let detail = format!("There is no order {id}.");
-    Problem::new(StatusCode::NOT_FOUND, "order-not-found", "There is no such order", detail)
+    Problem::new(&kinds::ORDER_NOT_FOUND, detail)
 }
 
 fn products_unavailable(retry_after: Duration) -> Problem {
     Problem::new(
-        StatusCode::SERVICE_UNAVAILABLE,
-        "product-service-unavailable",
-        "Orders cannot be placed right now",
+        &kinds::PRODUCT_SERVICE_UNAVAILABLE,
         "The Product Service gave no usable answer. Nothing was ordered.",
     )
     .with_retry_after(retry_after)
@@ -149,8 +136,7 @@ fn products_unavailable(retry_after: Duration) -> Problem {
 
 fn invalid_transition(detail: String, allowed: &[Status]) -> Problem {
     let allowed: Vec<&str> = allowed.iter().copied().map(Status::as_str).collect();
-    Problem::new(StatusCode::CONFLICT, "invalid-transition", "The order cannot get there", detail)
-        .with_member("allowed", json!(allowed))
+    Problem::new(&kinds::INVALID_TRANSITION, detail).with_member("allowed", json!(allowed))
 }
 
 fn unknown_products(unknown: &[UnknownProduct]) -> Problem {
@@ -163,13 +149,8 @@ fn unknown_products(unknown: &[UnknownProduct]) -> Problem {
             more: members([("productId", json!(product.product_id))]),
         })
         .collect();
-    Problem::new(
-        StatusCode::BAD_REQUEST,
-        "product-not-found",
-        "There is no such product",
-        format!("There is no product {}.", names.join(", ")),
-    )
-    .with_errors(errors)
+    Problem::new(&kinds::PRODUCT_NOT_FOUND, format!("There is no product {}.", names.join(", ")))
+        .with_errors(errors)
 }
 
 fn insufficient_stock(short: &[ShortLine]) -> Problem {
@@ -189,13 +170,7 @@ fn insufficient_stock(short: &[ShortLine]) -> Problem {
         })
         .collect();
     let sentences: Vec<String> = short.iter().map(sentence).collect();
-    Problem::new(
-        StatusCode::BAD_REQUEST,
-        "insufficient-stock",
-        "There is not enough stock",
-        format!("{}.", sentences.join("; ")),
-    )
-    .with_errors(errors)
+    Problem::new(&kinds::INSUFFICIENT_STOCK, format!("{}.", sentences.join("; "))).with_errors(errors)
 }
 
 fn members<const N: usize>(members: [(&str, Value); N]) -> Map<String, Value> {

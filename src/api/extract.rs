@@ -4,13 +4,13 @@ use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderValue};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::body::Received;
 use super::json::{WellFormed, pointer};
-use super::problem::Problem;
+use super::problem::{Problem, kinds};
 use crate::domain::OrderId;
 use crate::json::Object;
 
@@ -60,8 +60,7 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for OptionalJ
 /// RFC 9110, 8.3, 8.4 and 15.5.16.
 fn expect_json(headers: &HeaderMap) -> Result<(), Problem> {
     let refuse = |detail, header, value| {
-        let (status, code) = (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type");
-        let problem = Problem::new(status, code, "The body is of the wrong type", detail);
+        let problem = Problem::new(&kinds::UNSUPPORTED_MEDIA_TYPE, detail);
         Err(problem.with_header(header, HeaderValue::from_static(value)))
     };
     if !is_json(headers) {

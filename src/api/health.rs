@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::{HeaderValue, header::CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
+use serde::Serialize;
 use tokio::time::timeout;
+use utoipa::ToSchema;
 
 use super::error::RETRY_SOON;
-use super::problem::Problem;
+use super::orders::json;
+use super::problem::{Problem, kinds};
 use crate::events::KafkaHealth;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::products::ProductClient;
@@ -34,37 +35,112 @@ pub struct Health {
     pub products: Arc<ProductClient>,
 }
 
-/// `GET /health/live`
-pub(super) async fn live() -> Response {
-    answer(&json!({"status": "live"}))
+/// That the process lives.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Liveness)]
+struct LiveBody {
+    #[schema(example = "live")]
+    status: &'static str,
 }
 
-/// `GET /health/ready`
+/// That requests may be sent.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Readiness)]
+struct ReadyBody {
+    #[schema(example = "ready")]
+    status: &'static str,
+    components: Components,
+}
+
+/// The parts that readiness speaks of.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Components {
+    /// `up` or `down`.
+    #[schema(example = "up")]
+    database: &'static str,
+    /// `current`, `pending` or `unknown`.
+    #[schema(example = "current")]
+    migrations: &'static str,
+    /// What the relay last saw: `up`, `down` or `unknown`.
+    #[schema(example = "up")]
+    kafka: &'static str,
+    /// The state of the circuit breaker: `closed`, `open` or `half-open`.
+    #[schema(example = "closed")]
+    product_service: String,
+    /// Null where the database did not tell in time.
+    stock_work: Option<StockWork>,
+    /// Null where the database did not tell in time.
+    outbox: Option<Outbox>,
+}
+
+/// Stock work that has not come to its end. Each figure stops at 1,000.
+#[derive(Serialize, ToSchema)]
+struct StockWork {
+    open: i64,
+    overdue: i64,
+    /// Waits for a person.
+    parked: i64,
+}
+
+/// Events that wait for a person.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Outbox {
+    parked_orders: i64,
+}
+
+/// Whether the process lives
+#[utoipa::path(
+    get, path = "/health/live", operation_id = "live", tag = "health",
+    responses((status = 200, description = "It lives.", body = LiveBody)),
+)]
+pub(super) async fn live() -> Result<Response, Problem> {
+    answer(&LiveBody { status: "live" })
+}
+
+/// Whether requests may be sent
+///
+/// The database answers, its schema is current, and no stop was asked for. Kafka and the Product Service are shown and
+/// never make the service unready.
+#[utoipa::path(
+    get, path = "/health/ready", operation_id = "ready", tag = "health",
+    responses((status = 200, description = "Requests may be sent.", body = ReadyBody)),
+    extensions(("x-problems" = json!([kinds::UNAVAILABLE.code]))),
+)]
 pub(super) async fn ready(State(health): State<Health>) -> Result<Response, Problem> {
     let phase = health.lifecycle.phase();
     let migrated = health.store.is_migrated().await;
     // A figure that is late must not make the probe late.
     let work = timeout(FIGURES_WITHIN, health.store.unfinished_work()).await.ok().and_then(Result::ok);
-    let components = json!({
-        "database": if migrated.is_ok() { "up" } else { "down" },
-        "migrations": match migrated { Ok(true) => "current", Ok(false) => "pending", Err(_) => "unknown" },
-        "kafka": health.kafka.as_str(),
-        "productService": health.products.state().to_string(),
-        "stockWork": work.map(|work| json!({"open": work.open, "overdue": work.overdue, "parked": work.parked})),
-        "outbox": work.map(|work| json!({"parkedOrders": work.parked_orders})),
-    });
-    let refuse =
-        |detail| Problem::unavailable(detail, RETRY_SOON).with_member("components", components.clone());
+    let components = Components {
+        database: if migrated.is_ok() { "up" } else { "down" },
+        migrations: match migrated {
+            Ok(true) => "current",
+            Ok(false) => "pending",
+            Err(_) => "unknown",
+        },
+        kafka: health.kafka.as_str(),
+        product_service: health.products.state().to_string(),
+        stock_work: work.map(|work| StockWork {
+            open: work.open,
+            overdue: work.overdue,
+            parked: work.parked,
+        }),
+        outbox: work.map(|work| Outbox { parked_orders: work.parked_orders }),
+    };
+    let refuse = |detail| {
+        Problem::unavailable(detail, RETRY_SOON).with_member("components", serde_json::json!(components))
+    };
     match (phase, migrated) {
         (Phase::Starting, _) => Err(refuse("The service is starting.")),
         (Phase::Stopping, _) => Err(refuse("The service is stopping.")),
         (Phase::Serving, Err(error)) => Err(refuse("The database is not available.").with_cause(error)),
         (Phase::Serving, Ok(false)) => Err(refuse("The database schema is not current.")),
-        (Phase::Serving, Ok(true)) => Ok(answer(&json!({"status": "ready", "components": components}))),
+        (Phase::Serving, Ok(true)) => answer(&ReadyBody { status: "ready", components }),
     }
 }
 
-fn answer(body: &Value) -> Response {
-    let content_type = [(CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-    (content_type, body.to_string()).into_response()
+fn answer<T: Serialize>(body: &T) -> Result<Response, Problem> {
+    Ok(json(body)?.into_response())
 }

@@ -8,10 +8,10 @@ use std::fmt;
 use axum::extract::FromRequestParts;
 use axum::http::header::WWW_AUTHENTICATE;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderValue};
 use subtle::ConstantTimeEq;
 
-use super::problem::{FieldError, Problem};
+use super::problem::{FieldError, Problem, kinds};
 use crate::domain::{CustomerId, Identity, Role};
 
 const EMAIL: &str = "X-User-Email";
@@ -71,15 +71,10 @@ fn only<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<&'a str, Probl
     std::str::from_utf8(value.as_bytes()).map_err(|_| unauthenticated(name, "must be UTF-8"))
 }
 
-fn unauthenticated(header: &'static str, rule: &str) -> Problem {
-    Problem::new(
-        StatusCode::UNAUTHORIZED,
-        "unauthenticated",
-        "The caller is not known",
-        format!("{header} {rule}."),
-    )
-    .with_errors(vec![FieldError::new(header, rule)])
-    .with_header(WWW_AUTHENTICATE, HeaderValue::from_static(CHALLENGE))
+pub(super) fn unauthenticated(header: &'static str, rule: &str) -> Problem {
+    Problem::new(&kinds::UNAUTHENTICATED, format!("{header} {rule}."))
+        .with_errors(vec![FieldError::new(header, rule)])
+        .with_header(WWW_AUTHENTICATE, HeaderValue::from_static(CHALLENGE))
 }
 
 /// The caller, as a handler sees them.

@@ -4,6 +4,7 @@ mod admission;
 mod body;
 mod conditional;
 mod connection;
+mod docs;
 mod error;
 mod extract;
 mod health;
@@ -24,10 +25,13 @@ use axum::http::header::CACHE_CONTROL;
 use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::error;
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
+pub use docs::DocsPage;
 pub use error::RETRY_SOON;
 pub use health::Health;
 pub use identity::GatewaySecrets;
@@ -46,6 +50,8 @@ pub struct ApiSettings {
     pub body_timeout: Duration,
     /// How long a request may take once it is there.
     pub request_deadline: Duration,
+    /// The page that shows the `OpenAPI` document.
+    pub docs: DocsPage,
 }
 
 /// The routes of the service.
@@ -54,28 +60,44 @@ pub struct ApiSettings {
 /// orders alone, admission: identity, body, permit, deadline.
 pub fn router(orders: OrderService, health: Health, settings: &ApiSettings) -> Router {
     let admission = admission::Admission::new(health.lifecycle.clone(), settings);
-    let api = Router::new()
-        .route("/api/orders", get(order_lists::list_all).post(orders::place))
-        .route("/api/orders/my", get(order_lists::list_mine))
-        .route("/api/orders/{orderId}", get(orders::get))
-        .route("/api/orders/{orderId}/status", put(orders::change_status))
-        .route("/api/orders/{orderId}/cancel", post(orders::cancel))
-        .route("/api/orders/{orderId}/history", get(orders::history))
+    let docs = docs::router(&openapi(), settings.docs);
+    let api = Router::from(order_routes())
         // Before the layers, so that it is behind them: who is not known is not told which methods there are.
         .method_not_allowed_fallback(method_not_allowed)
         .route_layer(from_fn_with_state(admission, admission::admit))
         .route_layer(map_response(keep_private))
         .with_state(orders);
-    let health = Router::new()
-        .route("/health/live", get(health::live))
-        .route("/health/ready", get(health::ready))
-        .with_state(health);
+    let health = Router::from(health_routes()).with_state(health);
     api.merge(health)
+        .merge(docs)
         .fallback(async || StatusCode::NOT_FOUND)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn(problem::write_problems))
         .layer(from_fn(observe::observe))
+}
+
+/// The calls about orders. `routes!` takes only handlers that describe themselves.
+fn order_routes() -> OpenApiRouter<OrderService> {
+    OpenApiRouter::new()
+        .routes(routes!(order_lists::list_all, orders::place))
+        .routes(routes!(order_lists::list_mine))
+        .routes(routes!(orders::get))
+        .routes(routes!(orders::change_status))
+        .routes(routes!(orders::cancel))
+        .routes(routes!(orders::history))
+}
+
+/// Liveness and readiness.
+fn health_routes() -> OpenApiRouter<Health> {
+    OpenApiRouter::new().routes(routes!(health::live)).routes(routes!(health::ready))
+}
+
+/// The `OpenAPI` document of all routes.
+pub fn openapi() -> OpenApi {
+    let mut routes = order_routes().into_openapi();
+    routes.merge(health_routes().into_openapi());
+    docs::openapi(routes)
 }
 
 /// What is said of orders is for one caller, and may be kept only to ask again with its `ETag` (RFC 9111, 5.2.2).

@@ -5,26 +5,47 @@ use axum::http::header::LINK;
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::extract::Query;
 use super::identity::Caller;
 use super::orders::{header, json};
-use super::problem::Problem;
+use super::problem::{Problem, kinds};
 use crate::domain::{CustomerId, Money, OrderId, OrderSummary, Status, time};
 use crate::orders::OrderService;
 use crate::store::{Cursor, ListQuery};
 
-#[derive(Serialize)]
+/// One of the caller's own orders, without its lines.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = MyOrder)]
 struct MineBody {
     order_id: OrderId,
     status: Status,
     total_amount: Money,
+    /// When it was placed, in UTC.
     #[serde(serialize_with = "time::serialize")]
+    #[schema(value_type = String, format = DateTime, example = "2026-01-21T12:30:00.123456Z")]
     order_date: DateTime<Utc>,
 }
 
-/// `GET /api/orders/my`
+/// Lists the caller's own orders
+///
+/// Newest first. Orders that are placed meanwhile neither skip nor repeat a row.
+#[utoipa::path(
+    get, path = "/api/orders/my", operation_id = "listMyOrders", tag = "orders",
+    params(
+        ("limit" = Option<u8>, Query, nullable = false, minimum = 1, maximum = 200, example = json!(50),
+         description = "How many orders at the most; 50 where it is absent."),
+        ("cursor" = Option<String>, Query, nullable = false, format = "cursor",
+         description = "From the `Link` of the page before. It belongs to the filters that it came with."),
+    ),
+    responses(
+        (status = 200, description = "A page of orders.", body = Vec<MineBody>,
+         headers(("Link" = String, description = "`<…>; rel=\"next\"` where there is a next page (RFC 8288)."))),
+    ),
+    extensions(("x-problems" = json!([kinds::INVALID_REQUEST.code]))),
+)]
 pub(super) async fn list_mine(
     State(orders): State<OrderService>,
     Caller(caller): Caller,
@@ -45,18 +66,44 @@ pub(super) async fn list_mine(
     list("/api/orders/my", &page, &[], next, &body)
 }
 
-#[derive(Serialize)]
+/// An order, without its lines.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = OrderSummary)]
 struct SummaryBody {
     order_id: OrderId,
     customer_id: CustomerId,
     status: Status,
     total_amount: Money,
+    /// When it was placed, in UTC.
     #[serde(serialize_with = "time::serialize")]
+    #[schema(value_type = String, format = DateTime, example = "2026-01-21T12:30:00.123456Z")]
     order_date: DateTime<Utc>,
 }
 
-/// `GET /api/orders`
+/// Lists all orders
+///
+/// Newest first. Orders that are placed meanwhile neither skip nor repeat a row. For admins.
+#[utoipa::path(
+    get, path = "/api/orders", operation_id = "listOrders", tag = "orders",
+    params(
+        ("status" = Option<Status>, Query, nullable = false, description = "Only orders with this status."),
+        ("customerId" = Option<CustomerId>, Query, nullable = false, description = "Only this customer's orders."),
+        ("from" = Option<String>, Query, nullable = false, format = DateTime, example = json!("2026-01-21T12:30:00Z"),
+         description = "Only orders that were placed at this moment or later (RFC 3339)."),
+        ("to" = Option<String>, Query, nullable = false, format = DateTime, example = json!("2027-01-21T12:30:00Z"),
+         description = "Only orders that were placed before this moment (RFC 3339)."),
+        ("limit" = Option<u8>, Query, nullable = false, minimum = 1, maximum = 200, example = json!(50),
+         description = "How many orders at the most; 50 where it is absent."),
+        ("cursor" = Option<String>, Query, nullable = false, format = "cursor",
+         description = "From the `Link` of the page before. It belongs to the filters that it came with."),
+    ),
+    responses(
+        (status = 200, description = "A page of orders.", body = Vec<SummaryBody>,
+         headers(("Link" = String, description = "`<…>; rel=\"next\"` where there is a next page (RFC 8288)."))),
+    ),
+    extensions(("x-problems" = json!([kinds::INVALID_REQUEST.code, kinds::FORBIDDEN.code]))),
+)]
 pub(super) async fn list_all(
     State(orders): State<OrderService>,
     Caller(caller): Caller,

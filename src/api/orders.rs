@@ -6,32 +6,66 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize, de};
+use utoipa::ToSchema;
 
 use super::conditional::{client_has, etag, only_if};
 use super::extract::{Json, OptionalJson, OrderIdPath};
 use super::idempotency;
 use super::identity::Caller;
-use super::problem::Problem;
+use super::problem::{Problem, kinds};
 use crate::domain::{
     Actor, ActorRole, CustomerId, Line, Money, Order, OrderId, RequestedLine, Role, Status, TraceParent, time,
 };
 use crate::json::Object;
 use crate::orders::{CancelOrder, ChangeStatus, OrderService, PlaceOrder, Placed};
 
-#[derive(Deserialize)]
+/// An order to place.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = PlaceOrderRequest)]
 pub(super) struct PlaceBody {
+    /// What to buy. Lines of one product are added up; their sum has the limit of one line.
+    #[schema(value_type = Vec<RequestedLine>, min_items = 1, max_items = 100)]
     items: Vec<Object<RequestedLine>>,
 }
 
-#[derive(Serialize)]
+/// An order as it was placed.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = PlacedOrder)]
 struct PlacedBody {
     order_id: OrderId,
     status: Status,
     total_amount: Money,
 }
 
-/// `POST /api/orders`
+/// Places an order
+///
+/// Asks the Product Service for price and stock, and writes the order together with its event. A request that is sent
+/// again is the same order: with the same `Idempotency-Key` for 24 hours, without a key when it has the same lines
+/// within `DUPLICATE_WINDOW_SECONDS`.
+#[utoipa::path(
+    post, path = "/api/orders", operation_id = "placeOrder", tag = "orders",
+    params(
+        ("Idempotency-Key" = Option<String>, Header, nullable = false, min_length = 1, max_length = 255,
+         pattern = r#"^[!#-~]{1,255}$"#, example = json!("8e03978e-40d5-43dd-bc93-6894a57f9324"),
+         description = "Tells a repeat from a new order. Each customer's own; bare or as a quoted string."),
+    ),
+    request_body(content = PlaceBody, example = json!({"items": [{"productId": "PROD123", "quantity": 2}]})),
+    responses(
+        (status = 201, description = "The order is placed; a repeat is answered as the first time.", body = PlacedBody,
+         headers(
+            ("Location" = String, description = "The path of the order."),
+            ("ETag" = String, description = "The version of the order, for `If-Match`."),
+            ("Idempotency-Replayed" = String, description = "`true` where an earlier request placed the order; else absent.")
+         ),
+         // Last: the macro takes no attribute behind an example.
+         example = json!({"orderId": "0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10", "status": "CREATED", "totalAmount": 4998})),
+    ),
+    extensions(("x-problems" = json!([
+        kinds::PRODUCT_NOT_FOUND.code, kinds::INSUFFICIENT_STOCK.code, kinds::REQUEST_IN_PROGRESS.code,
+        kinds::IDEMPOTENCY_KEY_REUSED.code, kinds::PRODUCT_SERVICE_UNAVAILABLE.code, kinds::OUTCOME_UNKNOWN.code,
+    ]))),
+)]
 pub(super) async fn place(
     State(orders): State<OrderService>,
     Caller(caller): Caller,
@@ -53,19 +87,42 @@ pub(super) async fn place(
     Ok(response)
 }
 
-#[derive(Serialize)]
+/// An order.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct OrderBody<'a> {
+#[schema(as = Order)]
+pub(super) struct OrderBody<'a> {
     order_id: OrderId,
     customer_id: &'a CustomerId,
     status: Status,
+    /// When it was placed, in UTC.
     #[serde(serialize_with = "time::serialize")]
+    #[schema(value_type = String, format = DateTime, example = "2026-01-21T12:30:00.123456Z")]
     order_date: DateTime<Utc>,
     total_amount: Money,
     items: &'a [Line],
 }
 
-/// `GET /api/orders/{orderId}`
+/// Shows an order
+///
+/// For its owner and for admins.
+#[utoipa::path(
+    get, path = "/api/orders/{orderId}", operation_id = "getOrder", tag = "orders",
+    params(
+        ("orderId" = OrderId, Path, description = "The order."),
+        ("If-None-Match" = Option<String>, Header, nullable = false, example = json!("\"1\""),
+         pattern = r#"^(\*|((W/)?"[!#-~]*"(, ?(W/)?"[!#-~]*")*)?)$"#, description = "Entity tags that the client has: 304 where one of them is current (RFC 9110, 13.1.2)."),
+    ),
+    responses(
+        (status = 200, description = "The order.", body = OrderBody<'static>,
+         headers(("ETag" = String, description = "The version of the order, for `If-None-Match` and `If-Match`."))),
+        (status = 304, description = "The client has the current version.",
+         headers(("ETag" = String, description = "The version of the order."))),
+    ),
+    extensions(("x-problems" = json!([
+        kinds::INVALID_REQUEST.code, kinds::FORBIDDEN.code, kinds::ORDER_NOT_FOUND.code,
+    ]))),
+)]
 pub(super) async fn get(
     State(orders): State<OrderService>,
     Caller(caller): Caller,
@@ -79,11 +136,15 @@ pub(super) async fn get(
     show(&order)
 }
 
-#[derive(Deserialize)]
+/// A status for an order.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = ChangeStatusRequest)]
 pub(super) struct StatusBody {
     #[serde(deserialize_with = "status")]
     status: Status,
+    /// Why, for people: one line. It stands in the history and in the event.
     #[serde(default, deserialize_with = "reason")]
+    #[schema(min_length = 1, max_length = 200, pattern = r"^[^\u0000-\u001F\u007F-\u009F]*$")]
     reason: Option<String>,
 }
 
@@ -104,7 +165,28 @@ fn reason<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, 
     }
 }
 
-/// `PUT /api/orders/{orderId}/status`
+/// Changes the status of an order
+///
+/// CREATED becomes CONFIRMED or CANCELLED, CONFIRMED becomes CANCELLED. Confirming takes the stock of all lines,
+/// cancelling a confirmed order gives it back. The same status again changes nothing. For admins.
+#[utoipa::path(
+    put, path = "/api/orders/{orderId}/status", operation_id = "changeOrderStatus", tag = "orders",
+    params(
+        ("orderId" = OrderId, Path, description = "The order."),
+        ("If-Match" = Option<String>, Header, nullable = false, example = json!("\"1\""),
+         pattern = r#"^(\*|(W/)?"[!#-~]*"(, ?(W/)?"[!#-~]*")*)$"#, description = "Only for these versions of the order (RFC 9110, 13.1.1)."),
+    ),
+    request_body(content = StatusBody, example = json!({"status": "CONFIRMED"})),
+    responses(
+        (status = 200, description = "The order as it is now.", body = OrderBody<'static>,
+         headers(("ETag" = String, description = "The version of the order."))),
+    ),
+    extensions(("x-problems" = json!([
+        kinds::FORBIDDEN.code, kinds::ORDER_NOT_FOUND.code, kinds::INVALID_TRANSITION.code,
+        kinds::STOCK_UNAVAILABLE.code, kinds::PRECONDITION_FAILED.code, kinds::PRODUCT_SERVICE_UNAVAILABLE.code,
+        kinds::OUTCOME_UNKNOWN.code,
+    ]))),
+)]
 pub(super) async fn change_status(
     State(orders): State<OrderService>,
     Caller(caller): Caller,
@@ -121,13 +203,37 @@ pub(super) async fn change_status(
     show(&orders.change_status(admin, change, &trace).await?)
 }
 
-#[derive(Default, Deserialize)]
+/// Why an order is cancelled.
+#[derive(Default, Deserialize, ToSchema)]
+#[schema(as = CancelOrderRequest)]
 pub(super) struct CancelBody {
+    /// For people: one line. It stands in the history and in the event.
     #[serde(default, deserialize_with = "reason")]
+    #[schema(min_length = 1, max_length = 200, pattern = r"^[^\u0000-\u001F\u007F-\u009F]*$")]
     reason: Option<String>,
 }
 
-/// `POST /api/orders/{orderId}/cancel`; the body may be left out.
+/// Cancels an order
+///
+/// Only while it is CREATED; cancelling a cancelled order changes nothing. For its owner and for admins.
+#[utoipa::path(
+    post, path = "/api/orders/{orderId}/cancel", operation_id = "cancelOrder", tag = "orders",
+    params(
+        ("orderId" = OrderId, Path, description = "The order."),
+        ("If-Match" = Option<String>, Header, nullable = false, example = json!("\"1\""),
+         pattern = r#"^(\*|(W/)?"[!#-~]*"(, ?(W/)?"[!#-~]*")*)$"#, description = "Only for these versions of the order (RFC 9110, 13.1.1)."),
+    ),
+    request_body(content = Option<CancelBody>, description = "May be left out.",
+        example = json!({"reason": "ordered twice"})),
+    responses(
+        (status = 200, description = "The order as it is now.", body = OrderBody<'static>,
+         headers(("ETag" = String, description = "The version of the order."))),
+    ),
+    extensions(("x-problems" = json!([
+        kinds::FORBIDDEN.code, kinds::ORDER_NOT_FOUND.code, kinds::INVALID_TRANSITION.code,
+        kinds::PRECONDITION_FAILED.code, kinds::OUTCOME_UNKNOWN.code,
+    ]))),
+)]
 pub(super) async fn cancel(
     State(orders): State<OrderService>,
     Caller(caller): Caller,
@@ -140,22 +246,42 @@ pub(super) async fn cancel(
     show(&orders.cancel(&caller, cancel, &trace).await?)
 }
 
-#[derive(Serialize)]
+/// One change of an order.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = OrderChange)]
 struct HistoryBody {
     status: Status,
+    /// The status before; absent for the first entry.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     previous_status: Option<Status>,
+    /// When, in UTC.
     #[serde(serialize_with = "time::serialize")]
+    #[schema(value_type = String, format = DateTime, example = "2026-01-21T12:30:00.123456Z")]
     changed_at: DateTime<Utc>,
     actor_role: ActorRole,
+    /// Who: an e-mail address or the name of a service. Customers see their own alone.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     actor_id: Option<String>,
+    /// Why, where there is a reason.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     reason: Option<String>,
 }
 
-/// `GET /api/orders/{orderId}/history`, oldest first. A customer sees their own address and nobody else's.
+/// Shows the history of an order
+///
+/// Oldest first. For its owner and for admins. A customer sees their own address and nobody else's.
+#[utoipa::path(
+    get, path = "/api/orders/{orderId}/history", operation_id = "getOrderHistory", tag = "orders",
+    params(("orderId" = OrderId, Path, description = "The order.")),
+    responses((status = 200, description = "What happened, oldest first.", body = Vec<HistoryBody>)),
+    extensions(("x-problems" = json!([
+        kinds::INVALID_REQUEST.code, kinds::FORBIDDEN.code, kinds::ORDER_NOT_FOUND.code,
+    ]))),
+)]
 pub(super) async fn history(
     State(orders): State<OrderService>,
     Caller(caller): Caller,

@@ -16,10 +16,15 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use self::kinds::{
+    INTERNAL, INVALID_REQUEST, Kind, METHOD_NOT_ALLOWED, NOT_FOUND, OUTCOME_UNKNOWN, TYPE_PREFIX, UNAVAILABLE,
+};
 use crate::telemetry::chain;
 
+pub(super) mod kinds;
+
 /// RFC 9457, section 3.
-const MEDIA_TYPE: &str = "application/problem+json";
+pub(super) const MEDIA_TYPE: &str = "application/problem+json";
 
 /// An answer that tells the client what is wrong, and never why we could not do better. Boxed, so that the
 /// results that may hold one stay small.
@@ -28,9 +33,9 @@ pub struct Problem(Box<Parts>);
 
 #[derive(Clone, Debug)]
 struct Parts {
+    kind: &'static Kind,
+    /// That of the kind, unless the framework refused with one of its own.
     status: StatusCode,
-    code: &'static str,
-    title: &'static str,
     detail: String,
     errors: Vec<FieldError>,
     more: Map<String, Value>,
@@ -72,19 +77,12 @@ struct Document<'a> {
 }
 
 impl Problem {
-    /// A problem of the contract's table, or one of the framework's in the same form.
-    pub fn new(
-        status: StatusCode,
-        code: &'static str,
-        title: &'static str,
-        detail: impl Into<String>,
-    ) -> Self {
-        let detail = detail.into();
+    /// A problem of this kind; `detail` is about this occurrence.
+    pub fn new(kind: &'static Kind, detail: impl Into<String>) -> Self {
         Self(Box::new(Parts {
-            status,
-            code,
-            title,
-            detail,
+            kind,
+            status: kind.status,
+            detail: detail.into(),
             errors: Vec::new(),
             more: Map::new(),
             headers: Vec::new(),
@@ -96,22 +94,18 @@ impl Problem {
     pub fn invalid(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
         let (pointer, detail) = (pointer.into(), detail.into());
         let whole = if pointer.is_empty() { detail.clone() } else { format!("{pointer}: {detail}") };
-        Self::new(StatusCode::BAD_REQUEST, "invalid-request", "The request is invalid", whole)
-            .with_errors(vec![FieldError::new(pointer, detail)])
+        Self::new(&INVALID_REQUEST, whole).with_errors(vec![FieldError::new(pointer, detail)])
     }
 
     /// 503: we cannot right now.
     pub fn unavailable(detail: &'static str, retry_after: Duration) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "The service is not available", detail)
-            .with_retry_after(retry_after)
+        Self::new(&UNAVAILABLE, detail).with_retry_after(retry_after)
     }
 
     /// 503: a write may have happened, and may still. `detail` says how to ask again safely.
     pub fn outcome_unknown(retry_after: Duration) -> Self {
         Self::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "outcome-unknown",
-            "The outcome is not known yet",
+            &OUTCOME_UNKNOWN,
             "The database did not say in time whether it wrote. Ask again with the same Idempotency-Key; without one, \
              look at GET /api/orders/my, or at the order, before you repeat the request.",
         )
@@ -125,12 +119,7 @@ impl Problem {
 
     /// 500 without a cause.
     pub fn bug() -> Self {
-        Self::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "internal",
-            "Something went wrong",
-            "The service failed; its log says why.",
-        )
+        Self::new(&INTERNAL, "The service failed; its log says why.")
     }
 
     /// Names what is wrong, place by place.
@@ -168,9 +157,14 @@ impl Problem {
         self
     }
 
+    /// What kind of problem it is.
+    pub(super) fn kind(&self) -> &'static Kind {
+        self.0.kind
+    }
+
     /// The word by which programs know the problem.
     pub fn code(&self) -> &'static str {
-        self.0.code
+        self.0.kind.code
     }
 
     /// The cause and the causes of the cause, for the log.
@@ -179,29 +173,24 @@ impl Problem {
     }
 
     /// A problem for a refusal of the framework, by its status.
-    fn of_framework(status: StatusCode) -> Self {
-        match status {
-            StatusCode::NOT_FOUND => {
-                Self::new(status, "not-found", "There is nothing here", "No route has this path.")
+    pub(super) fn of_framework(status: StatusCode) -> Self {
+        let mut problem = match status {
+            StatusCode::NOT_FOUND => Self::new(&NOT_FOUND, "No route has this path."),
+            StatusCode::METHOD_NOT_ALLOWED => {
+                Self::new(&METHOD_NOT_ALLOWED, "The Allow header names the methods that are.")
             }
-            StatusCode::METHOD_NOT_ALLOWED => Self::new(
-                status,
-                "method-not-allowed",
-                "This method is not allowed here",
-                "The Allow header names the methods that are.",
-            ),
-            status if status.is_client_error() => {
-                Self::new(status, "invalid-request", "The request is invalid", "The request cannot be read.")
-            }
-            _ => Self::bug(),
-        }
+            status if status.is_client_error() => Self::new(&INVALID_REQUEST, "The request cannot be read."),
+            _ => return Self::bug(),
+        };
+        problem.0.status = status;
+        problem
     }
 
     /// The document; `instance` says which request it is about.
-    fn document(&self, instance: &str) -> Vec<u8> {
+    pub(super) fn document(&self, instance: &str) -> Vec<u8> {
         let document = Document {
-            r#type: format!("urn:problem:order-service:{}", self.0.code),
-            title: self.0.title,
+            r#type: format!("{TYPE_PREFIX}{}", self.0.kind.code),
+            title: self.0.kind.title,
             status: self.0.status.as_u16(),
             detail: &self.0.detail,
             instance,

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::net::SocketAddr;
 
+use order_service::api::DocsPage;
 use order_service::app::{App, AppError};
 use order_service::config::{Config, Environment, LogConfig};
 use order_service::dev::products::DemoProducts;
@@ -43,7 +44,8 @@ async fn run_service(env: &Environment, stack: &Stack, stop: &CancellationToken)
         .with("KAFKA_BOOTSTRAP_SERVERS", stack.kafka())
         .with("PRODUCT_SERVICE_URL", stack.product_service())
         .or([("SHUTDOWN_DELAY_MS".to_owned(), "0".to_owned())]);
-    let config = Config::read(&env)?;
+    let mut config = Config::read(&env)?;
+    config.api.docs = DocsPage::Dev;
     if let Some(cluster) = &stack.cluster {
         // The embedded broker has no admin API.
         for topic in [&config.kafka.topic, &config.kafka.payments.topic] {

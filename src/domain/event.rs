@@ -4,6 +4,7 @@
 //! byte-identical whatever version of the service sends it.
 
 use serde::Serialize;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{CustomerId, Line, Money, Order, OrderId, Status, StatusChange, TraceParent, time};
@@ -21,7 +22,7 @@ pub fn bucket_of(order: OrderId) -> i16 {
 }
 
 /// What happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum EventType {
     /// An order was placed.
@@ -68,45 +69,43 @@ pub struct OrderEvent {
 impl OrderEvent {
     /// The event of an order that was just placed.
     pub fn placed(order: &Order, trace: &TraceParent) -> Result<Self, serde_json::Error> {
-        Self::render(order, EventType::OrderPlaced, trace, |metadata| metadata.items = Some(&order.lines))
+        Self::render(order, EventType::OrderPlaced, trace, |event_id| PlacedMetadata {
+            event_id,
+            sequence: order.version,
+            status: order.status,
+            items: &order.lines,
+        })
     }
 
     /// The event of an order that `change` has just moved.
     pub fn status_updated(order: &Order, change: &StatusChange) -> Result<Self, serde_json::Error> {
-        Self::render(order, EventType::OrderStatusUpdated, &change.trace, |metadata| {
-            metadata.previous_status = Some(change.from);
-            metadata.refund_due = change.refund_due;
-            metadata.reason = change.reason.as_deref();
+        Self::render(order, EventType::OrderStatusUpdated, &change.trace, |event_id| StatusUpdatedMetadata {
+            event_id,
+            sequence: order.version,
+            status: order.status,
+            previous_status: change.from,
+            reason: change.reason.as_deref(),
+            refund_due: change.refund_due,
         })
     }
 
-    fn render<'a>(
-        order: &'a Order,
+    fn render<M: Serialize>(
+        order: &Order,
         event_type: EventType,
         trace: &TraceParent,
-        fill: impl FnOnce(&mut Metadata<'a>),
+        metadata: impl FnOnce(Uuid) -> M,
     ) -> Result<Self, serde_json::Error> {
         let id = Uuid::now_v7();
-        let mut metadata = Metadata {
-            event_id: id,
-            sequence: order.version,
-            status: order.status,
-            previous_status: None,
-            reason: None,
-            refund_due: None,
-            items: None,
-        };
-        fill(&mut metadata);
         let timestamp = time::rfc3339(order.changed_at);
         let headers = headers(id, event_type, order.id, &timestamp, trace);
         let envelope = Envelope {
             event_type,
-            service: "ORDER_SERVICE",
+            service: ServiceName::OrderService,
             user_email: &order.customer,
             entity_id: order.id,
             amount: order.total,
             timestamp,
-            metadata,
+            metadata: metadata(id),
         };
         Ok(Self {
             id,
@@ -139,33 +138,66 @@ fn headers(
     ]
 }
 
-/// The envelope that all services of the platform share, to the letter of the contract.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Envelope<'a> {
-    event_type: EventType,
-    service: &'static str,
-    user_email: &'a CustomerId,
-    entity_id: OrderId,
-    amount: Money,
-    timestamp: String,
-    metadata: Metadata<'a>,
+/// The service that an event comes from.
+#[derive(Clone, Copy, Serialize, ToSchema)]
+pub(crate) enum ServiceName {
+    /// This service.
+    #[serde(rename = "ORDER_SERVICE")]
+    OrderService,
 }
 
-#[derive(Serialize)]
+/// The envelope that all services of the platform share, to the letter of the contract.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Metadata<'a> {
+pub(crate) struct Envelope<'a, M> {
+    event_type: EventType,
+    service: ServiceName,
+    /// The customer.
+    user_email: &'a CustomerId,
+    /// The order.
+    entity_id: OrderId,
+    /// What the order costs.
+    amount: Money,
+    /// When it happened, in UTC. Times within one order strictly increase.
+    #[schema(format = DateTime, example = "2026-01-21T12:30:00.123456Z")]
+    timestamp: String,
+    metadata: M,
+}
+
+/// What `ORDER_PLACED` says beside the envelope.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PlacedMetadata<'a> {
+    /// The id of the event; a repeat has the same.
+    #[schema(value_type = String, format = "uuid")]
     event_id: Uuid,
+    /// 1, 2, 3 … within the order.
+    #[schema(minimum = 1)]
     sequence: i32,
     status: Status,
+    items: &'a [Line],
+}
+
+/// What `ORDER_STATUS_UPDATED` says beside the envelope.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct StatusUpdatedMetadata<'a> {
+    /// The id of the event; a repeat has the same.
+    #[schema(value_type = String, format = "uuid")]
+    event_id: Uuid,
+    /// 1, 2, 3 … within the order.
+    #[schema(minimum = 1)]
+    sequence: i32,
+    status: Status,
+    previous_status: Status,
+    /// `OUT_OF_STOCK`, `PAYMENT_FAILED`, `PAYMENT_TIMEOUT`, `CUSTOMER_REQUEST`, or what an admin or a customer wrote.
     #[serde(skip_serializing_if = "Option::is_none")]
-    previous_status: Option<Status>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     reason: Option<&'a str>,
+    /// What is to be paid back, where a paid order was cancelled.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     refund_due: Option<Money>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    items: Option<&'a [Line]>,
 }
 
 #[cfg(test)]

@@ -3,11 +3,13 @@
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, de};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 /// The id of an order: a `UUIDv7` (RFC 9562), so that new rows land together in every index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, ToSchema)]
 #[serde(transparent)]
+#[schema(value_type = String, format = "uuid", example = "0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10")]
 pub struct OrderId(pub Uuid);
 
 impl OrderId {
@@ -37,8 +39,14 @@ impl fmt::Display for OrderId {
 
 /// A customer: the e-mail address that the gateway vouches for, compared exactly (no case folding, which
 /// could merge two accounts).
-#[derive(Clone, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, ToSchema)]
 #[serde(transparent)]
+#[schema(
+    value_type = String,
+    max_length = 254,
+    pattern = r"^[^@,\s\u0000-\u001F\u007F-\u009F\uFFFD]+@[^@,\s\u0000-\u001F\u007F-\u009F\uFFFD]+$",
+    example = "user@example.com"
+)]
 pub struct CustomerId(String);
 
 impl CustomerId {
@@ -76,8 +84,9 @@ impl fmt::Debug for CustomerId {
 /// The Product Service's id of a product.
 ///
 /// It becomes a path segment of a URL there, so it is held to characters that mean themselves in one.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, ToSchema)]
 #[serde(transparent)]
+#[schema(value_type = String, format = "product-id", pattern = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$", example = "PROD123")]
 pub struct ProductId(String);
 
 impl ProductId {

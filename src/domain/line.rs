@@ -3,12 +3,14 @@
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, de};
+use utoipa::ToSchema;
 
 use super::{Money, ProductId};
 
 /// How many of one product, 1 to 10,000.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
 #[serde(transparent)]
+#[schema(value_type = u32, minimum = 1, maximum = 10_000, example = 2)]
 pub struct Quantity(u32);
 
 impl Quantity {
@@ -53,7 +55,7 @@ impl<'de> Deserialize<'de> for Quantity {
 }
 
 /// One line as the customer asked for it.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RequestedLine {
     /// The product.
@@ -97,8 +99,9 @@ pub fn merge_lines(requested: Vec<RequestedLine>) -> Result<Vec<(usize, Requeste
 }
 
 /// One line as it was sold. Its price is the unit price at the moment of placing and never changes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = OrderLine)]
 pub struct Line {
     /// The product.
     pub product_id: ProductId,

@@ -5,12 +5,14 @@ use std::fmt;
 use rust_decimal::Decimal;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 use thiserror::Error;
+use utoipa::ToSchema;
 
 /// An amount from 0 to 999,999,999,999.99 with at most two decimals.
 ///
 /// It keeps the decimals it was written with, so 2499.10 stays 2499.10 and 2499 stays 2499. The platform
 /// has one currency (INR), which the contract does not write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ToSchema)]
+#[schema(value_type = f64, format = "decimal", minimum = 0, maximum = 999_999_999_999.99, example = 2499)]
 pub struct Money(Decimal);
 
 /// Why something is not an amount.

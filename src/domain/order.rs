@@ -6,12 +6,14 @@ use std::str::FromStr;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use thiserror::Error;
+use utoipa::ToSchema;
 
 use super::{Actor, CustomerId, Line, Money, OrderId, TraceParent, time};
 
 /// Where an order is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, ToSchema)]
 #[serde(rename_all = "UPPERCASE")]
+#[schema(as = OrderStatus)]
 pub enum Status {
     /// Placed, payment pending.
     Created,

@@ -18,6 +18,18 @@ macro_rules! words {
                 match text { $($word => Some(Self::$variant),)+ _ => None }
             }
         }
+
+        // By hand: the derived schema does not see a name that comes out of a macro.
+        impl utoipa::PartialSchema for $name {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+                utoipa::openapi::ObjectBuilder::new()
+                    .schema_type(utoipa::openapi::Type::String)
+                    .enum_values(Some([$($word),+]))
+                    .into()
+            }
+        }
+
+        impl utoipa::ToSchema for $name {}
     };
 }
 pub(crate) use words;

@@ -23,6 +23,7 @@ mod confirm_outage;
 mod confirm_races;
 mod contract_errors;
 mod database_outage;
+mod description;
 mod dev_command;
 mod duplicates;
 mod embedded_kafka;

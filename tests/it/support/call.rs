@@ -4,6 +4,8 @@ use reqwest::header::HeaderMap;
 use reqwest::{Client, Method, RequestBuilder};
 use serde_json::Value;
 
+use super::Description;
+
 /// Who calls.
 #[derive(Clone, Copy)]
 pub(crate) struct Who<'a> {
@@ -62,9 +64,15 @@ impl Call {
         Ok(Answer { status, headers, body: serde_json::from_str(&text).unwrap_or(Value::Null), text })
     }
 
-    /// The answer.
+    /// The answer; it must be one that the `OpenAPI` document describes.
     pub(crate) async fn send(self) -> Answer {
-        self.try_send().await.expect("an answer")
+        let (client, request) = self.0.build_split();
+        let request = request.unwrap();
+        let (method, path) = (request.method().to_string(), request.url().path().to_owned());
+        let call = Self(RequestBuilder::from_parts(client, request));
+        let answer = call.try_send().await.expect("an answer");
+        Description::get().expect_described(&method, &path, &answer);
+        answer
     }
 }
 

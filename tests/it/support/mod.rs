@@ -1,6 +1,7 @@
 //! What the tests stand on.
 
 mod call;
+mod description;
 mod history;
 mod kafka;
 mod payment;
@@ -14,6 +15,7 @@ mod stack;
 use std::time::{Duration, Instant};
 
 pub(crate) use call::{Answer, Call, Who, admin, customer};
+pub(crate) use description::Description;
 pub(crate) use history::expect_history;
 pub(crate) use kafka::{Record, Topic};
 pub(crate) use payment::Payment;

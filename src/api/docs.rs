@@ -1,0 +1,124 @@
+//! What describes the service: the `OpenAPI` document and a page that shows it.
+//!
+//! Everything is rendered once, before the first request. These routes need no identity, take no permit (so a client
+//! that reads slowly keeps nobody out) and show nothing of any order.
+
+mod openapi;
+mod problems;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::header::{
+    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, IF_NONE_MATCH,
+    X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use sha2::{Digest, Sha256};
+use utoipa::openapi::OpenApi;
+
+/// Whether there is a page that shows the `OpenAPI` document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DocsPage {
+    /// No page; the documents are there all the same.
+    Off,
+    /// A page.
+    On,
+    /// A page with a demo customer filled in, for `order-service dev`.
+    Dev,
+}
+
+/// A document that does not change while the process runs.
+#[derive(Clone)]
+struct Document {
+    body: Bytes,
+    etag: HeaderValue,
+    headers: Headers,
+}
+
+type Headers = &'static [(HeaderName, &'static str)];
+
+const JSON: Headers = &[(CONTENT_TYPE, "application/json")];
+
+/// The page takes nothing from another host, and nobody may frame it.
+const HTML: Headers = &[
+    (CONTENT_TYPE, "text/html; charset=utf-8"),
+    (
+        CONTENT_SECURITY_POLICY,
+        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+         connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+];
+
+const SCRIPT: Headers = &[(CONTENT_TYPE, "text/javascript; charset=utf-8")];
+const PACKED_SCRIPT: Headers =
+    &[(CONTENT_TYPE, "text/javascript; charset=utf-8"), (CONTENT_ENCODING, "gzip")];
+const PACKED_STYLE: Headers = &[(CONTENT_TYPE, "text/css; charset=utf-8"), (CONTENT_ENCODING, "gzip")];
+
+const INDEX: &str = include_str!("docs/page/index.html");
+const PAGE_SCRIPT: &str = include_str!("docs/page/page.js");
+/// Compressed, as they are sent: every browser takes gzip.
+const SWAGGER_UI: &[u8] = include_bytes!("docs/page/swagger-ui-bundle.js.gz");
+const SWAGGER_UI_STYLE: &[u8] = include_bytes!("docs/page/swagger-ui.css.gz");
+
+/// The `OpenAPI` document of these routes.
+pub(super) fn openapi(routes: OpenApi) -> OpenApi {
+    openapi::complete(routes)
+}
+
+/// The routes of the documents, and of the page where there is one.
+pub(super) fn router(openapi: &OpenApi, page: DocsPage) -> Router {
+    let openapi = Document::new(openapi.to_json().unwrap_or_default(), JSON);
+    let documents = serve("/openapi.json", openapi.clone()).merge(serve("/v3/api-docs", openapi));
+    let index = match page {
+        DocsPage::Off => return documents,
+        DocsPage::On => INDEX.replace("CALLER", ""),
+        DocsPage::Dev => INDEX.replace("CALLER", "dev"),
+    };
+    documents
+        .merge(serve("/docs", Document::new(index, HTML)))
+        .merge(serve("/docs/page.js", Document::new(PAGE_SCRIPT, SCRIPT)))
+        .merge(serve("/docs/swagger-ui-bundle.js", Document::new(SWAGGER_UI, PACKED_SCRIPT)))
+        .merge(serve("/docs/swagger-ui.css", Document::new(SWAGGER_UI_STYLE, PACKED_STYLE)))
+}
+
+fn serve(path: &str, document: Document) -> Router {
+    let answer = async |State(document): State<Document>, headers: HeaderMap| document.answer(&headers);
+    Router::new().route(path, get(answer)).with_state(document)
+}
+
+impl Document {
+    fn new(body: impl Into<Bytes>, headers: Headers) -> Self {
+        let body = body.into();
+        let digest = Sha256::digest(&body);
+        let hash = u64::from_be_bytes(std::array::from_fn(|at| digest[at]));
+        let etag =
+            HeaderValue::from_str(&format!("\"{hash:016x}\"")).unwrap_or(HeaderValue::from_static("\"\""));
+        Self { body, etag, headers }
+    }
+
+    fn answer(self, headers: &HeaderMap) -> Response {
+        let mut response = if self.is_known(headers) {
+            StatusCode::NOT_MODIFIED.into_response()
+        } else {
+            Response::new(self.body.into())
+        };
+        let headers = response.headers_mut();
+        headers
+            .extend(self.headers.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))));
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        // Kept, and asked for again with the ETag: another version of the service has another document.
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        headers.insert(ETAG, self.etag);
+        response
+    }
+
+    /// Whether the client has it (RFC 9110, 13.1.2; weak comparison).
+    fn is_known(&self, headers: &HeaderMap) -> bool {
+        let tags = headers.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+        let mut tags = tags.flat_map(|value| value.split(',')).map(str::trim);
+        tags.any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag).as_bytes() == self.etag.as_bytes())
+    }
+}

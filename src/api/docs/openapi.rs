@@ -1,0 +1,270 @@
+//! The `OpenAPI` document: what the handlers say of themselves, and what is the same for all of them.
+
+use axum::http::StatusCode;
+use serde_json::json;
+use utoipa::openapi::header::Header;
+use utoipa::openapi::link::Link;
+use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::tag::Tag;
+use utoipa::openapi::{
+    Components, Contact, InfoBuilder, LicenseBuilder, ObjectBuilder, OpenApi, Ref, RefOr, Required, Response,
+    Server, Type,
+};
+
+use super::problems;
+use crate::api::problem::kinds::{
+    self, INTERNAL, INVALID_REQUEST, PAYLOAD_TOO_LARGE, REQUEST_TIMEOUT, UNAUTHENTICATED, UNAVAILABLE,
+    UNSUPPORTED_MEDIA_TYPE,
+};
+
+/// The extension by which a handler names the problems that it answers with.
+pub(super) const PROBLEMS: &str = "x-problems";
+
+/// The link from an answer to an operation on its order: where from, where the order's id stands, where to.
+struct FollowUp {
+    from: &'static str,
+    status: &'static str,
+    order: &'static str,
+    to: &'static [&'static str],
+}
+
+const FOLLOW_UPS: [FollowUp; 6] = {
+    const PLACED: &[&str] = &["getOrder", "getOrderHistory", "cancelOrder", "changeOrderStatus"];
+    const SHOWN: &[&str] = &["getOrderHistory", "cancelOrder", "changeOrderStatus"];
+    const CHANGED: &[&str] = &["getOrder", "getOrderHistory"];
+    const LISTED: &[&str] = &["getOrder"];
+    const ORDER: &str = "$response.body#/orderId";
+    const FIRST: &str = "$response.body#/0/orderId";
+    [
+        FollowUp { from: "placeOrder", status: "201", order: ORDER, to: PLACED },
+        FollowUp { from: "getOrder", status: "200", order: ORDER, to: SHOWN },
+        FollowUp { from: "changeOrderStatus", status: "200", order: ORDER, to: CHANGED },
+        FollowUp { from: "cancelOrder", status: "200", order: ORDER, to: CHANGED },
+        FollowUp { from: "listMyOrders", status: "200", order: FIRST, to: LISTED },
+        FollowUp { from: "listOrders", status: "200", order: FIRST, to: LISTED },
+    ]
+};
+
+/// Completes what the handlers say with what is the same for all of them.
+pub(super) fn complete(mut api: OpenApi) -> OpenApi {
+    describe(&mut api);
+    let mut components = api.components.take().unwrap_or_default();
+    add_components(&mut components);
+    api.components = Some(components);
+    for (path, item) in &mut api.paths.paths {
+        let is_order_call = path.starts_with("/api/");
+        for operation in operations(item) {
+            if is_order_call {
+                operation.security = Some(callers());
+            }
+            let parameters = operation.parameters.get_or_insert_default();
+            parameters.extend([request_id(), trace_parent()].map(RefOr::from));
+            add_problems(operation, is_order_call);
+            add_links(operation);
+            add_headers(operation, is_order_call);
+        }
+    }
+    api
+}
+
+/// The operations of a path.
+pub(super) fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+    [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch].into_iter().flatten()
+}
+
+fn describe(api: &mut OpenApi) {
+    const ABOUT: &str = "Places orders, keeps them in PostgreSQL and publishes their events to Kafka \
+        (`/asyncapi.json` describes those).\n\n\
+        The gateway in front of the service checks the caller's token and says who is calling in `X-User-Email` and \
+        `X-User-Role`. Amounts are exact decimals with at most two places, in INR. Times are RFC 3339 in UTC. Fields that \
+        are not described are ignored on the way in, and new ones may come on the way out.";
+    let mut contact = Contact::new();
+    contact.name = Some("The order service of ShopVerse".to_owned());
+    api.info = InfoBuilder::new()
+        .title("ShopVerse order service")
+        .version(env!("CARGO_PKG_VERSION"))
+        .description(Some(ABOUT))
+        .contact(Some(contact))
+        .license(Some(
+            LicenseBuilder::new().name("MIT OR Apache-2.0").identifier(Some("MIT OR Apache-2.0")).build(),
+        ))
+        .build();
+    let mut here = Server::new("/");
+    here.description = Some("Where this document comes from.".to_owned());
+    api.servers = Some(vec![here]);
+    let tag = |name: &str, description: &str| {
+        let mut tag = Tag::new(name);
+        tag.description = Some(description.to_owned());
+        tag
+    };
+    api.tags = Some(vec![
+        tag("orders", "Place, read and change orders."),
+        tag("health", "For load balancers and operators. They need no identity."),
+    ]);
+}
+
+/// The identity, as the gateway sends it; the secret where `GATEWAY_SECRET` is set.
+const SCHEMES: [(&str, &str, &str); 3] = [
+    ("userEmail", "X-User-Email", "The customer: an e-mail address, compared exactly."),
+    ("userRole", "X-User-Role", "`CUSTOMER` or `ADMIN`."),
+    (
+        "gatewaySecret",
+        "X-Gateway-Secret",
+        "Proves that the call came through the gateway, where `GATEWAY_SECRET` is set.",
+    ),
+];
+
+fn callers() -> Vec<SecurityRequirement> {
+    let none: [&str; 0] = [];
+    let caller = SecurityRequirement::new("userEmail", none).add("userRole", none);
+    vec![caller.clone(), caller.add("gatewaySecret", none)]
+}
+
+fn add_components(components: &mut Components) {
+    for (name, header, about) in SCHEMES {
+        let scheme = SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::with_description(header, about)));
+        components.security_schemes.insert(name.to_owned(), scheme.into());
+    }
+    for (name, about, example) in HEADERS {
+        components.headers.insert((*name).to_owned(), text_header(about, example).into());
+    }
+    components.headers.insert(RETRY_AFTER.to_owned(), retry_after().into());
+    problems::add_components(components);
+}
+
+const RETRY_AFTER: &str = "Retry-After";
+
+/// The headers that belong to a status or to every answer.
+const HEADERS: &[(&str, &str, &str)] = &[
+    (
+        "X-Request-Id",
+        "By which the log is searched: the request's own, or a new one.",
+        "0198c1f2-8c2e-7f00-b1c0-1f6f0d1f2a3b",
+    ),
+    (
+        "Cache-Control",
+        "Kept by the caller alone, and asked for again each time (RFC 9111).",
+        "private, no-cache",
+    ),
+    (
+        "WWW-Authenticate",
+        "How callers prove who they are, to the gateway (RFC 9110, 11.6.1).",
+        "Bearer realm=\"ShopVerse\"",
+    ),
+    ("Allow", "The methods that the path has (RFC 9110, 10.2.1).", "GET,HEAD,POST"),
+    ("Accept", "The type that a body must have, where it had another.", "application/json"),
+    ("Accept-Encoding", "The coding that a body may have, where it had another.", "identity"),
+];
+
+fn text_header(about: &str, example: &str) -> Header {
+    let mut header = Header::new(ObjectBuilder::new().schema_type(Type::String));
+    header.description = Some(about.to_owned());
+    header.example = Some(json!(example));
+    header
+}
+
+fn retry_after() -> Header {
+    let mut header = Header::new(ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1)));
+    header.description = Some("After how many seconds to try again (RFC 9110, 10.2.3).".to_owned());
+    header.example = Some(json!(1));
+    header
+}
+
+pub(super) fn header(name: &str) -> RefOr<Header> {
+    RefOr::Ref(Ref::new(format!("#/components/headers/{name}")))
+}
+
+/// The headers of an answer that has this status.
+pub(super) fn headers_of(status: StatusCode, code: &str) -> &'static [&'static str] {
+    match status {
+        StatusCode::UNAUTHORIZED => &["WWW-Authenticate"],
+        StatusCode::METHOD_NOT_ALLOWED => &["Allow"],
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => &["Accept", "Accept-Encoding"],
+        StatusCode::SERVICE_UNAVAILABLE => &[RETRY_AFTER],
+        _ if code == kinds::REQUEST_IN_PROGRESS.code => &[RETRY_AFTER],
+        _ => &[],
+    }
+}
+
+fn request_id() -> Parameter {
+    header_parameter(
+        "X-Request-Id",
+        "By which the caller and the log speak of the request: 1 to 128 letters, digits, `-`, `_`, `.` or `:`. Others are replaced.",
+        "checkout-4711",
+    )
+}
+
+fn trace_parent() -> Parameter {
+    header_parameter(
+        "traceparent",
+        "The trace that the request belongs to (W3C Trace Context). It goes on in the event.",
+        "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+    )
+}
+
+fn header_parameter(name: &str, about: &str, example: &str) -> Parameter {
+    ParameterBuilder::new()
+        .name(name)
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False)
+        .description(Some(about))
+        .schema(Some(ObjectBuilder::new().schema_type(Type::String).examples([json!(example)])))
+        .build()
+}
+
+/// What the operation names itself, and what every call of its kind can meet.
+fn add_problems(operation: &mut Operation, is_order_call: bool) {
+    let named = operation.extensions.as_ref().and_then(|extensions| extensions.get(PROBLEMS)?.as_array());
+    let mut codes: Vec<String> =
+        named.into_iter().flatten().filter_map(|code| Some(code.as_str()?.to_owned())).collect();
+    let mut add = |kinds: &[&kinds::Kind]| codes.extend(kinds.iter().map(|kind| kind.code.to_owned()));
+    add(&[&INTERNAL]);
+    if is_order_call {
+        add(&[&UNAUTHENTICATED, &UNAVAILABLE]);
+    }
+    if operation.request_body.is_some() {
+        add(&[&INVALID_REQUEST, &REQUEST_TIMEOUT, &PAYLOAD_TOO_LARGE, &UNSUPPORTED_MEDIA_TYPE]);
+    }
+    codes.sort_unstable();
+    codes.dedup();
+    for (status, response) in problems::responses(&codes) {
+        operation.responses.responses.insert(status, response.into());
+    }
+    operation.extensions.get_or_insert_default().insert(PROBLEMS.to_owned(), json!(codes));
+}
+
+fn add_links(operation: &mut Operation) {
+    let id = operation.operation_id.as_deref().unwrap_or_default();
+    for follow_up in FOLLOW_UPS.iter().filter(|follow_up| follow_up.from == id) {
+        let Some(RefOr::T(response)) = operation.responses.responses.get_mut(follow_up.status) else {
+            continue;
+        };
+        for to in follow_up.to {
+            let link = Link::builder()
+                .operation_id(*to)
+                .parameter("orderId", follow_up.order)
+                .description("The order's id goes on as the path parameter.")
+                .build();
+            response.links.insert((*to).to_owned(), link.into());
+        }
+    }
+}
+
+fn add_headers(operation: &mut Operation, is_order_call: bool) {
+    let responses = operation.responses.responses.values_mut().filter_map(|response| match response {
+        RefOr::T(response) => Some(response),
+        RefOr::Ref(_) => None,
+    });
+    for response in responses {
+        let mut add = |name: &str| add_header(response, name);
+        add("X-Request-Id");
+        if is_order_call {
+            add("Cache-Control");
+        }
+    }
+}
+
+pub(super) fn add_header(response: &mut Response, name: &str) {
+    response.headers.insert(name.to_owned(), header(name));
+}

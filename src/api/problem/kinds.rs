@@ -1,0 +1,76 @@
+//! Every kind of problem: the answers and the `OpenAPI` document take status, code and title from here.
+
+use axum::http::StatusCode;
+
+/// A kind of problem: what does not change from one occurrence to the next (RFC 9457, 3.1).
+#[derive(Debug)]
+pub struct Kind {
+    /// The status of the answer.
+    pub status: StatusCode,
+    /// The last part of `type`: the word by which programs know the problem.
+    pub code: &'static str,
+    /// For people.
+    pub title: &'static str,
+    /// When it is the answer, for the documentation.
+    pub when: &'static str,
+}
+
+/// What stands before the code in `type`.
+pub(crate) const TYPE_PREFIX: &str = "urn:problem:order-service:";
+
+/// Defines the kinds, and `ALL` with every one of them.
+macro_rules! kinds {
+    ($($name:ident = $status:ident $code:literal, $title:literal, $when:literal;)+) => {
+        $(
+            #[doc = $when]
+            pub(crate) static $name: Kind =
+                Kind { status: StatusCode::$status, code: $code, title: $title, when: $when };
+        )+
+        /// Every kind, by status.
+        pub(crate) static ALL: &[&Kind] = &[$(&$name),+];
+    };
+}
+
+kinds! {
+    INVALID_REQUEST = BAD_REQUEST "invalid-request", "The request is invalid",
+        "Not JSON, a wrong type, a limit, a bad id, cursor or header. `errors` names the place.";
+    PRODUCT_NOT_FOUND = BAD_REQUEST "product-not-found", "There is no such product",
+        "The Product Service does not know a product. `errors` names each of them.";
+    INSUFFICIENT_STOCK = BAD_REQUEST "insufficient-stock", "There is not enough stock",
+        "There is less of a product than requested. `errors` names each short line with `requested` and `available`.";
+    UNAUTHENTICATED = UNAUTHORIZED "unauthenticated", "The caller is not known",
+        "An identity header of the gateway is missing, repeated or malformed.";
+    FORBIDDEN = FORBIDDEN "forbidden", "You may not do this",
+        "The caller's role does not allow it, or the order is another customer's.";
+    ORDER_NOT_FOUND = NOT_FOUND "order-not-found", "There is no such order",
+        "No order has this id.";
+    NOT_FOUND = NOT_FOUND "not-found", "There is nothing here",
+        "No route has this path.";
+    METHOD_NOT_ALLOWED = METHOD_NOT_ALLOWED "method-not-allowed", "This method is not allowed here",
+        "The path has other methods; `Allow` names them.";
+    REQUEST_TIMEOUT = REQUEST_TIMEOUT "request-timeout", "The request took too long to arrive",
+        "The body did not arrive in time.";
+    INVALID_TRANSITION = CONFLICT "invalid-transition", "The order cannot get there",
+        "The order's status does not allow the change. `allowed` has the statuses that can be reached.";
+    STOCK_UNAVAILABLE = CONFLICT "stock-unavailable", "The stock is gone",
+        "The stock was gone when the order was to be confirmed. The order stays CREATED.";
+    REQUEST_IN_PROGRESS = CONFLICT "request-in-progress", "The same request is running",
+        "A request with the same Idempotency-Key, or with the same lines, is still running.";
+    PRECONDITION_FAILED = PRECONDITION_FAILED "precondition-failed", "The order has changed",
+        "`If-Match` does not match the order's `ETag`.";
+    PAYLOAD_TOO_LARGE = PAYLOAD_TOO_LARGE "payload-too-large", "The body is too large",
+        "The body has more than 64 KiB.";
+    UNSUPPORTED_MEDIA_TYPE = UNSUPPORTED_MEDIA_TYPE "unsupported-media-type", "The body is of the wrong type",
+        "`Content-Type` is not application/json in UTF-8, or the body has a `Content-Encoding`.";
+    IDEMPOTENCY_KEY_REUSED = UNPROCESSABLE_ENTITY "idempotency-key-reused", "The key belongs to another request",
+        "The same `Idempotency-Key` was sent with other lines before.";
+    INTERNAL = INTERNAL_SERVER_ERROR "internal", "Something went wrong",
+        "The service has a bug. The log says more, under the request's `X-Request-Id`.";
+    PRODUCT_SERVICE_UNAVAILABLE = SERVICE_UNAVAILABLE "product-service-unavailable",
+        "The Product Service is not available",
+        "The Product Service is unreachable, slow, or answers nonsense. No order was written; a confirmation goes on.";
+    UNAVAILABLE = SERVICE_UNAVAILABLE "unavailable", "The service is not available",
+        "The database is away, or the service is overloaded, starting or stopping. Nothing was written.";
+    OUTCOME_UNKNOWN = SERVICE_UNAVAILABLE "outcome-unknown", "The outcome is not known yet",
+        "The database did not say in time whether it wrote. `detail` says how to ask again safely.";
+}
