@@ -15,7 +15,7 @@
 //! |---|---|---|
 //! | [`domain`] | the rules, as plain data: state machine, money, lines, stock, payments, events | |
 //! | [`orders`] | what the service does, one use case a file | `OrderService` |
-//! | [`api`] | HTTP in: the route table, identity, errors | `OrderController`, `GlobalExceptionHandler` |
+//! | [`api`] | HTTP in: the route table, identity, errors, the `OpenAPI` document | `OrderController`, `GlobalExceptionHandler` |
 //! | [`store`] | PostgreSQL: the only place with SQL | `OrderRepository` |
 //! | [`products`] | the Product Service: look-ups with breaker and deadline, stock calls | `ProductClient` |
 //! | [`events`] | Kafka out (the relay) and in (payments) | `KafkaEventPublisher` |
