@@ -1,21 +1,19 @@
-//! The pool, and how one connection is borrowed from it.
+//! The pools, and what is the same for every use of a connection: its settings, its bounds, and the second try of a read.
 
 use std::collections::HashSet;
 use std::fmt;
 use std::future::Future;
-use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::FutureExt;
-use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Connection, PgConnection, PgPool, Postgres};
-use tokio::time::{Instant, sleep, timeout};
+use futures_util::future::BoxFuture;
+use sqlx::PgConnection;
+use sqlx::postgres::PgConnectOptions;
+use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use super::orders::column;
+use super::pool::{Pool, PooledConnection};
 use super::{Store, StoreError};
 use crate::domain::Order;
 
@@ -44,27 +42,8 @@ impl fmt::Debug for DatabaseSettings {
     }
 }
 
-/// Idle for longer than this, a connection is tried before it is used. A busy one is not: sqlx tried it a moment
-/// ago, when it came back, and every request would wait for a second try.
-const TRY_AFTER_IDLE: Duration = Duration::from_secs(1);
-
-/// When a connection was last lost or given up. What was idle then is tried before it is used again: a restart of the
-/// database ends every connection, and only the first of them is found out by a failure.
-#[derive(Debug, Default)]
-struct LastLoss(Mutex<Option<Instant>>);
-
-impl LastLoss {
-    fn note(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-    }
-
-    fn is_since(&self, idle_for: Duration) -> bool {
-        let last = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        last.is_some_and(|last| last.elapsed() <= idle_for)
-    }
-}
-
-fn pool(settings: &DatabaseSettings, more: &[(&str, &str)], last_loss: Arc<LastLoss>) -> PgPool {
+/// What a session of the service sets, before `more`.
+fn session(settings: &DatabaseSettings, more: &[(&str, &str)]) -> PgConnectOptions {
     // The server gives up a little before the client does, so that it is the one to clean up.
     let server_limit = (settings.deadline.as_millis() * 9 / 10).to_string();
     let options = settings.options.clone().options([
@@ -77,29 +56,13 @@ fn pool(settings: &DatabaseSettings, more: &[(&str, &str)], last_loss: Arc<LastL
         ("enable_seqscan", "off"),
         ("jit", "off"),
     ]);
-    let options = options.options(more.iter().copied());
-    PgPoolOptions::new()
-        .max_connections(settings.max_connections)
-        .acquire_timeout(settings.acquire_timeout)
-        .test_before_acquire(false)
-        .before_acquire(move |connection, meta| {
-            let is_doubtful = meta.idle_for > TRY_AFTER_IDLE || last_loss.is_since(meta.idle_for);
-            async move {
-                if is_doubtful {
-                    connection.ping().await?;
-                }
-                Ok(true)
-            }
-            .boxed()
-        })
-        .connect_lazy_with(options)
+    options.options(more.iter().copied())
 }
 
 /// A pool of connections, and the bounds of their use. Cheap to clone: every clone is the same pool.
 #[derive(Clone, Debug)]
 pub(super) struct Database {
-    pool: PgPool,
-    last_loss: Arc<LastLoss>,
+    pool: Pool,
     settings: DatabaseSettings,
 }
 
@@ -113,8 +76,8 @@ impl Database {
     }
 
     fn new(settings: DatabaseSettings, more: &[(&str, &str)]) -> Self {
-        let last_loss = Arc::<LastLoss>::default();
-        Self { pool: pool(&settings, more, Arc::clone(&last_loss)), last_loss, settings }
+        let options = session(&settings, more);
+        Self { pool: Pool::new(options, settings.max_connections, settings.acquire_timeout), settings }
     }
 
     /// For reads along an index whose plan must not depend on statistics: the one plan without a sort, made once.
@@ -141,11 +104,31 @@ impl Database {
         self.pool.close().await;
     }
 
-    /// Borrows a connection.
-    pub(super) async fn connection(&self) -> Result<Borrowed, StoreError> {
-        let connection = self.pool.acquire().await?;
-        let last_loss = Arc::clone(&self.last_loss);
-        Ok(Borrowed { connection, sound: false, last_loss, deadline: self.settings.deadline })
+    /// A connection from the pool.
+    pub(super) async fn connection(&self) -> Result<PooledConnection, StoreError> {
+        Ok(self.pool.acquire().await?)
+    }
+
+    /// Runs a statement that changes nothing, within the deadline. Where its connection was lost, perhaps while it was idle,
+    /// the statement runs once more on another.
+    pub(super) async fn read<T>(
+        &self,
+        mut statement: impl FnMut(&mut PgConnection) -> BoxFuture<'_, Result<T, sqlx::Error>> + Send,
+    ) -> Result<T, StoreError> {
+        self.bounded(async {
+            let mut connection = self.connection().await?;
+            let mut result = statement(&mut connection).await.map_err(StoreError::from);
+            if result.as_ref().is_err_and(StoreError::is_lost_connection) {
+                // Closed first: a pool may have no more than one.
+                drop(connection);
+                connection = self.connection().await?;
+                result = statement(&mut connection).await.map_err(StoreError::from);
+            }
+            let result = result?;
+            connection.give_back();
+            Ok(result)
+        })
+        .await
     }
 
     /// Bounds one use of the store by its deadline.
@@ -158,14 +141,9 @@ impl Database {
 }
 
 impl Store {
-    /// Borrows a connection.
-    pub(super) async fn connection(&self) -> Result<Borrowed, StoreError> {
+    /// A connection from the pool.
+    pub(super) async fn connection(&self) -> Result<PooledConnection, StoreError> {
         self.database.connection().await
-    }
-
-    /// Borrows a connection for reading along an index ([`Database::for_lists`]).
-    pub(super) async fn reader(&self) -> Result<Borrowed, StoreError> {
-        self.lists.connection().await
     }
 
     /// Bounds one use of the store by its deadline.
@@ -230,51 +208,5 @@ impl Database {
             .await?;
         connection.give_back();
         Ok(found)
-    }
-}
-
-/// A connection that goes back to the pool only when its user said that it is [`sound`](Borrowed::give_back).
-///
-/// Otherwise (an error, a deadline, a caller who went away in the middle of a statement) it is closed: its
-/// state is unknown, and waiting to learn it could hold its place in the pool for as long as a network is gone.
-pub(super) struct Borrowed {
-    connection: PoolConnection<Postgres>,
-    sound: bool,
-    last_loss: Arc<LastLoss>,
-    deadline: Duration,
-}
-
-impl Borrowed {
-    /// Ends the use well.
-    pub(super) fn give_back(mut self) {
-        self.sound = true;
-    }
-}
-
-impl Drop for Borrowed {
-    fn drop(&mut self) {
-        if self.sound {
-            // sqlx tries a connection that comes back, without a deadline: behind a network that swallows
-            // packets it would keep its place in the pool until the kernel gives up, after a quarter of an hour.
-            // Given up here, it is closed and its place is free. Hidden, but public: what its drop would spawn.
-            tokio::spawn(timeout(self.deadline, self.connection.return_to_pool()));
-        } else {
-            self.last_loss.note();
-            self.connection.close_on_drop();
-        }
-    }
-}
-
-impl Deref for Borrowed {
-    type Target = PgConnection;
-
-    fn deref(&self) -> &PgConnection {
-        &self.connection
-    }
-}
-
-impl DerefMut for Borrowed {
-    fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.connection
     }
 }

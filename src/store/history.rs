@@ -32,12 +32,8 @@ impl Store {
     /// The history of an order, for those who may see the order; nothing where there is none. One round trip.
     pub async fn find_history(&self, id: OrderId) -> Result<Option<Owned<Vec<HistoryEntry>>>, StoreError> {
         let rows: Vec<HistoryRow> = self
-            .bounded(async {
-                let mut connection = self.connection().await?;
-                let rows = sqlx::query_as(SELECT).bind(id.0).fetch_all(&mut *connection).await?;
-                connection.give_back();
-                Ok(rows)
-            })
+            .database
+            .read(|connection| Box::pin(sqlx::query_as(SELECT).bind(id.0).fetch_all(connection)))
             .await?;
         let Some(first) = rows.first() else { return Ok(None) };
         let wrong = |_| StoreError::Inconsistent { table: "orders", column: "customer_id", id: id.0 };

@@ -93,11 +93,10 @@ impl Store {
         query: &ListQuery,
     ) -> Result<(Vec<OrderSummary>, Option<Cursor>), StoreError> {
         let mut rows: Vec<SummaryRow> = self
-            .bounded(async {
-                let mut connection = self.reader().await?;
-                let rows = select_page(query).build_query_as().fetch_all(&mut *connection).await?;
-                connection.give_back();
-                Ok(rows)
+            .lists
+            .read(|connection| {
+                let mut page = select_page(query);
+                Box::pin(async move { page.build_query_as().fetch_all(connection).await })
             })
             .await?;
         // One row more than was asked for tells whether there is a next page.
@@ -113,16 +112,13 @@ impl Store {
     /// the production image, which has no use for it.
     #[cfg(feature = "dev")]
     pub async fn explain_list(&self, query: &ListQuery) -> Result<serde_json::Value, StoreError> {
-        self.bounded(async {
+        let read = self.lists.read(|connection| {
             let mut explained = QueryBuilder::new("explain (analyze, buffers, timing off, format json) ");
             push_page(&mut explained, query);
-            let mut connection = self.reader().await?;
-            let plan: sqlx::types::Json<_> =
-                explained.build_query_scalar().fetch_one(&mut *connection).await?;
-            connection.give_back();
-            Ok(plan.0)
-        })
-        .await
+            Box::pin(async move { explained.build_query_scalar().fetch_one(connection).await })
+        });
+        let plan: sqlx::types::Json<_> = read.await?;
+        Ok(plan.0)
     }
 }
 

@@ -16,6 +16,7 @@ pub mod outbox;
 pub mod parking;
 pub mod payments;
 pub mod place;
+mod pool;
 pub mod retention;
 pub mod stock;
 pub mod stock_queue;

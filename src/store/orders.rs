@@ -71,15 +71,12 @@ select bucket, event_id, order_id, version, event_type, payload, headers from ch
 impl Store {
     /// The order, for those who may see it; nothing where there is none. One round trip.
     pub async fn find_order(&self, id: OrderId) -> Result<Option<Owned<Order>>, StoreError> {
-        self.bounded(async {
-            let mut connection = self.connection().await?;
-            let row: Option<OrderRow> =
-                sqlx::query_as(SELECT).bind(id.0).fetch_optional(&mut *connection).await?;
-            connection.give_back();
-            let order = row.map(Order::try_from).transpose()?;
-            Ok(order.map(|order| Owned::new(order.customer.clone(), order)))
-        })
-        .await
+        let row: Option<OrderRow> = self
+            .database
+            .read(|connection| Box::pin(sqlx::query_as(SELECT).bind(id.0).fetch_optional(connection)))
+            .await?;
+        let order = row.map(Order::try_from).transpose()?;
+        Ok(order.map(|order| Owned::new(order.customer.clone(), order)))
     }
 }
 

@@ -1,0 +1,260 @@
+//! A pool of connections to PostgreSQL.
+//!
+//! sqlx's own pool sends a ping each time a connection is released, in a task of its own: a second round trip for each
+//! statement. Here a released connection is free for the next user at once. Its user decides whether it is sound; one
+//! that broke while it was idle is found by the error of its next use, or by a ping where it was idle for long.
+
+use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use sqlx::error::DatabaseError;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, Connection, Error, PgConnection};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+/// An idle connection is closed after this time.
+const IDLE_TIMEOUT: Duration = Duration::from_mins(10);
+/// A connection is not used for longer than this, so that no session of the server grows old.
+const MAX_LIFETIME: Duration = Duration::from_mins(30);
+/// A connection that was idle for longer than this is tried by a ping before it is used.
+const PING_AFTER_IDLE: Duration = Duration::from_secs(1);
+/// How often the pool looks for idle connections to close.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
+/// How long the end of a session may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A pool of connections. Cheap to clone: every clone is the same pool.
+#[derive(Clone, Debug)]
+pub(super) struct Pool(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    options: PgConnectOptions,
+    max_connections: u32,
+    acquire_timeout: Duration,
+    /// One for each connection in use. Who holds one takes an idle connection, and opens one only where none is idle:
+    /// so there are never more connections than permits.
+    permits: Semaphore,
+    idle: Mutex<IdleConnections>,
+    is_closed: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct IdleConnections {
+    /// The latest that was used is the first to be used again.
+    stack: VecDeque<Idle>,
+    /// When a connection was last lost or given up. Those that were idle then are tried before they are used: a restart
+    /// of the server ends them all.
+    last_loss: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    connection: PgConnection,
+    opened: Instant,
+    since: Instant,
+}
+
+/// A connection of a [`Pool`], in use. Without [`PooledConnection::give_back`] it is closed when it is dropped (an error,
+/// a deadline, a caller who went away in the middle of a statement): its state is unknown.
+#[derive(Debug)]
+pub(super) struct PooledConnection {
+    connection: PgConnection,
+    opened: Instant,
+    /// Dropped after the connection.
+    permit: Permit,
+}
+
+/// The right to have a connection.
+#[derive(Debug)]
+struct Permit {
+    pool: Arc<Inner>,
+    /// Whether its connection is idle again.
+    is_given_back: bool,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if !self.is_given_back {
+            self.pool.lock().last_loss = Some(Instant::now());
+        }
+        self.pool.permits.add_permits(1);
+    }
+}
+
+impl Pool {
+    /// A pool that connects when it is first asked. Needs a Tokio runtime.
+    pub(super) fn new(options: PgConnectOptions, max_connections: u32, acquire_timeout: Duration) -> Self {
+        let permits = Semaphore::new(usize::try_from(max_connections).unwrap_or(Semaphore::MAX_PERMITS));
+        let inner = Arc::new(Inner {
+            options,
+            max_connections,
+            acquire_timeout,
+            permits,
+            idle: Mutex::default(),
+            is_closed: AtomicBool::new(false),
+        });
+        tokio::spawn(sweep(Arc::downgrade(&inner)));
+        Self(inner)
+    }
+
+    /// A connection, within the time that one may be waited for.
+    pub(super) async fn acquire(&self) -> Result<PooledConnection, Error> {
+        let now = Instant::now();
+        let deadline = now + self.0.acquire_timeout;
+        let permit = self.permit(deadline).await?;
+        while let Some((mut idle, is_suspect)) = self.0.pop(now) {
+            if now.saturating_duration_since(idle.opened) > MAX_LIFETIME {
+                tokio::spawn(close(idle.connection));
+                continue;
+            }
+            if is_suspect {
+                match timeout_at(deadline, idle.connection.ping()).await {
+                    Ok(Ok(())) => {}
+                    // It broke while it was idle.
+                    Ok(Err(_)) => continue,
+                    Err(_) => return Err(Error::PoolTimedOut),
+                }
+            }
+            return Ok(PooledConnection { connection: idle.connection, opened: idle.opened, permit });
+        }
+        let connection = self.0.connect(deadline).await?;
+        Ok(PooledConnection { connection, opened: Instant::now(), permit })
+    }
+
+    /// Hands out no connection any more, waits for those in use and closes all.
+    pub(super) async fn close(&self) {
+        self.0.is_closed.store(true, Ordering::Release);
+        let in_use = self.0.permits.acquire_many(self.0.max_connections).await;
+        let idle = std::mem::take(&mut self.0.lock().stack);
+        drop(in_use);
+        join_all(idle.into_iter().map(|idle| close(idle.connection))).await;
+    }
+
+    async fn permit(&self, deadline: Instant) -> Result<Permit, Error> {
+        self.refuse_if_closed()?;
+        let permit = match self.0.permits.try_acquire() {
+            Ok(permit) => permit,
+            Err(_) => match timeout_at(deadline, self.0.permits.acquire()).await {
+                Ok(permit) => permit.map_err(|_| Error::PoolClosed)?,
+                Err(_) => return Err(Error::PoolTimedOut),
+            },
+        };
+        permit.forget();
+        let permit = Permit { pool: Arc::clone(&self.0), is_given_back: false };
+        // It may have been closed meanwhile.
+        self.refuse_if_closed().map(|()| permit)
+    }
+
+    fn refuse_if_closed(&self) -> Result<(), Error> {
+        if self.0.is_closed.load(Ordering::Acquire) { Err(Error::PoolClosed) } else { Ok(()) }
+    }
+}
+
+impl Inner {
+    /// Nothing is half done after any statement under this lock, so a panic elsewhere spoils nothing.
+    fn lock(&self) -> MutexGuard<'_, IdleConnections> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The idle connection that was used last, and whether it has to be tried first.
+    fn pop(&self, now: Instant) -> Option<(Idle, bool)> {
+        let mut connections = self.lock();
+        let idle = connections.stack.pop_back()?;
+        let is_suspect = connections.last_loss.is_some_and(|loss| idle.since <= loss)
+            || now.saturating_duration_since(idle.since) > PING_AFTER_IDLE;
+        Some((idle, is_suspect))
+    }
+
+    /// Opens a connection. A server that is just starting, or whose connections are all taken, is tried again.
+    async fn connect(&self, deadline: Instant) -> Result<PgConnection, Error> {
+        const MAX_BACKOFF: Duration = Duration::from_millis(250);
+        let mut backoff = Duration::from_millis(10);
+        loop {
+            match timeout_at(deadline, self.options.connect()).await {
+                Ok(Err(error)) if is_passing(&error) => {}
+                Ok(connected) => return connected,
+                Err(_) => return Err(Error::PoolTimedOut),
+            }
+            if timeout_at(deadline, sleep(backoff)).await.is_err() {
+                return Err(Error::PoolTimedOut);
+            }
+            backoff = MAX_BACKOFF.min(backoff * 2);
+        }
+    }
+
+    /// The connections that were idle or open for too long.
+    fn take_old(&self) -> Vec<PgConnection> {
+        let now = Instant::now();
+        let is_old = |idle: &Idle| {
+            now.saturating_duration_since(idle.since) > IDLE_TIMEOUT
+                || now.saturating_duration_since(idle.opened) > MAX_LIFETIME
+        };
+        let mut connections = self.lock();
+        let (old, kept) = std::mem::take(&mut connections.stack).into_iter().partition(is_old);
+        connections.stack = kept;
+        drop(connections);
+        let old: VecDeque<Idle> = old;
+        old.into_iter().map(|idle| idle.connection).collect()
+    }
+}
+
+fn is_passing(error: &Error) -> bool {
+    match error {
+        Error::Io(error) => error.kind() == std::io::ErrorKind::ConnectionRefused,
+        Error::Database(error) => DatabaseError::is_transient_in_connect_phase(&**error),
+        _ => false,
+    }
+}
+
+/// Ends a session well, so that the server frees it at once.
+async fn close(connection: PgConnection) {
+    // One that does not end in time is cut off.
+    let _ = timeout(CLOSE_TIMEOUT, connection.close()).await;
+}
+
+/// Closes old connections until the pool is gone.
+async fn sweep(pool: Weak<Inner>) {
+    loop {
+        sleep(SWEEP_INTERVAL).await;
+        let Some(pool) = pool.upgrade() else { return };
+        let old = pool.take_old();
+        drop(pool);
+        join_all(old.into_iter().map(close)).await;
+    }
+}
+
+impl PooledConnection {
+    /// Ends the use well: the connection is free for the next user.
+    pub(super) fn give_back(self) {
+        let Self { connection, opened, mut permit } = self;
+        // A transaction that was not ended, or a rollback that is still to be sent.
+        if connection.is_in_transaction() || connection.should_flush() {
+            return;
+        }
+        permit.is_given_back = true;
+        permit.pool.lock().stack.push_back(Idle { connection, opened, since: Instant::now() });
+    }
+}
+
+impl Deref for PooledConnection {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for PooledConnection {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.connection
+    }
+}
+
+#[cfg(test)]
+mod tests;
