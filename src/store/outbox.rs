@@ -176,10 +176,19 @@ cross join lateral (
 where pg_postmaster_start_time() = $5
 ";
 
+/// One index probe an event: `offset 0` keeps the planner from joining the other way round. It does so where the
+/// outbox was analyzed while it was empty, and then each delete reads all deleted rows that a snapshot keeps.
 const DELETE: &str = "
 delete from outbox
-using unnest($1::smallint[], $2::bigint[]) as done (bucket, position)
-where outbox.bucket = done.bucket and outbox.position = done.position
+where ctid = any (array(
+    select event.ctid
+    from unnest($1::smallint[], $2::bigint[]) as done (bucket, position)
+    cross join lateral (
+        select ctid from outbox
+        where outbox.bucket = done.bucket and outbox.position = done.position
+        offset 0
+    ) event
+))
 ";
 
 impl Store {

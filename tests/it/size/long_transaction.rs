@@ -178,6 +178,24 @@ async fn report_read(world: &World, report: &mut Report, when: &str) {
     report.at_most(&format!("{when}: one read of 64 buckets, pages"), cost.buffers, 2_000);
 }
 
+/// What the relay reads of the outbox's index for an event, where the statistics say that the outbox is empty.
+async fn report_entries(world: &World, arrivals: &Arrivals, report: &mut Report) {
+    let read = async || {
+        sqlx::raw_sql("select pg_stat_force_next_flush()").execute(&world.database).await.unwrap();
+        world.number("select idx_tup_read from pg_stat_user_indexes where indexrelname = 'outbox_pkey'").await
+    };
+    world.run("analyze outbox").await;
+    // The first statement after it plans anew.
+    probe(world, arrivals).await;
+    let before = read().await;
+    probe(world, arrivals).await;
+    let deleted = i64::try_from(PROBES).unwrap();
+    // Each session says what it read when it has been idle for a moment.
+    eventually("the relay's sessions say what they read", async || read().await - before >= deleted).await;
+    let entries = u64::try_from(read().await - before).unwrap() / PROBES;
+    report.at_most("analyzed while empty: index entries read for an event", entries, 2_000);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn events_pass_as_before_while_a_snapshot_stays_open() {
     let events = size("SIZE_PASSING_EVENTS", 20_000, 5_000_000);
@@ -198,6 +216,7 @@ async fn events_pass_as_before_while_a_snapshot_stays_open() {
     pass(&world, &arrivals, events, &mut report).await;
     report_probes(&mut report, "beside the snapshot", &probe(&world, &arrivals).await);
     report_read(&world, &mut report, "beside the snapshot").await;
+    report_entries(&world, &arrivals, &mut report).await;
     let dead = "select n_dead_tup from pg_stat_user_tables where relname = 'outbox'";
     Report::note("deleted rows that cannot be cleaned away", world.number(dead).await);
 
