@@ -21,7 +21,7 @@ async fn order_ids_that_are_no_uuids_are_refused() {
         "..%2fmy",
         "x'%20or%20'1'='1",
         "0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10%20",
-        &"9".repeat(10_000),
+        &"9".repeat(6_000),
     ];
     for id in ids {
         let got = shop.get(admin(), &format!("/api/orders/{id}")).await;
