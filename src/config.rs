@@ -312,7 +312,7 @@ fn gateway_secrets(env: &Environment) -> GatewaySecrets {
         Some(secret)
     };
     let secrets: Vec<String> = secrets.into_iter().filter_map(read).collect();
-    if secrets.len() == 1 && env.optional("GATEWAY_SECRET").is_none() {
+    if secrets.len() == 1 && env.optional("GATEWAY_SECRET").is_none() && !env.is_refused("GATEWAY_SECRET") {
         env.refuse("GATEWAY_SECRET_PREVIOUS", "is only accepted beside GATEWAY_SECRET");
     }
     GatewaySecrets::new(secrets)

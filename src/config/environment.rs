@@ -3,11 +3,25 @@
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
+use std::io::{self, Read};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
 use thiserror::Error;
+
+/// The settings that are secret, each with the variable that names a file to read it from instead.
+const SECRETS: [(&str, &str); 6] = [
+    ("DATABASE_URL", "DATABASE_URL_FILE"),
+    ("GATEWAY_SECRET", "GATEWAY_SECRET_FILE"),
+    ("GATEWAY_SECRET_PREVIOUS", "GATEWAY_SECRET_PREVIOUS_FILE"),
+    ("KAFKA_SASL_USERNAME", "KAFKA_SASL_USERNAME_FILE"),
+    ("KAFKA_SASL_PASSWORD", "KAFKA_SASL_PASSWORD_FILE"),
+    ("KAFKA_SSL_KEY_PASSWORD", "KAFKA_SSL_KEY_PASSWORD_FILE"),
+];
+
+/// Bytes of a secret's file; more is a file that was meant for something else.
+const LARGEST_SECRET: u64 = 64 * 1024;
 
 /// The variables of one process. An empty variable counts as absent.
 #[derive(Clone, Default)]
@@ -35,20 +49,28 @@ impl Environment {
         Self::default().or(variables)
     }
 
-    /// Sets a variable, or replaces it.
+    /// Sets a variable, or replaces it. A secret is not read from its file any more.
     #[must_use]
     pub fn with(mut self, name: &str, value: impl Into<String>) -> Self {
+        if let Some(file) = file_variable(name) {
+            self.variables.remove(file);
+        }
         self.variables.insert(name.to_owned(), value.into());
         self
     }
 
-    /// Adds variables that are not there yet.
+    /// Adds variables that are not there yet. A secret is there in either form, by value or by file.
     #[must_use]
     pub fn or(mut self, variables: impl IntoIterator<Item = (String, String)>) -> Self {
-        for (name, value) in variables {
-            if !value.trim().is_empty() {
-                self.variables.entry(name).or_insert(value);
-            }
+        let is_new = |name: &str| {
+            let forms = SECRETS.iter().find(|(value, file)| [*value, *file].contains(&name));
+            !forms.is_some_and(|(value, file)| {
+                [value, file].iter().any(|form| self.variables.contains_key(**form))
+            })
+        };
+        let new = variables.into_iter().filter(|(name, value)| !value.trim().is_empty() && is_new(name));
+        for (name, value) in new.collect::<Vec<_>>() {
+            self.variables.entry(name).or_insert(value);
         }
         self
     }
@@ -63,15 +85,52 @@ impl Environment {
         self.asked.borrow().clone()
     }
 
-    /// A variable that may be absent.
+    /// A variable that may be absent. A secret may come from the file that its `…_FILE` variable names.
     pub fn optional(&self, name: &'static str) -> Option<String> {
         self.asked.borrow_mut().insert(name);
-        self.variables.get(name).map(|value| value.trim().to_owned())
+        let value = self.variables.get(name).map(|value| value.trim().to_owned());
+        let Some(file) = file_variable(name) else { return value };
+        self.asked.borrow_mut().insert(file);
+        let path = self.variables.get(file).map(|path| path.trim());
+        match (value, path) {
+            (value, None | Some("")) => value,
+            (Some(value), Some(_)) if !value.is_empty() => {
+                self.refuse(name, &format!("must not be set together with {file}: set one of them"));
+                None
+            }
+            (_, Some(path)) => self.read_secret(file, path),
+        }
     }
 
-    /// Notes that a setting is wrong. The value is not repeated: it may be a secret.
+    fn read_secret(&self, variable: &'static str, path: &str) -> Option<String> {
+        match read_secret_file(path) {
+            Ok(secret) if secret.trim().is_empty() => {
+                self.refuse(variable, "names a file that is empty");
+                None
+            }
+            Ok(secret) => Some(secret),
+            // The path is not repeated: it may be the secret itself, set under the wrong name.
+            Err(error) => {
+                self.refuse(variable, &format!("names a file that cannot be read: {error}"));
+                None
+            }
+        }
+    }
+
+    /// Notes that a setting is wrong, once. The value is not repeated: it may be a secret.
     pub(super) fn refuse(&self, name: &str, rule: &str) {
-        self.wrong.borrow_mut().push(format!("{name} {rule}"));
+        let line = format!("{name} {rule}");
+        let mut wrong = self.wrong.borrow_mut();
+        if !wrong.contains(&line) {
+            wrong.push(line);
+        }
+    }
+
+    /// Whether something was wrong with this variable, or with the file that stands for it.
+    pub(super) fn is_refused(&self, name: &str) -> bool {
+        let wrong = self.wrong.borrow();
+        let refused = wrong.iter().filter_map(|line| line.split(' ').next());
+        refused.into_iter().any(|refused| refused == name || Some(refused) == file_variable(name))
     }
 
     /// A line for each variable that looks like one of the settings in `others` or of those that were asked for, and is
@@ -110,7 +169,9 @@ impl Environment {
         read: impl FnOnce(&str) -> Option<T>,
     ) -> Option<T> {
         let Some(text) = self.optional(name) else {
-            self.refuse(name, &format!("is required: {rule}"));
+            if !self.is_refused(name) {
+                self.refuse(name, &format!("is required: {rule}"));
+            }
             return None;
         };
         let value = read(&text);
@@ -171,6 +232,25 @@ impl Environment {
             default
         })
     }
+}
+
+/// The variable that names the file of a secret.
+fn file_variable(name: &str) -> Option<&'static str> {
+    SECRETS.iter().find(|(secret, _)| *secret == name).map(|(_, file)| *file)
+}
+
+/// The text of a file without the newline at its end, which editors and `echo` add.
+fn read_secret_file(path: &str) -> io::Result<String> {
+    // A pipe or a device could keep the start waiting for ever.
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(LARGEST_SECRET + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > LARGEST_SECRET {
+        return Err(io::Error::other("it is longer than 64 KiB"));
+    }
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 /// Whether Kubernetes makes such a variable for a service: `KAFKA_SERVICE_HOST`, `KAFKA_PORT_9092_TCP_ADDR` …

@@ -86,7 +86,8 @@ fn kafka_security(env: &Environment) -> Vec<(&'static str, Secret)> {
     let mut properties = vec![("security.protocol", Secret(protocol.to_owned()))];
     let mut add = |name, variable| {
         let value = env.optional(variable);
-        let found = value.is_some();
+        // A secret whose file cannot be read was meant to be there.
+        let found = value.is_some() || env.is_refused(variable);
         properties.extend(value.map(|value| (name, Secret(value))));
         found
     };
