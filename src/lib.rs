@@ -21,6 +21,7 @@
 //! | [`events`] | Kafka out (the relay) and in (payments) | `KafkaEventPublisher` |
 //! | [`config`] | every setting, checked at the start | |
 //! | `json` | how foreign JSON is read: objects as objects alone | |
+//! | [`kit`] | the files that `order-service kit` writes: manifests, dashboards, decisions | |
 //! | [`app`] | what starts, in what order, and how it stops | |
 //! | `dev` | the embedded stack behind `order-service dev` and the tests; not in the production image | |
 //!
@@ -84,6 +85,7 @@ pub mod dev;
 pub mod domain;
 pub mod events;
 mod json;
+pub mod kit;
 pub mod lifecycle;
 pub mod orders;
 pub mod products;

@@ -6,13 +6,14 @@ mod healthcheck;
 mod operate;
 
 use std::error::Error;
-use std::io;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use order_service::app::{App, AppError};
 use order_service::config::{self, Environment, LogConfig};
-use order_service::{store, telemetry};
+use order_service::{kit, store, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -37,6 +38,11 @@ enum Command {
     /// List or resolve stock movements of which nobody knows the outcome
     #[command(subcommand)]
     Stock(operate::StockCommand),
+    /// Write the manifests, dashboards, runbooks and decisions of this version into a new folder
+    Kit {
+        /// A folder that is not there yet, or empty
+        folder: PathBuf,
+    },
     /// Exit with 0 if the service on this machine is ready, with 1 if it is not
     Healthcheck {
         /// Ask whether it lives, not whether it is ready: for platforms that restart what is unhealthy
@@ -90,6 +96,7 @@ async fn execute(command: &Command, env: &Environment) -> Result<(), Failure> {
         Command::Migrate => migrate(env).await,
         Command::Outbox(command) => operate::outbox(command, env).await,
         Command::Stock(command) => operate::stock(command, env).await,
+        Command::Kit { folder } => write_kit(folder),
         Command::Healthcheck { live } => {
             let probe = if *live { "live" } else { "ready" };
             healthcheck::run(config::read_bind_address(env)?, probe).await
@@ -117,6 +124,16 @@ async fn migrate(env: &Environment) -> Result<(), Failure> {
     let version = store::migrate::migrate(&config::read_database(env)?).await?;
     info!(version, "the schema is current");
     Ok(())
+}
+
+fn write_kit(folder: &Path) -> Result<(), Failure> {
+    let files = kit::write(folder)?;
+    Ok(writeln!(
+        io::stdout(),
+        "{}: {files} files of version {}",
+        folder.display(),
+        env!("CARGO_PKG_VERSION")
+    )?)
 }
 
 /// The environment, and `.env` of the current folder where there is one; the environment wins.

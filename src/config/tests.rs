@@ -353,6 +353,136 @@ fn a_secret_is_neither_repeated_in_a_refusal_nor_shown() {
     assert_eq!(told(&lines.join("\n")), Vec::<String>::new());
 }
 
+/// Every secret, as it may be set, with what else it needs.
+const SECRETS: [(&str, &str); 6] = [
+    ("DATABASE_URL", "postgres://orders:database-password@other-db:5432/orders"),
+    ("GATEWAY_SECRET", "the-gateway-s-secret"),
+    ("GATEWAY_SECRET_PREVIOUS", "the-secret-of-yesterday"),
+    ("KAFKA_SASL_USERNAME", "user-of-kafka"),
+    ("KAFKA_SASL_PASSWORD", " password of kafka"),
+    ("KAFKA_SSL_KEY_PASSWORD", "password-of-the-key"),
+];
+
+/// The required settings and all secrets: by value but for those in `by_file`, which are files in `folder`.
+fn secrets(by_file: &[&str], folder: &std::path::Path, end_of_line: &str) -> Environment {
+    let needed = REQUIRED[1..].iter().chain(&[("KAFKA_SECURITY_PROTOCOL", "SASL_SSL")]);
+    let mut env = needed.fold(Environment::default(), |env, (name, value)| env.with(name, *value));
+    for (name, value) in SECRETS {
+        env = if by_file.contains(&name) {
+            let path = folder.join(name);
+            std::fs::write(&path, format!("{value}{end_of_line}")).unwrap();
+            env.with(&format!("{name}_FILE"), path.to_str().unwrap())
+        } else {
+            env.with(name, value)
+        };
+    }
+    env
+}
+
+#[test]
+fn a_secret_may_come_from_a_file_without_the_newline_at_its_end() {
+    let folder = tempfile::tempdir().unwrap();
+    for end_of_line in ["", "\n", "\r\n"] {
+        let env = secrets(&SECRETS.map(|(name, _)| name), folder.path(), end_of_line);
+        let (log, config) = read_service(&env).unwrap();
+        let kafka: Vec<_> = config.kafka.properties.iter().map(|(_, Secret(value))| value.as_str()).collect();
+        for (name, value) in &SECRETS[3..] {
+            assert!(kafka.contains(value), "{name}");
+        }
+        assert_eq!(config.database.options.get_host(), "other-db");
+        assert_eq!(format!("{:?}", config.api.gateway_secrets), "GatewaySecrets(2 hidden)");
+        assert_eq!(config.unknown, Vec::<String>::new());
+        let debug = format!("{log:?}{config:?}");
+        assert!(!SECRETS[1..].iter().any(|(_, secret)| debug.contains(secret)), "{debug}");
+    }
+}
+
+#[test]
+fn a_secret_by_value_and_by_file_is_refused_with_both_names() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, value) in SECRETS {
+        let both = secrets(&[name], folder.path(), "").variables().clone().into_iter();
+        let env = Environment::from(both.chain([(name.to_owned(), value.to_owned())]));
+        let InvalidConfig(lines) = read_service(&env).unwrap_err();
+        assert_eq!(lines, [format!("{name} must not be set together with {name}_FILE: set one of them")]);
+    }
+}
+
+#[test]
+fn a_secret_whose_file_cannot_be_used_is_refused_by_the_name_of_its_variable_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let unusable = [
+        (folder.path().join("missing"), "names a file that cannot be read"),
+        (folder.path().to_owned(), "names a file that cannot be read: it is no regular file"),
+        (file("no-utf-8", b"\xff\xfe"), "names a file that cannot be read"),
+        (
+            file("large", &vec![b'x'; 64 * 1024 + 1]),
+            "names a file that cannot be read: it is longer than 64 KiB",
+        ),
+        (file("empty", b"\n"), "names a file that is empty"),
+    ];
+    for (name, _) in SECRETS {
+        for (path, rule) in &unusable {
+            let env = secrets(&[name], folder.path(), "");
+            let env = env.with(&format!("{name}_FILE"), path.to_str().unwrap());
+            let InvalidConfig(lines) = read_service(&env).unwrap_err();
+            assert!(
+                lines.len() == 1 && lines[0].starts_with(&format!("{name}_FILE {rule}")),
+                "{name}, {rule}: {lines:?}"
+            );
+            assert!(!lines[0].contains(path.to_str().unwrap()), "{lines:?}");
+        }
+    }
+}
+
+#[test]
+fn the_environment_wins_over_the_env_file_in_whichever_form_a_secret_stands() {
+    let folder = tempfile::tempdir().unwrap();
+    let by_file = secrets(&["GATEWAY_SECRET"], folder.path(), "").variables().clone();
+    let by_value = secrets(&[], folder.path(), "").variables().clone();
+    read_service(&Environment::from(by_value.clone()).or(by_file.clone())).unwrap();
+    read_service(&Environment::from(by_file).or(by_value)).unwrap();
+}
+
+/// The lines `NAME: "value"` of a manifest.
+fn assignments_of_manifest(text: &'static str) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let assignments = text.lines().filter_map(|line| line.strip_prefix("  ")?.split_once(": "));
+    let is_name = |name: &str| name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+    assignments.filter(move |(name, _)| is_name(name)).map(|(name, value)| (name, value.trim_matches('"')))
+}
+
+#[test]
+fn the_manifests_are_settings_of_this_service_and_leave_it_the_time_to_stop() {
+    const CONFIG_MAP: &str = include_str!("../kit/kubernetes/configmap.yaml");
+    const SECRET: &str = include_str!("../kit/kubernetes/secret.yaml");
+    const DEPLOYMENT: &str = include_str!("../kit/kubernetes/deployment.yaml");
+    const MOUNTED: &str = "/run/secrets/order-service";
+    let folder = tempfile::tempdir().unwrap();
+    for (name, value) in assignments_of_manifest(SECRET) {
+        std::fs::write(folder.path().join(name), value).unwrap();
+    }
+    let mounted = folder.path().to_str().unwrap();
+    let env = assignments_of_manifest(CONFIG_MAP)
+        .fold(Environment::default(), |env, (name, value)| env.with(name, value.replace(MOUNTED, mounted)));
+
+    let (_, config) = read_service(&env).unwrap();
+
+    assert_eq!(config.unknown, Vec::<String>::new());
+    assert_eq!(config.warning(), None);
+    assert!(!config.migrate_on_start);
+    let seconds = |key: &str| {
+        let line = DEPLOYMENT.lines().find_map(|line| line.trim().strip_prefix(key)).unwrap();
+        Duration::from_secs(line.trim().parse().unwrap())
+    };
+    let stop = seconds("seconds:") + config.timing.shutdown_delay + config.timing.shutdown_timeout;
+    assert!(stop + Duration::from_secs(2) <= seconds("terminationGracePeriodSeconds:"), "{stop:?}");
+}
+
 #[test]
 fn an_address_that_others_reach_is_warned_of_unless_there_is_a_secret() {
     let secret = ("GATEWAY_SECRET", "the-gateway-s-secret");

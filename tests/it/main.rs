@@ -30,6 +30,7 @@ mod embedded_kafka;
 mod history;
 mod idempotency_keys;
 mod kafka_outage;
+mod kit;
 mod list_orders;
 mod logs;
 mod map;

@@ -1,0 +1,126 @@
+//! What operators and consumers of this very version need beside the binary: manifests, dashboards, rules, runbooks,
+//! decisions. The files lie in `src/kit` and are part of the binary; `order-service kit FOLDER` writes them.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+/// Lists files of `src/kit`, each with its text.
+macro_rules! files {
+    ($($name:literal),* $(,)?) => {
+        [$(($name, include_str!(concat!("kit/", $name)))),*]
+    };
+}
+
+/// Every file by its place in the folder. A test holds the list to what lies in `src/kit`.
+const FILES: &[(&str, &str)] = &files![
+    "grafana/provisioning/dashboards/order-service.yml",
+    "grafana/provisioning/datasources/prometheus.yml",
+    "kubernetes/configmap.yaml",
+    "kubernetes/deployment.yaml",
+    "kubernetes/horizontalpodautoscaler.yaml",
+    "kubernetes/kustomization.yaml",
+    "kubernetes/migrate.yaml",
+    "kubernetes/networkpolicy.yaml",
+    "kubernetes/poddisruptionbudget.yaml",
+    "kubernetes/secret.yaml",
+    "kubernetes/service.yaml",
+    "kubernetes/servicemonitor.yaml",
+    "otel/collector.yml",
+    "prometheus/prometheus.yml",
+];
+
+/// Why the files were not written.
+#[derive(Debug, Error)]
+pub enum KitError {
+    /// Something is there, and might be lost.
+    #[error("{} is not empty: name a new folder, or an empty one", .0.display())]
+    NotEmpty(PathBuf),
+    /// The folder or a file cannot be made.
+    #[error("{} cannot be written", .0.display())]
+    Write(PathBuf, #[source] io::Error),
+}
+
+/// Writes all files into a folder that is new or empty; returns how many. Nothing is ever overwritten.
+pub fn write(folder: &Path) -> Result<usize, KitError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |error| KitError::Write(path, error)
+    };
+    fs::create_dir_all(folder).map_err(failed(folder))?;
+    if fs::read_dir(folder).map_err(failed(folder))?.next().is_some() {
+        return Err(KitError::NotEmpty(folder.to_owned()));
+    }
+    for (name, text) in FILES {
+        let path = folder.join(name);
+        let write = || {
+            path.parent().map_or(Ok(()), fs::create_dir_all)?;
+            File::create_new(&path)?.write_all(text.as_bytes())
+        };
+        write().map_err(failed(&path))?;
+    }
+    Ok(FILES.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// The files below a folder, by their place in it.
+    fn below(folder: &Path) -> BTreeMap<String, String> {
+        let mut found = BTreeMap::new();
+        let mut folders = vec![folder.to_owned()];
+        while let Some(next) = folders.pop() {
+            for entry in fs::read_dir(next).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else {
+                    let name = path.strip_prefix(folder).unwrap().to_str().unwrap().to_owned();
+                    found.insert(name, fs::read_to_string(path).unwrap());
+                }
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn the_kit_is_what_lies_in_its_folder_of_the_source() {
+        let written = tempfile::tempdir().unwrap();
+        let folder = written.path().join("new/kit");
+
+        assert_eq!(write(&folder).unwrap(), FILES.len());
+
+        let source = below(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kit"));
+        let names = |files: &BTreeMap<String, String>| files.keys().cloned().collect::<Vec<_>>();
+        assert_eq!(names(&below(&folder)), names(&source), "add or remove it in FILES of src/kit.rs");
+        assert!(below(&folder) == source, "a file differs");
+    }
+
+    #[test]
+    fn a_folder_that_is_not_empty_stays_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("mine"), "text").unwrap();
+
+        let refused = write(folder.path()).unwrap_err();
+
+        assert!(matches!(refused, KitError::NotEmpty(_)), "{refused}");
+        assert_eq!(below(folder.path()), BTreeMap::from([("mine".to_owned(), "text".to_owned())]));
+        let file = folder.path().join("mine");
+        let refused = write(&file).unwrap_err();
+        assert!(matches!(refused, KitError::Write(..)), "{refused}");
+    }
+
+    #[test]
+    fn the_manifests_name_this_version() {
+        let version = env!("CARGO_PKG_VERSION");
+        let text = |name: &str| FILES.iter().find(|(file, _)| *file == name).unwrap().1;
+        assert!(text("kubernetes/kustomization.yaml").contains(&format!("newTag: {version}\n")));
+        let job = format!("name: order-service-migrate-{}\n", version.replace('.', "-"));
+        assert!(text("kubernetes/migrate.yaml").contains(&job));
+    }
+}
