@@ -21,6 +21,7 @@ mod confirm_faults;
 mod confirm_order;
 mod confirm_outage;
 mod confirm_races;
+mod consumers;
 mod contract_errors;
 mod database_outage;
 mod description;
