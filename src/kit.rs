@@ -1,11 +1,13 @@
-//! What operators and consumers of this very version need beside the binary: manifests, dashboards, rules, runbooks,
-//! decisions. The files lie in `src/kit` and are part of the binary; `order-service kit FOLDER` writes them.
+//! What operators and consumers of this very version need beside the binary: the `OpenAPI` document, manifests,
+//! dashboards, decisions. `order-service kit FOLDER` writes them. The files lie in `src/kit` and are part of the binary.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
+
+use crate::api;
 
 /// Lists files of `src/kit`, each with its text.
 macro_rules! files {
@@ -16,6 +18,16 @@ macro_rules! files {
 
 /// Every file by its place in the folder. A test holds the list to what lies in `src/kit`.
 const FILES: &[(&str, &str)] = &files![
+    "decisions/0001-publish-through-an-outbox.md",
+    "decisions/0002-lease-buckets-of-orders.md",
+    "decisions/0003-begin-each-read-behind-what-was-relayed.md",
+    "decisions/0004-share-commits.md",
+    "decisions/0005-write-the-idempotency-key-with-its-order.md",
+    "decisions/0006-take-stock-by-jobs-in-the-database.md",
+    "decisions/0007-store-the-offset-after-the-work-and-park-what-cannot-be-applied.md",
+    "decisions/0008-believe-the-gateways-headers.md",
+    "decisions/0009-plans-do-not-depend-on-statistics.md",
+    "decisions/0010-test-on-real-parts.md",
     "grafana/provisioning/dashboards/order-service.yml",
     "grafana/provisioning/datasources/prometheus.yml",
     "kubernetes/configmap.yaml",
@@ -32,6 +44,9 @@ const FILES: &[(&str, &str)] = &files![
     "prometheus/prometheus.yml",
 ];
 
+/// The place of the document that describes the HTTP API.
+const OPENAPI: &str = "openapi.json";
+
 /// Why the files were not written.
 #[derive(Debug, Error)]
 pub enum KitError {
@@ -41,6 +56,9 @@ pub enum KitError {
     /// The folder or a file cannot be made.
     #[error("{} cannot be written", .0.display())]
     Write(PathBuf, #[source] io::Error),
+    /// A document cannot be rendered: a bug.
+    #[error("the OpenAPI document cannot be rendered")]
+    Render(#[from] serde_json::Error),
 }
 
 /// Writes all files into a folder that is new or empty; returns how many. Nothing is ever overwritten.
@@ -49,19 +67,23 @@ pub fn write(folder: &Path) -> Result<usize, KitError> {
         let path = path.to_owned();
         move |error| KitError::Write(path, error)
     };
+    let openapi = api::openapi().to_pretty_json()?;
     fs::create_dir_all(folder).map_err(failed(folder))?;
     if fs::read_dir(folder).map_err(failed(folder))?.next().is_some() {
         return Err(KitError::NotEmpty(folder.to_owned()));
     }
-    for (name, text) in FILES {
+    let files = FILES.iter().copied().chain([(OPENAPI, openapi.as_str())]);
+    let mut written = 0;
+    for (name, text) in files {
         let path = folder.join(name);
         let write = || {
             path.parent().map_or(Ok(()), fs::create_dir_all)?;
             File::create_new(&path)?.write_all(text.as_bytes())
         };
         write().map_err(failed(&path))?;
+        written += 1;
     }
-    Ok(FILES.len())
+    Ok(written)
 }
 
 #[cfg(test)]
@@ -93,9 +115,10 @@ mod tests {
         let written = tempfile::tempdir().unwrap();
         let folder = written.path().join("new/kit");
 
-        assert_eq!(write(&folder).unwrap(), FILES.len());
+        assert_eq!(write(&folder).unwrap(), FILES.len() + 1);
 
-        let source = below(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kit"));
+        let mut source = below(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kit"));
+        source.insert(OPENAPI.to_owned(), api::openapi().to_pretty_json().unwrap());
         let names = |files: &BTreeMap<String, String>| files.keys().cloned().collect::<Vec<_>>();
         assert_eq!(names(&below(&folder)), names(&source), "add or remove it in FILES of src/kit.rs");
         assert!(below(&folder) == source, "a file differs");

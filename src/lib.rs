@@ -21,7 +21,7 @@
 //! | [`events`] | Kafka out (the relay) and in (payments) | `KafkaEventPublisher` |
 //! | [`config`] | every setting, checked at the start | |
 //! | `json` | how foreign JSON is read: objects as objects alone | |
-//! | [`kit`] | the files that `order-service kit` writes: manifests, dashboards, decisions | |
+//! | [`kit`] | the files that `order-service kit` writes: manifests, dashboards, and the decisions behind all this (`kit/decisions`) | |
 //! | [`app`] | what starts, in what order, and how it stops | |
 //! | `dev` | the embedded stack behind `order-service dev` and the tests; not in the production image | |
 //!
