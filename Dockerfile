@@ -23,6 +23,12 @@ COPY migrations migrations
 COPY src src
 RUN cargo build --release --locked --no-default-features
 
+# What is in the binary: every crate with version, licence and checksum, as a CycloneDX document.
+FROM dependencies AS sbom
+RUN cargo install --locked cargo-cyclonedx@0.5.9
+COPY src src
+RUN cargo cyclonedx --format json --spec-version 1.5 --no-default-features --override-filename order-service.cdx
+
 # The embedded stack is compiled in here, and nowhere else.
 FROM dependencies AS build-demo
 COPY migrations migrations
@@ -47,6 +53,7 @@ CMD ["demo-products"]
 
 FROM runtime AS order-service
 COPY --from=build /build/target/release/order-service /usr/local/bin/order-service
+COPY --from=sbom /build/order-service.cdx.json /usr/share/doc/order-service/sbom.cdx.json
 ENV BIND_ADDRESS=0.0.0.0:8080
 EXPOSE 8080
 CMD ["serve"]
