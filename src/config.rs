@@ -261,7 +261,7 @@ fn orders(env: &Environment, longest_commit: Duration) -> OrderSettings {
         confirmation: ConfirmSettings {
             max_requests: env.number("MAX_CONCURRENT_CONFIRMATIONS", 256, 1..=100_000),
             wait: env.millis("STOCK_WAIT_MS", 8 * SECOND, 0..=MINUTE),
-            concurrency: env.number("STOCK_CONCURRENCY", 8, 1..=100),
+            concurrency: env.number("STOCK_CONCURRENCY", 64, 1..=1000),
             poll_interval: env.millis("STOCK_POLL_INTERVAL_MS", SECOND, 10..=MINUTE),
         },
     }

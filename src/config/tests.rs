@@ -149,7 +149,7 @@ fn every_number_has_its_bounds() {
         ("HOUSEKEEPING_INTERVAL_MS", 10, 3_600_000),
         ("PRODUCT_STOCK_TIMEOUT_MS", 10, 60_000),
         ("STOCK_WAIT_MS", 0, 60_000),
-        ("STOCK_CONCURRENCY", 1, 100),
+        ("STOCK_CONCURRENCY", 1, 1000),
         ("STOCK_POLL_INTERVAL_MS", 10, 60_000),
         ("STOCK_LEASE_MS", 100, 600_000),
         ("STOCK_DEADLINE_MS", 100, 86_400_000),

@@ -50,6 +50,8 @@ pub struct Changes {
 pub enum JobWrite {
     /// It is new.
     Insert,
+    /// It was claimed: it is its holder's until the lease ends.
+    Claim,
     /// It changed; who holds it goes on holding it.
     Keep,
     /// It changed, and its holder is done with it for now.
@@ -127,24 +129,40 @@ impl OrderAggregate {
         Confirmation::Started(attempt)
     }
 
-    /// The calls that the job needs now, for its holder; they are written down before they are made.
-    pub fn next_stock_calls(&mut self, holder: Uuid, rules: CallRules) -> Vec<StockCall> {
-        let is_new = self.changes.job == Some(JobWrite::Insert);
-        let Some(job) = &mut self.job else { return Vec::new() };
-        if is_new {
-            job.holder = Some(holder).filter(|_| !job.waits);
-        } else if job.holder != Some(holder) || job.parked.is_some() {
-            return Vec::new();
-        }
-        if job.waits {
-            self.changes.job.get_or_insert(JobWrite::Release);
-            return Vec::new();
+    /// The first calls of a job that is new, for its holder; they are written down with it. None where it waits.
+    pub fn first_stock_calls(&mut self, holder: Uuid, rules: CallRules) -> Vec<StockCall> {
+        let Some(job) = self.job.as_mut().filter(|job| !job.waits) else { return Vec::new() };
+        job.holder = Some(holder);
+        job.next_calls(rules)
+    }
+
+    /// Claims the job for `holder`, with the calls that it needs now; they are written down before they are made.
+    /// Where it needs none, nobody holds it: it waits, or is parked, or comes to its conclusion here. A job that
+    /// contradicts its order is held, so that it is out of the way for as long as a lease lasts.
+    pub fn claim_stock_job(
+        &mut self,
+        holder: Uuid,
+        rules: CallRules,
+    ) -> Result<Vec<StockCall>, InvalidTransition> {
+        let Some(job) = &mut self.job else { return Ok(Vec::new()) };
+        self.changes.job = Some(JobWrite::Release);
+        if job.waits || job.parked.is_some() {
+            return Ok(Vec::new());
         }
         let calls = job.next_calls(rules);
-        if !is_new {
-            self.changes.job = Some(if calls.is_empty() { JobWrite::Release } else { JobWrite::Keep });
+        if !calls.is_empty() {
+            job.holder = Some(holder);
+            self.changes.job = Some(JobWrite::Claim);
+        } else if job.parked.is_none() {
+            let before = self.clone();
+            if let Err(error) = self.conclude_stock(JobWrite::Release, false) {
+                *self = before;
+                self.job.iter_mut().for_each(|job| job.holder = Some(holder));
+                self.changes.job = Some(JobWrite::Claim);
+                return Err(error);
+            }
         }
-        calls
+        Ok(calls)
     }
 
     /// Cancels the order; what was taken of its stock, or may have been, is going to be given back.
@@ -186,6 +204,11 @@ impl OrderAggregate {
         let is_owner = job.holder == Some(holder);
         let write = if is_owner { JobWrite::Release } else { JobWrite::Keep };
         let progress = outcomes.iter().any(|(_, outcome)| *outcome == CallOutcome::Done);
+        self.conclude_stock(write, progress)
+    }
+
+    fn conclude_stock(&mut self, write: JobWrite, progress: bool) -> Result<Verdict, InvalidTransition> {
+        let Some(job) = &mut self.job else { return Ok(Verdict::Unfinished) };
         job.failures = if progress { 0 } else { job.failures.saturating_add(1) };
         let (verdict, trace) = (job.verdict(), job.trace.clone());
         match verdict {

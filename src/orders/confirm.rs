@@ -19,7 +19,7 @@ use crate::domain::order::InvalidTransition;
 use crate::domain::stock::{CallOutcome, CallRules, JobState, StockCall, StockJob, Verdict};
 use crate::domain::{Actor, Order, OrderAggregate, OrderId, Status, TraceParent, time};
 use crate::store::StoreError;
-use crate::store::stock_queue::{ClaimedJob, TakeUp};
+use crate::store::stock_queue::{DueJob, TakeUp};
 use crate::telemetry::chain;
 
 /// How stock work is done.
@@ -29,7 +29,7 @@ pub struct ConfirmSettings {
     pub max_requests: usize,
     /// How long an admin's request waits for the outcome.
     pub wait: Duration,
-    /// How many calls of one job, and how many jobs, run at once.
+    /// How many stock calls the worker has under way at once.
     pub concurrency: usize,
     /// How long the worker waits before it looks again when nothing woke it.
     pub poll_interval: Duration,
@@ -39,13 +39,45 @@ pub struct ConfirmSettings {
 /// where keys are not honoured, a person has to look.
 const SETTLE_ATTEMPTS: u32 = 5;
 
-/// What a step of a job brought.
+/// How many calls of one job run at once. An order of more lines takes several steps, so that each ends well
+/// within its lease.
+const CALLS_OF_A_STEP: usize = 8;
+
+/// A step of a job: its calls, which are written down.
 #[derive(Debug)]
-struct Step {
+pub(super) struct Step {
+    order: OrderId,
+    attempt: i16,
+    holder: Uuid,
+    pub(super) calls: Vec<StockCall>,
+    trace: TraceParent,
+}
+
+/// What a step brought.
+#[derive(Debug)]
+pub(super) struct Stepped {
     /// Whether any of its calls was answered; nothing where none was made.
-    answered: Option<bool>,
+    pub(super) answered: Option<bool>,
     /// The order, where the step confirmed it.
     confirmed: Option<Order>,
+}
+
+/// Steps that were claimed together.
+#[derive(Debug, Default)]
+pub(super) struct Claimed {
+    pub(super) steps: Vec<Step>,
+    /// Whether more jobs may be due.
+    pub(super) more: bool,
+}
+
+/// What claiming a job came to.
+enum Decided {
+    Calls(Step),
+    /// It has no calls now: it waits, or has come to its end.
+    NoCalls,
+    /// It waits for a person, for this reason.
+    Parked(String),
+    Contradiction(InvalidTransition),
 }
 
 impl OrderService {
@@ -89,7 +121,7 @@ impl OrderService {
         change: ChangeStatus,
         trace: TraceParent,
         permit: OwnedSemaphorePermit,
-    ) -> Result<(Order, Confirmation, Option<JoinHandle<Step>>), ChangeStatusError> {
+    ) -> Result<(Order, Confirmation, Option<JoinHandle<Stepped>>), ChangeStatusError> {
         let ChangeStatus { id, reason, only_if, .. } = change;
         let (holder, rules) = (Uuid::new_v4(), self.call_rules());
         let asked_in = trace.clone();
@@ -97,7 +129,7 @@ impl OrderService {
             only_if.check(&aggregate.order)?;
             let confirmation = aggregate.confirm(actor.clone(), reason.clone(), &asked_in)?;
             let started = matches!(confirmation, Confirmation::Started(_));
-            let calls = if started { aggregate.next_stock_calls(holder, rules) } else { Vec::new() };
+            let calls = if started { aggregate.first_stock_calls(holder, rules) } else { Vec::new() };
             Ok::<_, ChangeStatusError>((confirmation, calls))
         };
         let intended = self.store.update_order(id, None, decide).await?;
@@ -105,11 +137,11 @@ impl OrderService {
         let first_calls = match confirmation {
             // A job that waits for an earlier attempt has no calls yet.
             Confirmation::Started(attempt) if !calls.is_empty() => {
-                let service = self.clone();
+                let (service, step) = (self.clone(), Step { order: id, attempt, holder, calls, trace });
                 Some(self.tasks.spawn(async move {
-                    let step = service.make_calls(id, attempt, holder, calls, &trace).await;
+                    let stepped = service.take_step(step, ()).await;
                     drop(permit);
-                    step
+                    stepped
                 }))
             }
             Confirmation::Started(_) | Confirmation::Running(_) | Confirmation::Already => None,
@@ -170,7 +202,7 @@ impl OrderService {
             key_is_honoured: settings.key_is_honoured,
             key_ttl: settings.key_ttl,
             refusal_retries: settings.refusal_retries,
-            at_once: self.confirmation.concurrency,
+            at_once: CALLS_OF_A_STEP.min(self.confirmation.concurrency),
             now: time::now(),
         }
     }
@@ -180,66 +212,92 @@ impl OrderService {
         Ok(order.for_service())
     }
 
-    /// Takes up at most `limit` stock jobs that are due, whoever started them.
-    pub(super) async fn take_up_stock_jobs(
+    /// Claims stock jobs that are due, whoever started them, as long as there is `room` for their calls: the calls of
+    /// the last one may go beyond it. The calls are written down with the claim.
+    pub(super) async fn claim_steps(
         &self,
-        limit: usize,
+        jobs: usize,
+        mut room: usize,
         first: TakeUp,
-    ) -> Result<Vec<ClaimedJob>, StoreError> {
-        self.store.claim_stock_jobs(Uuid::new_v4(), i64::try_from(limit).unwrap_or(i64::MAX), first).await
+    ) -> Result<Claimed, StoreError> {
+        let (holder, rules) = (Uuid::new_v4(), self.call_rules());
+        let decide = move |aggregate: &mut OrderAggregate| {
+            if room == 0 {
+                return None;
+            }
+            let decided = decide_step(aggregate, holder, rules);
+            if let Decided::Calls(step) = &decided {
+                room = room.saturating_sub(step.calls.len());
+            }
+            Some(decided)
+        };
+        let limit = i64::try_from(jobs).unwrap_or(i64::MAX);
+        let claimed = self.store.claim_stock_jobs(limit, first, decide).await?;
+        let steps = claimed.jobs.into_iter().filter_map(|(job, decided)| self.begun(&job, decided));
+        Ok(Claimed { steps: steps.collect(), more: claimed.more })
     }
 
-    /// One step of a job: writes down the next calls, makes them, writes down what they brought.
-    ///
-    /// Says whether any of them was answered; nothing where none was made.
-    pub(super) async fn step(self, job: ClaimedJob) -> Option<bool> {
-        let ClaimedJob { order_id: id, attempt, holder, overdue, failures } = job;
+    /// Claims one job by itself. A job that cannot be read is out of the way then for as long as a lease lasts.
+    pub(super) async fn claim_one_step(&self) -> Result<Claimed, StoreError> {
+        let (holder, rules) = (Uuid::new_v4(), self.call_rules());
+        let Some(job) = self.store.claim_stock_job_unread(holder).await? else {
+            return Ok(Claimed::default());
+        };
+        let decide = move |aggregate: &mut OrderAggregate| {
+            let is_held = aggregate.job.as_ref().is_some_and(|job| job.holder == Some(holder));
+            Ok::<_, Infallible>(is_held.then(|| decide_step(aggregate, holder, rules)))
+        };
+        let decided = self.store.update_order(job.order_id, Some(job.attempt), decide).await;
+        let steps = match decided {
+            Ok(Some(Ok((_, Some(decided))))) => self.begun(&job, decided).into_iter().collect(),
+            Ok(_) => Vec::new(),
+            Err(error) => {
+                let (order, attempt) = (job.order_id, job.attempt);
+                warn!(%order, attempt, error = chain(&error), "a stock job could not be read; it stays due");
+                Vec::new()
+            }
+        };
+        Ok(Claimed { steps, more: true })
+    }
+
+    /// The step of a job that was claimed, if it has one; the log has what a person has to know.
+    fn begun(&self, job: &DueJob, decided: Decided) -> Option<Step> {
+        let DueJob { order_id: id, attempt, overdue, failures } = *job;
         if overdue && let Some(held_back) = self.overdue.held_back() {
             error!(order = %id, attempt, failures, held_back, "stock work is past its deadline; it goes on");
         }
-        let rules = self.call_rules();
-        let decide = move |aggregate: &mut OrderAggregate| {
-            let calls = aggregate.next_stock_calls(holder, rules);
-            let job = aggregate.job.as_ref();
-            // One that waits has been written as such; there is nothing to make and nothing to conclude.
-            let trace = job.filter(|job| !job.waits).map(|job| job.trace.clone());
-            Ok::<_, Infallible>((calls, trace, job.and_then(|job| job.parked.clone())))
-        };
-        match self.store.update_order(id, Some(attempt), decide).await {
-            Ok(Some(Ok((_, (calls, Some(trace), None))))) => {
-                return self.make_calls(id, attempt, holder, calls, &trace).await.answered;
-            }
-            Ok(Some(Ok((_, (_, _, Some(parked)))))) => {
+        match decided {
+            Decided::Calls(step) => return Some(step),
+            // It may have come to its end, or have turned round.
+            Decided::NoCalls => self.stock_changed(id),
+            Decided::Parked(parked) => {
+                self.outcomes.changed(id);
                 error!(order = %id, attempt, parked, "stock work waits for a person");
             }
-            Ok(_) => {}
-            Err(error) => warn!(error = chain(&error), "stock work could not be taken up; it stays due"),
+            Decided::Contradiction(error) => {
+                error!(order = %id, attempt, %error, "stock work contradicts its order");
+            }
         }
         None
     }
 
-    /// Makes the calls that were written down, with nothing held, and writes down what they brought.
-    async fn make_calls(
-        &self,
-        id: OrderId,
-        attempt: i16,
-        holder: Uuid,
-        calls: Vec<StockCall>,
-        trace: &TraceParent,
-    ) -> Step {
+    /// Makes the calls that were written down, with nothing held but `slots`, and writes down what they brought.
+    pub(super) async fn take_step<S>(&self, step: Step, slots: S) -> Stepped {
+        let Step { order: id, attempt, holder, calls, trace } = step;
         let outcomes: Vec<_> = futures_util::stream::iter(calls)
             .map(async |call| {
-                let outcome = self.products.move_stock(&call, trace).await;
+                let outcome = self.products.move_stock(&call, &trace).await;
                 (call, outcome)
             })
-            .buffer_unordered(self.confirmation.concurrency)
+            .buffer_unordered(CALLS_OF_A_STEP)
             .collect()
             .await;
+        drop(slots);
         let is_answer = |(_, outcome): &_| matches!(outcome, CallOutcome::Done | CallOutcome::Refused(_));
         let answered = (!outcomes.is_empty()).then(|| outcomes.iter().any(is_answer));
         let confirmed = self.write_outcomes(id, attempt, holder, outcomes.into()).await;
-        self.stock_changed(id);
-        Step { answered, confirmed }
+        self.outcomes.changed(id);
+        Stepped { answered, confirmed }
     }
 
     /// Writes down what calls brought. The order, where that confirms it.
@@ -255,7 +313,12 @@ impl OrderService {
             let settle = move |aggregate: &mut OrderAggregate| aggregate.settle_stock(&brought, holder);
             match self.store.update_order(id, Some(attempt), settle).await {
                 Ok(Some(Ok((order, Verdict::AllTaken)))) => return Some(order),
-                Ok(Some(Ok(_)) | None) => return None,
+                Ok(Some(Ok(_))) => {
+                    // There may be calls left to make, or a later attempt that waited for this one.
+                    self.stock_wanted.notify_one();
+                    return None;
+                }
+                Ok(None) => return None,
                 Ok(Some(Err(error))) => {
                     error!(order = %id, attempt, %error, "stock work contradicts its order");
                     return None;
@@ -267,5 +330,21 @@ impl OrderService {
             }
         }
         None
+    }
+}
+
+fn decide_step(aggregate: &mut OrderAggregate, holder: Uuid, rules: CallRules) -> Decided {
+    let calls = match aggregate.claim_stock_job(holder, rules) {
+        Ok(calls) => calls,
+        Err(error) => return Decided::Contradiction(error),
+    };
+    let Some(job) = &aggregate.job else { return Decided::NoCalls };
+    match &job.parked {
+        Some(parked) => Decided::Parked(parked.clone()),
+        None if calls.is_empty() => Decided::NoCalls,
+        None => {
+            let (order, attempt, trace) = (job.order, job.attempt, job.trace.clone());
+            Decided::Calls(Step { order, attempt, holder, calls, trace })
+        }
     }
 }

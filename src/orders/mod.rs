@@ -15,6 +15,7 @@ mod outcomes;
 mod pay;
 mod place;
 mod rest;
+mod stock_worker;
 mod unpaid;
 mod workers;
 

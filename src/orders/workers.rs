@@ -1,20 +1,16 @@
-//! What any replica does in the background, beside relaying: stock work, old keys, old orders. Unpaid orders
-//! are in `events/payments/unpaid.rs`, because Kafka is asked before one is cancelled.
+//! What any replica does in the background, beside relaying and stock work (`stock_worker`): old keys, old orders.
+//! Unpaid orders are in `events/payments/unpaid.rs`, because Kafka is asked before one is cancelled.
 
-use std::panic::resume_unwind;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::task::{JoinError, JoinSet};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::OrderService;
-use super::rest::Rest;
 use crate::domain::Status;
 use crate::store::StoreError;
 use crate::store::retention::RetentionCursor;
-use crate::store::stock_queue::TakeUp;
 use crate::telemetry::chain;
 
 /// When and how often things are tidied up.
@@ -38,49 +34,6 @@ const RETENTION_BATCHES: u32 = 10;
 const FINISHED: [Status; 2] = [Status::Confirmed, Status::Cancelled];
 
 impl OrderService {
-    /// Does stock work until `stop`, then finishes the jobs that it has taken up. A job that waits for a slow
-    /// product holds up no other, as long as fewer than `concurrency` do. While the Product Service is away
-    /// the worker rests.
-    pub async fn run_stock_worker(self, stop: CancellationToken) {
-        // Tasks, because a step that nobody polls would keep the connection that the next look waits for.
-        let mut steps = JoinSet::new();
-        let mut rest = Rest::new(self.confirmation.concurrency, self.confirmation.poll_interval);
-        let mut claim_failed = false;
-        while !stop.is_cancelled() {
-            let room = self.confirmation.concurrency.saturating_sub(steps.len());
-            let allowed = rest.allows(room, Instant::now());
-            let (jobs, first) = match (claim_failed, rest.is_on()) {
-                // The cheapest claim there is.
-                (true, _) => (allowed.min(1), TakeUp::Oldest),
-                (false, true) => (allowed, TakeUp::Newest),
-                (false, false) => (allowed, TakeUp::Oldest),
-            };
-            let claimed = if jobs == 0 { Ok(Vec::new()) } else { self.take_up_stock_jobs(jobs, first).await };
-            match claimed {
-                Ok(claimed) => {
-                    claim_failed &= jobs == 0;
-                    for job in claimed {
-                        steps.spawn(self.clone().step(job));
-                    }
-                }
-                Err(error) => {
-                    warn!(error = chain(&error), "stock jobs could not be claimed; one is tried next");
-                    claim_failed = true;
-                    rest.end();
-                }
-            }
-            tokio::select! {
-                Some(ended) = steps.join_next() => rest.note(finished(ended)),
-                () = self.stock_wanted.notified(), if room > 0 && !rest.is_on() => {}
-                () = sleep(self.confirmation.poll_interval) => {}
-                () = stop.cancelled() => {}
-            }
-        }
-        while let Some(ended) = steps.join_next().await {
-            finished(ended);
-        }
-    }
-
     /// Forgets old keys and old orders, now and then, until `stop`.
     pub async fn run_housekeeping(self, settings: HousekeepingSettings, stop: CancellationToken) {
         let mut cursors = [RetentionCursor::default(); FINISHED.len()];
@@ -136,9 +89,4 @@ impl OrderService {
         }
         Ok(())
     }
-}
-
-/// A panic is a bug: it ends the worker, and with it the process, whose jobs others take up.
-fn finished<T>(ended: Result<Option<T>, JoinError>) -> Option<T> {
-    ended.unwrap_or_else(|error| if error.is_panic() { resume_unwind(error.into_panic()) } else { None })
 }

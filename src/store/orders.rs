@@ -57,7 +57,7 @@ with
     ),
     changed as (
         update orders set status = change.status, version = change.version, changed_at = change.changed_at
-        from change where orders.id = change.order_id
+        from change where orders.id = any ($1) and orders.id = change.order_id
     ),
     history as (
         insert into order_history

@@ -23,11 +23,13 @@ pub struct StockTimes {
     pub deadline: Duration,
 }
 
-/// The wanted jobs in the sequence of their numbers: that attempt, else the latest of the order.
+/// The wanted jobs in the sequence of their numbers: that attempt, else the latest of the order. Each part is a
+/// look-up by the order's id, whatever the statistics say; the lines come in sequence from their index.
 const LOAD: &str = "
 select wanted.order_id, job.attempt, job.state, job.paid, job.actor_role, job.actor_id, job.reason, job.traceparent,
        job.parked, job.failures, job.refusals, job.lease_token, lines.numbers, lines.products, lines.quantities,
-       lines.states, lines.errors, lines.sent, payment.amount,
+       lines.states, lines.errors, lines.sent,
+       (select amount from payments where order_id = wanted.order_id) as amount,
        exists (
            select from stock_jobs earlier
            where earlier.order_id = wanted.order_id and earlier.attempt < job.attempt
@@ -40,17 +42,15 @@ left join lateral (
     order by attempt desc limit 1
 ) job on true
 left join lateral (
-    select array_agg(line_number order by line_number) as numbers,
-           array_agg(product_id order by line_number) as products,
-           array_agg(quantity order by line_number) as quantities,
-           array_agg(state order by line_number) as states,
-           array_agg(last_error order by line_number) as errors,
-           array_agg(coalesce(sent_at, case when state in ('TAKING', 'RETURNING') then job.created_at end)
-                     order by line_number) as sent
-    from stock_lines
-    where order_id = wanted.order_id and attempt = job.attempt
+    select array_agg(line_number) as numbers, array_agg(product_id) as products, array_agg(quantity) as quantities,
+           array_agg(state) as states, array_agg(last_error) as errors,
+           array_agg(coalesce(sent_at, case when state in ('TAKING', 'RETURNING') then job.created_at end)) as sent
+    from (
+        select * from stock_lines
+        where order_id = wanted.order_id and attempt = job.attempt
+        order by line_number
+    ) line
 ) lines on true
-left join payments payment on payment.order_id = wanted.order_id
 order by wanted.number
 ";
 
@@ -74,40 +74,51 @@ select * from unnest($16::uuid[], $17::smallint[], $18::smallint[], $19::text[],
 ";
 
 /// A job that turns round gets a deadline of its own. The lease is given up by its holder alone: between reading
-/// the job and this, another replica may have claimed it. What has not changed is not written.
+/// the job and this, another replica may have claimed it. What has not changed is not written. `any` bounds what
+/// is read to the jobs of these orders, whatever plan the statistics lead to.
 const UPDATE: &str = "
 with jobs as (
     update stock_jobs as job
     set state = new.state, paid = new.paid, parked = new.parked, failures = new.failures, refusals = new.refusals,
-        deadline = case when new.state = 'RETURNING' and job.state <> 'RETURNING' then now() + $11
+        deadline = case when new.state = 'RETURNING' and job.state <> 'RETURNING' then now() + $12
                    else job.deadline end,
-        next_attempt_at = case when new.release and job.lease_token is not distinct from new.holder
-                          then now() + new.pause else job.next_attempt_at end,
-        leased_until = case when new.release and job.lease_token is not distinct from new.holder
-                       then '-infinity' else job.leased_until end
+        lease_token = case when new.claim then new.holder else job.lease_token end,
+        next_attempt_at = case when new.claim then now() + $13
+                          when new.release and job.lease_token is not distinct from new.holder then now() + new.pause
+                          else job.next_attempt_at end,
+        leased_until = case when new.claim then now() + $13
+                       when new.release and job.lease_token is not distinct from new.holder then '-infinity'
+                       else job.leased_until end
     from unnest($1::uuid[], $2::smallint[], $3::text[], $4::boolean[], $5::text[], $6::integer[], $7::integer[],
-                $8::interval[], $9::uuid[], $10::boolean[])
-         as new (order_id, attempt, state, paid, parked, failures, refusals, pause, holder, release)
-    where job.order_id = new.order_id and job.attempt = new.attempt
-      and (new.release or (job.state, job.paid, job.parked, job.failures, job.refusals)
+                $8::interval[], $9::uuid[], $10::boolean[], $11::boolean[])
+         as new (order_id, attempt, state, paid, parked, failures, refusals, pause, holder, claim, release)
+    where job.order_id = any ($1) and job.order_id = new.order_id and job.attempt = new.attempt
+      and (new.claim or new.release or (job.state, job.paid, job.parked, job.failures, job.refusals)
            is distinct from (new.state, new.paid, new.parked, new.failures, new.refusals))
 )
 update stock_lines as line
 set state = new.state, last_error = new.error, sent_at = new.sent_at
-from unnest($12::uuid[], $13::smallint[], $14::smallint[], $15::text[], $16::text[], $17::timestamptz[])
+from unnest($14::uuid[], $15::smallint[], $16::smallint[], $17::text[], $18::text[], $19::timestamptz[])
      as new (order_id, attempt, number, state, error, sent_at)
-where line.order_id = new.order_id and line.attempt = new.attempt and line.line_number = new.number
+where line.order_id = any ($1)
+  and line.order_id = new.order_id and line.attempt = new.attempt and line.line_number = new.number
   and (line.state, line.last_error, line.sent_at) is distinct from (new.state, new.error, new.sent_at)
 ";
 
-/// Makes the attempts due that waited for these. Those that somebody holds are at work already.
+/// Makes the attempts due that waited for these. Those that somebody holds are at work already. So are those that
+/// a claim has locked at this moment: they are due, and whoever claims them has to lock their order first, which
+/// is locked here. Waiting for them could end in a deadlock.
 const WAKE_LATER_ATTEMPTS: &str = "
-update stock_jobs as later
-set next_attempt_at = now()
-from unnest($1::uuid[], $2::smallint[]) as ended (order_id, attempt)
-where later.order_id = ended.order_id and later.attempt > ended.attempt
-  and later.state in ('TAKING', 'RETURNING') and later.parked is null
-  and later.leased_until < now() and later.next_attempt_at > now()
+update stock_jobs set next_attempt_at = now()
+where ctid = any (array(
+    select later.ctid
+    from unnest($1::uuid[], $2::smallint[]) as ended (order_id, attempt)
+    join stock_jobs later on later.order_id = ended.order_id and later.attempt > ended.attempt
+    where later.order_id = any ($1)
+      and later.state in ('TAKING', 'RETURNING') and later.parked is null
+      and later.leased_until < now() and later.next_attempt_at > now()
+    for update of later skip locked
+))
 ";
 
 impl Store {
@@ -210,8 +221,10 @@ async fn update(
     let jobs = column(updated, |(job, _)| *job);
     let lines = lines_of(&jobs);
     bind_jobs(sqlx::query(UPDATE), &jobs)
+        .bind(column(updated, |(_, write)| *write == JobWrite::Claim))
         .bind(column(updated, |(_, write)| *write == JobWrite::Release))
         .bind(times.deadline)
+        .bind(times.lease)
         .bind(column(&lines, |(job, _)| job.order.0))
         .bind(column(&lines, |(job, _)| job.attempt))
         .bind(column(&lines, |(_, line)| line.number))

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use sqlx::Connection;
+use sqlx::{Connection, PgConnection};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
@@ -162,15 +162,24 @@ impl Updates {
             writes.answers.push(answer);
         }
         let aggregates: Vec<&OrderAggregate> = writes.aggregates.iter().collect();
-        orders::write_statuses(&mut transaction, &aggregates).await?;
-        stock::write_jobs(&mut transaction, &aggregates, self.stock).await?;
-        payments::write(&mut transaction, &aggregates).await?;
+        write_aggregates(&mut transaction, &aggregates, self.stock).await?;
         payments::write_events(&mut transaction, &writes.payments).await?;
         sent.mark();
         transaction.commit().await?;
         connection.give_back();
         Ok(())
     }
+}
+
+/// Writes what changed of these orders, which are locked; each order stands there once.
+pub(super) async fn write_aggregates(
+    connection: &mut PgConnection,
+    aggregates: &[&OrderAggregate],
+    times: StockTimes,
+) -> Result<(), StoreError> {
+    orders::write_statuses(&mut *connection, aggregates).await?;
+    stock::write_jobs(&mut *connection, aggregates, times).await?;
+    payments::write(connection, aggregates).await
 }
 
 impl Update {

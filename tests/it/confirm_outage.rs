@@ -53,6 +53,7 @@ async fn a_product_service_that_is_away_is_asked_now_and_then_and_all_goes_on_wh
     let mut shop = Shop::builder()
         .with("PAYMENT_EVENTS_ENABLED", "true")
         .with("PRODUCT_SERVICE_URL", &products.url)
+        .with("STOCK_CONCURRENCY", "8")
         .with("STOCK_POLL_INTERVAL_MS", "100")
         .with("STOCK_DEADLINE_MS", "100")
         .without_service()

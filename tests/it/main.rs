@@ -30,6 +30,7 @@ mod duplicates;
 mod embedded_kafka;
 mod history;
 mod idempotency_keys;
+mod indexes;
 mod kafka_outage;
 mod kit;
 mod list_orders;

@@ -97,9 +97,10 @@ fn an_order() -> OrderAggregate {
 
 /// What the worker does for a job that is due.
 fn work_stock(aggregate: &mut OrderAggregate, in_stock: bool) {
-    let Some(job) = aggregate.job.as_mut().filter(|job| job.state == JobState::Taking) else { return };
-    job.holder = Some(HOLDER);
-    let calls = aggregate.next_stock_calls(HOLDER, RULES);
+    if aggregate.job.as_ref().is_none_or(|job| job.state != JobState::Taking) {
+        return;
+    }
+    let calls = aggregate.claim_stock_job(HOLDER, RULES).unwrap();
     let outcomes: Vec<_> = calls
         .into_iter()
         .map(|call| {

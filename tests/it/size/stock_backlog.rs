@@ -91,6 +91,7 @@ async fn drain(finished: u64, due: u64, analyzed: Analyzed) -> Drain {
     fill(&world, finished, due, analyzed).await;
     let products = Products::away().await;
     let builder = Shop::builder().database(&world.url).with("PRODUCT_SERVICE_URL", &products.url);
+    let builder = builder.with("STOCK_CONCURRENCY", "8");
     let shop = builder.without_service().await;
     let replica = shop.replica(&[]).await;
     // Beyond what is under way at first: it rests, and claims the newest job now and then.
