@@ -38,7 +38,7 @@ enum Command {
     /// List or resolve stock movements of which nobody knows the outcome
     #[command(subcommand)]
     Stock(operate::StockCommand),
-    /// Write the OpenAPI document, manifests, dashboards and decisions of this version into a new folder
+    /// Write the description of the API, manifests, dashboards and decisions of this version into a new folder
     Kit {
         /// A folder that is not there yet, or empty
         folder: PathBuf,
