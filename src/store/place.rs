@@ -199,18 +199,12 @@ impl Store {
         fingerprint: &[u8; 32],
         since: Option<DateTime<Utc>>,
     ) -> Result<Option<PlacedBefore>, StoreError> {
-        self.bounded(async {
-            let mut connection = self.connection().await?;
-            let found: Option<(Uuid, Decimal)> = sqlx::query_as(FIND_RECENT)
-                .bind(customer.as_str())
-                .bind(fingerprint.as_slice())
-                .bind(since)
-                .fetch_optional(&mut *connection)
-                .await?;
-            connection.give_back();
-            found.map(|(id, total)| PlacedBefore::read(id, total)).transpose()
-        })
-        .await
+        let found = self.database.read(|connection| {
+            let find =
+                sqlx::query_as(FIND_RECENT).bind(customer.as_str().to_owned()).bind(fingerprint.to_vec());
+            Box::pin(find.bind(since).fetch_optional(connection))
+        });
+        found.await?.map(|(id, total)| PlacedBefore::read(id, total)).transpose()
     }
 }
 
@@ -242,14 +236,17 @@ fn guard_key(customer: &CustomerId, guard: &Guard) -> Option<u64> {
     Some(hasher.finish())
 }
 
+/// How many sets are under way at once: while one waits for the disk, the next is executed. More would make the sets
+/// smaller, and each set costs a commit.
+const WRITERS: u32 = 2;
+
 /// The pool on which sets are written: a set does not wait long for another transaction, because all its orders would.
 pub(super) fn pool(database: &Database) -> Database {
-    const CONNECTIONS: u32 = 4;
     const LOCK_TIMEOUT: Duration = Duration::from_millis(250);
     let lock_timeout = LOCK_TIMEOUT.min(database.settings().deadline / 2).as_millis().to_string();
     // The plan is the same for all sets. Planning it anew for each takes a tenth of its time.
     let more = [("lock_timeout", lock_timeout.as_str()), ("plan_cache_mode", "force_generic_plan")];
-    database.with_own_pool(CONNECTIONS, &more)
+    database.with_own_pool(WRITERS, &more)
 }
 
 /// How placements are committed.
@@ -269,8 +266,7 @@ impl Placements {
         let settings = alone.settings();
         let limits = Limits {
             group: 128,
-            // While one set waits for the disk, the next is sent.
-            writers: 2,
+            writers: WRITERS as usize,
             alone: 8,
             waiting: 1024,
             deadline: settings.deadline,

@@ -103,19 +103,33 @@ async fn place_many(shop: &Shop, product: &str, count: usize) {
 }
 
 #[tokio::test]
-async fn connections_that_the_database_ended_a_moment_ago_cost_no_placement() {
-    for guard in ["0", "60"] {
-        let shop = Shop::builder().with("DUPLICATE_WINDOW_SECONDS", guard).start().await;
+async fn connections_that_the_database_ended_a_moment_ago_cost_no_request() {
+    for window in ["0", "60"] {
+        let shop = Shop::builder().with("DUPLICATE_WINDOW_SECONDS", window).start().await;
         let phone = shop.product("phone", "10", 1_000_000).await;
         place_many(&shop, &phone, 32).await;
-
-        let end = "select count(pg_terminate_backend(pid)) from pg_stat_activity
-                   where datname = current_database() and pid <> pg_backend_pid()";
-        sqlx::query(end).execute(&shop.database).await.unwrap();
         sqlx::raw_sql("delete from recent_orders").execute(&shop.database).await.unwrap();
-        place_many(&shop, &phone, 32).await;
+        let orders: Vec<String> = shop.versions().await.into_keys().take(8).collect();
+        let end = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+                      where datname = current_database() and pid <> pg_backend_pid()";
 
-        assert_eq!(shop.count("orders").await, 64);
+        sqlx::raw_sql(end).execute(&shop.database).await.unwrap();
+        let body = lines(&[(&phone, 2)]);
+        let with_key = async |number: usize| {
+            let call = shop.call("POST", "/api/orders").by(customer(ADA)).json(&body);
+            call.header("Idempotency-Key", format!("k-{number}")).send().await.expect(201);
+        };
+        let cancel = async |order: &String| {
+            shop.get(admin(), &format!("/api/orders/{order}")).await.expect(200);
+            shop.set_status(order, "CANCELLED").await.expect(200);
+        };
+        tokio::join!(
+            place_many(&shop, &phone, 32),
+            join_all((0..8).map(with_key)),
+            join_all(orders.iter().map(cancel)),
+        );
+
+        assert_eq!(shop.count("orders").await, 72);
         shop.expect_whole_orders().await;
         shop.expect_every_event().await;
     }
