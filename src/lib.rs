@@ -70,6 +70,9 @@
 //! 16. Writes that share a commit share nothing else: each caller is answered after the commit, with its own
 //!     answer, once; a write that is refused spoils no other; no offset is stored beyond a payment that was not
 //!     applied. — the law in `store/group_commit/tests.rs`, `payment_faults::*`
+//! 17. Reads that share a statement share nothing else: it is sent after each of them has arrived, each caller gets its
+//!     own answer, once, and what it may see is decided for it alone. — `shared_reads::*`, and any interleaving in
+//!     `store/shared_read/tests.rs`
 //!
 //! # Deliberately absent
 //!

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -63,35 +64,37 @@ fn session(settings: &DatabaseSettings, more: &[(&str, &str)]) -> PgConnectOptio
 #[derive(Clone, Debug)]
 pub(super) struct Database {
     pool: Pool,
-    settings: DatabaseSettings,
+    settings: Arc<DatabaseSettings>,
 }
 
 impl Database {
-    /// The database for the requests and for their lists, which share the connections that the settings allow.
+    /// The database for the requests, and for their shared reads and lists: half of the connections that the settings
+    /// allow for each.
     pub(super) fn for_requests(settings: &DatabaseSettings) -> (Self, Self) {
-        let lists = (settings.max_connections / 4).max(1);
-        let others = settings.max_connections.saturating_sub(lists).max(1);
+        let reads = (settings.max_connections / 2).max(1);
+        let others = settings.max_connections.saturating_sub(reads).max(1);
         let of = |max_connections| DatabaseSettings { max_connections, ..settings.clone() };
-        (Self::new(of(others), &[]), Self::for_lists(of(lists)))
+        (Self::new(of(others), &[]), Self::for_reads(of(reads)))
     }
 
     fn new(settings: DatabaseSettings, more: &[(&str, &str)]) -> Self {
         let options = session(&settings, more);
-        Self { pool: Pool::new(options, settings.max_connections, settings.acquire_timeout), settings }
+        let pool = Pool::new(options, settings.max_connections, settings.acquire_timeout);
+        Self { pool, settings: Arc::new(settings) }
     }
 
     /// For reads along an index whose plan must not depend on statistics: the one plan without a sort, made once.
     ///
     /// Where sorting is out, a list is read along the only index that has its sequence (`list.rs`). The plan is the same
-    /// for all values, so planning anew for each would be wasted.
-    fn for_lists(settings: DatabaseSettings) -> Self {
+    /// for all values and for sets of any size, so planning anew for each would be wasted.
+    fn for_reads(settings: DatabaseSettings) -> Self {
         let more = [("enable_sort", "off"), ("plan_cache_mode", "force_generic_plan")];
         Self::new(settings, &more)
     }
 
     /// The same database by a pool of its own, with these settings of PostgreSQL.
     pub(super) fn with_own_pool(&self, max_connections: u32, more: &[(&str, &str)]) -> Self {
-        Self::new(DatabaseSettings { max_connections, ..self.settings.clone() }, more)
+        Self::new(DatabaseSettings { max_connections, ..(*self.settings).clone() }, more)
     }
 
     /// How it is used.

@@ -5,6 +5,8 @@
 //! combination of filters one index alone has the rows in the sequence of the list, and the connections of these
 //! reads do not sort (`connection.rs`).
 
+use std::cmp::Reverse;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, Utc};
@@ -13,6 +15,9 @@ use sha2::{Digest, Sha256};
 use sqlx::{Postgres, QueryBuilder};
 use uuid::Uuid;
 
+use super::connection::Database;
+use super::orders::column;
+use super::shared_read::{Limits, ReadSet, SharedRead};
 use super::{Store, StoreError};
 use crate::domain::{CustomerId, Money, OrderId, OrderSummary, Status};
 
@@ -86,40 +91,144 @@ impl ListQuery {
     }
 }
 
+/// A page of a list, and the cursor of the next one where there is more.
+pub type Page = (Vec<OrderSummary>, Option<Cursor>);
+
 impl Store {
-    /// One page, and the cursor of the next one where there is more. One round trip.
-    pub async fn list_orders(
-        &self,
-        query: &ListQuery,
-    ) -> Result<(Vec<OrderSummary>, Option<Cursor>), StoreError> {
-        let mut rows: Vec<SummaryRow> = self
-            .lists
-            .read(|connection| {
-                let mut page = select_page(query);
-                Box::pin(async move { page.build_query_as().fetch_all(connection).await })
-            })
-            .await?;
-        // One row more than was asked for tells whether there is a next page.
-        let more = rows.len() > usize::from(query.limit);
-        rows.truncate(usize::from(query.limit));
+    /// A page of a list. Pages of all orders of one customer that are asked for together share a round trip.
+    pub async fn list_orders(&self, query: &ListQuery) -> Result<Page, StoreError> {
+        if let Some(page) = CustomerPage::of(query) {
+            return self.customer_pages.ask(page).await?;
+        }
+        let rows = self.readers.read(|connection| {
+            let mut page = select_page(query);
+            Box::pin(async move { page.build_query_as().fetch_all(connection).await })
+        });
+        let rows: Vec<SummaryRow> = rows.await?;
         let orders = rows.into_iter().map(OrderSummary::try_from).collect::<Result<Vec<_>, _>>()?;
-        let next = orders.last().filter(|_| more);
-        let next = next.map(|last| Cursor { placed_at: last.placed_at, id: last.id });
-        Ok((orders, next))
+        Ok(page_of(orders, query.limit))
     }
 
     /// How PostgreSQL ran a page (`explain (analyze, buffers, format json)`), for the test of what a page reads. Not in
     /// the production image, which has no use for it.
     #[cfg(feature = "dev")]
     pub async fn explain_list(&self, query: &ListQuery) -> Result<serde_json::Value, StoreError> {
-        let read = self.lists.read(|connection| {
-            let mut explained = QueryBuilder::new("explain (analyze, buffers, timing off, format json) ");
-            push_page(&mut explained, query);
+        const EXPLAIN: &str = "explain (analyze, buffers, timing off, format json) ";
+        let page = CustomerPage::of(query);
+        let read = self.readers.read(|connection| {
+            let mut explained = QueryBuilder::new(EXPLAIN);
+            match &page {
+                Some(page) => push_customer_pages(&mut explained, std::slice::from_ref(page)),
+                None => push_page(&mut explained, query),
+            }
             Box::pin(async move { explained.build_query_scalar().fetch_one(connection).await })
         });
         let plan: sqlx::types::Json<_> = read.await?;
         Ok(plan.0)
     }
+}
+
+/// One row more than was asked for tells whether there is a next page.
+fn page_of(mut orders: Vec<OrderSummary>, limit: u8) -> Page {
+    let more = orders.len() > usize::from(limit);
+    orders.truncate(usize::from(limit));
+    let next = orders.last().filter(|_| more);
+    let next = next.map(|last| Cursor { placed_at: last.placed_at, id: last.id });
+    (orders, next)
+}
+
+/// A page of all orders of one customer.
+#[derive(Clone, Debug)]
+pub(super) struct CustomerPage {
+    customer: CustomerId,
+    after: Option<Cursor>,
+    limit: u8,
+}
+
+impl CustomerPage {
+    fn of(query: &ListQuery) -> Option<Self> {
+        match query {
+            ListQuery { customer: Some(customer), status: None, from: None, to: None, after, limit } => {
+                Some(Self { customer: customer.clone(), after: *after, limit: *limit })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Pages of customers that are read together.
+pub(super) struct CustomerPages(Database);
+
+impl CustomerPages {
+    pub(super) fn start(readers: &Database) -> SharedRead<Self> {
+        let deadline = readers.settings().deadline;
+        // Up to 200 rows each.
+        SharedRead::new(Self(readers.clone()), Limits { set: 32, readers: 2, waiting: 1024, deadline })
+    }
+}
+
+impl ReadSet for CustomerPages {
+    type Question = CustomerPage;
+    type Answer = Result<Page, StoreError>;
+
+    async fn read(&self, pages: &[CustomerPage]) -> Result<Vec<Self::Answer>, StoreError> {
+        let rows = self.0.read(|connection| {
+            let mut select = QueryBuilder::new("");
+            push_customer_pages(&mut select, pages);
+            Box::pin(async move { select.build_query_as().fetch_all(connection).await })
+        });
+        Ok(deal(pages, rows.await?))
+    }
+}
+
+/// To each page the rows of its number.
+fn deal(pages: &[CustomerPage], rows: Vec<PageRow>) -> Vec<Result<Page, StoreError>> {
+    let mut orders: Vec<Result<Vec<OrderSummary>, StoreError>> =
+        pages.iter().map(|_| Ok(Vec::new())).collect();
+    for (number, id, status, total, placed_at) in rows {
+        let index = usize::try_from(number - 1).unwrap_or(usize::MAX);
+        let (Some(page), Some(orders)) = (pages.get(index), orders.get_mut(index)) else { continue };
+        let order = summary(id, page.customer.clone(), &status, total, placed_at);
+        match (order, orders) {
+            (Ok(order), Ok(orders)) => orders.push(order),
+            (Err(error), orders) => *orders = Err(error),
+            (Ok(_), Err(_)) => {}
+        }
+    }
+    let newest_first = |mut orders: Vec<OrderSummary>| {
+        // They are in this sequence unless PostgreSQL joined them in another.
+        orders.sort_by_key(|order| Reverse((order.placed_at, order.id)));
+        orders
+    };
+    orders
+        .into_iter()
+        .zip(pages)
+        .map(|(orders, page)| Ok(page_of(newest_first(orders?), page.limit)))
+        .collect()
+}
+
+/// The number of the page, counted from 1; id, status, total and time of an order.
+type PageRow = (i64, Uuid, String, Decimal, DateTime<Utc>);
+
+/// Each page along the index by customer, as one alone would be. The first page begins before any time.
+fn push_customer_pages(sql: &mut QueryBuilder<Postgres>, pages: &[CustomerPage]) {
+    sql.push(
+        "select page.number, newest.id, newest.status, newest.total_amount, newest.placed_at from unnest(",
+    );
+    sql.push_bind(column(pages, |page| page.customer.as_str().to_owned()));
+    sql.push(", ").push_bind(column(pages, |page| page.after.map(|after| after.placed_at)));
+    sql.push(", ").push_bind(column(pages, |page| page.after.map(|after| after.id.0)));
+    sql.push(", ").push_bind(column(pages, |page| i64::from(page.limit) + 1));
+    sql.push(
+        ") with ordinality as page (customer, placed_at, id, rows, number)
+cross join lateral (
+    select id, status, total_amount, placed_at from orders
+    where customer_id = page.customer
+      and (placed_at, id) < (coalesce(page.placed_at, 'infinity'), coalesce(page.id, '00000000-0000-0000-0000-000000000000'))
+    order by placed_at desc, id desc
+    limit page.rows
+) newest",
+    );
 }
 
 fn select_page(query: &ListQuery) -> QueryBuilder<Postgres> {
@@ -195,15 +304,25 @@ impl TryFrom<SummaryRow> for OrderSummary {
     type Error = StoreError;
 
     fn try_from(row: SummaryRow) -> Result<Self, StoreError> {
-        let wrong = |column| StoreError::Inconsistent { table: "orders", column, id: row.id };
-        Ok(Self {
-            id: OrderId(row.id),
-            customer: CustomerId::parse(&row.customer_id).map_err(|_| wrong("customer_id"))?,
-            status: row.status.parse().map_err(|_| wrong("status"))?,
-            total: Money::new(row.total_amount).map_err(|_| wrong("total_amount"))?,
-            placed_at: row.placed_at,
-        })
+        let customer = CustomerId::parse(&row.customer_id).map_err(|_| wrong("customer_id", row.id))?;
+        summary(row.id, customer, &row.status, row.total_amount, row.placed_at)
     }
+}
+
+fn summary(
+    id: Uuid,
+    customer: CustomerId,
+    status: &str,
+    total: Decimal,
+    placed_at: DateTime<Utc>,
+) -> Result<OrderSummary, StoreError> {
+    let status = status.parse().map_err(|_| wrong("status", id))?;
+    let total = Money::new(total).map_err(|_| wrong("total_amount", id))?;
+    Ok(OrderSummary { id: OrderId(id), customer, status, total, placed_at })
+}
+
+const fn wrong(column: &'static str, id: Uuid) -> StoreError {
+    StoreError::Inconsistent { table: "orders", column, id }
 }
 
 #[cfg(test)]

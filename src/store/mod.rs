@@ -18,6 +18,7 @@ pub mod payments;
 pub mod place;
 mod pool;
 pub mod retention;
+mod shared_read;
 pub mod stock;
 pub mod stock_queue;
 mod update;
@@ -28,7 +29,10 @@ use tokio::sync::Notify;
 
 use connection::Database;
 use group_commit::GroupCommit;
+use list::CustomerPages;
+use orders::OrderReads;
 use place::Placements;
+use shared_read::SharedRead;
 use update::Updates;
 
 pub use connection::DatabaseSettings;
@@ -43,7 +47,10 @@ pub use stock::StockTimes;
 #[derive(Clone, Debug)]
 pub struct Store {
     database: Database,
-    lists: Database,
+    /// For reads along an index.
+    readers: Database,
+    order_reads: SharedRead<OrderReads>,
+    customer_pages: SharedRead<CustomerPages>,
     /// The connections on which placements are written.
     placing: Database,
     placements: GroupCommit<Placements>,
@@ -56,16 +63,28 @@ impl Store {
     /// A store that connects when it is first asked, so that a database that is away delays the start and
     /// does not prevent it.
     pub fn new(settings: &DatabaseSettings, stock: StockTimes) -> Self {
-        let (database, lists) = Database::for_requests(settings);
+        let (database, readers) = Database::for_requests(settings);
+        let order_reads = OrderReads::start(&readers);
+        let customer_pages = CustomerPages::start(&readers);
         let placing = place::pool(&database);
         let outbox_written = Arc::<Notify>::default();
         let placements = Placements::start(&placing, &database, &outbox_written);
         let updates = Updates::start(&database, stock, &outbox_written);
-        Self { database, lists, placing, placements, updates, stock, outbox_written }
+        Self {
+            database,
+            readers,
+            order_reads,
+            customer_pages,
+            placing,
+            placements,
+            updates,
+            stock,
+            outbox_written,
+        }
     }
 
-    /// A store with a small pool of its own for everything but lists, so that the requests and the work in the background do not starve
-    /// each other.
+    /// A store with a small pool of its own for everything but the shared reads and the lists, so that the requests and
+    /// the work in the background do not starve each other.
     #[must_use]
     pub fn with_own_pool(&self, max_connections: u32) -> Self {
         let database = self.database.with_own_pool(max_connections, &[]);
@@ -96,7 +115,7 @@ impl Store {
     /// Closes the connections that are idle and waits for those in use.
     pub async fn close(&self) {
         self.database.close().await;
-        self.lists.close().await;
+        self.readers.close().await;
         self.placing.close().await;
     }
 }

@@ -1,12 +1,15 @@
-//! Reading one order, and changing orders: several at once in one transaction.
+//! Reading orders and changing orders, several at once.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::connection::Database;
+use super::shared_read::{Limits, ReadSet, SharedRead};
 use super::{Store, StoreError, stock};
 use crate::domain::aggregate::Changes;
 use crate::domain::event::bucket_of;
@@ -15,7 +18,8 @@ use crate::domain::{
     StatusChange,
 };
 
-/// Orders with their lines as three arrays: one round trip, and each amount stays a `numeric`.
+/// Orders with their lines as three arrays: one round trip, and each amount stays a `numeric`. The lines come from their
+/// index in sequence, so nothing is sorted.
 macro_rules! select_orders {
     ($which:literal) => {
         concat!(
@@ -24,11 +28,10 @@ select o.id, o.customer_id, o.status, o.total_amount, o.placed_at, o.version, o.
        items.products, items.quantities, items.prices
 from orders o
 cross join lateral (
-    select array_agg(product_id order by line_number) as products,
-           array_agg(quantity order by line_number) as quantities,
-           array_agg(unit_price order by line_number) as prices
-    from order_items
-    where order_id = o.id
+    select array_agg(product_id) as products, array_agg(quantity) as quantities, array_agg(unit_price) as prices
+    from (
+        select product_id, quantity, unit_price from order_items where order_id = o.id order by line_number
+    ) line
 ) items
 ",
             $which
@@ -36,7 +39,7 @@ cross join lateral (
     };
 }
 
-const SELECT: &str = select_orders!("where o.id = $1");
+const SELECT: &str = select_orders!("where o.id = any ($1)");
 
 /// Nobody else changes the order until the transaction ends. The lock comes before the new outbox row gets
 /// its position, which is why positions follow the sequence within an order.
@@ -69,15 +72,45 @@ select bucket, event_id, order_id, version, event_type, payload, headers from ch
 ";
 
 impl Store {
-    /// The order, for those who may see it; nothing where there is none. One round trip.
+    /// The order, for those who may see it; nothing where there is none. Reads that arrive together share a round trip.
     pub async fn find_order(&self, id: OrderId) -> Result<Option<Owned<Order>>, StoreError> {
-        let row: Option<OrderRow> = self
-            .database
-            .read(|connection| Box::pin(sqlx::query_as(SELECT).bind(id.0).fetch_optional(connection)))
-            .await?;
-        let order = row.map(Order::try_from).transpose()?;
+        let order = self.order_reads.ask(id).await??;
         Ok(order.map(|order| Owned::new(order.customer.clone(), order)))
     }
+}
+
+/// Orders that are read together.
+pub(super) struct OrderReads(Database);
+
+impl OrderReads {
+    pub(super) fn start(readers: &Database) -> SharedRead<Self> {
+        let deadline = readers.settings().deadline;
+        SharedRead::new(Self(readers.clone()), Limits { set: 128, readers: 2, waiting: 1024, deadline })
+    }
+}
+
+impl ReadSet for OrderReads {
+    type Question = OrderId;
+    type Answer = Result<Option<Order>, StoreError>;
+
+    async fn read(&self, ids: &[OrderId]) -> Result<Vec<Self::Answer>, StoreError> {
+        let rows = self.0.read(|connection| {
+            Box::pin(sqlx::query_as(SELECT).bind(column(ids, |id| id.0)).fetch_all(connection))
+        });
+        Ok(deal(ids, rows.await?))
+    }
+}
+
+/// To each the order that it asked for, however often and in whatever sequence.
+fn deal(ids: &[OrderId], rows: Vec<OrderRow>) -> Vec<Result<Option<Order>, StoreError>> {
+    let orders = rows.into_iter().map(|row| (OrderId(row.id), Order::try_from(row).map_err(Arc::new)));
+    let orders: HashMap<OrderId, Result<Order, Arc<StoreError>>> = orders.collect();
+    let answer = |id| match orders.get(id) {
+        Some(Ok(order)) => Ok(Some(order.clone())),
+        Some(Err(error)) => Err(StoreError::of_set(error)),
+        None => Ok(None),
+    };
+    ids.iter().map(answer).collect()
 }
 
 /// These orders and what belongs to them, locked until the transaction ends. Missing are those that do not exist and,
@@ -184,5 +217,66 @@ impl TryFrom<OrderRow> for Order {
             changed_at: row.changed_at,
             lines,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn row(number: u128) -> OrderRow {
+        OrderRow {
+            id: Uuid::from_u128(number),
+            customer_id: format!("customer-{number}@example.com"),
+            status: "CREATED".to_owned(),
+            total_amount: Decimal::ONE,
+            placed_at: DateTime::UNIX_EPOCH,
+            version: 1,
+            changed_at: DateTime::UNIX_EPOCH,
+            products: vec!["P1".to_owned()],
+            quantities: vec![1],
+            prices: vec![Decimal::ONE],
+        }
+    }
+
+    proptest! {
+        /// PostgreSQL says nothing of the sequence of rows, and a set may ask for one order twice or for none that exists.
+        #[test]
+        fn each_caller_of_a_set_gets_the_order_that_it_asked_for(
+            asked in proptest::collection::vec(0_u128..8, 1..20),
+            found in Just((0_u128..6).collect::<Vec<_>>()).prop_shuffle(),
+        ) {
+            let ids: Vec<OrderId> = asked.iter().map(|number| OrderId(Uuid::from_u128(*number))).collect();
+            let rows = found.iter().filter(|number| asked.contains(number)).map(|number| row(*number));
+            let dealt = deal(&ids, rows.collect());
+            prop_assert_eq!(dealt.len(), ids.len());
+            for (id, order) in ids.iter().zip(dealt) {
+                let order = order.unwrap();
+                prop_assert_eq!(order.is_some(), id.0.as_u128() < 6);
+                prop_assert!(order.is_none_or(|order| order.id == *id));
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_that_cannot_be_read_is_the_error_of_those_alone_who_asked_for_it() {
+        let ids: Vec<OrderId> = [1, 2, 1].map(|number| OrderId(Uuid::from_u128(number))).to_vec();
+        let broken = OrderRow { status: "LOST".to_owned(), ..row(1) };
+        let dealt = deal(&ids, vec![row(2), broken]);
+        assert_eq!(dealt.iter().map(Result::is_ok).collect::<Vec<_>>(), [false, true, false]);
+    }
+
+    /// pgbench runs this statement beside the benchmark: one order by its id.
+    #[test]
+    fn the_benchmark_compares_with_the_statement_of_the_service() {
+        let benchmark = include_str!("../../tests/bench/sql/select.sql");
+        let lines = benchmark.lines().filter(|line| !line.starts_with("--") && !line.starts_with('\\'));
+        let benchmark: Vec<&str> = lines.collect();
+        let (condition, select) = benchmark.split_last().unwrap();
+        let select = format!("\n{}\n", select.join("\n"));
+        assert_eq!(SELECT, format!("{select}where o.id = any ($1)"));
+        assert!(condition.starts_with("where o.id = (") && condition.ends_with(")::uuid;"), "{condition}");
     }
 }

@@ -48,6 +48,7 @@ mod refusals;
 mod relay;
 mod relay_floor;
 mod retention;
+mod shared_reads;
 mod size;
 mod start;
 mod stock_refusals;

@@ -1,0 +1,183 @@
+//! Any interleaving of arrivals, failures, deadlines and hang-ups gives each caller its own answer exactly once, and
+//! never one that was read before it asked.
+
+use proptest::prelude::*;
+use tokio::time::{Instant, sleep};
+
+use super::*;
+
+const LIMITS: Limits = Limits { set: 4, readers: 2, waiting: 12, deadline: Duration::from_millis(100) };
+
+#[derive(Clone, Copy, Debug)]
+struct Read {
+    id: usize,
+    /// When it arrives, after the one before, in milliseconds.
+    after: u64,
+    /// When its caller goes away.
+    patience: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    Well,
+    Failure,
+    Panic,
+}
+
+/// What is answered: who asked, and when the statement was sent.
+#[derive(Clone, Copy, Debug)]
+struct Answered {
+    id: usize,
+    sent: u64,
+    at: Instant,
+}
+
+#[derive(Default)]
+struct Book {
+    clock: u64,
+    under_way: usize,
+    sets: Vec<Vec<usize>>,
+}
+
+impl Book {
+    fn now(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+}
+
+/// Reads nothing but notes in a book; each set takes a while.
+#[derive(Clone)]
+struct Fake {
+    book: Arc<Mutex<Book>>,
+    sets: Arc<Vec<(u64, Ending)>>,
+}
+
+/// A set that is under way, until it ends in whatever way.
+struct UnderWay(Arc<Mutex<Book>>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().under_way -= 1;
+    }
+}
+
+impl ReadSet for Fake {
+    type Question = usize;
+    type Answer = Answered;
+
+    async fn read(&self, ids: &[usize]) -> Result<Vec<Answered>, StoreError> {
+        assert!(!ids.is_empty() && ids.len() <= LIMITS.set);
+        let (sent, at, (millis, ending)) = {
+            let mut book = self.book.lock().unwrap();
+            book.under_way += 1;
+            assert!(book.under_way <= LIMITS.readers);
+            book.sets.push(ids.to_vec());
+            (book.now(), Instant::now(), self.sets[book.sets.len() % self.sets.len()])
+        };
+        let _under_way = UnderWay(Arc::clone(&self.book));
+        sleep(Duration::from_millis(millis)).await;
+        match ending {
+            Ending::Well => Ok(ids.iter().map(|id| Answered { id: *id, sent, at }).collect()),
+            Ending::Failure => Err(StoreError::Refused(sqlx::Error::RowNotFound)),
+            Ending::Panic => std::panic::resume_unwind(Box::new("a bug")),
+        }
+    }
+}
+
+/// What each caller was told; nothing where it went away first.
+async fn run(reads: Vec<Read>, fake: &Fake) -> Vec<Option<Result<Answered, StoreError>>> {
+    let shared = SharedRead::new(fake.clone(), LIMITS);
+    let mut callers = Vec::new();
+    for read in reads {
+        sleep(Duration::from_millis(read.after)).await;
+        let (shared, book) = (shared.clone(), Arc::clone(&fake.book));
+        callers.push(tokio::spawn(async move {
+            let (began, arrived, is_alone) = {
+                let mut book = book.lock().unwrap();
+                (Instant::now(), book.now(), book.under_way == 0 && shared.lock().readers == 0)
+            };
+            let told = timeout(Duration::from_millis(read.patience), shared.ask(read.id)).await.ok();
+            assert!(began.elapsed() <= LIMITS.deadline + Duration::from_millis(2), "its deadline is its own");
+            if let Some(Ok(answered)) = &told {
+                assert!(answered.sent > arrived, "read before it was asked for");
+                assert!(!is_alone || answered.at == began, "a read that is alone leaves at once");
+            }
+            told
+        }));
+        // It arrives before the next.
+        tokio::task::yield_now().await;
+    }
+    let mut told = Vec::new();
+    for caller in callers {
+        told.push(caller.await.unwrap());
+    }
+    // What nobody waits for any more comes to its end, too.
+    sleep(LIMITS.deadline * 20).await;
+    let state = shared.lock();
+    assert_eq!((state.queue.len(), state.readers), (0, 0));
+    told
+}
+
+fn reads() -> impl Strategy<Value = Vec<Read>> {
+    let patience = prop_oneof![4 => Just(10_000_u64), 1 => 0..60_u64];
+    let read = (prop_oneof![3 => Just(0_u64), 1 => 0..40_u64], patience);
+    proptest::collection::vec(read, 1..40).prop_map(|reads| {
+        let numbered = reads.into_iter().enumerate();
+        numbered.map(|(id, (after, patience))| Read { id, after, patience }).collect()
+    })
+}
+
+fn sets() -> impl Strategy<Value = Vec<(u64, Ending)>> {
+    let ending = prop_oneof![6 => Just(Ending::Well), 1 => Just(Ending::Failure), 1 => Just(Ending::Panic)];
+    proptest::collection::vec((prop_oneof![4 => 0..10_u64, 1 => 50..150_u64], ending), 1..20)
+}
+
+proptest! {
+    #[test]
+    fn each_caller_gets_its_own_answer_exactly_once(reads in reads(), sets in sets()) {
+        let fake = Fake { book: Arc::default(), sets: Arc::new(sets.clone()) };
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let told = runtime.block_on(run(reads.clone(), &fake));
+        let book = fake.book.lock().unwrap();
+        for (read, told) in reads.iter().zip(told) {
+            let of: Vec<usize> = (0..book.sets.len()).filter(|set| book.sets[*set].contains(&read.id)).collect();
+            prop_assert!(of.len() <= 1, "it was read {} times", of.len());
+            let ending = of.first().map(|set| sets[(set + 1) % sets.len()]);
+            match told {
+                Some(Ok(answered)) => {
+                    prop_assert_eq!(answered.id, read.id);
+                    prop_assert_eq!(ending.map(|(_, ending)| ending), Some(Ending::Well));
+                }
+                Some(Err(StoreError::OfSet(_))) => {
+                    prop_assert_eq!(ending.map(|(_, ending)| ending), Some(Ending::Failure), "of another set");
+                }
+                // Its time was up, or its set panicked; or as many wait as may.
+                Some(Err(StoreError::Deadline)) => {}
+                Some(Err(error)) => prop_assert!(of.is_empty(), "{:?}", error),
+                None => prop_assert!(read.patience < 10_000),
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn reads_that_arrive_while_all_readers_are_busy_share_the_next() {
+    let fake = Fake { book: Arc::default(), sets: Arc::new(vec![(10, Ending::Well)]) };
+    let reads = (0..6).map(|id| Read { id, after: 0, patience: 10_000 }).collect();
+    for (id, told) in run(reads, &fake).await.into_iter().enumerate() {
+        assert_eq!(told.unwrap().unwrap().id, id);
+    }
+    assert_eq!(fake.book.lock().unwrap().sets, [vec![0], vec![1], vec![2, 3, 4, 5]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_is_full_refuses_at_once() {
+    let fake = Fake { book: Arc::default(), sets: Arc::new(vec![(1, Ending::Well)]) };
+    let shared = SharedRead::new(fake, Limits { waiting: 1, ..LIMITS });
+    let began = Instant::now();
+    let (first, second) = tokio::join!(shared.ask(1), shared.ask(2));
+    assert!(first.is_ok() && second.unwrap_err().is_transient());
+    assert!(began.elapsed() <= Duration::from_millis(2));
+}
