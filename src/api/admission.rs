@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
+use axum::http::HeaderValue;
+use axum::http::header::CACHE_CONTROL;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tokio::sync::Semaphore;
@@ -46,7 +48,10 @@ impl Admission {
 
 /// The layer.
 pub(super) async fn admit(State(admission): State<Admission>, request: Request, next: Next) -> Response {
-    admission.0.serve(request, next).await.unwrap_or_else(IntoResponse::into_response)
+    let mut response = admission.0.serve(request, next).await.unwrap_or_else(IntoResponse::into_response);
+    // What is said of orders is for one caller, and may be kept only to ask again with its `ETag` (RFC 9111, 5.2.2).
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+    response
 }
 
 impl Parts {

@@ -2,7 +2,11 @@
 //!
 //! The entity tag of an order is its version: `"1"` when placed, another with each real change.
 
+use std::convert::Infallible;
+
+use axum::extract::FromRequestParts;
 use axum::http::header::{IF_MATCH, IF_NONE_MATCH};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::problem::Problem;
@@ -10,13 +14,25 @@ use crate::orders::Versions;
 
 /// The entity tag of a version.
 pub(super) fn etag(version: i32) -> HeaderValue {
-    HeaderValue::from_str(&format!("\"{version}\"")).unwrap_or(HeaderValue::from_static("\"\""))
+    HeaderValue::try_from(format!("\"{version}\"")).unwrap_or(HeaderValue::from_static("\"\""))
 }
 
-/// Whether the client already has this version (13.1.2; weak comparison).
-pub(super) fn client_has(headers: &HeaderMap, version: i32) -> Result<bool, Problem> {
-    let condition = read(headers, &IF_NONE_MATCH, Comparison::Weak)?;
-    Ok(condition.is_some_and(|versions| versions.contain(version)))
+/// The versions that the client already has (13.1.2; weak comparison), or what is wrong with the header.
+pub(super) struct IfNoneMatch(Result<Option<Versions>, Problem>);
+
+impl IfNoneMatch {
+    /// Whether the client already has this version.
+    pub(super) fn has(self, version: i32) -> Result<bool, Problem> {
+        Ok(self.0?.is_some_and(|versions| versions.contain(version)))
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for IfNoneMatch {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Self(read(&parts.headers, &IF_NONE_MATCH, Comparison::Weak)))
+    }
 }
 
 /// The versions for which the request is meant (13.1.1; strong comparison). No header: any.

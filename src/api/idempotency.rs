@@ -1,5 +1,9 @@
 //! The `Idempotency-Key` header (draft-ietf-httpapi-idempotency-key-header-07).
 
+use std::convert::Infallible;
+
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName};
 
 use super::problem::Problem;
@@ -8,9 +12,20 @@ const NAME: &str = "Idempotency-Key";
 /// Set on an answer that an earlier request was given already.
 pub(super) const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
+/// The key of a request, or what is wrong with the header.
+pub(super) struct IdempotencyKey(pub(super) Result<Option<String>, Problem>);
+
+impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Self(key(&parts.headers)))
+    }
+}
+
 /// The key of a request. The draft writes it as a quoted string; many clients send it bare, and both are the
 /// same key.
-pub(super) fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let refuse = || Problem::invalid(NAME, "must be there once, with 1 to 255 visible ASCII characters");
     let mut values = headers.get_all(NAME).iter();
     let Some(value) = values.next() else { return Ok(None) };

@@ -84,7 +84,7 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        parts.extensions.get().cloned().map(Self).ok_or_else(|| unauthenticated(EMAIL, "is missing"))
+        parts.extensions.remove().map(Self).ok_or_else(|| unauthenticated(EMAIL, "is missing"))
     }
 }
 

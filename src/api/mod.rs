@@ -18,12 +18,12 @@ mod problem;
 pub mod server;
 
 use std::any::Any;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::header::CACHE_CONTROL;
-use axum::http::{HeaderValue, StatusCode};
-use axum::middleware::{from_fn, from_fn_with_state, map_response};
+use axum::http::StatusCode;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::error;
@@ -56,8 +56,8 @@ pub struct ApiSettings {
 
 /// The routes of the service.
 ///
-/// Layers, from the outside in: log line and ids; problem+json for every refusal; panics; then, before the
-/// orders alone, admission: identity, body, permit, deadline.
+/// Layers, from the outside in: log line, ids and problem+json for every refusal; panics; then, before the orders
+/// alone, admission: identity, body, permit, deadline. Few, as each costs every request a future of its own.
 pub fn router(orders: OrderService, health: Health, settings: &ApiSettings) -> Router {
     let admission = admission::Admission::new(health.lifecycle.clone(), settings);
     let docs = docs::router(&openapi(), settings.docs);
@@ -65,20 +65,18 @@ pub fn router(orders: OrderService, health: Health, settings: &ApiSettings) -> R
         // Before the layers, so that it is behind them: who is not known is not told which methods there are.
         .method_not_allowed_fallback(method_not_allowed)
         .route_layer(from_fn_with_state(admission, admission::admit))
-        .route_layer(map_response(keep_private))
-        .with_state(orders);
+        .with_state(Arc::new(orders));
     let health = Router::from(health_routes()).with_state(health);
     api.merge(health)
         .merge(docs)
         .fallback(async || StatusCode::NOT_FOUND)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(from_fn(problem::write_problems))
         .layer(from_fn(observe::observe))
 }
 
 /// The calls about orders. `routes!` takes only handlers that describe themselves.
-fn order_routes() -> OpenApiRouter<OrderService> {
+fn order_routes() -> OpenApiRouter<Arc<OrderService>> {
     OpenApiRouter::new()
         .routes(routes!(order_lists::list_all, orders::place))
         .routes(routes!(order_lists::list_mine))
@@ -98,12 +96,6 @@ pub fn openapi() -> OpenApi {
     let mut routes = order_routes().into_openapi();
     routes.merge(health_routes().into_openapi());
     docs::openapi(routes)
-}
-
-/// What is said of orders is for one caller, and may be kept only to ask again with its `ETag` (RFC 9111, 5.2.2).
-async fn keep_private(mut response: Response) -> Response {
-    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
-    response
 }
 
 async fn method_not_allowed() -> StatusCode {

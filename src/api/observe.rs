@@ -8,11 +8,12 @@ use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
+use chrono::Utc;
 use tracing::{Instrument, error, info, info_span, warn};
-use uuid::Uuid;
 
-use super::problem::Problem;
+use super::problem::{Problem, write_problem};
 use crate::domain::TraceParent;
+use crate::domain::trace::random;
 
 /// The header by which a caller and the log speak of the same request.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -23,13 +24,15 @@ pub(super) async fn observe(mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let request_id = request_id(request.headers());
     let trace = TraceParent::continue_or_start(only(request.headers(), &TRACEPARENT));
-    let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
-    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = route.as_ref().map_or("none", MatchedPath::as_str);
+    let (method, uri) = (request.method().clone(), request.uri().clone());
     let span = info_span!("request", request_id = %request_id, trace_id = trace.trace_id(), %method, %route);
     request.extensions_mut().insert(trace);
-    let mut response = next.run(request).instrument(span.clone()).await;
+    let response = next.run(request).instrument(span.clone()).await;
+    let mut response = write_problem(uri.path(), response);
     span.in_scope(|| log(&response, started));
-    if let Ok(value) = HeaderValue::from_str(&request_id) {
+    if let Ok(value) = HeaderValue::try_from(request_id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
     response
@@ -54,7 +57,16 @@ fn request_id(headers: &HeaderMap) -> String {
     let safe = |id: &&str| {
         (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b))
     };
-    only(headers, &REQUEST_ID).filter(safe).map_or_else(|| Uuid::now_v7().to_string(), str::to_owned)
+    only(headers, &REQUEST_ID).filter(safe).map_or_else(new_request_id, str::to_owned)
+}
+
+/// A `UUIDv7`, so that the ids of a log are in its sequence.
+fn new_request_id() -> String {
+    let millis = u64::try_from(Utc::now().timestamp_millis()).unwrap_or_default();
+    let mut bytes = [0; 10];
+    bytes[..8].copy_from_slice(&random().to_ne_bytes());
+    bytes[8..].copy_from_slice(&random().to_ne_bytes()[..2]);
+    uuid::Builder::from_unix_timestamp_millis(millis, &bytes).into_uuid().to_string()
 }
 
 fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
@@ -65,6 +77,8 @@ fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
 
     fn headers(values: &[&'static str]) -> HeaderMap {

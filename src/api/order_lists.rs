@@ -1,5 +1,7 @@
 //! The lists of `/api/orders`: bare arrays, newest first, paged by `limit`, `cursor` and `Link`.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::http::header::LINK;
 use axum::response::{IntoResponse, Response};
@@ -47,7 +49,7 @@ struct MineBody {
     extensions(("x-problems" = json!([kinds::INVALID_REQUEST.code]))),
 )]
 pub(super) async fn list_mine(
-    State(orders): State<OrderService>,
+    State(orders): State<Arc<OrderService>>,
     Caller(caller): Caller,
     query: Query,
 ) -> Result<Response, Problem> {
@@ -105,7 +107,7 @@ struct SummaryBody {
     extensions(("x-problems" = json!([kinds::INVALID_REQUEST.code, kinds::FORBIDDEN.code]))),
 )]
 pub(super) async fn list_all(
-    State(orders): State<OrderService>,
+    State(orders): State<Arc<OrderService>>,
     Caller(caller): Caller,
     query: Query,
 ) -> Result<Response, Problem> {

@@ -1,5 +1,7 @@
 //! `/api/orders`: the shapes of the contract, and handlers that only translate.
 
+use std::sync::Arc;
+
 use axum::extract::{Extension, State};
 use axum::http::header::{ETAG, LOCATION};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
@@ -8,9 +10,9 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use utoipa::ToSchema;
 
-use super::conditional::{client_has, etag, only_if};
+use super::conditional::{IfNoneMatch, etag, only_if};
 use super::extract::{Json, OptionalJson, OrderIdPath};
-use super::idempotency;
+use super::idempotency::{IdempotencyKey, REPLAYED};
 use super::identity::Caller;
 use super::problem::{Problem, kinds};
 use crate::domain::{
@@ -67,13 +69,13 @@ struct PlacedBody {
     ]))),
 )]
 pub(super) async fn place(
-    State(orders): State<OrderService>,
+    State(orders): State<Arc<OrderService>>,
     Caller(caller): Caller,
     Extension(trace): Extension<TraceParent>,
-    headers: HeaderMap,
+    IdempotencyKey(key): IdempotencyKey,
     Json(body): Json<PlaceBody>,
 ) -> Result<Response, Problem> {
-    let key = idempotency::key(&headers)?;
+    let key = key?;
     let lines = body.items.into_iter().map(|Object(line)| line).collect();
     let Placed { order, replayed } = orders.place(PlaceOrder { caller, lines, key, trace }).await?;
     let location = format!("/api/orders/{}", order.id);
@@ -82,7 +84,7 @@ pub(super) async fn place(
     let headers = [(LOCATION, header(&location)?), (ETAG, etag(1))];
     let mut response = (StatusCode::CREATED, headers, json(&body)?).into_response();
     if replayed {
-        response.headers_mut().insert(idempotency::REPLAYED, HeaderValue::from_static("true"));
+        response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
     }
     Ok(response)
 }
@@ -124,13 +126,13 @@ pub(super) struct OrderBody<'a> {
     ]))),
 )]
 pub(super) async fn get(
-    State(orders): State<OrderService>,
+    State(orders): State<Arc<OrderService>>,
     Caller(caller): Caller,
     OrderIdPath(id): OrderIdPath,
-    headers: HeaderMap,
+    known: IfNoneMatch,
 ) -> Result<Response, Problem> {
     let order = orders.get(&caller, id).await?;
-    if client_has(&headers, order.version)? {
+    if known.has(order.version)? {
         return Ok((StatusCode::NOT_MODIFIED, [(ETAG, etag(order.version))]).into_response());
     }
     show(&order)
@@ -188,7 +190,7 @@ fn reason<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, 
     ]))),
 )]
 pub(super) async fn change_status(
-    State(orders): State<OrderService>,
+    State(orders): State<Arc<OrderService>>,
     Caller(caller): Caller,
     Extension(trace): Extension<TraceParent>,
     id: Result<OrderIdPath, Problem>,
@@ -235,7 +237,7 @@ pub(super) struct CancelBody {
     ]))),
 )]
 pub(super) async fn cancel(
-    State(orders): State<OrderService>,
+    State(orders): State<Arc<OrderService>>,
     Caller(caller): Caller,
     Extension(trace): Extension<TraceParent>,
     OrderIdPath(id): OrderIdPath,
@@ -283,7 +285,7 @@ struct HistoryBody {
     ]))),
 )]
 pub(super) async fn history(
-    State(orders): State<OrderService>,
+    State(orders): State<Arc<OrderService>>,
     Caller(caller): Caller,
     OrderIdPath(id): OrderIdPath,
 ) -> Result<Response, Problem> {

@@ -8,10 +8,8 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::Request;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -217,17 +215,15 @@ impl IntoResponse for Problem {
     }
 }
 
-/// The layer that writes every problem.
-pub(super) async fn write_problems(request: Request, next: Next) -> Response {
-    let path = request.uri().path().to_owned();
-    let response = next.run(request).await;
+/// Writes the problem of an answer, which is about the request with this path; leaves any other answer as it is.
+pub(super) fn write_problem(path: &str, response: Response) -> Response {
     let status = response.status();
     if !(status.is_client_error() || status.is_server_error()) {
         return response;
     }
     let problem =
         response.extensions().get::<Problem>().cloned().unwrap_or_else(|| Problem::of_framework(status));
-    let mut written = problem.write(&path);
+    let mut written = problem.write(path);
     // What the framework said beside its status, such as Allow.
     for (name, value) in response.headers() {
         if name != CONTENT_TYPE && name != axum::http::header::CONTENT_LENGTH {

@@ -1,8 +1,8 @@
 //! The W3C trace context of a call, carried from the request to the Product Service and into the events.
 
+use std::collections::hash_map::RandomState;
 use std::fmt;
-
-use uuid::Uuid;
+use std::hash::BuildHasher;
 
 /// A `traceparent` header value (W3C Trace Context, section 3.2), version 00.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,12 +13,11 @@ impl TraceParent {
     ///
     /// The parent id is our own in both cases: what we send on was caused by our part of the work.
     pub fn continue_or_start(header: Option<&str>) -> Self {
-        let (trace_id, flags) = header.and_then(parse).map_or_else(
-            || (Uuid::new_v4().simple().to_string(), "01".to_owned()),
-            |(trace_id, flags)| (trace_id.to_owned(), flags.to_owned()),
-        );
-        let (parent_id, _) = Uuid::new_v4().as_u64_pair();
-        Self(format!("00-{trace_id}-{parent_id:016x}-{flags}"))
+        let parent_id = random();
+        Self(match header.and_then(parse) {
+            Some((trace_id, flags)) => format!("00-{trace_id}-{parent_id:016x}-{flags}"),
+            None => format!("00-{:016x}{:016x}-{parent_id:016x}-01", random(), random()),
+        })
     }
 
     /// The header value.
@@ -36,6 +35,12 @@ impl fmt::Display for TraceParent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// Random bits for ids that have to be unique and may be guessed. Without a system call, because every request needs some:
+/// each `RandomState` has another key of the thread's random ones.
+pub(crate) fn random() -> u64 {
+    RandomState::new().hash_one(())
 }
 
 /// The trace id and the flags of a version-00 header, or nothing if it is not one.
@@ -58,6 +63,8 @@ fn parse(header: &str) -> Option<(&str, &str)> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     #[test]
@@ -67,6 +74,13 @@ mod tests {
         assert_eq!(ours.trace_id(), "0af7651916cd43dd8448eb211c80319c");
         assert!(parse(ours.as_str()).is_some_and(|(_, flags)| flags == "00"));
         assert_ne!(ours.as_str(), header);
+    }
+
+    #[test]
+    fn new_traces_differ() {
+        let traces: HashSet<String> =
+            (0..1000).map(|_| TraceParent::continue_or_start(None).trace_id().to_owned()).collect();
+        assert_eq!(traces.len(), 1000);
     }
 
     #[test]
