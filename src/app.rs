@@ -124,9 +124,9 @@ impl App {
 
 impl Parts {
     async fn assemble(config: Config) -> Result<Self, AppError> {
-        // The relay reads ahead of everything else and the workers wait on the Product Service's pace: pools of
-        // their own keep them from starving the requests, and the other way round (P26).
-        const RELAY_CONNECTIONS: u32 = 2;
+        // The relay reads ahead of everything else, on a connection for each of its lanes, and the workers wait on the
+        // Product Service's pace: pools of their own keep them from starving the requests, and the other way round (P26).
+        const RELAY_CONNECTIONS: u32 = 3;
         const WORKER_CONNECTIONS: u32 = 4;
         let lifecycle = Lifecycle::default();
         let store = Store::new(&config.database, config.stock);

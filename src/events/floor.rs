@@ -106,6 +106,18 @@ impl Reading {
         Self { ranges: lease.floors.iter().map(range).collect(), limit, settled }
     }
 
+    /// The same read as one for each lane, each of other buckets.
+    pub(super) fn split(self, lanes: usize) -> Vec<Self> {
+        let each = self.ranges.len().div_ceil(lanes).max(1);
+        let lane = |ranges: &[Range]| Self { ranges: ranges.to_vec(), ..self };
+        self.ranges.chunks(each).map(lane).collect()
+    }
+
+    /// The most events of all its ranges.
+    pub(super) const fn most(&self) -> usize {
+        self.limit * self.ranges.len()
+    }
+
     /// Whether there is more to read behind the ranges.
     pub(super) fn is_bounded(&self) -> bool {
         self.ranges.iter().any(|range| range.to < i64::MAX)

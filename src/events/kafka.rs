@@ -1,6 +1,7 @@
 //! The producer: every setting that the promises rest on is spelled out, and nothing counts as sent before
 //! the broker has acknowledged it.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use thiserror::Error;
 use tokio::task::JoinError;
 use tracing::{info, warn};
+use uuid::Uuid;
 
 use super::PaymentSettings;
 use super::topic::{self, KnownTopic};
@@ -263,17 +265,21 @@ impl Publisher {
     }
 
     fn enqueue(&self, event: &PendingEvent) -> Result<DeliveryFuture, PublishError> {
-        let key = event.order_id.to_string();
-        let headers: Vec<(&str, String)> = serde_json::from_str(&event.headers)?;
+        let mut key = Uuid::encode_buffer();
+        let key: &str = event.order_id.0.hyphenated().encode_lower(&mut key);
+        let headers: Vec<(&str, Text<'_>)> = serde_json::from_str(&event.headers)?;
         let headers =
-            headers.iter().fold(OwnedHeaders::new_with_capacity(headers.len()), |all, (key, value)| {
-                all.insert(Header { key, value: Some(value) })
+            headers.iter().fold(OwnedHeaders::new_with_capacity(headers.len()), |all, (key, Text(value))| {
+                all.insert(Header { key, value: Some(value.as_ref()) })
             });
-        let record =
-            FutureRecord::to(&self.settings.topic).key(&key).payload(&event.payload).headers(headers);
+        let record = FutureRecord::to(&self.settings.topic).key(key).payload(&event.payload).headers(headers);
         self.producer.send_result(record).map_err(|(error, _)| error.into())
     }
 }
+
+/// Text that is copied only where it has escapes.
+#[derive(serde::Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// How to reach the broker.
 pub(super) fn connection_config(settings: &KafkaSettings) -> ClientConfig {

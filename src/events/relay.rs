@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use thiserror::Error;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -45,11 +46,27 @@ const LOOK_AT_SHARES: Duration = Duration::from_secs(1);
 /// How often the relay looks which positions are settled, while it finds events.
 const LOOK_AT_WRITERS: Duration = Duration::from_secs(1);
 
+/// A turn that found so many events makes the next one use [`LANES`] lanes.
+const BEHIND: usize = 256;
+
+/// How many lanes a turn has while there is a backlog, each for a part of the buckets: one is read while another one
+/// is acknowledged by Kafka and a third one deleted. All events of an order are in one bucket, so lanes share no
+/// order, and a turn ends when all its lanes have ended. Each lane uses a connection of the relay's pool.
+const LANES: usize = 3;
+
+/// How many batches a lane passes on in one turn while there is a backlog: it need not wait for the other lanes
+/// after each.
+const BATCHES: usize = 4;
+
 /// After so many events the relay looks earlier. Each later read visits what was deleted meanwhile.
 const EVENTS_PER_LOOK: usize = 2_000;
 
-/// After so many events the floors are stored: one row for each bucket. In between the leases' renewal stores them.
-const EVENTS_PER_FLOOR: usize = 5_000;
+/// How often the floors are stored, which writes a row for each bucket: beside a snapshot that stays open those rows
+/// cannot be cleaned away. The reads in between visit what was deleted meanwhile.
+const STORE_FLOORS: Duration = Duration::from_secs(1);
+
+/// After so many events the floors are stored earlier.
+const EVENTS_PER_FLOOR: usize = 50_000;
 
 /// One replica's relay.
 pub struct Relay {
@@ -64,6 +81,8 @@ pub struct Relay {
     look_at_writers: Instant,
     /// Events since the writers were looked at.
     events_since_look: usize,
+    /// The last turn found many events.
+    is_behind: bool,
 }
 
 struct HeldLease {
@@ -74,6 +93,8 @@ struct HeldLease {
     send_until: Instant,
     /// Floors that are found out and not stored yet.
     floors: BTreeMap<i16, i64>,
+    /// When the floors are stored, at the latest.
+    store_floors: Instant,
     /// Events since the floors were stored.
     events: usize,
 }
@@ -93,6 +114,15 @@ struct Published {
     done: Vec<(i16, i64)>,
     refused: Vec<(PendingEvent, PublishError)>,
     failure: Option<PublishError>,
+}
+
+/// What a lane passed on in a turn.
+#[derive(Default)]
+struct Passed {
+    events: usize,
+    /// What its reads showed.
+    floors: BTreeMap<i16, i64>,
+    failure: Option<TurnError>,
 }
 
 /// What a turn found.
@@ -115,6 +145,7 @@ impl Relay {
             settling: Settling::default(),
             look_at_writers: Instant::now(),
             events_since_look: 0,
+            is_behind: false,
         }
     }
 
@@ -151,7 +182,8 @@ impl Relay {
         Ok(self.store_floors().await?)
     }
 
-    /// Takes the oldest events of the held buckets, publishes them, and deletes what was acknowledged.
+    /// Takes the oldest events of the held buckets, publishes them, and deletes what was acknowledged. While there is
+    /// a backlog, in several lanes.
     async fn turn(&mut self) -> Result<Turn, TurnError> {
         if !self.topic_seen || self.publisher.is_down() {
             self.publisher.ensure_topic().await?;
@@ -164,12 +196,49 @@ impl Relay {
         self.settle(lease.server).await?;
         let limit = (usize::from(self.settings.batch) / lease.floors.len()).max(1);
         let reading = Reading::plan(&lease, self.settling.settled(lease.server), limit);
-        let most = i64::try_from(limit).unwrap_or(i64::MAX);
-        let pending = self.store.pending_events(lease.server, &reading.ranges, most).await?;
-        if pending.is_empty() {
-            self.raise_floors(&reading, &[], &[]).await?;
-            return Ok(if reading.is_bounded() { Turn::Busy } else { Turn::Idle });
+        let is_bounded = reading.is_bounded();
+        let lanes = reading.split(if self.is_behind { LANES } else { 1 });
+        let passed = join_all(lanes.iter().map(|lane| self.pass(lease.server, lane, send_until))).await;
+        let (mut events, mut failure) = (0, None);
+        for (lane, passed) in lanes.iter().zip(passed) {
+            events += passed.events;
+            self.raise_floors(lane, passed.floors, passed.events).await?;
+            failure = failure.or(passed.failure);
         }
+        self.is_behind = events >= BEHIND;
+        match failure {
+            Some(failure) => Err(failure),
+            None if events == 0 && !is_bounded => Ok(Turn::Idle),
+            None => Ok(Turn::Busy),
+        }
+    }
+
+    /// Passes events of one lane's buckets on to Kafka, batch after batch while there are many.
+    async fn pass(&self, server: ServerStart, lane: &Reading, send_until: Instant) -> Passed {
+        let mut passed = Passed::default();
+        for _ in 0..if self.is_behind { BATCHES } else { 1 } {
+            match self.pass_batch(server, lane, send_until, &mut passed).await {
+                Ok(events) if events < lane.most() / 2 => break,
+                Ok(_) => {}
+                Err(failure) => {
+                    passed.failure = Some(failure);
+                    break;
+                }
+            }
+        }
+        passed
+    }
+
+    /// How many events there were.
+    async fn pass_batch(
+        &self,
+        server: ServerStart,
+        lane: &Reading,
+        send_until: Instant,
+        passed: &mut Passed,
+    ) -> Result<usize, TurnError> {
+        let most = i64::try_from(lane.limit).unwrap_or(i64::MAX);
+        let pending = self.store.pending_events(server, &lane.ranges, most).await?;
         let found = places(&pending);
         let published = self.publish(pending, send_until).await;
         if !published.done.is_empty() {
@@ -181,8 +250,9 @@ impl Relay {
             error!(%order, sequence, error = chain(cause), "Kafka refuses an event: its order is parked");
             self.store.park_order(event, &chain(cause)).await?;
         }
-        self.raise_floors(&reading, &found, &published.done).await?;
-        published.failure.map_or(Ok(Turn::Busy), |error| Err(error.into()))
+        passed.events += found.len();
+        passed.floors.extend(lane.floors(&found, &published.done));
+        published.failure.map_or(Ok(found.len()), |error| Err(error.into()))
     }
 
     /// Looks which positions are settled, when there may be more of them than before.
@@ -205,21 +275,21 @@ impl Relay {
         Ok(())
     }
 
-    /// Notes the floors that a read shows, and stores them when they save the next reads much.
+    /// Notes the floors that the reads of a lane showed, and stores them when they save the next reads much.
     async fn raise_floors(
         &mut self,
-        reading: &Reading,
-        found: &[(i16, i64)],
-        done: &[(i16, i64)],
+        lane: &Reading,
+        shown: BTreeMap<i16, i64>,
+        events: usize,
     ) -> Result<(), StoreError> {
-        self.events_since_look += done.len();
+        self.events_since_look += events;
         let Some(held) = &mut self.held else { return Ok(()) };
-        held.events += done.len();
-        let shown = reading.floors(found, done);
-        let to_the_end = reading.reaches_an_end(&shown);
+        held.events += events;
+        let to_the_end = lane.reaches_an_end(&shown);
         held.floors.extend(shown);
         // Behind the end of a range the next read can begin only when the floor is there.
-        if held.events >= EVENTS_PER_FLOOR || to_the_end {
+        let due = held.events > 0 && Instant::now() >= held.store_floors;
+        if due || held.events >= EVENTS_PER_FLOOR || to_the_end {
             self.store_floors().await?;
         }
         Ok(())
@@ -232,6 +302,7 @@ impl Relay {
             held.lease.floors.extend(stored);
             held.floors.clear();
         }
+        held.store_floors = Instant::now() + STORE_FLOORS;
         held.events = 0;
         Ok(())
     }
@@ -276,6 +347,7 @@ impl Relay {
             renew_at: now + self.settings.lease / 3,
             send_until: now + self.settings.lease.saturating_sub(self.settings.delivery_timeout),
             floors: BTreeMap::new(),
+            store_floors: now + STORE_FLOORS,
             events: 0,
         };
         let send_until = held.send_until;

@@ -44,26 +44,38 @@ fn fewest_replicas(topic: &MetadataTopic) -> usize {
 
 /// Creates the topic of the events. `broker` is any broker that is up: it tells how many replicas are the default.
 pub(super) async fn create(settings: &KafkaSettings, broker: Option<i32>) -> Result<(), PublishError> {
-    let KafkaSettings { topic, partitions, replication, .. } = settings;
+    let KafkaSettings { partitions, replication, .. } = settings;
     let admin: Admin = connection_config(settings).create()?;
     let replicas = match (replication, broker) {
         (-1, Some(broker)) => default_replication(&admin, broker).await,
         (replication, _) => Some(*replication),
     };
-    let min_insync = settings.min_insync_replicas.or_else(|| replicas.is_some_and(|n| n >= 3).then_some(2));
-    let min_insync_text = min_insync.map(|replicas| replicas.to_string());
-    let mut new = NewTopic::new(topic, *partitions, TopicReplication::Fixed(*replication));
-    if let Some(replicas) = &min_insync_text {
-        new = new.set(MIN_INSYNC, replicas);
-    }
+    let min_insync = min_insync_replicas(settings, replicas);
+    let new = new_topic(settings, min_insync.as_deref());
     let options = AdminOptions::new().request_timeout(Some(settings.delivery_timeout));
     match admin.create_topics([&new], &options).await?.into_iter().next() {
         Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(()),
         Some(Err((topic, code))) => Err(PublishError::TopicRefused(topic, code)),
         Some(Ok(_)) | None => {
-            info!(topic, partitions, replication, min_insync, "created the topic");
+            info!(topic = settings.topic, partitions, replication, min_insync, "created the topic");
             Ok(())
         }
+    }
+}
+
+/// What was set, else 2 where there are 3 replicas or more: then no event that was acknowledged is lost with one
+/// broker. None: what the broker has as its default.
+fn min_insync_replicas(settings: &KafkaSettings, replicas: Option<i32>) -> Option<String> {
+    let safe = replicas.is_some_and(|replicas| replicas >= 3).then_some(2);
+    settings.min_insync_replicas.or(safe).map(|replicas| replicas.to_string())
+}
+
+fn new_topic<'a>(settings: &'a KafkaSettings, min_insync: Option<&'a str>) -> NewTopic<'a> {
+    let replication = TopicReplication::Fixed(settings.replication);
+    let new = NewTopic::new(&settings.topic, settings.partitions, replication);
+    match min_insync {
+        Some(replicas) => new.set(MIN_INSYNC, replicas),
+        None => new,
     }
 }
 
@@ -134,10 +146,48 @@ fn judge(replicas: usize, config: &BTreeMap<String, String>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Config, Environment};
 
     fn found(replicas: usize, config: &[(&str, &str)]) -> String {
         let config = config.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         judge(replicas, &config).join("; ")
+    }
+
+    fn settings(variables: &[(&'static str, &str)]) -> KafkaSettings {
+        let required = [
+            ("DATABASE_URL", "postgres://localhost/shop"),
+            ("KAFKA_BOOTSTRAP_SERVERS", "localhost:9092"),
+            ("PRODUCT_SERVICE_URL", "http://localhost"),
+        ];
+        let all = required.iter().chain(variables);
+        let environment = all.fold(Environment::default(), |all, (name, value)| all.with(name, *value));
+        Config::read(&environment).unwrap().kafka
+    }
+
+    /// The configuration in the request for a new topic on brokers with so many replicas as their default.
+    fn requested(variables: &[(&'static str, &str)], replicas: Option<i32>) -> Vec<(String, String)> {
+        let settings = settings(variables);
+        let replicas = replicas.or(Some(settings.replication));
+        let min_insync = min_insync_replicas(&settings, replicas);
+        let new = new_topic(&settings, min_insync.as_deref());
+        new.config.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_new_topic_with_three_replicas_is_safe_with_two_in_sync() {
+        let two = [(MIN_INSYNC.to_owned(), "2".to_owned())];
+        assert_eq!(requested(&[("KAFKA_TOPIC_REPLICATION", "3")], None), two);
+        assert_eq!(requested(&[("KAFKA_TOPIC_REPLICATION", "5")], None), two);
+        assert_eq!(requested(&[], Some(3)), two);
+        // With two replicas it would stop at the loss of one broker.
+        assert_eq!(requested(&[("KAFKA_TOPIC_REPLICATION", "2")], None), []);
+        assert_eq!(requested(&[], Some(1)), []);
+    }
+
+    #[test]
+    fn what_was_set_for_replicas_in_sync_is_requested() {
+        let set = [("KAFKA_TOPIC_REPLICATION", "3"), ("KAFKA_TOPIC_MIN_INSYNC_REPLICAS", "3")];
+        assert_eq!(requested(&set, None), [(MIN_INSYNC.to_owned(), "3".to_owned())]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::pgbench::{Measured, Pgbench, Script};
 use crate::progress::Progress;
 use crate::report::{Level, Line, Report, count};
 use crate::work::Work;
-use crate::{Result, cpu, payments};
+use crate::{Result, backlog, cpu, payments};
 
 /// As many as the issue's own measurements had.
 const TYPICAL: usize = 64;
@@ -59,6 +59,7 @@ impl Bench {
             "confirm" => self.confirm(),
             "payments" => self.payments(),
             "events" => self.events(),
+            "backlog" => self.backlog(),
             _ => self.size(),
         }
     }
@@ -365,6 +366,29 @@ impl Bench {
         let title = "commit to Kafka at full load, p99";
         let beside = self.parts.kafka_name().to_owned();
         self.report.ratio(title, measured, beside, (millis(0.99), "ms"), "≤ 250 ms");
+    }
+
+    /// How fast the relay drains what an outage of Kafka left, and how much memory it takes for that.
+    fn backlog(&mut self) -> Result<()> {
+        let mut line = Line::new("backlog");
+        let (binary, events) = (self.binary(), self.parts.settings.backlog);
+        let url = self.parts.database(&binary, 0)?;
+        self.progress.step(&format!("a backlog of {} events", count(events)));
+        self.parts.fill_outbox(&url, events)?;
+        let service = self.parts.serve(&binary, &url)?;
+        let watched = self.watched(&service);
+        let drained = backlog::drain(&self.parts, &service, events, &watched, || self.progress.tick())?;
+        self.progress.done(&format!("{:.0}/s", drained.rate));
+        self.end(&mut line, service, &url)?;
+        let beside = self.parts.kafka_name().to_owned();
+        let title = format!("a backlog of {} events drains", count(events));
+        self.report.ratio(&title, drained.text(events), beside.clone(), (drained.rate, "/s"), "≥ 50000 /s");
+        if let Some(memory) = line.memory {
+            let title = "memory while it drains";
+            self.report.ratio(title, "VmHWM of the service".into(), beside, (memory, "MB"), "≤ 40 MB");
+        }
+        self.report.lines.push(line);
+        Ok(())
     }
 
     /// The same work on tables of growing size.

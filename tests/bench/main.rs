@@ -6,13 +6,14 @@
 //!
 //! | variable | default | what |
 //! |---|---|---|
-//! | `BENCH_ONLY` | all | lines to run: start, alone, place, key, hot, read, list, confirm, payments, events, size |
+//! | `BENCH_ONLY` | all | lines to run: start, alone, place, key, hot, read, list, confirm, payments, events, backlog, size |
 //! | `BENCH_SECONDS` | 5 | how long each load is measured |
 //! | `BENCH_WARM_UP_SECONDS` | 1 | how long it runs before that |
 //! | `BENCH_CONNECTIONS` | 1,8,64,256 | connections of the closed loops |
 //! | `BENCH_RATES` | shares of the most | rates of the open loops of `place`, requests a second |
 //! | `BENCH_ORDERS` | 10000 | orders in the tables before a load |
 //! | `BENCH_SIZES` | 10000,100000 | table sizes of the line `size`; up to 10000000 takes 10 GB of disk and half an hour |
+//! | `BENCH_BACKLOG` | 1000000 | events of the line `backlog`; they take 1.5 GB of disk |
 //! | `BENCH_BASELINE` | none | an older binary for the line `alone`: the two take turns |
 //! | `BENCH_BINARY` | this build's | another binary to measure; its schema has to be this one's |
 //! | `BENCH_PGBENCH_MODE` | prepared | `simple`, `extended` or `prepared` |
@@ -37,6 +38,7 @@
     reason = "a program for a terminal, not part of the service"
 )]
 
+mod backlog;
 mod cpu;
 mod events;
 mod http;

@@ -148,6 +148,26 @@ impl Parts {
         })
     }
 
+    /// Adds the events of so many orders to the outbox.
+    pub(crate) fn fill_outbox(&self, url: &str, events: u64) -> Result<()> {
+        self.runtime.block_on(async {
+            let mut connection = PgConnection::connect(url).await?;
+            let mut first = 0;
+            while first < events {
+                let end = events.min(first + FILLED_AT_ONCE);
+                sqlx::query(include_str!("sql/outbox.sql"))
+                    .bind(i64::try_from(first)?)
+                    .bind(i64::try_from(end)?)
+                    .execute(&mut connection)
+                    .await?;
+                first = end;
+            }
+            connection.execute("checkpoint").await?;
+            connection.close().await?;
+            Ok(())
+        })
+    }
+
     /// Removes a database that no service uses any more; the disk of a large one is wanted again.
     pub(crate) fn drop_database(&self, url: &str) -> Result<()> {
         let name = url.rsplit('/').next().unwrap_or_default();

@@ -8,8 +8,10 @@ use std::time::Duration;
 use crate::Result;
 
 /// Every name that `BENCH_ONLY` knows, in the sequence in which they run.
-pub(crate) const LINES: [&str; 11] =
-    ["start", "alone", "place", "key", "hot", "read", "list", "confirm", "payments", "events", "size"];
+pub(crate) const LINES: [&str; 12] = [
+    "start", "alone", "place", "key", "hot", "read", "list", "confirm", "payments", "events", "backlog",
+    "size",
+];
 
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
@@ -21,6 +23,8 @@ pub(crate) struct Settings {
     pub(crate) rates: Vec<f64>,
     pub(crate) orders: u64,
     pub(crate) sizes: Vec<u64>,
+    /// Events of the line `backlog`.
+    pub(crate) backlog: u64,
     pub(crate) binary: PathBuf,
     pub(crate) baseline: Option<PathBuf>,
     pub(crate) kafka: Option<String>,
@@ -50,6 +54,7 @@ impl Settings {
             rates: list("BENCH_RATES", "")?,
             orders: one("BENCH_ORDERS", "10000")?,
             sizes: list("BENCH_SIZES", "10000,100000")?,
+            backlog: one("BENCH_BACKLOG", "1000000")?,
             binary: one("BENCH_BINARY", env!("CARGO_BIN_EXE_order-service"))?,
             baseline: given("BENCH_BASELINE").map(PathBuf::from),
             kafka: given("KAFKA_BOOTSTRAP_SERVERS"),

@@ -26,15 +26,15 @@ const PROBES: u64 = 100;
 
 /// What arrived in Kafka: how many, and how long after its commit each.
 #[derive(Default)]
-struct Arrivals {
+pub(super) struct Arrivals {
     count: AtomicU64,
     delays: Mutex<Vec<Duration>>,
-    stop: AtomicBool,
+    pub(super) stop: AtomicBool,
 }
 
 impl Arrivals {
     /// Reads the topic on a thread of its own, from the beginning.
-    fn watch(topic: &Topic) -> Arc<Self> {
+    pub(super) fn watch(topic: &Topic) -> Arc<Self> {
         let arrivals = Arc::new(Self::default());
         let (topic, watched) = (topic.clone(), Arc::clone(&arrivals));
         std::thread::spawn(move || watched.read(&topic));
@@ -93,7 +93,7 @@ fn quantile(sorted: &[Duration], share: f64) -> Duration {
     sorted.get(at.min(sorted.len().saturating_sub(1))).copied().unwrap_or_default()
 }
 
-async fn write(world: &World, events: u64) {
+pub(super) async fn write(world: &World, events: u64) {
     let insert = format!(
         r#"insert into outbox (bucket, event_id, order_id, sequence, event_type, payload, headers)
            select n % 64, gen_random_uuid(), gen_random_uuid(), 1, 'ORDER_PLACED',
@@ -105,7 +105,7 @@ async fn write(world: &World, events: u64) {
 }
 
 /// The delays of single events, one after the other.
-async fn probe(world: &World, arrivals: &Arrivals) -> Vec<Duration> {
+pub(super) async fn probe(world: &World, arrivals: &Arrivals) -> Vec<Duration> {
     arrivals.take();
     for _ in 0..PROBES {
         let before = arrivals.count.load(Relaxed);
@@ -151,13 +151,13 @@ fn bound() -> Duration {
     Duration::from_secs(if is_large() { 1 } else { 10 })
 }
 
-fn report_probes(report: &mut Report, when: &str, delays: &[Duration]) {
+pub(super) fn report_probes(report: &mut Report, when: &str, delays: &[Duration]) {
     Report::note(&format!("{when}: commit to Kafka, p50"), format!("{:.1?}", quantile(delays, 0.5)));
     report.within(&format!("{when}: commit to Kafka, p99"), quantile(delays, 0.99), bound());
 }
 
 /// The relay's read as it is when nothing is pending. Buffers, because a visit to a deleted row is one.
-async fn report_read(world: &World, report: &mut Report, when: &str) {
+pub(super) async fn report_read(world: &World, report: &mut Report, when: &str) {
     let floors = "select min(floor) from relay_leases";
     let last = world.number("select coalesce(pg_sequence_last_value('outbox_position_seq'), 0)").await;
     eventually("the floors have passed everything", async || world.number(floors).await > last).await;
@@ -169,6 +169,7 @@ async fn report_read(world: &World, report: &mut Report, when: &str) {
         select event.* from (select bucket, floor from relay_leases) as held
         cross join lateral (
             select * from outbox where outbox.bucket = held.bucket and outbox.position >= held.floor
+              and not exists (select from parked_orders where parked_orders.order_id = outbox.order_id)
             order by position limit 15
         ) event";
     let told: sqlx::types::Json<serde_json::Value> =

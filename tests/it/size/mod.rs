@@ -13,6 +13,7 @@ mod world;
 mod lists;
 mod long_transaction;
 mod migrations;
+mod parked_events;
 mod slow_clients;
 mod stock_backlog;
 mod years;
