@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
-use crate::api::{self, Health, server};
+use crate::api::{self, Health, Topics, server};
 use crate::config::Config;
 use crate::events::{
     KafkaHealth, PaymentConsumer, PublishError, Publisher, Relay, UnpaidOrders, UnpaidSettings,
@@ -142,7 +142,8 @@ impl Parts {
             config.kafka.payments.enabled.then(|| PaymentConsumer::new(&config.kafka, background.clone()));
         let payments = payments.transpose().map_err(PublishError::from)?;
         let health = Health { lifecycle: lifecycle.clone(), store: store.clone(), kafka, products };
-        let router = api::router(orders.clone(), health, &config.api);
+        let topics = Topics { orders: &config.kafka.topic, payments: &config.kafka.payments.topic };
+        let router = api::router(orders.clone(), health, &config.api, &topics);
         let bind = |error| AppError::Bind(config.bind_address, error);
         let listener = TcpListener::bind(config.bind_address).await.map_err(bind)?;
         let stores = [store, relay_store, worker_store];

@@ -1,8 +1,9 @@
-//! What describes the service: the `OpenAPI` document and a page that shows it.
+//! What describes the service: the `OpenAPI` document and a page that shows it, and the `AsyncAPI` document.
 //!
 //! Everything is rendered once, before the first request. These routes need no identity, take no permit (so a client
 //! that reads slowly keeps nobody out) and show nothing of any order.
 
+mod asyncapi;
 mod openapi;
 mod problems;
 
@@ -16,6 +17,7 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use utoipa::openapi::OpenApi;
 
@@ -68,10 +70,26 @@ pub(super) fn openapi(routes: OpenApi) -> OpenApi {
     openapi::complete(routes)
 }
 
+/// The names of the topics.
+#[derive(Clone, Copy, Debug)]
+pub struct Topics<'a> {
+    /// What the service publishes to.
+    pub orders: &'a str,
+    /// What it reads.
+    pub payments: &'a str,
+}
+
+/// The `AsyncAPI` document of these topics.
+pub(super) fn asyncapi(topics: &Topics<'_>) -> Value {
+    asyncapi::document(topics)
+}
+
 /// The routes of the documents, and of the page where there is one.
-pub(super) fn router(openapi: &OpenApi, page: DocsPage) -> Router {
+pub(super) fn router(openapi: &OpenApi, asyncapi: &Value, page: DocsPage) -> Router {
     let openapi = Document::new(openapi.to_json().unwrap_or_default(), JSON);
-    let documents = serve("/openapi.json", openapi.clone()).merge(serve("/v3/api-docs", openapi));
+    let documents = serve("/openapi.json", openapi.clone())
+        .merge(serve("/v3/api-docs", openapi))
+        .merge(serve("/asyncapi.json", Document::new(asyncapi.to_string(), JSON)));
     let index = match page {
         DocsPage::Off => return documents,
         DocsPage::On => INDEX.replace("CALLER", ""),

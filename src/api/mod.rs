@@ -31,7 +31,7 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-pub use docs::DocsPage;
+pub use docs::{DocsPage, Topics};
 pub use error::RETRY_SOON;
 pub use health::Health;
 pub use identity::GatewaySecrets;
@@ -58,9 +58,9 @@ pub struct ApiSettings {
 ///
 /// Layers, from the outside in: log line, ids and problem+json for every refusal; panics; then, before the orders
 /// alone, admission: identity, body, permit, deadline. Few, as each costs every request a future of its own.
-pub fn router(orders: OrderService, health: Health, settings: &ApiSettings) -> Router {
+pub fn router(orders: OrderService, health: Health, settings: &ApiSettings, topics: &Topics<'_>) -> Router {
     let admission = admission::Admission::new(health.lifecycle.clone(), settings);
-    let docs = docs::router(&openapi(), settings.docs);
+    let docs = docs::router(&openapi(), &asyncapi(topics), settings.docs);
     let api = Router::from(order_routes())
         // Before the layers, so that it is behind them: who is not known is not told which methods there are.
         .method_not_allowed_fallback(method_not_allowed)
@@ -96,6 +96,11 @@ pub fn openapi() -> OpenApi {
     let mut routes = order_routes().into_openapi();
     routes.merge(health_routes().into_openapi());
     docs::openapi(routes)
+}
+
+/// The `AsyncAPI` document of both topics.
+pub fn asyncapi(topics: &Topics<'_>) -> serde_json::Value {
+    docs::asyncapi(topics)
 }
 
 async fn method_not_allowed() -> StatusCode {

@@ -37,7 +37,7 @@ struct MineBody {
 #[utoipa::path(
     get, path = "/api/orders/my", operation_id = "listMyOrders", tag = "orders",
     params(
-        ("limit" = Option<u8>, Query, nullable = false, minimum = 1, maximum = 200, example = json!(50),
+        ("limit" = Option<u8>, Query, nullable = false, minimum = 1, maximum = 200,
          description = "How many orders at the most; 50 where it is absent."),
         ("cursor" = Option<String>, Query, nullable = false, format = "cursor",
          description = "From the `Link` of the page before. It belongs to the filters that it came with."),
@@ -91,11 +91,11 @@ struct SummaryBody {
     params(
         ("status" = Option<Status>, Query, nullable = false, description = "Only orders with this status."),
         ("customerId" = Option<CustomerId>, Query, nullable = false, description = "Only this customer's orders."),
-        ("from" = Option<String>, Query, nullable = false, format = DateTime, example = json!("2026-01-21T12:30:00Z"),
+        ("from" = Option<String>, Query, nullable = false, format = DateTime,
          description = "Only orders that were placed at this moment or later (RFC 3339)."),
-        ("to" = Option<String>, Query, nullable = false, format = DateTime, example = json!("2027-01-21T12:30:00Z"),
+        ("to" = Option<String>, Query, nullable = false, format = DateTime,
          description = "Only orders that were placed before this moment (RFC 3339)."),
-        ("limit" = Option<u8>, Query, nullable = false, minimum = 1, maximum = 200, example = json!(50),
+        ("limit" = Option<u8>, Query, nullable = false, minimum = 1, maximum = 200,
          description = "How many orders at the most; 50 where it is absent."),
         ("cursor" = Option<String>, Query, nullable = false, format = "cursor",
          description = "From the `Link` of the page before. It belongs to the filters that it came with."),
@@ -149,7 +149,8 @@ fn moment(text: &str) -> Result<DateTime<Utc>, &'static str> {
     DateTime::parse_from_rfc3339(text)
         .map(|moment| moment.to_utc())
         .ok()
-        .filter(|moment| (1970..10_000).contains(&chrono::Datelike::year(moment)))
+        // The years that RFC 3339 can write, in UTC as well.
+        .filter(|moment| (0..10_000).contains(&chrono::Datelike::year(moment)))
         .ok_or("must be a time such as 2026-01-21T12:30:00Z")
 }
 

@@ -49,7 +49,7 @@ struct PlacedBody {
     post, path = "/api/orders", operation_id = "placeOrder", tag = "orders",
     params(
         ("Idempotency-Key" = Option<String>, Header, nullable = false, min_length = 1, max_length = 255,
-         pattern = r#"^[!#-~]{1,255}$"#, example = json!("8e03978e-40d5-43dd-bc93-6894a57f9324"),
+         pattern = r#"^[!#-~]{1,255}$"#,
          description = "Tells a repeat from a new order. Each customer's own; bare or as a quoted string."),
     ),
     request_body(content = PlaceBody, example = json!({"items": [{"productId": "PROD123", "quantity": 2}]})),
@@ -112,8 +112,8 @@ pub(super) struct OrderBody<'a> {
     get, path = "/api/orders/{orderId}", operation_id = "getOrder", tag = "orders",
     params(
         ("orderId" = OrderId, Path, description = "The order."),
-        ("If-None-Match" = Option<String>, Header, nullable = false, example = json!("\"1\""),
-         pattern = r#"^(\*|((W/)?"[!#-~]*"(, ?(W/)?"[!#-~]*")*)?)$"#, description = "Entity tags that the client has: 304 where one of them is current (RFC 9110, 13.1.2)."),
+        ("If-None-Match" = Option<String>, Header, nullable = false,
+         format = "entity-tags", description = "`*`, or entity tags that the client has, with commas between: 304 where one of them is current (RFC 9110, 13.1.2)."),
     ),
     responses(
         (status = 200, description = "The order.", body = OrderBody<'static>,
@@ -175,8 +175,8 @@ fn reason<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, 
     put, path = "/api/orders/{orderId}/status", operation_id = "changeOrderStatus", tag = "orders",
     params(
         ("orderId" = OrderId, Path, description = "The order."),
-        ("If-Match" = Option<String>, Header, nullable = false, example = json!("\"1\""),
-         pattern = r#"^(\*|(W/)?"[!#-~]*"(, ?(W/)?"[!#-~]*")*)$"#, description = "Only for these versions of the order (RFC 9110, 13.1.1)."),
+        ("If-Match" = Option<String>, Header, nullable = false,
+         format = "entity-tags", description = "Only for these versions of the order: `*`, or entity tags with commas between (RFC 9110, 13.1.1)."),
     ),
     request_body(content = StatusBody, example = json!({"status": "CONFIRMED"})),
     responses(
@@ -222,8 +222,8 @@ pub(super) struct CancelBody {
     post, path = "/api/orders/{orderId}/cancel", operation_id = "cancelOrder", tag = "orders",
     params(
         ("orderId" = OrderId, Path, description = "The order."),
-        ("If-Match" = Option<String>, Header, nullable = false, example = json!("\"1\""),
-         pattern = r#"^(\*|(W/)?"[!#-~]*"(, ?(W/)?"[!#-~]*")*)$"#, description = "Only for these versions of the order (RFC 9110, 13.1.1)."),
+        ("If-Match" = Option<String>, Header, nullable = false,
+         format = "entity-tags", description = "Only for these versions of the order: `*`, or entity tags with commas between (RFC 9110, 13.1.1)."),
     ),
     request_body(content = Option<CancelBody>, description = "May be left out.",
         example = json!({"reason": "ordered twice"})),

@@ -3,11 +3,16 @@
 //! What is rendered here is stored in the outbox as text and published as it stands, so that a repeat is
 //! byte-identical whatever version of the service sends it.
 
+use chrono::{DateTime, TimeDelta};
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{CustomerId, Line, Money, Order, OrderId, Status, StatusChange, TraceParent, time};
+use super::aggregate::reason;
+use super::{
+    Actor, CustomerId, Line, Money, Order, OrderId, ProductId, Quantity, Status, StatusChange, TraceParent,
+    time,
+};
 
 /// How many buckets the orders are dealt into. The relay's replicas share the work by bucket, so this is also
 /// the largest number of replicas that can relay side by side. Changing it needs a migration of the outbox.
@@ -69,33 +74,43 @@ pub struct OrderEvent {
 impl OrderEvent {
     /// The event of an order that was just placed.
     pub fn placed(order: &Order, trace: &TraceParent) -> Result<Self, serde_json::Error> {
-        Self::render(order, EventType::OrderPlaced, trace, |event_id| PlacedMetadata {
-            event_id,
+        Self::placed_as(Uuid::now_v7(), order, trace)
+    }
+
+    fn placed_as(id: Uuid, order: &Order, trace: &TraceParent) -> Result<Self, serde_json::Error> {
+        let metadata = PlacedMetadata {
+            event_id: id,
             sequence: order.version,
             status: order.status,
             items: &order.lines,
-        })
+        };
+        Self::render(id, order, EventType::OrderPlaced, trace, metadata)
     }
 
     /// The event of an order that `change` has just moved.
     pub fn status_updated(order: &Order, change: &StatusChange) -> Result<Self, serde_json::Error> {
-        Self::render(order, EventType::OrderStatusUpdated, &change.trace, |event_id| StatusUpdatedMetadata {
-            event_id,
+        Self::status_updated_as(Uuid::now_v7(), order, change)
+    }
+
+    fn status_updated_as(id: Uuid, order: &Order, change: &StatusChange) -> Result<Self, serde_json::Error> {
+        let metadata = StatusUpdatedMetadata {
+            event_id: id,
             sequence: order.version,
             status: order.status,
             previous_status: change.from,
             reason: change.reason.as_deref(),
             refund_due: change.refund_due,
-        })
+        };
+        Self::render(id, order, EventType::OrderStatusUpdated, &change.trace, metadata)
     }
 
     fn render<M: Serialize>(
+        id: Uuid,
         order: &Order,
         event_type: EventType,
         trace: &TraceParent,
-        metadata: impl FnOnce(Uuid) -> M,
+        metadata: M,
     ) -> Result<Self, serde_json::Error> {
-        let id = Uuid::now_v7();
         let timestamp = time::rfc3339(order.changed_at);
         let headers = headers(id, event_type, order.id, &timestamp, trace);
         let envelope = Envelope {
@@ -105,7 +120,7 @@ impl OrderEvent {
             entity_id: order.id,
             amount: order.total,
             timestamp,
-            metadata: metadata(id),
+            metadata,
         };
         Ok(Self {
             id,
@@ -200,10 +215,37 @@ pub(crate) struct StatusUpdatedMetadata<'a> {
     refund_due: Option<Money>,
 }
 
+/// An event of each type, always the same, for the documentation.
+pub(crate) fn examples() -> Option<[OrderEvent; 2]> {
+    const FIRST: Uuid = Uuid::from_u128(0x0198_c1f2_7b5a_7cc0_8d3e_2f1a_6b4c_9d11);
+    const SECOND: Uuid = Uuid::from_u128(0x0198_c1f2_7b5a_7cc0_8d3e_2f1a_6b4c_9d12);
+    let trace = TraceParent::example();
+    let customer = CustomerId::parse("user@example.com").ok()?;
+    let line = Line {
+        product_id: ProductId::parse("PROD123").ok()?,
+        quantity: Quantity::new(2).ok()?,
+        price: Money::parse("2499").ok()?,
+    };
+    let mut order = Order::place(customer, vec![line])?;
+    order.id = OrderId::parse("0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10").ok()?;
+    order.changed_at = DateTime::from_timestamp_micros(1_769_000_000_123_456)?;
+    let placed = OrderEvent::placed_as(FIRST, &order, &trace).ok()?;
+    order.status = Status::Cancelled;
+    order.version = 2;
+    order.changed_at += TimeDelta::seconds(30);
+    let change = StatusChange {
+        from: Status::Created,
+        actor: Actor::payment(),
+        reason: Some(reason::PAYMENT_FAILED.to_owned()),
+        refund_due: None,
+        trace,
+    };
+    Some([placed, OrderEvent::status_updated_as(SECOND, &order, &change).ok()?])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{Actor, ProductId, Quantity};
 
     fn an_order() -> Order {
         let line = |id: &str, quantity, price: &str| Line {

@@ -20,6 +20,11 @@ impl TraceParent {
         })
     }
 
+    /// Always the same, for the documentation.
+    pub(crate) fn example() -> Self {
+        Self("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned())
+    }
+
     /// The header value.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -1,7 +1,7 @@
 //! Kafka in: payments. An offset is stored after the database transaction that did its record's work, so a
 //! crash repeats records and loses none; the transaction remembers the event, so a repeat does nothing.
 
-mod decode;
+pub(crate) mod decode;
 mod progress;
 mod unpaid;
 

@@ -55,7 +55,7 @@ fn every_operation_has_an_id_a_summary_a_success_and_links_that_lead_somewhere()
             }
         }
     }
-    assert_eq!(links, 13);
+    assert_eq!(links, 11);
 }
 
 /// The examples beside a schema, each with the JSON pointer of its schema.
@@ -86,7 +86,7 @@ fn every_example_fits_its_schema() {
     let problems = description.document["components"]["examples"].as_object().unwrap().values();
     found
         .extend(problems.map(|example| ("/components/schemas/Problem".to_owned(), example["value"].clone())));
-    assert!(found.len() > 40, "{}", found.len());
+    assert!(found.len() > 35, "{}", found.len());
     for (schema, example) in found {
         assert_eq!(description.faults(&schema, &example), Vec::<String>::new(), "{schema}: {example}");
     }

@@ -28,6 +28,7 @@ mod description;
 mod dev_command;
 mod duplicates;
 mod embedded_kafka;
+mod event_schemas;
 mod history;
 mod idempotency_keys;
 mod indexes;

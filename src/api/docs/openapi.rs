@@ -5,6 +5,8 @@ use serde_json::json;
 use utoipa::openapi::header::Header;
 use utoipa::openapi::link::Link;
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
+use utoipa::openapi::request_body::RequestBody;
+use utoipa::openapi::schema::Schema;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::tag::Tag;
 use utoipa::openapi::{
@@ -29,20 +31,16 @@ struct FollowUp {
     to: &'static [&'static str],
 }
 
-const FOLLOW_UPS: [FollowUp; 6] = {
+const FOLLOW_UPS: [FollowUp; 4] = {
     const PLACED: &[&str] = &["getOrder", "getOrderHistory", "cancelOrder", "changeOrderStatus"];
     const SHOWN: &[&str] = &["getOrderHistory", "cancelOrder", "changeOrderStatus"];
     const CHANGED: &[&str] = &["getOrder", "getOrderHistory"];
-    const LISTED: &[&str] = &["getOrder"];
     const ORDER: &str = "$response.body#/orderId";
-    const FIRST: &str = "$response.body#/0/orderId";
     [
         FollowUp { from: "placeOrder", status: "201", order: ORDER, to: PLACED },
         FollowUp { from: "getOrder", status: "200", order: ORDER, to: SHOWN },
         FollowUp { from: "changeOrderStatus", status: "200", order: ORDER, to: CHANGED },
         FollowUp { from: "cancelOrder", status: "200", order: ORDER, to: CHANGED },
-        FollowUp { from: "listMyOrders", status: "200", order: FIRST, to: LISTED },
-        FollowUp { from: "listOrders", status: "200", order: FIRST, to: LISTED },
     ]
 };
 
@@ -58,8 +56,10 @@ pub(super) fn complete(mut api: OpenApi) -> OpenApi {
             if is_order_call {
                 operation.security = Some(callers());
             }
-            let parameters = operation.parameters.get_or_insert_default();
-            parameters.extend([request_id(), trace_parent()].map(RefOr::from));
+            add_parameters(operation);
+            if let Some(RefOr::T(body)) = &mut operation.request_body {
+                name_optional_body(body);
+            }
             add_problems(operation, is_order_call);
             add_links(operation);
             add_headers(operation, is_order_call);
@@ -184,6 +184,40 @@ pub(super) fn headers_of(status: StatusCode, code: &str) -> &'static [&'static s
         StatusCode::SERVICE_UNAVAILABLE => &[RETRY_AFTER],
         _ if code == kinds::REQUEST_IN_PROGRESS.code => &[RETRY_AFTER],
         _ => &[],
+    }
+}
+
+/// Examples of parameters. They stand in the schemas: one of the parameter itself is filled in by the page, and sent.
+const EXAMPLES: [(&str, &str); 5] = [
+    ("Idempotency-Key", "8e03978e-40d5-43dd-bc93-6894a57f9324"),
+    ("If-Match", "\"1\""),
+    ("If-None-Match", "\"1\""),
+    ("from", "2026-01-21T12:30:00Z"),
+    ("to", "2026-01-22T00:00:00Z"),
+];
+
+fn add_parameters(operation: &mut Operation) {
+    let parameters = operation.parameters.get_or_insert_default();
+    for parameter in parameters.iter_mut() {
+        let RefOr::T(Parameter { name, schema: Some(RefOr::T(Schema::Object(schema))), .. }) = parameter
+        else {
+            continue;
+        };
+        let example = EXAMPLES.iter().find(|(known, _)| known == name);
+        schema.examples.extend(example.map(|(_, example)| json!(example)));
+    }
+    parameters.extend([request_id(), trace_parent()].map(RefOr::from));
+}
+
+/// A body that may be left out is never `null`, which the derived schema would permit.
+fn name_optional_body(body: &mut RequestBody) {
+    for content in body.content.values_mut() {
+        if let RefOr::T(content) = content
+            && let Some(RefOr::T(Schema::OneOf(either))) = &content.schema
+            && let Some(named) = either.items.iter().find(|item| matches!(item, RefOr::Ref(_)))
+        {
+            content.schema = Some(named.clone());
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use crate::domain::payment::PaymentEvent;
 use crate::domain::{Money, OrderId};
@@ -34,19 +35,30 @@ fn undecodable(order: Option<OrderId>, error: String) -> Decoded {
     Decoded::Undecodable { order, error }
 }
 
-#[derive(Deserialize)]
+/// An event of the Payment Service.
+#[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Envelope {
+pub(crate) struct Envelope {
     event_type: String,
+    /// Events of other services are ignored.
     #[serde(default)]
+    #[schema(value_type = String, example = "PAYMENT_SERVICE")]
     service: Value,
+    /// The order, unless `metadata.orderId` names it.
     #[serde(default)]
+    #[schema(value_type = String, example = "0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10")]
     entity_id: Value,
+    /// What was paid.
     #[serde(default)]
+    #[schema(value_type = Money)]
     amount: Value,
+    /// When it happened.
     #[serde(default)]
+    #[schema(value_type = String, example = "2026-01-21T12:30:00")]
     timestamp: Value,
+    /// `orderId` counts before `entityId`; `eventId` tells repeats; other members are ignored.
     #[serde(default)]
+    #[schema(value_type = Object)]
     metadata: Value,
 }
 

@@ -2,6 +2,7 @@
 
 mod call;
 mod description;
+mod events;
 mod history;
 mod kafka;
 mod payment;
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use call::{Answer, Call, Who, admin, customer};
 pub(crate) use description::Description;
+pub(crate) use events::{event_document, event_faults};
 pub(crate) use history::expect_history;
 pub(crate) use kafka::{Record, Topic};
 pub(crate) use payment::Payment;

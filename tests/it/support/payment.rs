@@ -3,6 +3,8 @@
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::event_faults;
+
 /// One payment event.
 #[derive(Clone, Debug)]
 pub(crate) struct Payment {
@@ -30,6 +32,7 @@ impl Payment {
             "entityId": order, "amount": amount, "timestamp": "2026-01-21T12:30:00",
             "metadata": {"eventId": Uuid::new_v4(), "paymentMode": "UPI"},
         });
+        assert_eq!(event_faults(&record), Vec::<String>::new(), "{record}");
         Self { order: order.to_owned(), record }
     }
 }
