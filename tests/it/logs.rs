@@ -113,7 +113,7 @@ async fn a_request_id_is_taken_from_the_caller_or_given_to_them() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_statement_that_takes_too_long_is_logged_as_that() {
-    let shop = Shop::builder().with("DATABASE_DEADLINE_MS", "3000").without_service().await;
+    let shop = Shop::builder().with("DATABASE_DEADLINE_MS", "8000").without_service().await;
     let replica = Replica::start(&shop.environment);
     let shop = shop.through(&replica.url);
     let phone = shop.product("phone", "1", 5).await;

@@ -69,7 +69,7 @@ async fn half_sent_heads_take_little_memory_and_shut_nobody_out() {
     let (mut report, after) = (Report::new(), replica.resident_bytes());
     let open = if is_large() { clients } else { 150 };
     let each = after.saturating_sub(before) / open;
-    report.at_most("bytes of memory for a half-sent head", each, 32 * 1024);
+    report.at_most("bytes of memory for a half-sent head", each, 64 * 1024);
     report.at_most(&format!("MB of memory with {clients} half-sent heads"), after >> 20, 120);
     report.finish();
 }
