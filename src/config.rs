@@ -17,6 +17,7 @@ use tracing_subscriber::EnvFilter;
 
 pub use environment::{Environment, InvalidConfig};
 use kafka::kafka;
+pub(crate) use kafka::{ORDER_EVENTS, PAYMENT_EVENTS};
 use products::products;
 
 use crate::api::server::ServerSettings;

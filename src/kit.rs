@@ -1,5 +1,5 @@
-//! What operators and consumers of this very version need beside the binary: the `OpenAPI` document, manifests,
-//! dashboards, decisions. `order-service kit FOLDER` writes them. The files lie in `src/kit` and are part of the binary.
+//! What operators and consumers of this very version need beside the binary: the `OpenAPI` and `AsyncAPI` documents,
+//! manifests, dashboards, decisions. `order-service kit FOLDER` writes them. The files lie in `src/kit` and are part of the binary.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::api;
+use crate::api::{self, Topics};
+use crate::config::{ORDER_EVENTS, PAYMENT_EVENTS};
 
 /// Lists files of `src/kit`, each with its text.
 macro_rules! files {
@@ -47,6 +48,9 @@ const FILES: &[(&str, &str)] = &files![
 /// The place of the document that describes the HTTP API.
 const OPENAPI: &str = "openapi.json";
 
+/// The place of the document that describes the events, on topics of the default names.
+const ASYNCAPI: &str = "asyncapi.json";
+
 /// Why the files were not written.
 #[derive(Debug, Error)]
 pub enum KitError {
@@ -57,7 +61,7 @@ pub enum KitError {
     #[error("{} cannot be written", .0.display())]
     Write(PathBuf, #[source] io::Error),
     /// A document cannot be rendered: a bug.
-    #[error("the OpenAPI document cannot be rendered")]
+    #[error("the OpenAPI or the AsyncAPI document cannot be rendered")]
     Render(#[from] serde_json::Error),
 }
 
@@ -67,12 +71,12 @@ pub fn write(folder: &Path) -> Result<usize, KitError> {
         let path = path.to_owned();
         move |error| KitError::Write(path, error)
     };
-    let openapi = api::openapi().to_pretty_json()?;
+    let (openapi, asyncapi) = (api::openapi().to_pretty_json()?, asyncapi()?);
     fs::create_dir_all(folder).map_err(failed(folder))?;
     if fs::read_dir(folder).map_err(failed(folder))?.next().is_some() {
         return Err(KitError::NotEmpty(folder.to_owned()));
     }
-    let files = FILES.iter().copied().chain([(OPENAPI, openapi.as_str())]);
+    let files = FILES.iter().copied().chain([(OPENAPI, openapi.as_str()), (ASYNCAPI, asyncapi.as_str())]);
     let mut written = 0;
     for (name, text) in files {
         let path = folder.join(name);
@@ -84,6 +88,11 @@ pub fn write(folder: &Path) -> Result<usize, KitError> {
         written += 1;
     }
     Ok(written)
+}
+
+fn asyncapi() -> Result<String, serde_json::Error> {
+    let topics = Topics { orders: ORDER_EVENTS, payments: PAYMENT_EVENTS };
+    serde_json::to_string_pretty(&api::asyncapi(&topics))
 }
 
 #[cfg(test)]
@@ -115,10 +124,11 @@ mod tests {
         let written = tempfile::tempdir().unwrap();
         let folder = written.path().join("new/kit");
 
-        assert_eq!(write(&folder).unwrap(), FILES.len() + 1);
+        assert_eq!(write(&folder).unwrap(), FILES.len() + 2);
 
         let mut source = below(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kit"));
         source.insert(OPENAPI.to_owned(), api::openapi().to_pretty_json().unwrap());
+        source.insert(ASYNCAPI.to_owned(), asyncapi().unwrap());
         let names = |files: &BTreeMap<String, String>| files.keys().cloned().collect::<Vec<_>>();
         assert_eq!(names(&below(&folder)), names(&source), "add or remove it in FILES of src/kit.rs");
         assert!(below(&folder) == source, "a file differs");

@@ -6,6 +6,12 @@ use std::time::Duration;
 use super::{Environment, MINUTE, SECOND};
 use crate::events::{KafkaSettings, PaymentSettings, Secret};
 
+/// The topic of orders where `ORDER_EVENTS_TOPIC` names no other.
+pub(crate) const ORDER_EVENTS: &str = "order-events";
+
+/// The topic of payments where `PAYMENT_EVENTS_TOPIC` names no other.
+pub(crate) const PAYMENT_EVENTS: &str = "payment-events";
+
 pub(super) fn kafka(env: &Environment, delivery_timeout: Duration) -> KafkaSettings {
     let servers =
         env.required("KAFKA_BOOTSTRAP_SERVERS", "host:port, or several with commas between", |text| {
@@ -27,7 +33,7 @@ pub(super) fn kafka(env: &Environment, delivery_timeout: Duration) -> KafkaSetti
     KafkaSettings {
         bootstrap_servers: servers.unwrap_or_default(),
         properties: kafka_security(env),
-        topic: topic(env, "ORDER_EVENTS_TOPIC", "order-events"),
+        topic: topic(env, "ORDER_EVENTS_TOPIC", ORDER_EVENTS),
         payments: payments(env),
         create_topic: env.flag("KAFKA_CREATE_TOPIC", true),
         partitions: env.number("KAFKA_TOPIC_PARTITIONS", 6, 1..=10_000),
@@ -64,7 +70,7 @@ fn topic(env: &Environment, variable: &'static str, default: &str) -> String {
 fn payments(env: &Environment) -> PaymentSettings {
     PaymentSettings {
         enabled: env.flag("PAYMENT_EVENTS_ENABLED", true),
-        topic: topic(env, "PAYMENT_EVENTS_TOPIC", "payment-events"),
+        topic: topic(env, "PAYMENT_EVENTS_TOPIC", PAYMENT_EVENTS),
         group: env.text("KAFKA_CONSUMER_GROUP", "order-service"),
         // A broker with its defaults takes 6 s to 30 min; librdkafka no more than max.poll.interval.ms, 5 min.
         session_timeout: env.millis("KAFKA_SESSION_TIMEOUT_MS", 45 * SECOND, 3 * SECOND..=5 * MINUTE),
