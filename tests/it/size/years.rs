@@ -78,7 +78,9 @@ async fn round_of(shop: &Shop, phone: &str, round: u64) -> [Duration; 5] {
     let (placing, id) = timed(shop.placed(&email, &[(phone, 1)])).await;
     let path = format!("/api/orders/{id}");
     let (reading, _) = timed(async { shop.get(customer(&email), &path).await.expect(200) }).await;
-    let (listing, _) = timed(async { shop.get(customer(&email), "/api/orders/my").await.expect(200) }).await;
+    // One order at either shop: a customer of the large one has more, and a page costs what it shows.
+    let listing = async { shop.get(customer(&email), "/api/orders/my?limit=1").await.expect(200) };
+    let (listing, _) = timed(listing).await;
     let history = format!("{path}/history");
     let (telling, _) = timed(async { shop.get(admin(), &history).await.expect(200) }).await;
     let (confirming, _) = timed(async { shop.set_status(&id, "CONFIRMED").await.expect(200) }).await;
