@@ -1,10 +1,36 @@
-//! The proof: three replicas under load, killed again and again together with their broker and their
-//! database, keep every promise. What is checked is what everybody else sees: the database, the topic, the
-//! Product Service's own book, and the answers that the clients got.
+//! The proof of kills: replicas under load, killed again and again together with their broker and their database,
+//! keep every promise. The proof reads what everyone else sees: the database, both topics, the Product Service's own
+//! ledger, and the answers that the clients got.
 //!
-//! Short under `cargo test`; the long one is
-//! `PROOF_KILLS=300 PROOF_REQUESTS=30000 PROOF_SEED=1 cargo test --release --test it proof -- --nocapture`.
-//! It has to fail when a promise is broken: `.ci/planted` shows that.
+//! # Method
+//!
+//! Three replicas, PostgreSQL, Kafka and a Product Service that loses answers and refuses stock that it has. Clients
+//! place, pay, pay twice within a second, confirm, cancel and repeat, all from one seed. Meanwhile replicas, broker and
+//! database are killed, commits are answered late or not at all, and a reader holds a snapshot of the database open. At
+//! the end every replica stays down for longer than an order may stay unpaid, while payments go on.
+//!
+//! Each promise is one line: failures, trials, and the rate that no failure in that many trials excludes (3/N at 95 %).
+//! `cargo test` runs a short proof. The long one:
+//!
+//! ```sh
+//! PROOF_KAFKA=.ci/kafka PROOF_KILLS=300 PROOF_REQUESTS=30000 PROOF_SEED=20261124 \
+//!     cargo test --test it proof::every -- --nocapture
+//! ```
+//!
+//! `PROOF_KAFKA` makes the broker a real Apache Kafka, which is killed and started again. `.ci/planted` plants each bug
+//! of `tests/planted` in a copy of the tree and demands that the proof names the broken promise.
+//!
+//! # Figures
+//!
+//! | run | kills | requests | result |
+//! |---|---|---|---|
+//! | 2026-11-22 | 301 | 67,153 | 0 of 30,996 orders and 0 of 41,036 events missing, 0 out of sequence, 0 of 468 repeats differ, 0 of 12,744 keys moved stock twice |
+//! | 2026-11-25, seed 20261124, Apache Kafka | 300 (226 replicas, 37 database, 37 broker) | 30,494 | every line 0; 36 snapshots, 56 times of late commits, 25 minutes on two busy cores |
+//!
+//! The runs before 2026-11-24 had no late commits, double payments and refusals yet. Other long figures:
+//! `PROMISE_SCALE=long cargo test --test it every_key_that_is_sent -- --nocapture`, likewise `sixty_four` and `shuffled`.
+//! An hour without a real Kafka: 1,042,529 orders placed meanwhile, each event there once 42 s after it was back, `serve`
+//! at 28 MB throughout.
 
 mod broker;
 mod evidence;
