@@ -176,7 +176,8 @@ impl World {
         let mut definitions = "set maintenance_work_mem = '512MB';".to_owned();
         for (name, definition) in indexes {
             self.run(&format!("drop index {name}")).await;
-            definitions += &format!("{definition};");
+            definitions.push_str(&definition);
+            definitions.push(';');
         }
         definitions + "reset maintenance_work_mem"
     }
