@@ -1,21 +1,21 @@
-//! `ProductClient`: price and stock from the Product Service, before an order is placed.
+//! `ProductClient`: prices and stock from the Product Service, and the stock calls.
 //!
-//! There is no call for several products, so the lines of an order are asked for side by side. What keeps a
-//! slow or broken Product Service from taking this one down with it (invariant 8), from the outside in:
+//! The Product Service has no call for several products, so the products of an order are looked up concurrently.
+//! These bounds keep a slow or broken Product Service from exhausting this service (invariant 8), outermost first:
 //!
 //! | bound | setting | in |
 //! |---|---|---|
-//! | one deadline for all look-ups of a placement | `deadline` | here |
-//! | look-ups of one placement at once | `concurrency` | here |
-//! | look-ups of one product at once: placements share them | | `singleflight` |
-//! | look-ups of all placements at once | `max_in_flight` | here |
-//! | further attempts of one GET, and of all together | `retries` | `budget` |
-//! | no calls at all while most of them fail | `breaker_*` | `breaker`, `gate` |
-//! | one attempt, its connection, its answer | `attempt_timeout`, `connect_timeout` | here, `answer` |
+//! | deadline of all look-ups of a placement | `deadline` | here |
+//! | concurrent look-ups of one placement | `concurrency` | here |
+//! | one look-up of a product in flight, shared by placements | | `singleflight` |
+//! | look-ups of all placements in flight | `max_in_flight` | here |
+//! | retries of one GET, and of all GETs together | `retries` | `budget` |
+//! | no calls while most of them fail | `breaker_*` | `circuit_breaker` |
+//! | one attempt: connection, answer, size | `attempt_timeout`, `connect_timeout` | here, `answer` |
 //!
-//! A 404 is an answer like any other: it neither fails a look-up nor counts against the breaker. An answer that
-//! is wrong for its product (a price with three decimals, another product's id, a 4xx) fails the look-up, and
-//! counts for the breaker neither way: one broken product does not close the shop.
+//! A 404 is a normal answer: the look-up succeeds, and the breaker counts a success. An answer that is invalid for
+//! its product (a price with three decimals, another product's id, a 4xx) fails the look-up, but the breaker ignores
+//! it: one broken product must not stop all sales.
 
 use std::cmp::min;
 use std::pin::pin;
@@ -34,61 +34,59 @@ use crate::domain::{Money, ProductId, TraceParent};
 use crate::telemetry::Seldom;
 
 mod answer;
-mod breaker;
 mod budget;
+mod circuit_breaker;
 mod failure;
-mod gate;
 mod settings;
 mod singleflight;
 pub mod stock;
 #[cfg(test)]
 mod tests;
 
-use breaker::Outcome;
-pub use breaker::State as BreakerState;
 use budget::RetryBudget;
+pub use circuit_breaker::State as BreakerState;
+use circuit_breaker::{BreakerSettings, CallResult, CircuitBreaker};
 use failure::Failure;
-use gate::Gate;
 pub use settings::{InvalidSettings, ProductSettings};
-use singleflight::{Singleflight, Ticket};
+use singleflight::{InFlight, Singleflight};
 pub use stock::{StockRoute, StockSettings};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const USER_AGENT: &str = concat!("order-service/", env!("CARGO_PKG_VERSION"));
 
-/// Shorter than the 20 s after which Spring Boot's Tomcat closes an idle connection: a request that is sent
-/// on a connection that is just being closed fails for nothing.
-const IDLE_CONNECTION: Duration = Duration::from_secs(15);
+/// Spring Boot's Tomcat closes idle connections after 20 s. This is less, so that no request is sent on a
+/// connection that is being closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The pause before the second attempt; it doubles with each further one up to [`LONGEST_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(40);
-const LONGEST_PAUSE: Duration = Duration::from_millis(320);
+/// The backoff before the first retry. It doubles with each retry, up to [`MAX_BACKOFF`].
+const INITIAL_BACKOFF: Duration = Duration::from_millis(40);
+const MAX_BACKOFF: Duration = Duration::from_millis(320);
 
-/// A look-up that takes longer than this no longer holds back the next one of its product: one lost packet must
-/// not stop the sale of a product for a whole `attempt_timeout`.
-const SLOW: Duration = Duration::from_millis(20);
+/// After this time in flight, a look-up no longer delays the next look-up of its product. One lost packet must not
+/// stop the sale of a product for a whole `attempt_timeout`.
+const SLOW_LOOK_UP: Duration = Duration::from_millis(20);
 
-/// What the Product Service says of a product.
+/// A product as the Product Service describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Product {
-    /// What one of it costs now.
+    /// The present price of one piece.
     pub price: Money,
-    /// How many there are; a negative stock counts as 0.
+    /// The pieces in stock; a negative stock counts as 0.
     pub stock: u64,
 }
 
-/// The Product Service gave no answer that an order can be placed on. Nothing was changed anywhere.
+/// The Product Service gave no usable answer. Nothing was changed.
 #[derive(Debug, Error)]
 #[error("the Product Service is unavailable")]
 pub struct Unavailable {
-    /// When to try again: never less than a second.
+    /// When to try again, at least a second.
     pub retry_after: Duration,
-    /// For the log, never for the client.
+    /// For the log; clients never see it.
     #[source]
     cause: Failure,
 }
 
-/// The client of the Product Service; one for the whole process.
+/// The client of the Product Service; one per process.
 pub struct ProductClient {
     http: reqwest::Client,
     base: Url,
@@ -96,26 +94,27 @@ pub struct ProductClient {
     deadline: Duration,
     retries: u32,
     concurrency: usize,
-    misrouted: Seldom,
-    unmoved: Seldom,
+    unconfirmed_refusals: Seldom,
+    failed_calls: Seldom,
     budget: RetryBudget,
     catalogue: Arc<Catalogue>,
     look_ups: Arc<Singleflight<Answer>>,
 }
 
-/// The price and stock of a product; none where it is unknown or withdrawn.
+/// The result of a look-up; none for a product that is unknown or withdrawn.
 type Answer = Result<Option<Product>, Failure>;
 
-/// What one attempt needs, whichever placements share it.
+/// The part of the client that look-ups own, because several placements may share one look-up.
 struct Catalogue {
     http: reqwest::Client,
     products: Url,
     attempt_timeout: Duration,
-    permits: Semaphore,
-    gate: Gate,
+    /// Bounds the look-ups of all placements in flight.
+    in_flight: Semaphore,
+    breaker: CircuitBreaker,
 }
 
-/// What the look-ups of one placement have in common.
+/// The context of all look-ups of one placement.
 struct Call<'a> {
     trace: &'a TraceParent,
     header: Option<HeaderValue>,
@@ -124,7 +123,7 @@ struct Call<'a> {
 }
 
 impl ProductClient {
-    /// A client with no connections yet: the Product Service need not be there.
+    /// Makes a client. It opens no connection yet, so the Product Service may be away.
     pub fn new(settings: ProductSettings) -> Result<Self, InvalidSettings> {
         let settings = settings.within_bounds();
         let http = http_client(&settings)?;
@@ -132,8 +131,8 @@ impl ProductClient {
             http: http.clone(),
             products: settings.products()?,
             attempt_timeout: settings.attempt_timeout,
-            permits: Semaphore::new(settings.max_in_flight),
-            gate: Gate::new(&settings),
+            in_flight: Semaphore::new(settings.max_in_flight),
+            breaker: CircuitBreaker::new(settings.breaker()),
         };
         Ok(Self {
             base: settings.url.clone(),
@@ -142,18 +141,18 @@ impl ProductClient {
             deadline: settings.deadline,
             retries: settings.retries,
             concurrency: settings.concurrency,
-            misrouted: Seldom::new(Duration::from_mins(1)),
-            unmoved: Seldom::new(Duration::from_secs(10)),
+            unconfirmed_refusals: Seldom::new(Duration::from_mins(1)),
+            failed_calls: Seldom::new(Duration::from_secs(10)),
             budget: RetryBudget::default(),
             catalogue: Arc::new(catalogue),
             look_ups: Arc::new(Singleflight::new()),
         })
     }
 
-    /// Asks for every product at once (bounded), within one overall deadline.
+    /// Looks up all products concurrently (bounded), within one deadline.
     ///
-    /// The answers come in the order of `ids`; none is for a product that is unknown or withdrawn. The first
-    /// product without a usable answer ends the whole call at once, for its order cannot be placed any more.
+    /// The results have the order of `ids`; a product that is unknown or withdrawn is none. The first look-up that
+    /// fails ends the call, because the order cannot be placed without it.
     pub async fn look_up(
         &self,
         ids: &[&ProductId],
@@ -164,16 +163,16 @@ impl ProductClient {
         let call = Call { trace, header, started, deadline: started + self.deadline };
         let mut products = vec![None; ids.len()];
         let mut waiting = ids.iter().enumerate();
-        let mut asked = FuturesUnordered::new();
+        let mut running = FuturesUnordered::new();
         loop {
-            let limit = self.side_by_side();
-            while asked.len() < limit
+            let limit = self.concurrency_now();
+            while running.len() < limit
                 && let Some((index, id)) = waiting.next()
             {
                 let call = &call;
-                asked.push(async move { (index, id, self.ask(id, call).await) });
+                running.push(async move { (index, id, self.get_with_retries(id, call).await) });
             }
-            match asked.next().await {
+            match running.next().await {
                 None => return Ok(products),
                 Some((index, _, Ok(product))) => products[index] = product,
                 Some((_, id, Err(cause))) => return Err(self.unavailable(id, &call, cause)),
@@ -181,21 +180,21 @@ impl ProductClient {
         }
     }
 
-    /// Where the breaker is, for the readiness answer.
+    /// The state of the circuit breaker.
     pub fn state(&self) -> BreakerState {
-        self.catalogue.gate.state()
+        self.catalogue.breaker.state()
     }
 
-    /// How many products of one call to ask for at once.
+    /// How many products of one placement may be looked up at once.
     ///
-    /// While the breaker is not closed it is one: with more, a placement of many products would use up the
-    /// few permitted calls, be refused the next, and cancel its own probes before they could close anything.
-    fn side_by_side(&self) -> usize {
-        if self.catalogue.gate.state() == BreakerState::Closed { self.concurrency } else { 1 }
+    /// One while the breaker is not closed. With more, a placement of many products would take all permits of the
+    /// half-open breaker, be refused the next one, and cancel its own probes before they could close the breaker.
+    fn concurrency_now(&self) -> usize {
+        if self.state() == BreakerState::Closed { self.concurrency } else { 1 }
     }
 
-    /// One product, with the retries that its failures, the deadline and the budget allow.
-    async fn ask(&self, id: &ProductId, call: &Call<'_>) -> Answer {
+    /// Looks up one product, with the retries that the failures, the deadline and the budget allow.
+    async fn get_with_retries(&self, id: &ProductId, call: &Call<'_>) -> Answer {
         self.budget.earn();
         let mut retries = 0;
         loop {
@@ -203,32 +202,32 @@ impl ProductClient {
                 Ok(product) => return Ok(product),
                 Err(failure) => failure,
             };
-            let pause = pause_before(retries);
-            let worthwhile = retries < self.retries
-                && failure.may_pass()
-                && self.catalogue.gate.state() != BreakerState::Open
-                && Instant::now() + pause < call.deadline;
-            if !worthwhile || !self.budget.spend() {
+            let backoff = backoff(retries);
+            let retry = retries < self.retries
+                && failure.is_transient()
+                && self.state() != BreakerState::Open
+                && Instant::now() + backoff < call.deadline;
+            if !retry || !self.budget.spend() {
                 return Err(failure);
             }
             retries += 1;
-            tracing::debug!(product = %id, retries, error = %failure.chain(), "asking the Product Service again");
-            sleep(pause).await;
+            tracing::debug!(product = %id, retries, error = %failure.chain(), "retrying the product look-up");
+            sleep(backoff).await;
         }
     }
 
-    /// One attempt, which placements that ask for the same product share. The caller waits for it until its own
-    /// deadline; the trace that it carries is that of the caller who began it.
+    /// Makes one attempt, or joins one that is not sent yet. The caller waits until its own deadline. A shared
+    /// attempt carries the trace of the caller that started it.
     async fn attempt(&self, id: &ProductId, call: &Call<'_>) -> Answer {
-        if self.catalogue.gate.state() == BreakerState::Open {
-            return Err(Failure::Refused);
+        if self.state() == BreakerState::Open {
+            return Err(Failure::NotPermitted);
         }
         let (catalogue, product, trace) = (Arc::clone(&self.catalogue), id.clone(), call.header.clone());
-        let look_up = move |ticket| async move { catalogue.attempt(&product, trace, ticket).await };
+        let look_up = move |flight| async move { catalogue.attempt(&product, trace, flight).await };
         let mut joined = self.look_ups.join(id, call.deadline, look_up);
         match timeout_at(call.deadline, &mut joined.answer).await {
             Ok(answer) => answer,
-            Err(_) => Err(joined.sent().map_or(Failure::Crowded, |sent| Failure::Late {
+            Err(_) => Err(joined.sent().map_or(Failure::Overloaded, |sent| Failure::TimedOut {
                 after: call.deadline.saturating_duration_since(sent),
             })),
         }
@@ -242,36 +241,36 @@ impl ProductClient {
         let elapsed_ms = u64::try_from(call.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let trace_id = call.trace.trace_id();
         let error = cause.chain();
-        // While the breaker is open every placement comes here: its opening was the warning.
-        if matches!(cause, Failure::Refused) {
-            tracing::debug!(product = %id, elapsed_ms, trace_id, %error, "product not looked up");
+        // The breaker warned once when it opened; while it is open, every placement fails here.
+        if matches!(cause, Failure::NotPermitted) {
+            tracing::debug!(product = %id, elapsed_ms, trace_id, %error, "product look-up not permitted");
         } else {
             tracing::warn!(product = %id, elapsed_ms, trace_id, %error, "product look-up failed");
         }
         let retry_after =
-            self.catalogue.gate.remaining().unwrap_or_else(|| Duration::from_secs(1 + random_below(2)));
+            self.catalogue.breaker.remaining().unwrap_or_else(|| Duration::from_secs(1 + random_below(2)));
         Unavailable { retry_after: retry_after.max(Duration::from_secs(1)), cause }
     }
 }
 
 impl Catalogue {
-    /// One GET, within its own time and the latest deadline of those who wait for it.
-    async fn attempt(&self, id: &ProductId, trace: Option<HeaderValue>, ticket: Ticket<Answer>) -> Answer {
-        let _permit = self.permits.acquire().await.map_err(|_| Failure::Crowded)?;
-        let latest = ticket.send();
+    /// Sends one GET. It ends at the attempt timeout, or at the latest deadline of the callers that share it.
+    async fn attempt(&self, id: &ProductId, trace: Option<HeaderValue>, flight: InFlight<Answer>) -> Answer {
+        let _in_flight = self.in_flight.acquire().await.map_err(|_| Failure::Overloaded)?;
+        let latest = flight.mark_sent();
         let now = Instant::now();
-        let due = latest.map_or(now, |latest| min(now + self.attempt_timeout, latest));
-        let pass = self.gate.admit(due).ok_or(Failure::Refused)?;
-        let mut get = pin!(timeout_at(due, self.get(id, trace)));
-        let answer = if let Ok(answer) = timeout(SLOW, &mut get).await {
+        let deadline = latest.map_or(now, |latest| min(now + self.attempt_timeout, latest));
+        let permit = self.breaker.acquire(deadline).ok_or(Failure::NotPermitted)?;
+        let mut get = pin!(timeout_at(deadline, self.get(id, trace)));
+        let answer = if let Ok(answer) = timeout(SLOW_LOOK_UP, &mut get).await {
             answer
         } else {
-            ticket.let_next_go();
+            flight.allow_next();
             get.await
         };
-        let late = |_| Failure::Late { after: due.saturating_duration_since(now) };
-        let answer = answer.map_err(late).flatten();
-        pass.finish(answer.as_ref().map_or_else(Failure::outcome, |_| Outcome::Success));
+        let timed_out = |_| Failure::TimedOut { after: deadline.saturating_duration_since(now) };
+        let answer = answer.map_err(timed_out).flatten();
+        permit.record(answer.as_ref().map_or_else(Failure::call_result, |_| CallResult::Success));
         answer
     }
 
@@ -288,7 +287,7 @@ impl Catalogue {
         }
     }
 
-    /// `…/api/products/{id}`, the id as exactly one segment.
+    /// `…/api/products/{id}`; the id is always exactly one path segment.
     fn address(&self, id: &ProductId) -> Url {
         let mut address = self.products.clone();
         if let Ok(mut path) = address.path_segments_mut() {
@@ -304,7 +303,7 @@ fn http_client(settings: &ProductSettings) -> Result<reqwest::Client, reqwest::E
         .user_agent(USER_AGENT)
         .default_headers(accept)
         .connect_timeout(settings.connect_timeout)
-        .pool_idle_timeout(IDLE_CONNECTION)
+        .pool_idle_timeout(IDLE_TIMEOUT)
         .pool_max_idle_per_host(settings.max_in_flight)
         .redirect(redirect::Policy::none())
         .retry(retry::never())
@@ -312,14 +311,14 @@ fn http_client(settings: &ProductSettings) -> Result<reqwest::Client, reqwest::E
         .build()
 }
 
-/// A random pause, so that what failed together does not come back together.
-fn pause_before(retry: u32) -> Duration {
-    let longest = min(FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(retry)), LONGEST_PAUSE);
+/// Exponential backoff with jitter, so that look-ups that failed together do not retry together.
+fn backoff(retries: u32) -> Duration {
+    let longest = min(INITIAL_BACKOFF.saturating_mul(2_u32.saturating_pow(retries)), MAX_BACKOFF);
     let half = longest / 2;
     half + Duration::from_micros(random_below(u64::try_from(half.as_micros()).unwrap_or(u64::MAX)))
 }
 
-/// Good enough to spread retries: the standard library seeds every `RandomState` differently.
+/// Random enough for jitter: the standard library seeds every `RandomState` differently.
 fn random_below(bound: u64) -> u64 {
     use std::hash::{BuildHasher, Hasher, RandomState};
     RandomState::new().build_hasher().finish() % bound.max(1)

@@ -1,4 +1,4 @@
-//! Reading an answer of the Product Service, and refusing what no order should be placed on.
+//! Parses answers of the Product Service strictly, because orders are priced by them.
 
 use reqwest::Response;
 use serde::de::{self, IgnoredAny};
@@ -11,42 +11,42 @@ use super::failure::Failure;
 use crate::domain::{Money, ProductId};
 use crate::json::Object;
 
-/// The longest answer that is read. A product takes well under a kilobyte.
+/// The longest body that is read. A product takes less than a kilobyte.
 const MAX_BYTES: usize = 256 * 1024;
 
-/// Why an answer is not one.
+/// Why an answer is invalid.
 #[derive(Debug, Error)]
-pub(super) enum Nonsense {
+pub(super) enum InvalidAnswer {
     #[error("it is longer than {MAX_BYTES} bytes")]
     TooLong,
     #[error("it is not JSON")]
     NotJson(#[source] serde_json::Error),
-    #[error("it is not what a product looks like")]
+    #[error("it is not a product")]
     Malformed(#[source] serde_json::Error),
     #[error("it is about another product")]
     OtherProduct,
 }
 
-/// The product of a 200.
+/// Reads the product in the body of a 200.
 pub(super) async fn read(response: Response, id: &ProductId) -> Result<Product, Failure> {
     Ok(parse(&body(response).await?, id)?)
 }
 
-/// A body, which is not trusted to end.
+/// Reads a body up to [`MAX_BYTES`].
 pub(super) async fn body(mut response: Response) -> Result<Vec<u8>, Failure> {
     let announced = response.content_length().map_or(Ok(0), usize::try_from);
-    let announced = announced.ok().filter(|length| *length <= MAX_BYTES).ok_or(Nonsense::TooLong)?;
+    let announced = announced.ok().filter(|length| *length <= MAX_BYTES).ok_or(InvalidAnswer::TooLong)?;
     let mut body = Vec::with_capacity(announced);
     while let Some(chunk) = response.chunk().await? {
         if body.len() + chunk.len() > MAX_BYTES {
-            return Err(Nonsense::TooLong.into());
+            return Err(InvalidAnswer::TooLong.into());
         }
         body.extend_from_slice(&chunk);
     }
     Ok(body)
 }
 
-/// What is read of a product; further fields are none of our business.
+/// The fields of a product that are read; others are ignored.
 #[derive(Deserialize)]
 struct Body {
     #[serde(default)]
@@ -55,33 +55,33 @@ struct Body {
     stock: Stock,
 }
 
-fn parse(body: &[u8], id: &ProductId) -> Result<Product, Nonsense> {
-    let Object(body): Object<Body> = serde_json::from_slice(body).map_err(|error| nonsense(body, error))?;
+fn parse(body: &[u8], id: &ProductId) -> Result<Product, InvalidAnswer> {
+    let Object(body): Object<Body> = serde_json::from_slice(body).map_err(|error| invalid(body, error))?;
     if body.id.as_str().is_some_and(|answered| answered != id.as_str()) {
-        return Err(Nonsense::OtherProduct);
+        return Err(InvalidAnswer::OtherProduct);
     }
     Ok(Product { price: body.price, stock: body.stock.0 })
 }
 
-/// What is wrong is told apart after the failure alone, so that a good answer is read once.
-fn nonsense(body: &[u8], error: serde_json::Error) -> Nonsense {
-    serde_json::from_slice::<IgnoredAny>(body).map_or_else(Nonsense::NotJson, |_| Nonsense::Malformed(error))
+/// Classifies a parse error. Only a failure is parsed twice; a valid answer is parsed once.
+fn invalid(body: &[u8], error: serde_json::Error) -> InvalidAnswer {
+    serde_json::from_slice::<IgnoredAny>(body).map_or_else(InvalidAnswer::NotJson, |_| InvalidAnswer::Malformed(error))
 }
 
-/// A whole number, where less than nothing is nothing.
+/// A stock is an integer of any size; a negative one counts as 0.
 struct Stock(u64);
 
 impl<'de> Deserialize<'de> for Stock {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let number = Number::deserialize(deserializer)?;
         let text = number.as_str();
-        let debt = text.strip_prefix('-');
-        if !debt.unwrap_or(text).bytes().all(|byte| byte.is_ascii_digit()) {
+        let negative = text.strip_prefix('-');
+        if !negative.unwrap_or(text).bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(de::Error::custom("the stock is not a whole number"));
         }
-        match debt {
+        match negative {
             Some(_) => Ok(Self(0)),
-            None => text.parse().map(Self).map_err(|_| de::Error::custom("the stock is beyond reason")),
+            None => text.parse().map(Self).map_err(|_| de::Error::custom("the stock is too large")),
         }
     }
 }
@@ -92,7 +92,7 @@ mod tests {
 
     use super::*;
 
-    fn parsed(body: &str) -> Result<Product, Nonsense> {
+    fn parsed(body: &str) -> Result<Product, InvalidAnswer> {
         parse(body.as_bytes(), &ProductId::parse("PROD123").unwrap())
     }
 
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_product_is_read_as_the_platform_writes_it() {
+    fn a_product_of_the_platform_is_read() {
         let body = r#"{"id":"PROD123","name":"Phone","description":"\"x\"","price":2499.10,"stock":50,"sku":"S",
             "brand":null,"category":{"id":"OTHER","price":1,"stock":[]}}"#;
         let read = parsed(body).unwrap();
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_differ_from_one_product_service_to_the_next_is_accepted() {
+    fn harmless_variants_are_accepted() {
         for (body, read) in [
             (r#"{"price":0,"stock":0}"#, product("0", 0)),
             (r#" {"stock":7,"price":0.5} "#, product("0.5", 7)),
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused() {
+    fn invalid_answers_are_refused() {
         let deep = format!(r#"{{"id":{}1{},"price":1,"stock":1}}"#, "[".repeat(1_000), "]".repeat(1_000));
         for body in [
             "",
@@ -181,7 +181,7 @@ mod tests {
         }
 
         #[test]
-        fn no_fraction_of_a_cent_is_ever_rounded_away(whole in 0_u32.., thousandth in 1_u32..10) {
+        fn a_fraction_of_a_cent_is_never_rounded(whole in 0_u32.., thousandth in 1_u32..10) {
             let body = format!(r#"{{"price":{whole}.00{thousandth},"stock":1}}"#);
             prop_assert!(parsed(&body).is_err());
         }

@@ -1,26 +1,26 @@
-//! What all retries together may cost: one retry for ten look-ups, so that a struggling Product Service gets
-//! a tenth more calls at worst, not a multiple.
+//! The retry budget of all look-ups: one retry per ten look-ups, so that retries add at most a tenth to the load
+//! of a struggling Product Service.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-/// Counts what the look-ups have earned for retries.
+/// Every look-up earns one unit; a retry costs [`RetryBudget::PRICE`] units.
 pub(super) struct RetryBudget(AtomicU32);
 
 impl RetryBudget {
     /// How many look-ups pay for one retry.
     const PRICE: u32 = 10;
-    /// The most that is saved up, which is also there at the start: enough for a short hiccup.
+    /// The maximum, which is also the start: enough for a short disturbance.
     const FULL: u32 = 100 * Self::PRICE;
 
-    /// One look-up begins.
+    /// Earns for one look-up.
     pub(super) fn earn(&self) {
-        // An error says that the budget is full, which is no error.
-        let _ = self.0.fetch_update(Relaxed, Relaxed, |saved| (saved < Self::FULL).then_some(saved + 1));
+        // `Err` means that the budget is full already.
+        let _ = self.0.fetch_update(Relaxed, Relaxed, |units| (units < Self::FULL).then_some(units + 1));
     }
 
-    /// Whether one retry can be paid for, which it then is.
+    /// Pays for one retry; false where the budget does not suffice.
     pub(super) fn spend(&self) -> bool {
-        self.0.fetch_update(Relaxed, Relaxed, |saved| saved.checked_sub(Self::PRICE)).is_ok()
+        self.0.fetch_update(Relaxed, Relaxed, |units| units.checked_sub(Self::PRICE)).is_ok()
     }
 }
 
@@ -48,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quiet_day_does_not_save_up_for_a_storm() {
+    fn the_budget_has_a_maximum() {
         let budget = RetryBudget::default();
         for _ in 0..100_000 {
             budget.earn();

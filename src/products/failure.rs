@@ -1,4 +1,4 @@
-//! Why an attempt brought no answer: for the log, and to tell what is worth another attempt.
+//! Why a look-up failed, whether to retry it, and what it means for the circuit breaker.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,57 +6,57 @@ use std::time::Duration;
 use reqwest::StatusCode;
 use thiserror::Error;
 
-use super::answer::Nonsense;
-use super::breaker::Outcome;
+use super::answer::InvalidAnswer;
+use super::circuit_breaker::CallResult;
 use crate::telemetry::chain;
 
-/// Why an attempt brought no answer. Cloned for each placement that shared the attempt.
+/// Why a look-up failed. Cloned for each placement that shared the look-up.
 #[derive(Clone, Debug, Error)]
 pub(super) enum Failure {
-    #[error("not asked, because the circuit breaker is not closed")]
-    Refused,
-    #[error("not asked, because too many look-ups were in flight until the deadline")]
-    Crowded,
+    #[error("not sent: the circuit breaker is not closed")]
+    NotPermitted,
+    #[error("not sent: too many look-ups were in flight until the deadline")]
+    Overloaded,
     #[error("no answer within {after:?}")]
-    Late { after: Duration },
+    TimedOut { after: Duration },
     #[error("the connection failed")]
     Connection(#[source] Arc<reqwest::Error>),
     #[error("answered {0}")]
     Status(StatusCode),
-    #[error("the answer makes no sense")]
-    Nonsense(#[source] Arc<Nonsense>),
+    #[error("the answer is invalid")]
+    InvalidAnswer(#[source] Arc<InvalidAnswer>),
 }
 
 impl Failure {
-    /// A serde error quotes what it does not like, which may be the whole body.
+    /// The maximum length of a log text, in bytes. A serde error quotes its input, which may be the whole body.
     const MAX_CHAIN: usize = 500;
 
-    /// Whether the same GET may well be answered a moment later.
-    pub(super) fn may_pass(&self) -> bool {
+    /// Whether a retry may succeed.
+    pub(super) fn is_transient(&self) -> bool {
         match self {
-            Self::Late { .. } | Self::Connection(_) => true,
+            Self::TimedOut { .. } | Self::Connection(_) => true,
             Self::Status(status) => matches!(status.as_u16(), 502..=504),
-            Self::Refused | Self::Crowded | Self::Nonsense(_) => false,
+            Self::NotPermitted | Self::Overloaded | Self::InvalidAnswer(_) => false,
         }
     }
 
-    /// What it says of the Product Service as a whole. An answer that is wrong for its product says nothing of
-    /// the others; what is no answer of a Product Service (a proxy's page), or asks for a pause, does.
-    pub(super) fn outcome(&self) -> Outcome {
+    /// What the circuit breaker counts. It ignores an answer that is invalid for one product only. A body that is not
+    /// JSON (a proxy's error page) and 408 and 429 are failures of the Product Service.
+    pub(super) fn call_result(&self) -> CallResult {
         match self {
-            Self::Nonsense(nonsense)
-                if matches!(**nonsense, Nonsense::Malformed(_) | Nonsense::OtherProduct) =>
+            Self::InvalidAnswer(answer)
+                if matches!(**answer, InvalidAnswer::Malformed(_) | InvalidAnswer::OtherProduct) =>
             {
-                Outcome::Ignored
+                CallResult::Ignored
             }
             Self::Status(status) if status.is_client_error() && !matches!(status.as_u16(), 408 | 429) => {
-                Outcome::Ignored
+                CallResult::Ignored
             }
-            _ => Outcome::Failure,
+            _ => CallResult::Failure,
         }
     }
 
-    /// The failure and what is behind it, in one line.
+    /// The failure and its causes, in one line.
     pub(super) fn chain(&self) -> String {
         let mut text = chain(self);
         if text.len() > Self::MAX_CHAIN {
@@ -67,16 +67,16 @@ impl Failure {
     }
 }
 
-/// Without the URL: it may hold more than a log should, and the product is named next to it.
+/// Drops the URL, which may contain a password.
 impl From<reqwest::Error> for Failure {
     fn from(error: reqwest::Error) -> Self {
         Self::Connection(Arc::new(error.without_url()))
     }
 }
 
-impl From<Nonsense> for Failure {
-    fn from(nonsense: Nonsense) -> Self {
-        Self::Nonsense(Arc::new(nonsense))
+impl From<InvalidAnswer> for Failure {
+    fn from(answer: InvalidAnswer) -> Self {
+        Self::InvalidAnswer(Arc::new(answer))
     }
 }
 
@@ -85,24 +85,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_failure_that_may_pass_is_worth_another_attempt() {
+    fn only_transient_failures_are_retried() {
         for status in [502, 503, 504] {
-            assert!(Failure::Status(StatusCode::from_u16(status).unwrap()).may_pass(), "{status}");
+            assert!(Failure::Status(StatusCode::from_u16(status).unwrap()).is_transient(), "{status}");
         }
         for status in [204, 302, 400, 401, 403, 429, 500, 501] {
-            assert!(!Failure::Status(StatusCode::from_u16(status).unwrap()).may_pass(), "{status}");
+            assert!(!Failure::Status(StatusCode::from_u16(status).unwrap()).is_transient(), "{status}");
         }
-        assert!(Failure::Late { after: Duration::ZERO }.may_pass());
-        assert!(!Failure::from(Nonsense::TooLong).may_pass());
-        assert!(!Failure::Refused.may_pass() && !Failure::Crowded.may_pass());
+        assert!(Failure::TimedOut { after: Duration::ZERO }.is_transient());
+        assert!(!Failure::from(InvalidAnswer::TooLong).is_transient());
+        assert!(!Failure::NotPermitted.is_transient() && !Failure::Overloaded.is_transient());
     }
 
     #[test]
-    fn the_log_line_of_a_failure_names_its_cause_and_stays_short() {
+    fn the_log_text_names_the_cause_and_is_short() {
         let bad = serde_json::from_str::<u8>(&format!("\"{}\"", "é".repeat(10_000))).unwrap_err();
-        let chain = Failure::from(Nonsense::Malformed(bad)).chain();
+        let chain = Failure::from(InvalidAnswer::Malformed(bad)).chain();
         assert!(
-            chain.starts_with("the answer makes no sense: it is not what a product looks like: invalid type")
+            chain.starts_with("the answer is invalid: it is not a product: invalid type")
         );
         assert!(chain.len() <= Failure::MAX_CHAIN + '…'.len_utf8(), "{}", chain.len());
     }

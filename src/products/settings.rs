@@ -1,4 +1,4 @@
-//! What the client is told, and the bounds that it puts to that itself.
+//! The settings of the client, and the limits on them.
 
 use std::time::Duration;
 
@@ -6,53 +6,54 @@ use reqwest::{Method, Url};
 use thiserror::Error;
 use tokio::sync::Semaphore;
 
+use super::circuit_breaker::BreakerSettings;
 use super::stock::{StockRoute, StockSettings};
 
 /// Every bound of the [`ProductClient`](super::ProductClient).
 #[derive(Clone, Debug)]
 pub struct ProductSettings {
-    /// Where the Product Service is; `/api/products/{id}` comes after its path.
+    /// The base URL of the Product Service; `/api/products/{id}` is appended to its path.
     pub url: Url,
-    /// How long all look-ups of one placement may take together.
+    /// The deadline of all look-ups of one placement.
     pub deadline: Duration,
-    /// How long one attempt may take, its connection and its body included.
+    /// The timeout of one attempt, including its connection and its body.
     pub attempt_timeout: Duration,
-    /// How long a connection may take, name resolution and TLS included.
+    /// The timeout of a connection, including name resolution and TLS.
     pub connect_timeout: Duration,
-    /// How often one GET is repeated after a failure that may pass.
+    /// How often one GET is retried after a transient failure.
     pub retries: u32,
-    /// How many products of one placement are asked for at once.
+    /// The maximum of concurrent look-ups of one placement.
     pub concurrency: usize,
-    /// How many products of all placements are asked for at once.
+    /// The maximum of concurrent look-ups of all placements.
     pub max_in_flight: usize,
-    /// Over how many of the latest attempts the breaker judges.
+    /// How many of the latest attempts the breaker computes the failure rate over.
     pub breaker_window: usize,
-    /// The share of them that opens it when it failed, in percent; more than 100 keeps it closed for good.
+    /// The failure rate that opens the breaker, in percent; more than 100 keeps it closed.
     pub breaker_failure_percent: u8,
-    /// How long it then stays open.
+    /// How long the breaker stays open.
     pub breaker_open: Duration,
-    /// How stock is moved.
+    /// How stock is taken and given back.
     pub stock: StockSettings,
 }
 
-/// Settings that no client can be made of.
+/// Settings that cannot make a client.
 #[derive(Debug, Error)]
 pub enum InvalidSettings {
-    /// Nothing can be appended to the URL, or it is not HTTP.
+    /// The URL is not HTTP, or no path can be appended to it.
     #[error(
         "the URL of the Product Service must be http(s)://host[:port][/path], without query and fragment"
     )]
     Url,
-    /// No client, most likely because TLS could not be set up.
+    /// The HTTP client failed to start, most likely because of TLS.
     #[error("the HTTP client cannot be made")]
     Client(#[from] reqwest::Error),
 }
 
 impl ProductSettings {
-    /// A longer wait is a mistake, and far from what an [`Instant`](std::time::Instant) could not add up.
+    /// The longest duration. Longer ones are mistakes, and could overflow an [`Instant`](std::time::Instant).
     const LONGEST: Duration = Duration::from_hours(1);
 
-    /// The defaults, for a Product Service next door.
+    /// The defaults, for a Product Service in the same network.
     pub fn new(url: Url) -> Self {
         Self {
             url,
@@ -83,7 +84,7 @@ impl ProductSettings {
         }
     }
 
-    /// The same settings, where none can stop the client from working at all.
+    /// Clamps every setting to a value with which the client works.
     pub(super) fn within_bounds(mut self) -> Self {
         for wait in
             [&mut self.deadline, &mut self.attempt_timeout, &mut self.connect_timeout, &mut self.breaker_open]
@@ -94,6 +95,14 @@ impl ProductSettings {
         self.max_in_flight = self.max_in_flight.clamp(1, Semaphore::MAX_PERMITS);
         self.breaker_window = self.breaker_window.max(1);
         self
+    }
+
+    pub(super) fn breaker(&self) -> BreakerSettings {
+        BreakerSettings {
+            window: self.breaker_window,
+            failure_percent: self.breaker_failure_percent,
+            open: self.breaker_open,
+        }
     }
 
     /// `{url}/api/products`, whether or not the URL ends in a slash.
@@ -131,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_that_nothing_can_be_appended_to_is_refused() {
+    fn a_url_without_a_path_to_append_to_is_refused() {
         for url in
             ["mailto:shop@example.com", "ftp://shop", "file:///shop", "http://shop?a=b", "http://shop#a"]
         {
@@ -140,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_of_nothing_or_of_forever_still_makes_a_working_client() {
+    fn settings_of_zero_or_forever_are_clamped() {
         let mut settings = ProductSettings::new("http://shop".parse().unwrap());
         settings.deadline = Duration::MAX;
         settings.concurrency = 0;

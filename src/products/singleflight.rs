@@ -1,12 +1,12 @@
-//! Placements that wait for the same product share its next look-up ("singleflight", request coalescing).
+//! Request coalescing ("singleflight"): placements that need the same product share its next look-up.
 //!
-//! A look-up can be joined until it is sent and no longer, so nobody gets an answer that is older than its
-//! request. While one is in flight the next one waits, and whoever arrives joins that one. Nothing waits for a
-//! timer: where none is in flight, a look-up is sent at once.
+//! A caller joins a look-up only before it is sent, so no answer is older than the caller's request. While one
+//! look-up of a product is in flight, the next one waits, and new callers join the one that waits. There is no
+//! timer: when none is in flight, a look-up is sent at once.
 //!
-//! The callers themselves poll the look-up that they share. A caller that goes away (its client hung up, its
-//! deadline passed) leaves it to the others; when the last one goes, the look-up is dropped and so cancelled.
-//! There are never more entries here than callers.
+//! The callers poll the shared look-up themselves. When a caller leaves (client hung up, deadline passed), the others
+//! keep polling; when the last one leaves, the look-up is dropped and so cancelled. The map never has more entries
+//! than there are callers.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -19,36 +19,36 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::ProductId;
 
-/// The look-ups that are waiting or in flight, by product.
+/// The look-ups that wait or are in flight, by product.
 pub(super) struct Singleflight<T: Clone>(Mutex<HashMap<ProductId, LookUps<T>>>);
 
 /// The look-ups of one product.
 struct LookUps<T: Clone> {
-    /// The one that is not sent yet.
+    /// The look-up that is not sent yet.
     waiting: Option<Waiting<T>>,
-    /// The latest one that was sent; the token is cancelled when the next may be sent.
+    /// The latest look-up that was sent; its token is cancelled when the next one may be sent.
     in_flight: Option<CancellationToken>,
 }
 
 struct Waiting<T: Clone> {
-    /// Weak, so that it ends with its last caller.
+    /// Weak, so that the look-up is dropped with its last caller.
     answer: WeakShared<BoxFuture<'static, T>>,
-    /// The latest deadline of those who joined.
+    /// The latest deadline of its callers.
     deadline: Instant,
     sent: Arc<OnceLock<Instant>>,
 }
 
-/// A caller's part in a look-up.
+/// A caller's share of a look-up.
 pub(super) struct Joined<T: Clone> {
     pub(super) answer: Shared<BoxFuture<'static, T>>,
     sent: Arc<OnceLock<Instant>>,
 }
 
-/// What the look-up itself holds, until it is over.
-pub(super) struct Ticket<T: Clone> {
+/// Registers one look-up until it ends: its drop removes the entry and lets the next look-up go.
+pub(super) struct InFlight<T: Clone> {
     all: Arc<Singleflight<T>>,
     product: ProductId,
-    next_may_go: CancellationToken,
+    next_allowed: CancellationToken,
     sent: Arc<OnceLock<Instant>>,
 }
 
@@ -57,14 +57,14 @@ impl<T: Clone + Send + Sync + 'static> Singleflight<T> {
         Self(Mutex::new(HashMap::new()))
     }
 
-    /// Joins the look-up of the product that is not sent yet; `look_up` makes one where there is none.
+    /// Joins the look-up of the product that is not sent yet; `look_up` starts one where there is none.
     ///
-    /// It has to call [`Ticket::send`] right before it asks, and may decide nothing about its answer before.
+    /// `look_up` must call [`InFlight::mark_sent`] right before it sends its request.
     pub(super) fn join<F>(
         self: &Arc<Self>,
         product: &ProductId,
         deadline: Instant,
-        look_up: impl FnOnce(Ticket<T>) -> F + Send + 'static,
+        look_up: impl FnOnce(InFlight<T>) -> F + Send + 'static,
     ) -> Joined<T>
     where
         F: Future<Output = T> + Send + 'static,
@@ -79,10 +79,10 @@ impl<T: Clone + Send + Sync + 'static> Singleflight<T> {
         let look_ups =
             all.entry(product.clone()).or_insert_with(|| LookUps { waiting: None, in_flight: None });
         let sent = Arc::new(OnceLock::new());
-        let ticket = Ticket {
+        let flight = InFlight {
             all: Arc::clone(self),
             product: product.clone(),
-            next_may_go: CancellationToken::new(),
+            next_allowed: CancellationToken::new(),
             sent: Arc::clone(&sent),
         };
         let before = look_ups.in_flight.clone();
@@ -90,7 +90,7 @@ impl<T: Clone + Send + Sync + 'static> Singleflight<T> {
             if let Some(before) = before {
                 before.cancelled().await;
             }
-            look_up(ticket).await
+            look_up(flight).await
         };
         let answer = answer.boxed().shared();
         look_ups.waiting =
@@ -100,7 +100,7 @@ impl<T: Clone + Send + Sync + 'static> Singleflight<T> {
 }
 
 impl<T: Clone> Singleflight<T> {
-    /// Every entry is whole after every statement, so a panic elsewhere spoils nothing.
+    /// Ignores poisoning: the map is consistent after every statement.
     fn lock(&self) -> MutexGuard<'_, HashMap<ProductId, LookUps<T>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -113,28 +113,28 @@ impl<T: Clone> Joined<T> {
     }
 }
 
-impl<T: Clone> Ticket<T> {
-    /// Nobody joins the look-up any more. Returns the latest deadline of those who did.
-    pub(super) fn send(&self) -> Option<Instant> {
+impl<T: Clone> InFlight<T> {
+    /// Closes the look-up to new callers, and returns the latest deadline of those that joined.
+    pub(super) fn mark_sent(&self) -> Option<Instant> {
         let mut all = self.all.lock();
-        // Within the lock: whoever arrives later finds a later time.
+        // Under the lock, so that callers that arrive later see a later time.
         let _ = self.sent.set(Instant::now());
         let look_ups = all.get_mut(&self.product)?;
-        look_ups.in_flight = Some(self.next_may_go.clone());
+        look_ups.in_flight = Some(self.next_allowed.clone());
         let waiting = look_ups.waiting.take_if(|waiting| Arc::ptr_eq(&waiting.sent, &self.sent));
         waiting.map(|waiting| waiting.deadline)
     }
 
-    /// Lets the next look-up of the product go, although this one is still in flight.
-    pub(super) fn let_next_go(&self) {
-        self.next_may_go.cancel();
+    /// Lets the next look-up of the product be sent while this one is still in flight.
+    pub(super) fn allow_next(&self) {
+        self.next_allowed.cancel();
     }
 }
 
-impl<T: Clone> Drop for Ticket<T> {
+impl<T: Clone> Drop for InFlight<T> {
     fn drop(&mut self) {
         let mut all = self.all.lock();
-        self.next_may_go.cancel();
+        self.next_allowed.cancel();
         let Some(look_ups) = all.get_mut(&self.product) else { return };
         look_ups.waiting.take_if(|waiting| Arc::ptr_eq(&waiting.sent, &self.sent));
         look_ups.in_flight.take_if(|latest| latest.is_cancelled());

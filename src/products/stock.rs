@@ -1,19 +1,19 @@
-//! Moving stock at the Product Service. What is not known after a call is said to be unknown, never guessed.
+//! The stock calls of the Product Service. An outcome that the answer does not prove is unknown, never guessed.
 //!
 //! | answer | outcome |
 //! |---|---|
 //! | 2xx | done |
-//! | 400, 404, 409 to taking, and the product, looked up again, does not exist or has not the stock | refused |
-//! | 400, 404, 409 to taking, and it has the stock, or could not be looked up | refusal not confirmed |
-//! | 400, 409 to giving back; 404, and the product does not exist | refused |
-//! | 404 to giving back, and the product can be looked up, or that failed: the path may be wrong | not sent |
-//! | 409 to a repeat, with `Retry-After` or about its key | unknown: the first call is still running |
-//! | no connection; 401, 403, 405, 415, 421, 429: turned away before it was looked at | not sent |
-//! | anything else, or none in time | unknown |
+//! | 400, 404, 409 to a take; a look-up shows that the product is gone or has too little stock | refused |
+//! | 400, 404, 409 to a take; a look-up shows enough stock, or fails | refusal not confirmed |
+//! | 400, 409 to a restore; or 404, and a look-up shows that the product is gone | refused |
+//! | 404 to a restore; a look-up finds the product, or fails: the path may be wrong | not sent |
+//! | 409 to a repeated call, with `Retry-After` or about its key | unknown: the first call is still running |
+//! | no connection; 401, 403, 405, 415, 421, 429: refused before it was processed | not sent |
+//! | anything else, or a timeout | unknown |
 //!
-//! A refusal alone could be a wrong path, an ingress without upstream or a conflict of the Product Service's own
-//! (contract), so it is confirmed by a look-up. The row about keys is for a Product Service that follows the IETF's draft of `Idempotency-Key`. A plain 409 to a
-//! repeat is a refusal like any other.
+//! A wrong path, an ingress without upstream or an internal conflict of the Product Service looks like a refusal.
+//! So a look-up must confirm each refusal (contract). The row about keys follows the IETF draft of
+//! `Idempotency-Key`. Any other 409 to a repeated call is a refusal.
 
 use std::time::Duration;
 
@@ -27,39 +27,39 @@ use super::{Product, ProductClient, TRACEPARENT, answer};
 use crate::domain::TraceParent;
 use crate::domain::stock::{CallOutcome, Direction, StockCall};
 
-/// Where a stock change is asked for. The platform's pages do not show it, so it is all settings.
+/// The route of a stock call. The platform's pages do not document it, so all of it is a setting.
 #[derive(Clone, Debug)]
 pub struct StockRoute {
     /// The method.
     pub method: Method,
-    /// The path after the URL of the Product Service, with `{productId}` in it.
+    /// The path below the URL of the Product Service; it contains `{productId}`.
     pub path: String,
 }
 
-/// How stock is moved.
+/// The settings of the stock calls.
 #[derive(Clone, Debug)]
 pub struct StockSettings {
     /// Takes stock.
     pub reduce: StockRoute,
     /// Gives it back.
     pub restore: StockRoute,
-    /// How long one call may take.
+    /// The timeout of one call.
     pub timeout: Duration,
-    /// The service's own `X-User-Email`.
+    /// The `X-User-Email` of this service.
     pub service_email: String,
-    /// Whether a repeat under the same `Idempotency-Key` is applied once.
+    /// Whether the Product Service applies repeated calls with the same `Idempotency-Key` once.
     pub key_is_honoured: bool,
-    /// For how long a key is taken to be remembered.
+    /// How long the Product Service remembers a key.
     pub key_ttl: Duration,
-    /// How often a call is repeated whose refusal a look-up does not confirm.
+    /// How often a call is repeated while a look-up does not confirm its refusal.
     pub refusal_retries: i32,
 }
 
 impl StockRoute {
-    /// What stands for the product in a path.
+    /// Stands for the product id in a path.
     pub const PLACEHOLDER: &'static str = "{productId}";
 
-    /// The address of one product's route: ids mean themselves in a path ([`ProductId`](crate::domain::ProductId)).
+    /// The URL for one product. Ids need no escaping in a path ([`ProductId`](crate::domain::ProductId)).
     fn address(&self, base: &Url, product: &str) -> Option<Url> {
         let path = self.path.replace(Self::PLACEHOLDER, product);
         format!("{}/{}", base.as_str().trim_end_matches('/'), path.trim_start_matches('/')).parse().ok()
@@ -67,9 +67,9 @@ impl StockRoute {
 }
 
 impl ProductClient {
-    /// Makes one stock call. It is made once: who repeats it has to write that down first.
+    /// Sends one stock call over HTTP, once. Before a retry, the caller must record it in the database.
     pub async fn move_stock(&self, call: &StockCall, trace: &TraceParent) -> CallOutcome {
-        let outcome = match timeout(self.stock.timeout, self.send_stock(call, trace)).await {
+        let outcome = match timeout(self.stock.timeout, self.send(call, trace)).await {
             Err(_) => CallOutcome::Unknown(format!("no answer within {:?}", self.stock.timeout)),
             Ok(Err(error)) if error.is_builder() || error.is_connect() => {
                 CallOutcome::NotSent(Failure::from(error).chain())
@@ -84,29 +84,29 @@ impl ProductClient {
     fn log(&self, call: &StockCall, outcome: &CallOutcome) {
         let (product, line, direction) = (&call.product_id, call.line, call.direction);
         let (what, error) = match outcome {
-            CallOutcome::Done => return tracing::debug!(%product, line, ?direction, "stock moved"),
+            CallOutcome::Done => return tracing::debug!(%product, line, ?direction, "stock call done"),
             CallOutcome::Refused(error) => {
-                return tracing::info!(%product, line, ?direction, error, "stock not moved");
+                return tracing::info!(%product, line, ?direction, error, "stock call refused");
             }
             CallOutcome::NotSent(error) | CallOutcome::RefusalUnconfirmed(error) => {
-                ("stock not moved", error)
+                ("stock call not applied", error)
             }
-            CallOutcome::Unknown(error) => ("nobody knows whether stock was moved", error),
+            CallOutcome::Unknown(error) => ("stock call with an unknown outcome", error),
         };
-        // While the Product Service is away, every line of every job comes here again and again.
-        if let Some(held_back) = self.unmoved.held_back() {
+        // While the Product Service is away, every line of every job fails here repeatedly.
+        if let Some(held_back) = self.failed_calls.held_back() {
             tracing::warn!(%product, line, ?direction, error, held_back, "{what}");
         } else {
             tracing::debug!(%product, line, ?direction, error, "{what}");
         }
     }
 
-    /// How stock is moved.
+    /// The settings of the stock calls.
     pub fn stock_settings(&self) -> &StockSettings {
         &self.stock
     }
 
-    async fn send_stock(&self, call: &StockCall, trace: &TraceParent) -> Result<Answered, reqwest::Error> {
+    async fn send(&self, call: &StockCall, trace: &TraceParent) -> Result<Answered, reqwest::Error> {
         let route = match call.direction {
             Direction::Take => &self.stock.reduce,
             Direction::GiveBack => &self.stock.restore,
@@ -127,22 +127,22 @@ impl ProductClient {
             .await?;
         let status = response.status();
         let conflict = call.sent_before && status == StatusCode::CONFLICT;
-        Ok(Answered { status, in_progress: conflict && says_in_progress(response).await })
+        Ok(Answered { status, in_progress: conflict && is_in_progress(response).await })
     }
 
-    /// What an answer says, with a second look where it refuses.
+    /// The outcome of an answered call, with a look-up where the answer is a refusal.
     async fn outcome_of(&self, answered: Answered, call: &StockCall, trace: &TraceParent) -> CallOutcome {
         let is_missing = answered.status == StatusCode::NOT_FOUND;
         match (outcome_of(answered), call.direction) {
             (CallOutcome::Refused(said), Direction::Take) => self.confirm_refusal(call, trace, said).await,
             (CallOutcome::Refused(said), Direction::GiveBack) if is_missing => {
-                self.not_found(call, trace, said).await
+                self.confirm_not_found(call, trace, said).await
             }
             (outcome, _) => outcome,
         }
     }
 
-    /// A take was refused: that counts only where the product, looked up now, does not exist or has not the stock.
+    /// Checks a refused take: it is refused only if a look-up shows that the product is gone or has too little stock.
     async fn confirm_refusal(&self, call: &StockCall, trace: &TraceParent, said: String) -> CallOutcome {
         let found = match self.look_up_again(call, trace).await {
             Ok(None) => return CallOutcome::Refused(said),
@@ -152,22 +152,22 @@ impl ProductClient {
             Ok(Some(product)) => format!("the product exists with {} in stock", product.stock),
             Err(error) => format!("the product could not be looked up: {error}"),
         };
-        self.complain(call, "PRODUCT_REDUCE_PATH", &said, &found);
+        self.warn_of_path(call, "PRODUCT_REDUCE_PATH", &said, &found);
         CallOutcome::RefusalUnconfirmed(format!("{said}, but {found}"))
     }
 
-    /// Giving back met a 404: the product is gone, or the path is wrong, which only a look-up can tell apart.
-    async fn not_found(&self, call: &StockCall, trace: &TraceParent, said: String) -> CallOutcome {
+    /// Checks a restore that was answered 404: the product is gone, or the path is wrong.
+    async fn confirm_not_found(&self, call: &StockCall, trace: &TraceParent, said: String) -> CallOutcome {
         let found = match self.look_up_again(call, trace).await {
             Ok(None) => return CallOutcome::Refused(said),
             Ok(Some(_)) => "the product exists".to_owned(),
             Err(error) => format!("the product could not be looked up: {error}"),
         };
-        self.complain(call, "PRODUCT_RESTORE_PATH", &said, &found);
+        self.warn_of_path(call, "PRODUCT_RESTORE_PATH", &said, &found);
         CallOutcome::NotSent(format!("{said}, but {found}"))
     }
 
-    /// Has a timeout of its own: the refusal may have come late.
+    /// Has its own timeout, because the refusal may have used up that of the call.
     async fn look_up_again(&self, call: &StockCall, trace: &TraceParent) -> Result<Option<Product>, String> {
         let header = HeaderValue::from_str(trace.as_str()).ok();
         match timeout(self.stock.timeout, self.get(&call.product_id, header)).await {
@@ -176,20 +176,20 @@ impl ProductClient {
         }
     }
 
-    fn complain(&self, call: &StockCall, setting: &str, said: &str, found: &str) {
-        if let Some(held_back) = self.misrouted.held_back() {
+    fn warn_of_path(&self, call: &StockCall, setting: &str, said: &str, found: &str) {
+        if let Some(held_back) = self.unconfirmed_refusals.held_back() {
             let product = &call.product_id;
             tracing::error!(
-                %product, setting, said, found, held_back, "a stock call was refused, and a look-up does not say why: is its path right?"
+                %product, setting, said, found, held_back, "a stock call was refused, but a look-up does not confirm it: check the path setting"
             );
         }
     }
 }
 
-/// What is told from an answer.
+/// The parts of an answer that decide the outcome.
 struct Answered {
     status: StatusCode,
-    /// Whether it says that the first call with this key is still running.
+    /// Whether the first call with this key is still running.
     in_progress: bool,
 }
 
@@ -210,15 +210,15 @@ fn outcome_of(Answered { status, in_progress }: Answered) -> CallOutcome {
     }
 }
 
-/// Whether a 409 is about the key and not about the stock.
-async fn says_in_progress(response: Response) -> bool {
+/// Whether a 409 is about the idempotency key and not about the stock.
+async fn is_in_progress(response: Response) -> bool {
     if response.headers().contains_key(RETRY_AFTER) {
         return true;
     }
     answer::body(response).await.is_ok_and(|body| is_about_the_key(&body))
 }
 
-/// The draft's own example has no `type` of its own, but this `title`: "A request is outstanding for this
+/// The example in the IETF draft has no specific `type`, but the `title` "A request is outstanding for this
 /// Idempotency-Key".
 fn is_about_the_key(body: &[u8]) -> bool {
     let problem: Value = serde_json::from_slice(body).unwrap_or_default();
@@ -234,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_says_what_became_of_the_stock_or_that_nobody_knows() {
+    fn an_answer_decides_the_outcome_of_a_stock_call() {
         let outcome = |status| outcome_of(StatusCode::from_u16(status).unwrap().into());
         for done in [200, 201, 204] {
             assert_eq!(outcome(done), CallOutcome::Done, "{done}");
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_conflict_says_whether_it_is_about_the_key() {
+    fn a_conflict_about_the_key_is_recognised() {
         for key in [
             r#"{"type":"urn:problem:order-service:request-in-progress"}"#,
             r#"{"code":"REQUEST_IN_PROGRESS"}"#,
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_is_put_behind_the_url_with_the_product_in_its_place() {
+    fn a_route_is_appended_to_the_url_with_the_product_id_filled_in() {
         let route =
             StockRoute { method: Method::POST, path: "/api/products/{productId}/reduce-stock".into() };
         for base in ["http://shop/in/here", "http://shop/in/here/"] {

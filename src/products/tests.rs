@@ -1,6 +1,6 @@
-//! The client against a real server on this machine.
+//! The client against a real HTTP server on this machine.
 //!
-//! Times here are lower bounds or very generous upper ones: a slow machine must not fail a test.
+//! Time limits are lower bounds or very generous upper ones, so that a slow machine fails no test.
 
 use std::time::Duration;
 
@@ -14,11 +14,11 @@ mod shop;
 
 use shop::{Reply, Shop};
 
-/// Far more than any of these tests needs, and far less than the hour that one waits that never ends.
+/// More than any of these tests needs, and less than the hour of a wait that never ends.
 const GENEROUS: Duration = Duration::from_secs(20);
 const HOUR: Duration = Duration::from_hours(1);
 
-/// Settings under which nothing but what a test sets ends a call.
+/// Settings that never end a call, unless a test changes them.
 fn patient(shop: &Shop) -> ProductSettings {
     ProductSettings {
         deadline: HOUR,
@@ -41,11 +41,11 @@ fn numbered(count: usize) -> Vec<ProductId> {
     (0..count).map(|number| ProductId::parse(&format!("P{number}")).unwrap()).collect()
 }
 
-/// Looks up, and fails the test where that does not end.
+/// Looks up products, and fails the test if that does not end.
 async fn look_up(client: &ProductClient, ids: &[ProductId]) -> Result<Vec<Option<Product>>, Unavailable> {
     let ids: Vec<_> = ids.iter().collect();
     let trace = TraceParent::continue_or_start(None);
-    tokio::time::timeout(GENEROUS, client.look_up(&ids, &trace)).await.expect("the look-up has to end")
+    tokio::time::timeout(GENEROUS, client.look_up(&ids, &trace)).await.expect("the look-up must end")
 }
 
 async fn one(client: &ProductClient) -> Result<Option<Product>, Unavailable> {
@@ -53,13 +53,13 @@ async fn one(client: &ProductClient) -> Result<Option<Product>, Unavailable> {
 }
 
 async fn cause(client: &ProductClient) -> Failure {
-    one(client).await.expect_err("there should be no answer").cause
+    one(client).await.expect_err("the look-up must fail").cause
 }
 
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let started = Instant::now();
     while !holds() {
-        assert!(started.elapsed() < GENEROUS, "in vain: {what}");
+        assert!(started.elapsed() < GENEROUS, "timed out: {what}");
         sleep(Duration::from_millis(5)).await;
     }
 }

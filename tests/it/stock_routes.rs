@@ -82,7 +82,7 @@ async fn misrouted(setting: &str) -> (Shop, Replica, String) {
 
 fn expect_complaint(replica: &Replica, setting: &str) {
     let error = tokio::task::block_in_place(|| {
-        replica.wait_for_log("a stock call was refused, and a look-up does not say why")
+        replica.wait_for_log("a stock call was refused, but a look-up does not confirm it")
     });
     assert_eq!((&error["level"], &error["setting"]), (&"ERROR".into(), &setting.into()), "{error:#}");
 }

@@ -1,5 +1,5 @@
-//! Any interleaving of arrivals, permits, answers, failures, deadlines and hang-ups gives each caller exactly one
-//! answer, and never one that was sent before the caller arrived.
+//! Property: in any interleaving of arrivals, permits, answers, failures, deadlines and hang-ups, each caller gets
+//! exactly one answer, of a look-up that was sent after the caller arrived.
 //!
 //! Time is a counter that every event advances, so no test waits for a clock.
 
@@ -26,7 +26,7 @@ struct Answered {
 #[derive(Clone, Debug)]
 enum Step {
     Arrive(usize),
-    /// A caller's client hangs up, or its deadline passes: the caller stops to wait.
+    /// A caller leaves: its client hangs up, or its deadline passes.
     Leave(usize),
     /// One more look-up may be in flight.
     Permit,
@@ -52,15 +52,15 @@ enum Event {
     Slow,
 }
 
-/// A Product Service that answers when it is told to, and keeps books.
+/// A Product Service that answers on command and counts look-ups.
 struct World {
     singleflight: Arc<Singleflight<Answered>>,
     permits: Semaphore,
     clock: AtomicU64,
     started: AtomicUsize,
-    /// Look-ups that have begun and are not over.
+    /// Look-ups that have begun and not ended.
     alive: AtomicUsize,
-    /// Of each look-up in flight: its product, and how to tell it what happens.
+    /// Of each look-up in flight: its product, its number, and where to send its events.
     in_flight: Mutex<Vec<(usize, usize, oneshot::Sender<Event>)>>,
 }
 
@@ -70,7 +70,7 @@ struct Caller {
     waiting: JoinHandle<Answered>,
 }
 
-/// Counts a look-up as over, also when it is cancelled.
+/// Counts a look-up as ended, also when it is cancelled.
 struct Alive(Arc<World>, usize);
 
 impl Drop for Alive {
@@ -102,17 +102,17 @@ impl World {
         let id = ProductId::parse(PRODUCTS[product]).unwrap();
         let deadline = Instant::now() + Duration::from_secs(arrived);
         let joined =
-            self.singleflight.join(&id, deadline, move |ticket| world.look_up(product, deadline, ticket));
+            self.singleflight.join(&id, deadline, move |flight| world.look_up(product, deadline, flight));
         Caller { product, arrived, waiting: tokio::spawn(joined.answer) }
     }
 
-    async fn look_up(self: Arc<Self>, product: usize, first: Instant, ticket: Ticket<Answered>) -> Answered {
+    async fn look_up(self: Arc<Self>, product: usize, first: Instant, flight: InFlight<Answered>) -> Answered {
         let look_up = self.started.fetch_add(1, SeqCst);
         self.alive.fetch_add(1, SeqCst);
         let _alive = Alive(Arc::clone(&self), look_up);
         let _permit = self.permits.acquire().await.unwrap();
-        let latest = ticket.send().expect("it is sent once");
-        assert!(latest >= first, "the deadline of who began it counts");
+        let latest = flight.mark_sent().expect("a look-up is sent once");
+        assert!(latest >= first, "the deadline of the first caller counts");
         let sent = self.now();
         loop {
             let (tell, told) = oneshot::channel();
@@ -120,12 +120,12 @@ impl World {
             match told.await.unwrap() {
                 Event::Answer(true) => return Answered { look_up, sent, result: Ok(()) },
                 Event::Answer(false) => return Answered { look_up, sent, result: Err(()) },
-                Event::Slow => ticket.let_next_go(),
+                Event::Slow => flight.allow_next(),
             }
         }
     }
 
-    /// Tells one of the look-ups in flight; false where there is none.
+    /// Sends an event to one of the look-ups in flight; false where there is none.
     fn tell(&self, which: usize, event: Event) -> bool {
         let mut in_flight = self.in_flight.lock().unwrap();
         if in_flight.is_empty() {
@@ -142,8 +142,8 @@ impl World {
     }
 }
 
-/// Lets every task go as far as it can.
-async fn settle() {
+/// Lets every task run until it waits.
+async fn run_tasks() {
     for _ in 0..50 {
         tokio::task::yield_now().await;
     }
@@ -159,8 +159,8 @@ async fn run(steps: Vec<Step>) {
                 let nobody =
                     callers.iter().all(|caller| caller.product != product || caller.waiting.is_finished());
                 callers.push(world.arrive(product));
-                settle().await;
-                assert!(!(free && nobody) || world.in_flight_of(product) == 1, "it leaves at once");
+                run_tasks().await;
+                assert!(!(free && nobody) || world.in_flight_of(product) == 1, "it is sent at once");
             }
             Step::Leave(which) if !callers.is_empty() => {
                 let caller = callers.swap_remove(which % callers.len());
@@ -177,25 +177,25 @@ async fn run(steps: Vec<Step>) {
             }
             Step::Slow(which) => slow |= world.tell(which, Event::Slow),
         }
-        settle().await;
+        run_tasks().await;
         for product in 0..PRODUCTS.len() {
             assert!(slow || world.in_flight_of(product) <= 1, "one look-up of a product at a time");
         }
     }
     finish(&world, callers).await;
-    assert_eq!(world.alive.load(SeqCst), 0, "a look-up that nobody waits for is cancelled ({left} left)");
-    assert!(world.singleflight.lock().is_empty(), "nothing is kept");
+    assert_eq!(world.alive.load(SeqCst), 0, "a look-up without callers is cancelled ({left} left)");
+    assert!(world.singleflight.lock().is_empty(), "the map is empty");
 }
 
-/// Everybody who is still waiting gets an answer of an age that is right.
+/// Every caller that still waits gets an answer that was sent after its arrival.
 async fn finish(world: &Arc<World>, callers: Vec<Caller>) {
     world.permits.add_permits(1000);
-    settle().await;
+    run_tasks().await;
     while world.tell(0, Event::Answer(true)) {
-        settle().await;
+        run_tasks().await;
     }
     for caller in callers {
-        assert!(caller.waiting.is_finished(), "a caller was forgotten");
+        assert!(caller.waiting.is_finished(), "a caller still waits");
         let answered = caller.waiting.await.unwrap();
         assert!(answered.sent > caller.arrived, "sent before its caller arrived: {answered:?}");
     }
@@ -204,7 +204,7 @@ async fn finish(world: &Arc<World>, callers: Vec<Caller>) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
     #[test]
-    fn each_caller_gets_one_answer_and_none_that_was_sent_before_it_arrived(
+    fn each_caller_gets_one_answer_that_was_sent_after_it_arrived(
         steps in proptest::collection::vec(step(), 1..60)
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -217,13 +217,13 @@ async fn callers_that_arrive_while_a_look_up_is_in_flight_share_the_next() {
     let world = World::new();
     world.permits.add_permits(10);
     let first = world.arrive(0);
-    settle().await;
+    run_tasks().await;
     let others: Vec<_> = (0..20).map(|_| world.arrive(0)).collect();
-    settle().await;
+    run_tasks().await;
     assert_eq!((world.started.load(SeqCst), world.in_flight_of(0)), (1, 1));
     assert!(world.tell(0, Event::Answer(true)));
     assert_eq!(first.waiting.await.unwrap().look_up, 0);
-    settle().await;
+    run_tasks().await;
     assert!(world.tell(0, Event::Answer(false)));
     for other in others {
         assert_eq!(other.waiting.await.unwrap().look_up, 1);
@@ -231,26 +231,26 @@ async fn callers_that_arrive_while_a_look_up_is_in_flight_share_the_next() {
 }
 
 #[tokio::test]
-async fn a_slow_look_up_does_not_hold_back_the_next() {
+async fn a_slow_look_up_does_not_delay_the_next() {
     let world = World::new();
     world.permits.add_permits(10);
     let first = world.arrive(0);
-    settle().await;
+    run_tasks().await;
     let second = world.arrive(0);
-    settle().await;
+    run_tasks().await;
     assert!(world.tell(0, Event::Slow));
-    settle().await;
+    run_tasks().await;
     assert_eq!(world.in_flight_of(0), 2);
     while world.tell(0, Event::Answer(true)) {
-        settle().await;
+        run_tasks().await;
     }
     assert_eq!((first.waiting.await.unwrap().look_up, second.waiting.await.unwrap().look_up), (0, 1));
     assert!(world.singleflight.lock().is_empty());
 }
 
-/// The same on real threads, where nothing is in an order of its own.
+/// The same on real threads, where the order of events varies.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn no_thread_finds_an_answer_that_is_older_than_its_question() {
+async fn no_thread_gets_an_answer_that_is_older_than_its_request() {
     let singleflight = Arc::new(Singleflight::<Instant>::new());
     let callers: Vec<_> = (0..8)
         .map(|_| {
@@ -259,9 +259,9 @@ async fn no_thread_finds_an_answer_that_is_older_than_its_question() {
                 let id = ProductId::parse("P1").unwrap();
                 for _ in 0..500 {
                     let arrived = Instant::now();
-                    let look_up = |ticket: Ticket<Instant>| async move {
+                    let look_up = |flight: InFlight<Instant>| async move {
                         tokio::task::yield_now().await;
-                        ticket.send();
+                        flight.mark_sent();
                         let sent = Instant::now();
                         tokio::task::yield_now().await;
                         sent

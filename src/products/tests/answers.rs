@@ -1,4 +1,4 @@
-//! What comes back, what is sent, and what is tried again.
+//! Requests, answers and retries.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use super::shop::product;
 use super::*;
 
 #[tokio::test]
-async fn the_answers_come_in_the_order_of_the_ids() {
+async fn the_results_have_the_order_of_the_ids() {
     let shop = Shop::open(|id, _| match id {
         "SLOW" => Reply::Later(Duration::from_millis(200), 200, product("10.50", 1)),
         "FAST" => Reply::Now(200, product("3", -4)),
@@ -27,7 +27,7 @@ async fn the_answers_come_in_the_order_of_the_ids() {
 }
 
 #[tokio::test]
-async fn a_call_for_nothing_asks_nobody() {
+async fn a_call_without_ids_sends_no_request() {
     let shop = Shop::always(Reply::good()).await;
     assert_eq!(look_up(&client(patient(&shop)), &[]).await.unwrap(), []);
     assert_eq!(shop.calls(), 0);
@@ -50,7 +50,7 @@ async fn a_look_up_is_a_get_below_the_base_path_with_the_trace() {
 }
 
 #[tokio::test]
-async fn any_other_status_is_no_answer() {
+async fn any_other_status_is_a_failure() {
     for status in [201, 204, 304, 400, 401, 403, 429, 500, 501, 502, 503, 504] {
         let shop = Shop::always(Reply::Now(status, product("1", 1))).await;
         let failure = cause(&client(patient(&shop))).await;
@@ -66,7 +66,7 @@ async fn a_redirect_is_not_followed() {
 }
 
 #[tokio::test]
-async fn nonsense_is_no_answer_and_is_not_asked_for_again() {
+async fn an_invalid_answer_is_a_failure_and_not_retried() {
     let huge = product(&format!("1{}", " ".repeat(300 * 1024)), 1);
     let bodies = [
         String::new(),
@@ -81,24 +81,24 @@ async fn nonsense_is_no_answer_and_is_not_asked_for_again() {
         let shop = Shop::always(Reply::Now(200, body.clone())).await;
         let failure = cause(&client(ProductSettings { retries: 3, ..patient(&shop) })).await;
         let start: String = body.chars().take(50).collect();
-        assert!(matches!(failure, Failure::Nonsense(_)), "{start}: {failure:?}");
+        assert!(matches!(failure, Failure::InvalidAnswer(_)), "{start}: {failure:?}");
         assert_eq!(shop.calls(), 1, "{start}");
     }
 }
 
 #[tokio::test]
-async fn a_body_without_an_end_is_given_up_and_not_gathered() {
+async fn an_endless_body_is_refused_and_not_buffered() {
     for reply in [Reply::Endless, Reply::Long(1024 * 1024 * 1024)] {
         let shop = Shop::always(reply).await;
-        assert!(matches!(cause(&client(patient(&shop))).await, Failure::Nonsense(_)));
+        assert!(matches!(cause(&client(patient(&shop))).await, Failure::InvalidAnswer(_)));
         until("the shop stops sending", || shop.seen.now.load(SeqCst) == 0).await;
-        // What the buffers of both sockets take comes on top of the 256 KiB.
+        // The socket buffers hold more than the 256 KiB that the client reads.
         assert!(shop.seen.chunks.load(SeqCst) * 16 < 64 * 1024, "{:?}", shop.seen.chunks);
     }
 }
 
 #[tokio::test]
-async fn a_failure_that_passes_is_not_noticed() {
+async fn a_transient_failure_is_hidden_by_a_retry() {
     for failing in
         [Reply::status(502), Reply::status(503), Reply::status(504), Reply::Never, Reply::Unfinished]
     {
@@ -111,7 +111,7 @@ async fn a_failure_that_passes_is_not_noticed() {
 }
 
 #[tokio::test]
-async fn a_failure_that_stays_is_tried_as_often_as_set_and_no_more() {
+async fn a_lasting_failure_is_retried_as_often_as_set() {
     for retries in 0..3 {
         let shop = Shop::always(Reply::status(503)).await;
         let failure = cause(&client(ProductSettings { retries, ..patient(&shop) })).await;
@@ -121,7 +121,7 @@ async fn a_failure_that_stays_is_tried_as_often_as_set_and_no_more() {
 }
 
 #[tokio::test]
-async fn retries_end_when_their_budget_is_spent() {
+async fn an_empty_budget_ends_retries() {
     let shop = Shop::always(Reply::status(503)).await;
     let client = client(ProductSettings { retries: 3, ..patient(&shop) });
     while client.budget.spend() {}
@@ -129,7 +129,7 @@ async fn retries_end_when_their_budget_is_spent() {
     assert_eq!(shop.calls(), 1);
 }
 
-/// A port that refuses connections, and that no other test gets while the socket lives.
+/// A port that refuses connections, reserved while the socket lives.
 fn closed_port() -> (TcpSocket, SocketAddr) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -138,7 +138,7 @@ fn closed_port() -> (TcpSocket, SocketAddr) {
 }
 
 #[tokio::test]
-async fn a_closed_port_is_no_answer() {
+async fn a_closed_port_is_a_failure() {
     let shop = Shop::always(Reply::good()).await;
     let (_reserved, unused) = closed_port();
     let url = format!("http://{unused}").parse().unwrap();
@@ -147,7 +147,7 @@ async fn a_closed_port_is_no_answer() {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_closed_without_an_answer_is_tried_again() {
+async fn a_connection_that_closes_without_an_answer_is_retried() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut settings = patient(&Shop::always(Reply::good()).await);
     settings.url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
@@ -180,8 +180,8 @@ async fn a_failed_look_up_is_logged_once_with_its_product_and_its_cause() {
     let log = Log::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    // With one subscriber only, tracing switches an event off for all threads when a thread without any is
-    // the first to come across it; the other tests are such threads.
+    // With one subscriber only, tracing disables an event for all threads when a thread without a subscriber
+    // meets it first. The other tests are such threads.
     let _second = tracing::Dispatch::new(NoSubscriber::default());
     let _log = tracing::subscriber::set_default(subscriber);
     let (_reserved, unused) = closed_port();

@@ -1,4 +1,4 @@
-//! Deadlines and the bounds on what happens at once.
+//! Deadlines and limits on concurrency.
 
 use super::*;
 
@@ -8,13 +8,13 @@ fn elapsed_within(started: Instant, least: Duration) {
 }
 
 #[tokio::test]
-async fn an_answer_that_never_comes_or_never_ends_is_waited_for_until_the_deadline() {
+async fn an_answer_that_never_comes_or_never_ends_times_out_at_the_deadline() {
     for reply in [Reply::Never, Reply::Unfinished] {
         let shop = Shop::always(reply).await;
         let deadline = Duration::from_millis(300);
         let client = client(ProductSettings { deadline, retries: 9, ..patient(&shop) });
         let started = Instant::now();
-        assert!(matches!(cause(&client).await, Failure::Late { .. }));
+        assert!(matches!(cause(&client).await, Failure::TimedOut { .. }));
         elapsed_within(started, deadline);
         assert_eq!(shop.calls(), 1);
     }
@@ -26,19 +26,19 @@ async fn retries_do_not_outlast_the_deadline() {
     let deadline = Duration::from_millis(300);
     let client = client(ProductSettings { deadline, retries: u32::MAX, ..patient(&shop) });
     let started = Instant::now();
-    assert!(matches!(cause(&client).await, Failure::Status(_) | Failure::Late { .. }));
+    assert!(matches!(cause(&client).await, Failure::Status(_) | Failure::TimedOut { .. }));
     elapsed_within(started, Duration::ZERO);
     assert!((2..=15).contains(&shop.calls()), "{} calls", shop.calls());
 }
 
 #[tokio::test]
-async fn one_slow_product_among_many_is_bounded_by_the_deadline_of_all() {
+async fn one_slow_product_among_many_ends_at_the_deadline_of_all() {
     let shop = Shop::open(|id, _| if id == "P7" { Reply::Never } else { Reply::good() }).await;
     let deadline = Duration::from_millis(500);
     let client = client(ProductSettings { deadline, concurrency: 4, ..patient(&shop) });
     let started = Instant::now();
     let error = look_up(&client, &numbered(30)).await.unwrap_err();
-    assert!(matches!(error.cause, Failure::Late { .. }));
+    assert!(matches!(error.cause, Failure::TimedOut { .. }));
     elapsed_within(started, deadline);
 }
 
@@ -55,7 +55,7 @@ async fn a_hundred_products_share_one_deadline() {
 }
 
 #[tokio::test]
-async fn the_first_product_without_an_answer_ends_the_call_at_once() {
+async fn the_first_failed_look_up_ends_the_call() {
     let shop = Shop::open(|id, _| if id == "P3" { Reply::status(500) } else { Reply::Never }).await;
     let client = client(patient(&shop));
     let error = look_up(&client, &numbered(8)).await.unwrap_err();
@@ -64,7 +64,7 @@ async fn the_first_product_without_an_answer_ends_the_call_at_once() {
 }
 
 #[tokio::test]
-async fn one_placement_asks_for_no_more_at_once_than_set() {
+async fn one_placement_never_exceeds_its_concurrency() {
     let slow = Reply::Later(Duration::from_millis(30), 200, shop::product("1", 1));
     let shop = Shop::always(slow).await;
     let client = client(ProductSettings { concurrency: 4, ..patient(&shop) });
@@ -74,18 +74,18 @@ async fn one_placement_asks_for_no_more_at_once_than_set() {
 }
 
 #[tokio::test]
-async fn all_placements_together_ask_for_no_more_at_once_than_set() {
+async fn all_placements_never_exceed_the_maximum_in_flight() {
     let slow = Reply::Later(Duration::from_millis(30), 200, shop::product("1", 1));
     let shop = Shop::always(slow).await;
     let settings = ProductSettings { concurrency: 4, max_in_flight: 5, ..patient(&shop) };
     let client = std::sync::Arc::new(client(settings));
-    // Each of other products: placements of the same ones share their look-ups.
+    // Each of different products, because placements of the same products share look-ups.
     let products = numbered(30);
     let placements: Vec<_> = products
         .chunks(5)
         .map(|ids| {
             let (client, ids) = (client.clone(), ids.to_vec());
-            // Spawned as a placement is: its future has to be Send.
+            // Spawned like a placement, so the future must be Send.
             tokio::spawn(async move { look_up(&client, &ids).await })
         })
         .collect();
@@ -94,11 +94,11 @@ async fn all_placements_together_ask_for_no_more_at_once_than_set() {
     }
     assert_eq!(shop.calls(), 30);
     assert!((2..=5).contains(&shop.most_at_once()), "{}", shop.most_at_once());
-    assert_eq!(client.catalogue.permits.available_permits(), 5);
+    assert_eq!(client.catalogue.in_flight.available_permits(), 5);
 }
 
 #[tokio::test]
-async fn waiting_for_a_place_counts_against_the_deadline_and_not_against_the_product_service() {
+async fn waiting_for_a_permit_counts_against_the_deadline_but_not_as_a_failure() {
     let shop = Shop::always(Reply::good()).await;
     let deadline = Duration::from_millis(200);
     let settings = ProductSettings {
@@ -109,11 +109,11 @@ async fn waiting_for_a_place_counts_against_the_deadline_and_not_against_the_pro
         ..patient(&shop)
     };
     let client = client(settings);
-    let taken = client.catalogue.permits.acquire().await.unwrap();
+    let permit = client.catalogue.in_flight.acquire().await.unwrap();
     let started = Instant::now();
-    assert!(matches!(cause(&client).await, Failure::Crowded));
+    assert!(matches!(cause(&client).await, Failure::Overloaded));
     elapsed_within(started, deadline);
     assert_eq!((shop.calls(), client.state()), (0, BreakerState::Closed));
-    drop(taken);
+    drop(permit);
     assert!(one(&client).await.is_ok());
 }

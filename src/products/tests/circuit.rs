@@ -1,4 +1,4 @@
-//! The breaker at work.
+//! The circuit breaker in the client.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -12,7 +12,7 @@ fn sensitive(shop: &Shop, open: Duration) -> ProductSettings {
     ProductSettings { breaker_window: 10, breaker_failure_percent: 50, breaker_open: open, ..patient(shop) }
 }
 
-/// Answers well while the switch is on, else with `bad`.
+/// Answers well while the switch is on, and with `bad` while it is off.
 async fn switched(bad: Reply) -> (Shop, Arc<AtomicBool>) {
     let switch = Arc::new(AtomicBool::new(false));
     let on = switch.clone();
@@ -28,30 +28,30 @@ async fn fail(client: &ProductClient, times: usize) {
 }
 
 #[tokio::test]
-async fn after_many_failures_nobody_is_asked_any_more() {
+async fn after_many_failures_no_request_is_sent() {
     let shop = Shop::always(Reply::status(500)).await;
     let client = client(sensitive(&shop, HOUR));
     fail(&client, 5).await;
     assert_eq!(client.state(), BreakerState::Open);
     let refused = look_up(&client, &numbered(20)).await.unwrap_err();
-    assert!(matches!(refused.cause, Failure::Refused));
+    assert!(matches!(refused.cause, Failure::NotPermitted));
     assert!(refused.retry_after > HOUR / 2 && refused.retry_after <= HOUR, "{refused:?}");
     assert_eq!(shop.calls(), 5);
 }
 
 #[tokio::test]
-async fn a_retry_is_not_made_against_an_open_breaker() {
+async fn an_open_breaker_ends_retries() {
     let shop = Shop::always(Reply::status(503)).await;
     let client = client(ProductSettings { retries: 100, ..sensitive(&shop, HOUR) });
     assert!(
         matches!(cause(&client).await, Failure::Status(_)),
-        "the cause is what happened, not the refusal"
+        "the cause is the failure, not the open breaker"
     );
     assert_eq!(shop.calls(), 5);
 }
 
 #[tokio::test]
-async fn it_closes_again_when_the_product_service_is_back_for_however_many_products() {
+async fn it_closes_for_any_number_of_products_when_the_product_service_is_back() {
     let (shop, healthy) = switched(Reply::status(500)).await;
     let client = client(sensitive(&shop, Duration::from_millis(300)));
     fail(&client, 5).await;
@@ -69,11 +69,11 @@ async fn it_opens_again_when_the_product_service_is_still_away() {
     until("half-open", || client.state() == BreakerState::HalfOpen).await;
     assert!(look_up(&client, &numbered(20)).await.is_err());
     assert_eq!(client.state(), BreakerState::Open);
-    assert_eq!(shop.calls(), 6, "one product at a time while it is not closed");
+    assert_eq!(shop.calls(), 6, "one product at a time while the breaker is not closed");
 }
 
 #[tokio::test]
-async fn unknown_products_are_answers() {
+async fn unknown_products_are_successes() {
     let shop = Shop::open(|_, nth| Reply::status(if nth % 2 == 0 { 404 } else { 410 })).await;
     let client = client(sensitive(&shop, HOUR));
     assert_eq!(look_up(&client, &numbered(40)).await.unwrap(), vec![None; 40]);
@@ -94,7 +94,7 @@ async fn every_kind_of_failure_of_the_product_service_counts() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_wrong_for_its_product_counts_as_nothing() {
+async fn an_answer_that_is_invalid_for_its_product_is_ignored() {
     let wrong = ["null", "{}", r#"{"price":1.005,"stock":5}"#, r#"{"id":"OTHER","price":1,"stock":5}"#];
     let wrong = wrong.map(|body| Reply::Now(200, body.to_owned()));
     for bad in wrong.into_iter().chain([400, 401, 403, 422].map(Reply::status)) {
@@ -108,7 +108,7 @@ async fn an_answer_that_is_wrong_for_its_product_counts_as_nothing() {
 }
 
 #[tokio::test]
-async fn a_deadline_that_passes_is_a_failure_of_every_attempt_under_way() {
+async fn a_passed_deadline_is_a_failure_of_every_attempt_in_flight() {
     let shop = Shop::always(Reply::Never).await;
     let deadline = Duration::from_millis(300);
     let client = client(ProductSettings { deadline, ..sensitive(&shop, HOUR) });
@@ -117,7 +117,7 @@ async fn a_deadline_that_passes_is_a_failure_of_every_attempt_under_way() {
 }
 
 #[tokio::test]
-async fn what_was_given_up_over_another_product_counts_as_nothing() {
+async fn an_attempt_that_is_cancelled_for_another_product_is_ignored() {
     let shop = Shop::open(|id, _| if id == "P0" { Reply::status(500) } else { Reply::Never }).await;
     let client = client(sensitive(&shop, HOUR));
     for _ in 0..4 {
@@ -129,7 +129,7 @@ async fn what_was_given_up_over_another_product_counts_as_nothing() {
 }
 
 #[tokio::test]
-async fn a_probe_that_is_given_up_gives_its_place_back() {
+async fn a_cancelled_probe_releases_its_permit() {
     let (shop, healthy) = switched(Reply::status(500)).await;
     let client = client(sensitive(&shop, Duration::from_millis(100)));
     fail(&client, 5).await;
@@ -137,7 +137,7 @@ async fn a_probe_that_is_given_up_gives_its_place_back() {
     let id = ProductId::parse("P1").unwrap();
     let trace = TraceParent::continue_or_start(None);
     for _ in 0..10 {
-        // Polled once: the attempt is under way when its placement is dropped.
+        // Polled once: the attempt is in flight when its placement is dropped.
         assert!(client.look_up(&[&id], &trace).now_or_never().is_none());
         assert_eq!(client.state(), BreakerState::HalfOpen);
     }
@@ -147,17 +147,17 @@ async fn a_probe_that_is_given_up_gives_its_place_back() {
 }
 
 #[tokio::test]
-async fn while_half_open_a_few_placements_try_and_the_others_are_refused() {
+async fn while_half_open_a_few_placements_probe_and_the_others_are_refused() {
     let (shop, healthy) = switched(Reply::status(500)).await;
     let client = Arc::new(client(sensitive(&shop, Duration::from_millis(100))));
     fail(&client, 5).await;
     until("half-open", || client.state() == BreakerState::HalfOpen).await;
     healthy.store(true, SeqCst);
-    let passes: Vec<_> =
-        (0..3).map(|_| client.catalogue.gate.admit(Instant::now() + HOUR).unwrap()).collect();
+    let permits: Vec<_> =
+        (0..3).map(|_| client.catalogue.breaker.acquire(Instant::now() + HOUR).unwrap()).collect();
     let refused = one(&client).await.unwrap_err();
-    assert!(matches!(refused.cause, Failure::Refused));
+    assert!(matches!(refused.cause, Failure::NotPermitted));
     assert!(refused.retry_after <= Duration::from_secs(2), "{refused:?}");
-    drop(passes);
+    drop(permits);
     assert!(one(&client).await.is_ok());
 }

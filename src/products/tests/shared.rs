@@ -1,4 +1,4 @@
-//! Placements that share look-ups, over HTTP. The rules of the sharing itself are in `singleflight/tests.rs`.
+//! Shared look-ups over HTTP. The rules of sharing are tested in `singleflight/tests.rs`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -18,7 +18,7 @@ fn price(found: &Found) -> String {
     found.as_ref().unwrap().unwrap().price.to_string()
 }
 
-/// Answers the first call late and with the old price, and all others at once with the new one.
+/// Answers the first call late with the old price, and all others at once with the new price.
 async fn repriced(first_takes: Duration) -> (Shop, Arc<ProductClient>) {
     let shop = Shop::open(move |_, nth| match nth {
         0 => Reply::Later(first_takes, 200, shop::product("1", 1)),
@@ -53,22 +53,22 @@ async fn a_look_up_that_hangs_does_not_stop_the_sale_of_its_product() {
 }
 
 #[tokio::test]
-async fn a_caller_whose_deadline_passes_leaves_alone() {
+async fn a_caller_whose_deadline_passes_leaves_the_look_up_to_the_others() {
     let shop = Shop::always(Reply::good()).await;
     let deadline = Duration::from_secs(2);
     let client = Arc::new(client(ProductSettings { deadline, max_in_flight: 1, ..patient(&shop) }));
-    let permit = client.catalogue.permits.acquire().await.unwrap();
+    let permit = client.catalogue.in_flight.acquire().await.unwrap();
     let first = asked(&client);
     sleep(deadline / 2).await;
     let second = asked(&client);
-    assert!(matches!(first.await.unwrap().unwrap_err().cause, Failure::Crowded));
+    assert!(matches!(first.await.unwrap().unwrap_err().cause, Failure::Overloaded));
     drop(permit);
     assert!(second.await.unwrap().is_ok());
     assert_eq!(shop.calls(), 1);
 }
 
 #[tokio::test]
-async fn a_look_up_that_everybody_has_left_is_cancelled() {
+async fn a_look_up_without_callers_is_cancelled() {
     let shop = Shop::always(Reply::Never).await;
     let client = Arc::new(client(patient(&shop)));
     let callers = [asked(&client), asked(&client)];
@@ -77,11 +77,11 @@ async fn a_look_up_that_everybody_has_left_is_cancelled() {
         caller.abort();
     }
     until("no look-up is in flight", || shop.seen.now.load(SeqCst) == 0).await;
-    assert_eq!(client.catalogue.permits.available_permits(), 256);
+    assert_eq!(client.catalogue.in_flight.available_permits(), 256);
 }
 
 #[tokio::test]
-async fn a_failure_is_shared_and_each_caller_tries_again_for_itself() {
+async fn a_failure_is_shared_and_each_caller_retries() {
     let failures = Arc::new(AtomicUsize::new(0));
     let failed = Arc::clone(&failures);
     let shop = Shop::open(move |_, nth| {

@@ -1,4 +1,4 @@
-//! A Product Service that answers what a test wants.
+//! A Product Service whose answers a test decides.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -13,25 +13,25 @@ use futures_util::{StreamExt, stream};
 use reqwest::Url;
 use reqwest::header::HeaderMap;
 
-/// What to answer.
+/// An answer.
 #[derive(Clone)]
 pub(super) enum Reply {
     Now(u16, String),
     Later(Duration, u16, String),
-    /// A 302 to there.
+    /// A 302 to this location.
     Redirect(&'static str),
-    /// Not even a head.
+    /// No answer at all.
     Never,
-    /// A head, the beginning of a body, and no more.
+    /// A head and the beginning of a body, but no end.
     Unfinished,
-    /// A body without an end, as fast as it is read.
+    /// An endless body, as fast as the client reads.
     Endless,
-    /// A body of this announced length, as fast as it is read.
+    /// A body with this `Content-Length`, as fast as the client reads.
     Long(usize),
 }
 
 impl Reply {
-    /// A good product.
+    /// A valid product.
     pub(super) fn good() -> Self {
         Self::Now(200, product("2499.10", 50))
     }
@@ -45,7 +45,7 @@ pub(super) fn product(price: &str, stock: i64) -> String {
     format!(r#"{{"name":"Phone","price":{price},"stock":{stock}}}"#)
 }
 
-/// What the shop saw.
+/// The requests that the shop got.
 #[derive(Default)]
 pub(super) struct Seen {
     pub(super) calls: AtomicUsize,
@@ -69,7 +69,7 @@ pub(super) struct Shop {
 }
 
 impl Shop {
-    /// Answers each product, and the how-manieth call in all (counted from 0), with `reply`.
+    /// `reply` decides by the product id and the number of the call, from 0.
     pub(super) async fn open(reply: impl Fn(&str, usize) -> Reply + Send + Sync + 'static) -> Self {
         let seen = Arc::new(Seen::default());
         let (reply, state) = (Arc::new(reply), seen.clone());
@@ -99,7 +99,7 @@ impl Shop {
     }
 }
 
-/// Counts the calls that are being answered, those that the client gave up excepted.
+/// Counts the calls in progress, without those that the client cancelled.
 struct Busy<'a>(&'a Seen);
 
 impl<'a> Busy<'a> {
