@@ -1,5 +1,7 @@
 //! Reading requests, with errors of our shape: path, query and JSON body.
 
+use std::fmt::Display;
+
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE};
@@ -136,13 +138,13 @@ impl Query {
         }
     }
 
-    /// The value of a parameter, read by `read`, whose rule is named where it fails.
-    pub(super) fn parse<T>(
+    /// The value of a parameter, read by `read`. The error of `read` is the detail of the problem.
+    pub(super) fn parse<T, E: Display>(
         &self,
         name: &'static str,
-        read: impl FnOnce(&str) -> Result<T, &'static str>,
+        read: impl FnOnce(&str) -> Result<T, E>,
     ) -> Result<Option<T>, Problem> {
-        self.get(name)?.map(read).transpose().map_err(|rule| Problem::invalid(name, rule))
+        self.get(name)?.map(read).transpose().map_err(|rule| Problem::invalid(name, rule.to_string()))
     }
 }
 

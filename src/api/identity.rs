@@ -12,7 +12,7 @@ use axum::http::{HeaderMap, HeaderValue};
 use subtle::ConstantTimeEq;
 
 use super::problem::{FieldError, Problem, kinds};
-use crate::domain::{CustomerId, Identity, Role};
+use crate::domain::{CustomerId, Identity};
 
 const EMAIL: &str = "X-User-Email";
 const ROLE: &str = "X-User-Role";
@@ -55,8 +55,8 @@ pub(super) fn identify(headers: &HeaderMap, secrets: &GatewaySecrets) -> Result<
         return Err(unauthenticated(SECRET, "is not the gateway's"));
     }
     let customer = CustomerId::parse(only(headers, EMAIL)?).map_err(|rule| unauthenticated(EMAIL, rule))?;
-    let role = Role::parse(only(headers, ROLE)?)
-        .ok_or_else(|| unauthenticated(ROLE, "must be ADMIN or CUSTOMER"))?;
+    let role = only(headers, ROLE)?;
+    let role = role.parse().map_err(|_| unauthenticated(ROLE, "must be ADMIN or CUSTOMER"))?;
     Ok(Identity { customer, role })
 }
 

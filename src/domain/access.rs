@@ -3,12 +3,14 @@
 //! The store hands out orders only inside [`Owned`], and the only way in is [`Owned::for_viewer`]. A handler
 //! that forgets the question has nothing to answer with.
 
+use strum::{EnumString, IntoStaticStr};
 use thiserror::Error;
 
 use super::{Actor, CustomerId};
 
 /// What a caller may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr)]
+#[strum(serialize_all = "UPPERCASE")]
 pub enum Role {
     /// May place orders and see their own.
     Customer,
@@ -17,21 +19,9 @@ pub enum Role {
 }
 
 impl Role {
-    /// Reads the word of the gateway, exactly.
-    pub fn parse(text: &str) -> Option<Self> {
-        match text {
-            "CUSTOMER" => Some(Self::Customer),
-            "ADMIN" => Some(Self::Admin),
-            _ => None,
-        }
-    }
-
-    /// The word on the wire and in the column.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Customer => "CUSTOMER",
-            Self::Admin => "ADMIN",
-        }
+    /// The name on the wire and in the column.
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 
@@ -118,9 +108,9 @@ mod tests {
 
     #[test]
     fn roles_are_exact_words() {
-        assert_eq!(Role::parse("ADMIN"), Some(Role::Admin));
+        assert_eq!("ADMIN".parse(), Ok(Role::Admin));
         for bad in ["admin", "ROLE_ADMIN", "ADMIN,CUSTOMER", " ADMIN", ""] {
-            assert_eq!(Role::parse(bad), None, "{bad}");
+            assert!(bad.parse::<Role>().is_err(), "{bad}");
         }
     }
 }

@@ -1,35 +1,46 @@
-//! Who moved an order.
+//! Who changed the status of an order.
 
 use std::fmt;
 
-use super::words::words;
+use serde::Serialize;
+use strum::{EnumString, IntoStaticStr};
+use utoipa::ToSchema;
+
 use super::{Identity, Role};
 
-words! {
-    /// As what somebody moved an order.
-    ActorRole {
-        /// Its owner.
-        Customer = "CUSTOMER",
-        /// An admin.
-        Admin = "ADMIN",
-        /// The Payment Service, by an event.
-        Payment = "PAYMENT",
-        /// This service, by itself.
-        System = "SYSTEM",
+/// The role in which an actor changed an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr, Serialize, ToSchema)]
+#[serde(rename_all = "UPPERCASE")]
+#[strum(serialize_all = "UPPERCASE")]
+pub enum ActorRole {
+    /// The owner of the order.
+    Customer,
+    /// An admin.
+    Admin,
+    /// The Payment Service, by an event.
+    Payment,
+    /// This service itself.
+    System,
+}
+
+impl ActorRole {
+    /// The name in the column.
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 
-/// Who moved an order.
+/// Who changed the status of an order.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Actor {
-    /// As what.
+    /// The role.
     pub role: ActorRole,
     /// An e-mail address, or the name of a service.
     pub id: String,
 }
 
 impl Actor {
-    /// Somebody who called.
+    /// The caller of the API.
     pub fn caller(caller: &Identity) -> Self {
         let role = match caller.role {
             Role::Customer => ActorRole::Customer,
@@ -49,7 +60,7 @@ impl Actor {
     }
 }
 
-/// Without the address of a person.
+/// Leaves out the id, which may be an e-mail address.
 impl fmt::Debug for Actor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Actor({})", self.role.as_str())

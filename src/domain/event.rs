@@ -5,6 +5,7 @@
 
 use chrono::{DateTime, TimeDelta};
 use serde::Serialize;
+use strum::IntoStaticStr;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -27,8 +28,9 @@ pub fn bucket_of(order: OrderId) -> i16 {
 }
 
 /// What happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, Serialize, ToSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[strum(serialize_all = "SCREAMING_SNAKE_CASE")]
 pub enum EventType {
     /// An order was placed.
     OrderPlaced,
@@ -37,12 +39,9 @@ pub enum EventType {
 }
 
 impl EventType {
-    /// The word in the envelope.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::OrderPlaced => "ORDER_PLACED",
-            Self::OrderStatusUpdated => "ORDER_STATUS_UPDATED",
-        }
+    /// The name in the envelope.
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 
     /// The `CloudEvents` type.

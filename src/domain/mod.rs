@@ -12,7 +12,6 @@ pub mod payment;
 pub mod stock;
 pub mod time;
 pub mod trace;
-mod words;
 
 pub use access::{Forbidden, Identity, Owned, Role};
 pub use actor::{Actor, ActorRole};

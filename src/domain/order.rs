@@ -1,18 +1,17 @@
 //! The order and its life: CREATED, then CONFIRMED or CANCELLED.
 
-use std::fmt;
-use std::str::FromStr;
-
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use strum::{Display, EnumString, IntoStaticStr, VariantArray};
 use thiserror::Error;
 use utoipa::ToSchema;
 
 use super::{Actor, CustomerId, Line, Money, OrderId, TraceParent, time};
 
-/// Where an order is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, ToSchema)]
+/// The status of an order; its variants are in the order of the lifecycle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, EnumString, IntoStaticStr, VariantArray, Serialize, ToSchema)]
 #[serde(rename_all = "UPPERCASE")]
+#[strum(serialize_all = "UPPERCASE", parse_err_ty = UnknownStatus, parse_err_fn = UnknownStatus::new)]
 #[schema(as = OrderStatus)]
 pub enum Status {
     /// Placed, payment pending.
@@ -24,16 +23,9 @@ pub enum Status {
 }
 
 impl Status {
-    /// All of them, in the order of an order's life.
-    pub const ALL: [Self; 3] = [Self::Created, Self::Confirmed, Self::Cancelled];
-
-    /// The word on the wire and in the column.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Created => "CREATED",
-            Self::Confirmed => "CONFIRMED",
-            Self::Cancelled => "CANCELLED",
-        }
+    /// The name on the wire and in the column.
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 
     /// The other statuses that can be reached from here in one step.
@@ -60,20 +52,14 @@ impl Status {
     }
 }
 
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
+/// A text that is no status.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("must be CREATED, CONFIRMED or CANCELLED")]
+pub struct UnknownStatus;
 
-impl FromStr for Status {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::ALL
-            .into_iter()
-            .find(|status| status.as_str() == text)
-            .ok_or("must be CREATED, CONFIRMED or CANCELLED")
+impl UnknownStatus {
+    fn new(_: &str) -> Self {
+        Self
     }
 }
 
@@ -225,8 +211,8 @@ mod tests {
     #[test]
     fn the_state_machine_is_the_one_of_the_contract() {
         use Status::{Cancelled, Confirmed, Created};
-        for from in Status::ALL {
-            for to in Status::ALL {
+        for &from in Status::VARIANTS {
+            for &to in Status::VARIANTS {
                 let moves = [(Created, Confirmed), (Created, Cancelled), (Confirmed, Cancelled)]
                     .contains(&(from, to));
                 assert_eq!(from.change_to(to) == Ok(Change::Real), moves, "{from} to {to}");
@@ -252,7 +238,7 @@ mod tests {
         #[test]
         fn any_row_of_requests_keeps_an_order_legal(requests in prop::collection::vec(0_usize..3, 0..12)) {
             let mut order = an_order();
-            for to in requests.into_iter().map(|index| Status::ALL[index]) {
+            for to in requests.into_iter().map(|index| Status::VARIANTS[index]) {
                 let before = order.clone();
                 match order.change_status(to, admin(), None, &TraceParent::continue_or_start(None)) {
                     Ok(Some(change)) => {

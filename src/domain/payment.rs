@@ -1,6 +1,8 @@
 //! What a payment event means for an order. Events may be repeated, late and shuffled; every sequence of them
 //! ends in a state that the contract allows.
 
+use strum::IntoStaticStr;
+
 use super::aggregate::{Confirmation, OrderAggregate, Refund, reason};
 use super::order::Change;
 use super::{Actor, Money, Status, TraceParent};
@@ -15,7 +17,8 @@ pub enum PaymentEvent {
 }
 
 /// What became of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "SCREAMING_SNAKE_CASE")]
 pub enum PaymentOutcome {
     /// The order is being confirmed: its stock is taken next.
     Confirming,
@@ -33,20 +36,13 @@ pub enum PaymentOutcome {
 
 impl PaymentOutcome {
     /// Whether money came that the order does not account for.
-    pub const fn needs_a_person(&self) -> bool {
+    pub const fn needs_a_person(self) -> bool {
         matches!(self, Self::RefundDue | Self::PaidAgain | Self::AmountMismatch)
     }
 
-    /// The word in the column.
-    pub const fn as_str(&self) -> &'static str {
-        match self {
-            Self::Confirming => "CONFIRMING",
-            Self::Cancelled => "CANCELLED",
-            Self::RefundDue => "REFUND_DUE",
-            Self::Ignored => "IGNORED",
-            Self::PaidAgain => "PAID_AGAIN",
-            Self::AmountMismatch => "AMOUNT_MISMATCH",
-        }
+    /// The name in the column.
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 

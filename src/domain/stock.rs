@@ -15,13 +15,14 @@
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use strum::{EnumString, IntoStaticStr};
 use uuid::Uuid;
 
-use super::words::words;
 use super::{Actor, OrderId, ProductId, Quantity, TraceParent};
 
 /// Which way stock moves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoStaticStr)]
+#[strum(serialize_all = "kebab-case")]
 pub enum Direction {
     /// Out of the stock, for a confirmed order.
     Take,
@@ -30,43 +31,55 @@ pub enum Direction {
 }
 
 impl Direction {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Take => "take",
-            Self::GiveBack => "give-back",
-        }
+    /// The name in the idempotency key of a call.
+    fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 
-words! {
-    /// How far a line is.
-    LineState {
-        /// Nothing was sent for it.
-        Todo = "TODO",
-        /// A call to take it may have been sent; its outcome is not known.
-        Taking = "TAKING",
-        /// Its stock was taken.
-        Taken = "TAKEN",
-        /// The Product Service refused: nothing was taken.
-        Refused = "REFUSED",
-        /// A call to give it back may have been sent; its outcome is not known.
-        Returning = "RETURNING",
-        /// Its stock was given back.
-        Returned = "RETURNED",
+/// The state of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr)]
+#[strum(serialize_all = "UPPERCASE")]
+pub enum LineState {
+    /// Nothing was sent for it.
+    Todo,
+    /// A call to take it may have been sent; its outcome is not known.
+    Taking,
+    /// Its stock was taken.
+    Taken,
+    /// The Product Service refused: nothing was taken.
+    Refused,
+    /// A call to give it back may have been sent; its outcome is not known.
+    Returning,
+    /// Its stock was given back.
+    Returned,
+}
+
+impl LineState {
+    /// The name in the column.
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 
-words! {
-    /// How far a job is.
-    JobState {
-        /// Taking all lines.
-        Taking = "TAKING",
-        /// All lines are taken and the order is CONFIRMED.
-        Taken = "TAKEN",
-        /// Giving back what was taken.
-        Returning = "RETURNING",
-        /// Nothing of it is taken any more.
-        Returned = "RETURNED",
+/// The state of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr)]
+#[strum(serialize_all = "UPPERCASE")]
+pub enum JobState {
+    /// Taking all lines.
+    Taking,
+    /// All lines are taken and the order is CONFIRMED.
+    Taken,
+    /// Giving back what was taken.
+    Returning,
+    /// Nothing of it is taken any more.
+    Returned,
+}
+
+impl JobState {
+    /// The name in the column.
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 

@@ -3,14 +3,15 @@
 //! Every call needs a [`Permit`] and reports its result through it. No lock is held while a call waits.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use strum::{Display, IntoStaticStr};
 use tokio::time::Instant;
 
 /// The state of the breaker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum State {
     /// All calls are permitted.
     Closed,
@@ -22,18 +23,8 @@ pub enum State {
 
 impl State {
     /// The name of the state in the readiness answer and in log lines.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Closed => "closed",
-            Self::Open => "open",
-            Self::HalfOpen => "half_open",
-        }
-    }
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 

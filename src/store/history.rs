@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::{Store, StoreError};
 use crate::domain::order::HistoryEntry;
-use crate::domain::{Actor, ActorRole, CustomerId, OrderId, Owned, Status};
+use crate::domain::{Actor, CustomerId, OrderId, Owned, Status};
 
 const SELECT: &str = "
 select orders.customer_id, history.version, history.from_status, history.to_status, history.actor_role,
@@ -52,7 +52,7 @@ impl HistoryRow {
             from: from.map_err(|_| wrong("from_status"))?,
             to: self.to_status.parse().map_err(|_| wrong("to_status"))?,
             actor: Actor {
-                role: ActorRole::parse(&self.actor_role).ok_or_else(|| wrong("actor_role"))?,
+                role: self.actor_role.parse().map_err(|_| wrong("actor_role"))?,
                 id: self.actor_id,
             },
             reason: self.reason,

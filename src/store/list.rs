@@ -256,7 +256,7 @@ fn push_page(sql: &mut QueryBuilder<Postgres>, query: &ListQuery) {
         (None, None) => {
             // Along orders_by_status, once a status: merged, not sorted.
             let mut before = "select * from ((";
-            for status in Status::ALL {
+            for status in Status::VARIANTS {
                 sql.push(before);
                 push_rows(sql, query, "status", status.to_string());
                 before = ") union all (";

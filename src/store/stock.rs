@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use super::{Store, StoreError};
 use crate::domain::aggregate::JobWrite;
-use crate::domain::stock::{JobState, LineState, StockJob, StockLine};
-use crate::domain::{Actor, ActorRole, Money, OrderAggregate, OrderId, ProductId, Quantity, TraceParent};
+use crate::domain::stock::{JobState, StockJob, StockLine};
+use crate::domain::{Actor, Money, OrderAggregate, OrderId, ProductId, Quantity, TraceParent};
 
 /// How long stock work may take.
 #[derive(Clone, Copy, Debug)]
@@ -303,11 +303,12 @@ impl JobRow {
             column: "state",
             id: order.0,
         })?;
-        let role = self.actor_role.as_deref().and_then(ActorRole::parse).ok_or(wrong("actor_role"))?;
+        let actor_role = self.actor_role.as_deref().unwrap_or_default();
+        let role = actor_role.parse().map_err(|_| wrong("actor_role"))?;
         Ok(Some(StockJob {
             order,
             attempt,
-            state: self.state.as_deref().and_then(JobState::parse).ok_or(wrong("state"))?,
+            state: self.state.as_deref().unwrap_or_default().parse().map_err(|_| wrong("state"))?,
             paid: self.paid.unwrap_or_default(),
             parked: self.parked,
             failures: self.failures.unwrap_or_default(),
@@ -330,7 +331,7 @@ impl JobRow {
                 number: *numbers.get(index)?,
                 product_id: ProductId::parse(products.get(index)?).ok()?,
                 quantity: Quantity::new(u64::from(quantities.get(index)?.unsigned_abs())).ok()?,
-                state: LineState::parse(states.get(index)?)?,
+                state: states.get(index)?.parse().ok()?,
                 last_error: errors.get(index)?.clone(),
                 sent_at: *sent.get(index)?,
             })
