@@ -23,7 +23,7 @@ use crate::orders::OrderService;
 use crate::products::{InvalidSettings, ProductClient};
 use crate::store::migrate::{MigrationError, migrate};
 use crate::store::{Store, StoreError};
-use crate::telemetry::chain;
+use crate::telemetry::error_chain;
 
 /// Why the service does not run, or ran and ended badly.
 #[derive(Debug, Error)]
@@ -242,7 +242,7 @@ async fn prepare_schema(config: &Config, store: &Store) -> Result<(), AppError> 
         if Instant::now() + PAUSE > give_up {
             return Err(AppError::NoDatabase(error));
         }
-        warn!(error = chain(&error), "waiting for the database");
+        warn!(error = error_chain(&error), "waiting for the database");
         sleep(PAUSE).await;
     }
 }

@@ -31,7 +31,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::domain::{Money, ProductId, TraceParent};
-use crate::telemetry::Seldom;
+use crate::telemetry::RateLimitedLog;
 
 mod answer;
 mod budget;
@@ -94,8 +94,8 @@ pub struct ProductClient {
     deadline: Duration,
     retries: u32,
     concurrency: usize,
-    unconfirmed_refusals: Seldom,
-    failed_calls: Seldom,
+    unconfirmed_refusals: RateLimitedLog,
+    failed_calls: RateLimitedLog,
     budget: RetryBudget,
     catalogue: Arc<Catalogue>,
     look_ups: Arc<Singleflight<Answer>>,
@@ -141,8 +141,8 @@ impl ProductClient {
             deadline: settings.deadline,
             retries: settings.retries,
             concurrency: settings.concurrency,
-            unconfirmed_refusals: Seldom::new(Duration::from_mins(1)),
-            failed_calls: Seldom::new(Duration::from_secs(10)),
+            unconfirmed_refusals: RateLimitedLog::new(Duration::from_mins(1)),
+            failed_calls: RateLimitedLog::new(Duration::from_secs(10)),
             budget: RetryBudget::default(),
             catalogue: Arc::new(catalogue),
             look_ups: Arc::new(Singleflight::new()),

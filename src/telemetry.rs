@@ -1,4 +1,4 @@
-//! Logs: one line an event, on standard error.
+//! Logs: one line per event, on standard error.
 
 use std::error::Error;
 use std::io::IsTerminal;
@@ -11,7 +11,7 @@ use tracing_subscriber::filter::ParseError;
 use crate::config::{LogConfig, LogFormat};
 
 /// An error and all its causes, in one line.
-pub fn chain(error: &dyn Error) -> String {
+pub fn error_chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -21,21 +21,21 @@ pub fn chain(error: &dyn Error) -> String {
     text
 }
 
-/// Lets one line in a while through, for what can go wrong thousands of times a second.
+/// Limits how often a line is logged, for errors that can happen thousands of times a second.
 #[derive(Debug)]
-pub struct Seldom {
+pub struct RateLimitedLog {
     every: Duration,
     latest: Mutex<(Option<Instant>, u64)>,
 }
 
-impl Seldom {
-    /// At most one line in so long.
+impl RateLimitedLog {
+    /// At most one line per `every`.
     pub const fn new(every: Duration) -> Self {
         Self { every, latest: Mutex::new((None, 0)) }
     }
 
-    /// Whether this line is let through: then how many were held back since the one before.
-    pub fn held_back(&self) -> Option<u64> {
+    /// Where this line may be logged: the number of lines that were suppressed since the last one.
+    pub fn allow(&self) -> Option<u64> {
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         if latest.0.is_some_and(|at| at.elapsed() < self.every) {
             latest.1 += 1;
@@ -45,7 +45,7 @@ impl Seldom {
     }
 }
 
-/// Starts logging for the whole process. Where logging was started already, that stays.
+/// Starts logging for the process. Does nothing if logging was started before.
 pub fn start(config: &LogConfig) -> Result<(), ParseError> {
     let filter = EnvFilter::try_new(&config.filter)?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
@@ -65,10 +65,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_happens_often_is_let_through_once_and_counted() {
-        let seldom = Seldom::new(Duration::from_hours(1));
-        assert_eq!([seldom.held_back(), seldom.held_back(), seldom.held_back()], [Some(0), None, None]);
-        let always = Seldom { every: Duration::ZERO, ..seldom };
-        assert_eq!([always.held_back(), always.held_back()], [Some(2), Some(0)]);
+    fn a_frequent_line_is_logged_once_and_counted() {
+        let limited = RateLimitedLog::new(Duration::from_hours(1));
+        assert_eq!([limited.allow(), limited.allow(), limited.allow()], [Some(0), None, None]);
+        let unlimited = RateLimitedLog { every: Duration::ZERO, ..limited };
+        assert_eq!([unlimited.allow(), unlimited.allow()], [Some(2), Some(0)]);
     }
 }

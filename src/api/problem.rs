@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 use self::kinds::{
     INTERNAL, INVALID_REQUEST, Kind, METHOD_NOT_ALLOWED, NOT_FOUND, OUTCOME_UNKNOWN, TYPE_PREFIX, UNAVAILABLE,
 };
-use crate::telemetry::chain;
+use crate::telemetry::error_chain;
 
 pub(super) mod kinds;
 
@@ -167,7 +167,7 @@ impl Problem {
 
     /// The cause and the causes of the cause, for the log.
     pub fn cause_chain(&self) -> Option<String> {
-        self.0.cause.as_deref().map(|cause| chain(cause))
+        self.0.cause.as_deref().map(|cause| error_chain(cause))
     }
 
     /// A problem for a refusal of the framework, by its status.

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::connection::{Connections, Socket, Waits};
-use crate::telemetry::Seldom;
+use crate::telemetry::RateLimitedLog;
 
 /// How connections are served.
 #[derive(Clone, Debug)]
@@ -47,7 +47,7 @@ pub async fn serve(
 ) {
     let (watched, cut) = (GracefulShutdown::new(), CancellationToken::new());
     let connections = Connections::new(settings.max_connections);
-    let failures = Seldom::new(Duration::from_secs(10));
+    let failures = RateLimitedLog::new(Duration::from_secs(10));
     let waits = Waits { head: settings.head_timeout, write: settings.write_timeout };
     loop {
         let accepted = tokio::select! {
@@ -95,7 +95,7 @@ pub async fn serve(
     cut.cancel();
 }
 
-async fn accept(listener: &TcpListener, connections: &Connections, failures: &Seldom) -> Option<TcpStream> {
+async fn accept(listener: &TcpListener, connections: &Connections, failures: &RateLimitedLog) -> Option<TcpStream> {
     const PAUSE: Duration = Duration::from_millis(10);
     match listener.accept().await {
         Ok((stream, _)) => {
@@ -105,8 +105,8 @@ async fn accept(listener: &TcpListener, connections: &Connections, failures: &Se
         }
         Err(error) => {
             // Out of file descriptors, most likely: make room, and pause so that the loop does not spin.
-            if let Some(held_back) = failures.held_back() {
-                warn!(%error, held_back, "a connection could not be accepted");
+            if let Some(suppressed) = failures.allow() {
+                warn!(%error, suppressed, "a connection could not be accepted");
             }
             connections.close_longest_waiting();
             tokio::time::sleep(PAUSE).await;

@@ -181,5 +181,5 @@ fn stop_signal() -> io::Result<CancellationToken> {
 /// Says on standard error what failed and why, whether or not logging has started.
 #[expect(clippy::print_stderr, reason = "the last word of a command")]
 fn report(failure: &(dyn Error + 'static)) {
-    eprintln!("order-service: {}", telemetry::chain(failure));
+    eprintln!("order-service: {}", telemetry::error_chain(failure));
 }

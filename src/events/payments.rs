@@ -27,7 +27,7 @@ use crate::domain::{OrderId, TraceParent};
 use crate::orders::OrderService;
 use crate::store::StoreError;
 use crate::store::payments::{IncomingPayment, Received, RecordPlace};
-use crate::telemetry::chain as chain_of;
+use crate::telemetry::error_chain;
 use decode::{Decoded, decode};
 pub use unpaid::{UnpaidOrders, UnpaidSettings};
 
@@ -156,7 +156,7 @@ impl PaymentConsumer {
         while let Some((record, decoded)) = left.next() {
             if let Err(error) = self.apply(record, decoded).await {
                 let place = &record.place;
-                warn!(?place, error = chain_of(&error), "a payment could not be written; it is read again");
+                warn!(?place, error = error_chain(&error), "a payment could not be written; it is read again");
                 return iter::once(record)
                     .chain(left.map(|(record, _)| record))
                     .map(|r| r.place.clone())
@@ -190,7 +190,7 @@ impl PaymentConsumer {
                     Ok(Received::Applied(outcome)) => info!(%order, event_type, ?outcome, "payment applied"),
                     // Read again, it would be refused again, and hold up its partition for good.
                     Err(refusal) if refusal.is_about_the_data() => {
-                        let error = chain_of(&refusal);
+                        let error = error_chain(&refusal);
                         error!(%order, event_type, offset, error, "parked a payment that cannot be written");
                         let IncomingPayment { place, payload, .. } = &*payment;
                         return self.orders.park_payment(place, Some(order), payload, &error).await;

@@ -23,7 +23,7 @@ use super::floor::{Reading, Settling, places};
 use super::{PublishError, Publisher};
 use crate::store::outbox::ServerStart;
 use crate::store::{Lease, PendingEvent, Store, StoreError};
-use crate::telemetry::chain;
+use crate::telemetry::error_chain;
 
 /// How the relay works.
 #[derive(Clone, Debug)]
@@ -171,7 +171,7 @@ impl Relay {
         if failures == 0
             && let Err(error) = self.last_turn().await
         {
-            warn!(error = chain(&error), "the last turn of the relay failed; another replica goes on");
+            warn!(error = error_chain(&error), "the last turn of the relay failed; another replica goes on");
         }
         self.let_go().await;
         info!(replica = %self.replica, "the relay has stopped");
@@ -247,8 +247,8 @@ impl Relay {
         }
         for (event, cause) in &published.refused {
             let (order, sequence) = (event.order_id, event.sequence);
-            error!(%order, sequence, error = chain(cause), "Kafka refuses an event: its order is parked");
-            self.store.park_order(event, &chain(cause)).await?;
+            error!(%order, sequence, error = error_chain(cause), "Kafka refuses an event: its order is parked");
+            self.store.park_order(event, &error_chain(cause)).await?;
         }
         passed.events += found.len();
         passed.floors.extend(lane.floors(&found, &published.done));
@@ -388,13 +388,13 @@ impl Relay {
 
     /// After a failure: says so, and gives the buckets to replicas that may reach Kafka better.
     async fn recover(&mut self, error: &TurnError) {
-        warn!(error = chain(error), "the relay failed; it starts again from the outbox");
+        warn!(error = error_chain(error), "the relay failed; it starts again from the outbox");
         self.held = None;
         if let TurnError::Publish(_) = error {
             self.topic_seen = false;
             self.let_go().await;
             if let Err(error) = self.publisher.renew_after_fatal_error() {
-                warn!(error = chain(&error), "there is no new producer yet");
+                warn!(error = error_chain(&error), "there is no new producer yet");
             }
         }
     }
@@ -402,7 +402,7 @@ impl Relay {
     async fn let_go(&mut self) {
         self.held = None;
         if let Err(error) = self.store.release_lease(self.replica).await {
-            warn!(error = chain(&error), "the leases could not be given back; they expire by themselves");
+            warn!(error = error_chain(&error), "the leases could not be given back; they expire by themselves");
         }
     }
 

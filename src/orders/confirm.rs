@@ -20,7 +20,7 @@ use crate::domain::stock::{CallOutcome, CallRules, JobState, StockCall, StockJob
 use crate::domain::{Actor, Order, OrderAggregate, OrderId, Status, TraceParent, time};
 use crate::store::StoreError;
 use crate::store::stock_queue::{DueJob, TakeUp};
-use crate::telemetry::chain;
+use crate::telemetry::error_chain;
 
 /// How stock work is done.
 #[derive(Clone, Copy, Debug)]
@@ -253,7 +253,7 @@ impl OrderService {
             Ok(_) => Vec::new(),
             Err(error) => {
                 let (order, attempt) = (job.order_id, job.attempt);
-                warn!(%order, attempt, error = chain(&error), "a stock job could not be read; it stays due");
+                warn!(%order, attempt, error = error_chain(&error), "a stock job could not be read; it stays due");
                 Vec::new()
             }
         };
@@ -263,8 +263,8 @@ impl OrderService {
     /// The step of a job that was claimed, if it has one; the log has what a person has to know.
     fn begun(&self, job: &DueJob, decided: Decided) -> Option<Step> {
         let DueJob { order_id: id, attempt, overdue, failures } = *job;
-        if overdue && let Some(held_back) = self.overdue.held_back() {
-            error!(order = %id, attempt, failures, held_back, "stock work is past its deadline; it goes on");
+        if overdue && let Some(suppressed) = self.overdue.allow() {
+            error!(order = %id, attempt, failures, suppressed, "stock work is past its deadline; it goes on");
         }
         match decided {
             Decided::Calls(step) => return Some(step),
@@ -324,7 +324,7 @@ impl OrderService {
                     return None;
                 }
                 Err(error) => {
-                    warn!(order = %id, attempt, attempts_left, error = chain(&error), "outcomes not written");
+                    warn!(order = %id, attempt, attempts_left, error = error_chain(&error), "outcomes not written");
                     sleep(Duration::from_millis(200)).await;
                 }
             }

@@ -38,7 +38,7 @@ use keys::KeysInFlight;
 
 use crate::products::ProductClient;
 use crate::store::Store;
-use crate::telemetry::Seldom;
+use crate::telemetry::RateLimitedLog;
 
 /// How the use cases behave.
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +64,7 @@ pub struct OrderService {
     confirm_permits: Arc<Semaphore>,
     stock_wanted: Arc<Notify>,
     outcomes: Arc<Outcomes>,
-    overdue: Arc<Seldom>,
+    overdue: Arc<RateLimitedLog>,
 }
 
 impl OrderService {
@@ -81,7 +81,7 @@ impl OrderService {
             confirm_permits: Arc::new(Semaphore::new(settings.confirmation.max_requests)),
             stock_wanted: Arc::default(),
             outcomes: Arc::default(),
-            overdue: Arc::new(Seldom::new(Duration::from_mins(1))),
+            overdue: Arc::new(RateLimitedLog::new(Duration::from_mins(1))),
         }
     }
 

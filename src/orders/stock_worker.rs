@@ -14,7 +14,7 @@ use super::confirm::Stepped;
 use super::rest::Rest;
 use super::{ConfirmSettings, OrderService};
 use crate::store::stock_queue::TakeUp;
-use crate::telemetry::chain;
+use crate::telemetry::error_chain;
 
 /// How many steps the worker has under way for each stock call that it may have: those beyond have made their calls
 /// and write down what they brought.
@@ -155,7 +155,7 @@ impl OrderService {
                 steps
             }
             Err(error) => {
-                warn!(error = chain(&error), "stock jobs could not be claimed; one is tried next");
+                warn!(error = error_chain(&error), "stock jobs could not be claimed; one is tried next");
                 work.claim_failed = true;
                 work.more = false;
                 work.rest.end();

@@ -12,7 +12,7 @@ use crate::domain::order::Change;
 use crate::domain::stock::JobState;
 use crate::domain::{Actor, OrderAggregate, OrderId, Status, TraceParent};
 use crate::store::{StoreError, UnpaidCursor};
-use crate::telemetry::chain;
+use crate::telemetry::error_chain;
 
 /// How many orders one query reads.
 const PAGE: i64 = 500;
@@ -43,7 +43,7 @@ impl OrderService {
                 match self.cancel_if_unpaid(id).await {
                     Ok(is_cancelled) => cancelled += usize::from(is_cancelled),
                     Err(error) if error.is_transient() => return Err(error),
-                    Err(error) => error!(order = %id, error = chain(&error), "an unpaid order stays"),
+                    Err(error) => error!(order = %id, error = error_chain(&error), "an unpaid order stays"),
                 }
             }
             let Some(next) = page.next else { break };

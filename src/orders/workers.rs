@@ -11,7 +11,7 @@ use super::OrderService;
 use crate::domain::Status;
 use crate::store::StoreError;
 use crate::store::retention::RetentionCursor;
-use crate::telemetry::chain;
+use crate::telemetry::error_chain;
 
 /// When and how often things are tidied up.
 #[derive(Clone, Copy, Debug)]
@@ -39,12 +39,12 @@ impl OrderService {
         let mut cursors = [RetentionCursor::default(); FINISHED.len()];
         while !stop.is_cancelled() {
             if let Err(error) = self.tidy_up(&stop).await {
-                warn!(error = chain(&error), "the housekeeping failed; it goes on");
+                warn!(error = error_chain(&error), "the housekeeping failed; it goes on");
             }
             if let Some(age) = settings.order_retention
                 && let Err(error) = self.forget_old_orders(age, &mut cursors, &stop).await
             {
-                warn!(error = chain(&error), "old orders could not be deleted; they are tried again");
+                warn!(error = error_chain(&error), "old orders could not be deleted; they are tried again");
             }
             tokio::select! {
                 () = sleep(settings.interval) => {}

@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use super::answer::InvalidAnswer;
 use super::circuit_breaker::CallResult;
-use crate::telemetry::chain;
+use crate::telemetry::error_chain;
 
 /// Why a look-up failed. Cloned for each placement that shared the look-up.
 #[derive(Clone, Debug, Error)]
@@ -58,7 +58,7 @@ impl Failure {
 
     /// The failure and its causes, in one line.
     pub(super) fn chain(&self) -> String {
-        let mut text = chain(self);
+        let mut text = error_chain(self);
         if text.len() > Self::MAX_CHAIN {
             text.truncate(text.floor_char_boundary(Self::MAX_CHAIN));
             text.push('…');

@@ -94,8 +94,8 @@ impl ProductClient {
             CallOutcome::Unknown(error) => ("stock call with an unknown outcome", error),
         };
         // While the Product Service is away, every line of every job fails here repeatedly.
-        if let Some(held_back) = self.failed_calls.held_back() {
-            tracing::warn!(%product, line, ?direction, error, held_back, "{what}");
+        if let Some(suppressed) = self.failed_calls.allow() {
+            tracing::warn!(%product, line, ?direction, error, suppressed, "{what}");
         } else {
             tracing::debug!(%product, line, ?direction, error, "{what}");
         }
@@ -177,10 +177,10 @@ impl ProductClient {
     }
 
     fn warn_of_path(&self, call: &StockCall, setting: &str, said: &str, found: &str) {
-        if let Some(held_back) = self.unconfirmed_refusals.held_back() {
+        if let Some(suppressed) = self.unconfirmed_refusals.allow() {
             let product = &call.product_id;
             tracing::error!(
-                %product, setting, said, found, held_back, "a stock call was refused, but a look-up does not confirm it: check the path setting"
+                %product, setting, said, found, suppressed, "a stock call was refused, but a look-up does not confirm it: check the path setting"
             );
         }
     }

@@ -19,7 +19,7 @@ use super::progress::{Ends, Progress, ProgressError};
 use crate::events::KafkaSettings;
 use crate::orders::OrderService;
 use crate::store::{StoreError, UnpaidCursor};
-use crate::telemetry::{Seldom, chain};
+use crate::telemetry::{RateLimitedLog, error_chain};
 
 /// When an order counts as unpaid, and how often to look.
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +44,7 @@ pub struct UnpaidOrders {
     started_over: Instant,
     /// A moment, and the ends of the partitions that must be read before it counts.
     pending: Option<(DateTime<Utc>, Arc<Ends>)>,
-    not_asked: Seldom,
+    not_asked: RateLimitedLog,
 }
 
 #[derive(Debug, Error)]
@@ -67,7 +67,7 @@ impl UnpaidOrders {
             after: UnpaidCursor::START,
             started_over: Instant::now(),
             pending: None,
-            not_asked: Seldom::new(Duration::from_mins(1)),
+            not_asked: RateLimitedLog::new(Duration::from_mins(1)),
         }
     }
 
@@ -81,8 +81,8 @@ impl UnpaidOrders {
             if let Err(error) = round {
                 // An answer that did not come says nothing: the next round starts with a new moment.
                 self.pending = None;
-                if let Some(held_back) = self.not_asked.held_back() {
-                    warn!(error = chain(&error), held_back, "no unpaid order is cancelled right now");
+                if let Some(suppressed) = self.not_asked.allow() {
+                    warn!(error = error_chain(&error), suppressed, "no unpaid order is cancelled right now");
                 }
             }
             tokio::select! {
