@@ -8,7 +8,7 @@ pub mod ids;
 pub mod line;
 pub mod money;
 pub mod order;
-pub mod payment;
+pub mod payments;
 pub mod stock;
 pub mod time;
 pub mod trace;

@@ -4,7 +4,7 @@
 //! read that begins at the first of them visits all. So each bucket has a floor, and reads begin there.
 //!
 //! What makes it safe: a floor is true for ever. Below it (a) nothing will ever be committed, and (b) nothing is
-//! pending but events of parked orders, which get new positions when their order is freed (`store/parking.rs`).
+//! pending but events of parked orders, which get new positions when their order is freed (`store/parked_orders.rs`).
 //! So no event below a floor can be overlooked or overtaken, and any replica may go on from a floor that another
 //! one stored, however late it was stored.
 //!

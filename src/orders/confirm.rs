@@ -19,7 +19,7 @@ use crate::domain::order::InvalidTransition;
 use crate::domain::stock::{CallOutcome, CallRules, JobState, StockCall, StockJob, Verdict};
 use crate::domain::{Actor, Order, OrderAggregate, OrderId, Status, TraceParent, time};
 use crate::store::StoreError;
-use crate::store::stock_queue::{DueJob, TakeUp};
+use crate::store::stock_claims::{DueJob, TakeUp};
 use crate::telemetry::error_chain;
 
 /// How stock work is done.

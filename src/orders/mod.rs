@@ -9,15 +9,15 @@ mod confirm;
 mod fingerprint;
 mod get;
 mod history;
+mod housekeeping;
 mod keys;
 mod list;
 mod outcomes;
-mod pay;
+mod payments;
 mod place;
-mod rest;
+mod probe_mode;
 mod stock_worker;
 mod unpaid;
-mod workers;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +30,7 @@ pub use change_status::{ChangeStatus, ChangeStatusError, Versions};
 pub use confirm::ConfirmSettings;
 pub use get::GetError;
 pub use place::{DuplicateSettings, PlaceError, PlaceOrder, Placed, ShortLine, UnknownProduct};
-pub use workers::HousekeepingSettings;
+pub use housekeeping::HousekeepingSettings;
 
 use self::outcomes::Outcomes;
 use crate::domain::OrderId;

@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::confirm::Stepped;
-use super::rest::Rest;
+use super::probe_mode::Rest;
 use super::{ConfirmSettings, OrderService};
-use crate::store::stock_queue::TakeUp;
+use crate::store::stock_claims::TakeUp;
 use crate::telemetry::error_chain;
 
 /// How many steps the worker has under way for each stock call that it may have: those beyond have made their calls

@@ -5,7 +5,6 @@
 
 mod connection;
 mod error;
-mod expire;
 mod group_commit;
 mod history;
 pub mod idempotency;
@@ -13,14 +12,15 @@ pub mod list;
 pub mod migrate;
 pub mod orders;
 pub mod outbox;
-pub mod parking;
+pub mod parked_orders;
 pub mod payments;
 pub mod place;
 mod pool;
 pub mod retention;
 mod shared_read;
 pub mod stock;
-pub mod stock_queue;
+pub mod stock_claims;
+mod unpaid;
 mod update;
 
 use std::sync::Arc;
@@ -37,11 +37,11 @@ use update::Updates;
 
 pub use connection::DatabaseSettings;
 pub use error::StoreError;
-pub use expire::{UnpaidCursor, UnpaidPage};
 pub use list::{Cursor, ListQuery};
 pub use outbox::{Lease, PendingEvent};
 pub use place::{Guard, Placement};
 pub use stock::StockTimes;
+pub use unpaid::{UnpaidCursor, UnpaidPage};
 
 /// The database of the service. Cheap to clone: every clone is the same pool.
 #[derive(Clone, Debug)]

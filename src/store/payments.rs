@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::orders::column;
 use super::{Store, StoreError};
 use crate::domain::aggregate::Refund;
-use crate::domain::payment::{PaymentEvent, PaymentOutcome};
+use crate::domain::payments::{PaymentEvent, PaymentOutcome};
 use crate::domain::{OrderAggregate, OrderId, TraceParent};
 
 /// Where a record stands in Kafka.

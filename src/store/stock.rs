@@ -1,4 +1,4 @@
-//! Stock jobs: written with the order they belong to. Who takes them up is in `stock_queue`.
+//! Stock jobs: written with the order they belong to. Who takes them up is in `stock_claims`.
 
 use std::time::Duration;
 

@@ -81,7 +81,7 @@ impl World {
         }
     }
 
-    /// As `store/parking.rs` does it: behind whoever has the order locked.
+    /// As `store/parked_orders.rs` does it: behind whoever has the order locked.
     fn replay(&mut self, order: u8) {
         let locked = self.open.iter().flat_map(|open| &open.rows).any(|(_, event)| event.order == order);
         if locked || !self.parked.remove(&order) {

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::domain::payment::PaymentEvent;
+use crate::domain::payments::PaymentEvent;
 use crate::domain::{Money, OrderId};
 use crate::json::Object;
 use crate::store::payments::{EventKey, RecordPlace};
