@@ -95,7 +95,11 @@ pub async fn serve(
     cut.cancel();
 }
 
-async fn accept(listener: &TcpListener, connections: &Connections, failures: &RateLimitedLog) -> Option<TcpStream> {
+async fn accept(
+    listener: &TcpListener,
+    connections: &Connections,
+    failures: &RateLimitedLog,
+) -> Option<TcpStream> {
     const PAUSE: Duration = Duration::from_millis(10);
     match listener.accept().await {
         Ok((stream, _)) => {

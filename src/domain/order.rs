@@ -9,7 +9,20 @@ use utoipa::ToSchema;
 use super::{Actor, CustomerId, Line, Money, OrderId, TraceParent, time};
 
 /// The status of an order; its variants are in the order of the lifecycle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, EnumString, IntoStaticStr, VariantArray, Serialize, ToSchema)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    Display,
+    EnumString,
+    IntoStaticStr,
+    VariantArray,
+    Serialize,
+    ToSchema,
+)]
 #[serde(rename_all = "UPPERCASE")]
 #[strum(serialize_all = "UPPERCASE", parse_err_ty = UnknownStatus, parse_err_fn = UnknownStatus::new)]
 #[schema(as = OrderStatus)]

@@ -156,7 +156,11 @@ impl PaymentConsumer {
         while let Some((record, decoded)) = left.next() {
             if let Err(error) = self.apply(record, decoded).await {
                 let place = &record.place;
-                warn!(?place, error = error_chain(&error), "a payment could not be written; it is read again");
+                warn!(
+                    ?place,
+                    error = error_chain(&error),
+                    "a payment could not be written; it is read again"
+                );
                 return iter::once(record)
                     .chain(left.map(|(record, _)| record))
                     .map(|r| r.place.clone())

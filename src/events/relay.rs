@@ -402,7 +402,10 @@ impl Relay {
     async fn let_go(&mut self) {
         self.held = None;
         if let Err(error) = self.store.release_lease(self.replica).await {
-            warn!(error = error_chain(&error), "the leases could not be given back; they expire by themselves");
+            warn!(
+                error = error_chain(&error),
+                "the leases could not be given back; they expire by themselves"
+            );
         }
     }
 

@@ -29,8 +29,8 @@ pub use cancel::{CancelError, CancelOrder};
 pub use change_status::{ChangeStatus, ChangeStatusError, Versions};
 pub use confirm::ConfirmSettings;
 pub use get::GetError;
-pub use place::{DuplicateSettings, PlaceError, PlaceOrder, Placed, ShortLine, UnknownProduct};
 pub use housekeeping::HousekeepingSettings;
+pub use place::{DuplicateSettings, PlaceError, PlaceOrder, Placed, ShortLine, UnknownProduct};
 
 use self::outcomes::Outcomes;
 use crate::domain::OrderId;

@@ -65,7 +65,8 @@ fn parse(body: &[u8], id: &ProductId) -> Result<Product, InvalidAnswer> {
 
 /// Classifies a parse error. Only a failure is parsed twice; a valid answer is parsed once.
 fn invalid(body: &[u8], error: serde_json::Error) -> InvalidAnswer {
-    serde_json::from_slice::<IgnoredAny>(body).map_or_else(InvalidAnswer::NotJson, |_| InvalidAnswer::Malformed(error))
+    serde_json::from_slice::<IgnoredAny>(body)
+        .map_or_else(InvalidAnswer::NotJson, |_| InvalidAnswer::Malformed(error))
 }
 
 /// A stock is an integer of any size; a negative one counts as 0.

@@ -152,7 +152,9 @@ impl CircuitBreaker {
             State::Open => {
                 tracing::warn!(%state, open_ms, "circuit breaker opened: too many product look-ups fail");
             }
-            State::HalfOpen => tracing::info!(%state, "circuit breaker half-open: probing the Product Service"),
+            State::HalfOpen => {
+                tracing::info!(%state, "circuit breaker half-open: probing the Product Service")
+            }
             State::Closed => tracing::info!(%state, "circuit breaker closed: product look-ups work again"),
         }
     }

@@ -101,9 +101,7 @@ mod tests {
     fn the_log_text_names_the_cause_and_is_short() {
         let bad = serde_json::from_str::<u8>(&format!("\"{}\"", "é".repeat(10_000))).unwrap_err();
         let chain = Failure::from(InvalidAnswer::Malformed(bad)).chain();
-        assert!(
-            chain.starts_with("the answer is invalid: it is not a product: invalid type")
-        );
+        assert!(chain.starts_with("the answer is invalid: it is not a product: invalid type"));
         assert!(chain.len() <= Failure::MAX_CHAIN + '…'.len_utf8(), "{}", chain.len());
     }
 }

@@ -194,8 +194,7 @@ enum Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let result =
-        prop_oneof![Just(CallResult::Success), Just(CallResult::Failure), Just(CallResult::Ignored)];
+    let result = prop_oneof![Just(CallResult::Success), Just(CallResult::Failure), Just(CallResult::Ignored)];
     let step = prop_oneof![
         1 => (0_u64..6_000).prop_map(Step::Wait),
         6 => Just(Step::Acquire),

@@ -106,7 +106,12 @@ impl World {
         Caller { product, arrived, waiting: tokio::spawn(joined.answer) }
     }
 
-    async fn look_up(self: Arc<Self>, product: usize, first: Instant, flight: InFlight<Answered>) -> Answered {
+    async fn look_up(
+        self: Arc<Self>,
+        product: usize,
+        first: Instant,
+        flight: InFlight<Answered>,
+    ) -> Answered {
         let look_up = self.started.fetch_add(1, SeqCst);
         self.alive.fetch_add(1, SeqCst);
         let _alive = Alive(Arc::clone(&self), look_up);
