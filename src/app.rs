@@ -195,7 +195,7 @@ impl Parts {
             while let Some(ended) = parts.join_next().await {
                 ended?;
             }
-            orders.settle().await;
+            orders.drain().await;
             relay_stop.cancel();
             relay.await?;
             for store in &stores {

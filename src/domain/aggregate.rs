@@ -192,7 +192,7 @@ impl OrderAggregate {
 
     /// Takes note of what the calls of a step brought, and draws the conclusion: the order is CONFIRMED when
     /// every line is taken; when one is refused, all are given back, and a paid order is CANCELLED.
-    pub fn settle_stock(
+    pub fn apply_outcomes(
         &mut self,
         outcomes: &[(StockCall, CallOutcome)],
         holder: Uuid,

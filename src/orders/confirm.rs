@@ -19,7 +19,7 @@ use crate::domain::order::InvalidTransition;
 use crate::domain::stock::{CallOutcome, CallRules, JobState, StockCall, StockJob, Verdict};
 use crate::domain::{Actor, Order, OrderAggregate, OrderId, Status, TraceParent, time};
 use crate::store::StoreError;
-use crate::store::stock_claims::{DueJob, TakeUp};
+use crate::store::stock_claims::{ClaimOrder, DueJob};
 use crate::telemetry::error_chain;
 
 /// How stock work is done.
@@ -35,17 +35,17 @@ pub struct ConfirmSettings {
     pub poll_interval: Duration,
 }
 
-/// The outcomes of a step are tried to be written this often: without them the calls have to be repeated, or,
+/// The outcomes of a batch are tried to be written this often: without them the calls have to be repeated, or,
 /// where keys are not honoured, a person has to look.
-const SETTLE_ATTEMPTS: u32 = 5;
+const RECORD_ATTEMPTS: u32 = 5;
 
-/// How many calls of one job run at once. An order of more lines takes several steps, so that each ends well
+/// How many calls of one job run at once. An order of more lines takes several batches, so that each ends well
 /// within its lease.
-const CALLS_OF_A_STEP: usize = 8;
+const MAX_BATCH_CALLS: usize = 8;
 
-/// A step of a job: its calls, which are written down.
+/// A batch of a job: its calls, which are written down.
 #[derive(Debug)]
-pub(super) struct Step {
+pub(super) struct CallBatch {
     order: OrderId,
     attempt: i16,
     holder: Uuid,
@@ -53,26 +53,26 @@ pub(super) struct Step {
     trace: TraceParent,
 }
 
-/// What a step brought.
+/// What a batch brought.
 #[derive(Debug)]
-pub(super) struct Stepped {
+pub(super) struct BatchResult {
     /// Whether any of its calls was answered; nothing where none was made.
     pub(super) answered: Option<bool>,
-    /// The order, where the step confirmed it.
+    /// The order, where the batch confirmed it.
     confirmed: Option<Order>,
 }
 
 /// Steps that were claimed together.
 #[derive(Debug, Default)]
-pub(super) struct Claimed {
-    pub(super) steps: Vec<Step>,
+pub(super) struct ClaimedBatches {
+    pub(super) batches: Vec<CallBatch>,
     /// Whether more jobs may be due.
     pub(super) more: bool,
 }
 
 /// What claiming a job came to.
-enum Decided {
-    Calls(Step),
+enum ClaimDecision {
+    Calls(CallBatch),
     /// It has no calls now: it waits, or has come to its end.
     NoCalls,
     /// It waits for a person, for this reason.
@@ -102,8 +102,8 @@ impl OrderService {
         };
         let give_up = Instant::now() + self.confirmation.wait;
         if let Some(calls) = first_calls
-            && let Ok(step) = timeout_at(give_up, calls).await
-            && let Some(order) = step?.confirmed
+            && let Ok(batch) = timeout_at(give_up, calls).await
+            && let Some(order) = batch?.confirmed
         {
             return Ok(order);
         }
@@ -121,7 +121,7 @@ impl OrderService {
         change: ChangeStatus,
         trace: TraceParent,
         permit: OwnedSemaphorePermit,
-    ) -> Result<(Order, Confirmation, Option<JoinHandle<Stepped>>), ChangeStatusError> {
+    ) -> Result<(Order, Confirmation, Option<JoinHandle<BatchResult>>), ChangeStatusError> {
         let ChangeStatus { id, reason, only_if, .. } = change;
         let (holder, rules) = (Uuid::new_v4(), self.call_rules());
         let asked_in = trace.clone();
@@ -137,9 +137,9 @@ impl OrderService {
         let first_calls = match confirmation {
             // A job that waits for an earlier attempt has no calls yet.
             Confirmation::Started(attempt) if !calls.is_empty() => {
-                let (service, step) = (self.clone(), Step { order: id, attempt, holder, calls, trace });
+                let (service, batch) = (self.clone(), CallBatch { order: id, attempt, holder, calls, trace });
                 Some(self.tasks.spawn(async move {
-                    let stepped = service.take_step(step, ()).await;
+                    let stepped = service.send_batch(batch, ()).await;
                     drop(permit);
                     stepped
                 }))
@@ -202,7 +202,7 @@ impl OrderService {
             key_is_honoured: settings.key_is_honoured,
             key_ttl: settings.key_ttl,
             refusal_retries: settings.refusal_retries,
-            at_once: CALLS_OF_A_STEP.min(self.confirmation.concurrency),
+            at_once: MAX_BATCH_CALLS.min(self.confirmation.concurrency),
             now: time::now(),
         }
     }
@@ -214,42 +214,42 @@ impl OrderService {
 
     /// Claims stock jobs that are due, whoever started them, as long as there is `room` for their calls: the calls of
     /// the last one may go beyond it. The calls are written down with the claim.
-    pub(super) async fn claim_steps(
+    pub(super) async fn claim_batches(
         &self,
         jobs: usize,
         mut room: usize,
-        first: TakeUp,
-    ) -> Result<Claimed, StoreError> {
+        first: ClaimOrder,
+    ) -> Result<ClaimedBatches, StoreError> {
         let (holder, rules) = (Uuid::new_v4(), self.call_rules());
         let decide = move |aggregate: &mut OrderAggregate| {
             if room == 0 {
                 return None;
             }
-            let decided = decide_step(aggregate, holder, rules);
-            if let Decided::Calls(step) = &decided {
-                room = room.saturating_sub(step.calls.len());
+            let decided = decide_batch(aggregate, holder, rules);
+            if let ClaimDecision::Calls(batch) = &decided {
+                room = room.saturating_sub(batch.calls.len());
             }
             Some(decided)
         };
         let limit = i64::try_from(jobs).unwrap_or(i64::MAX);
         let claimed = self.store.claim_stock_jobs(limit, first, decide).await?;
-        let steps = claimed.jobs.into_iter().filter_map(|(job, decided)| self.begun(&job, decided));
-        Ok(Claimed { steps: steps.collect(), more: claimed.more })
+        let batches = claimed.jobs.into_iter().filter_map(|(job, decided)| self.batch_of(&job, decided));
+        Ok(ClaimedBatches { batches: batches.collect(), more: claimed.more })
     }
 
     /// Claims one job by itself. A job that cannot be read is out of the way then for as long as a lease lasts.
-    pub(super) async fn claim_one_step(&self) -> Result<Claimed, StoreError> {
+    pub(super) async fn claim_single(&self) -> Result<ClaimedBatches, StoreError> {
         let (holder, rules) = (Uuid::new_v4(), self.call_rules());
         let Some(job) = self.store.claim_stock_job_unread(holder).await? else {
-            return Ok(Claimed::default());
+            return Ok(ClaimedBatches::default());
         };
         let decide = move |aggregate: &mut OrderAggregate| {
             let is_held = aggregate.job.as_ref().is_some_and(|job| job.holder == Some(holder));
-            Ok::<_, Infallible>(is_held.then(|| decide_step(aggregate, holder, rules)))
+            Ok::<_, Infallible>(is_held.then(|| decide_batch(aggregate, holder, rules)))
         };
         let decided = self.store.update_order(job.order_id, Some(job.attempt), decide).await;
-        let steps = match decided {
-            Ok(Some(Ok((_, Some(decided))))) => self.begun(&job, decided).into_iter().collect(),
+        let batches = match decided {
+            Ok(Some(Ok((_, Some(decided))))) => self.batch_of(&job, decided).into_iter().collect(),
             Ok(_) => Vec::new(),
             Err(error) => {
                 let (order, attempt) = (job.order_id, job.attempt);
@@ -257,24 +257,24 @@ impl OrderService {
                 Vec::new()
             }
         };
-        Ok(Claimed { steps, more: true })
+        Ok(ClaimedBatches { batches, more: true })
     }
 
-    /// The step of a job that was claimed, if it has one; the log has what a person has to know.
-    fn begun(&self, job: &DueJob, decided: Decided) -> Option<Step> {
+    /// The batch of a job that was claimed, if it has one; the log has what a person has to know.
+    fn batch_of(&self, job: &DueJob, decided: ClaimDecision) -> Option<CallBatch> {
         let DueJob { order_id: id, attempt, overdue, failures } = *job;
         if overdue && let Some(suppressed) = self.overdue.allow() {
             error!(order = %id, attempt, failures, suppressed, "stock work is past its deadline; it goes on");
         }
         match decided {
-            Decided::Calls(step) => return Some(step),
+            ClaimDecision::Calls(batch) => return Some(batch),
             // It may have come to its end, or have turned round.
-            Decided::NoCalls => self.stock_changed(id),
-            Decided::Parked(parked) => {
+            ClaimDecision::NoCalls => self.stock_changed(id),
+            ClaimDecision::Parked(parked) => {
                 self.outcomes.changed(id);
                 error!(order = %id, attempt, parked, "stock work waits for a person");
             }
-            Decided::Contradiction(error) => {
+            ClaimDecision::Contradiction(error) => {
                 error!(order = %id, attempt, %error, "stock work contradicts its order");
             }
         }
@@ -282,36 +282,36 @@ impl OrderService {
     }
 
     /// Makes the calls that were written down, with nothing held but `slots`, and writes down what they brought.
-    pub(super) async fn take_step<S>(&self, step: Step, slots: S) -> Stepped {
-        let Step { order: id, attempt, holder, calls, trace } = step;
+    pub(super) async fn send_batch<S>(&self, batch: CallBatch, slots: S) -> BatchResult {
+        let CallBatch { order: id, attempt, holder, calls, trace } = batch;
         let outcomes: Vec<_> = futures_util::stream::iter(calls)
             .map(async |call| {
-                let outcome = self.products.move_stock(&call, &trace).await;
+                let outcome = self.products.send_stock_call(&call, &trace).await;
                 (call, outcome)
             })
-            .buffer_unordered(CALLS_OF_A_STEP)
+            .buffer_unordered(MAX_BATCH_CALLS)
             .collect()
             .await;
         drop(slots);
         let is_answer = |(_, outcome): &_| matches!(outcome, CallOutcome::Done | CallOutcome::Refused(_));
         let answered = (!outcomes.is_empty()).then(|| outcomes.iter().any(is_answer));
-        let confirmed = self.write_outcomes(id, attempt, holder, outcomes.into()).await;
+        let confirmed = self.record_outcomes(id, attempt, holder, outcomes.into()).await;
         self.outcomes.changed(id);
-        Stepped { answered, confirmed }
+        BatchResult { answered, confirmed }
     }
 
     /// Writes down what calls brought. The order, where that confirms it.
-    async fn write_outcomes(
+    async fn record_outcomes(
         &self,
         id: OrderId,
         attempt: i16,
         holder: Uuid,
         outcomes: Arc<[(StockCall, CallOutcome)]>,
     ) -> Option<Order> {
-        for attempts_left in (0..SETTLE_ATTEMPTS).rev() {
+        for attempts_left in (0..RECORD_ATTEMPTS).rev() {
             let brought = Arc::clone(&outcomes);
-            let settle = move |aggregate: &mut OrderAggregate| aggregate.settle_stock(&brought, holder);
-            match self.store.update_order(id, Some(attempt), settle).await {
+            let apply = move |aggregate: &mut OrderAggregate| aggregate.apply_outcomes(&brought, holder);
+            match self.store.update_order(id, Some(attempt), apply).await {
                 Ok(Some(Ok((order, Verdict::AllTaken)))) => return Some(order),
                 Ok(Some(Ok(_))) => {
                     // There may be calls left to make, or a later attempt that waited for this one.
@@ -333,18 +333,18 @@ impl OrderService {
     }
 }
 
-fn decide_step(aggregate: &mut OrderAggregate, holder: Uuid, rules: CallRules) -> Decided {
+fn decide_batch(aggregate: &mut OrderAggregate, holder: Uuid, rules: CallRules) -> ClaimDecision {
     let calls = match aggregate.claim_stock_job(holder, rules) {
         Ok(calls) => calls,
-        Err(error) => return Decided::Contradiction(error),
+        Err(error) => return ClaimDecision::Contradiction(error),
     };
-    let Some(job) = &aggregate.job else { return Decided::NoCalls };
+    let Some(job) = &aggregate.job else { return ClaimDecision::NoCalls };
     match &job.parked {
-        Some(parked) => Decided::Parked(parked.clone()),
-        None if calls.is_empty() => Decided::NoCalls,
+        Some(parked) => ClaimDecision::Parked(parked.clone()),
+        None if calls.is_empty() => ClaimDecision::NoCalls,
         None => {
             let (order, attempt, trace) = (job.order, job.attempt, job.trace.clone());
-            Decided::Calls(Step { order, attempt, holder, calls, trace })
+            ClaimDecision::Calls(CallBatch { order, attempt, holder, calls, trace })
         }
     }
 }

@@ -13,21 +13,21 @@ pub(super) struct KeysInFlight(Arc<Mutex<HashSet<Key>>>);
 
 /// A key in flight; it is free again when this is dropped.
 #[derive(Debug)]
-pub(super) struct InFlight {
+pub(super) struct KeyGuard {
     keys: KeysInFlight,
     key: Key,
 }
 
 impl KeysInFlight {
     /// Notes that a request with this key is running; nothing where one is running already.
-    pub(super) fn enter(&self, customer: &CustomerId, key: &str) -> Option<InFlight> {
+    pub(super) fn try_insert(&self, customer: &CustomerId, key: &str) -> Option<KeyGuard> {
         let key = (customer.as_str().to_owned(), key.to_owned());
         let is_new = self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
-        is_new.then(|| InFlight { keys: self.clone(), key })
+        is_new.then(|| KeyGuard { keys: self.clone(), key })
     }
 }
 
-impl Drop for InFlight {
+impl Drop for KeyGuard {
     fn drop(&mut self) {
         self.keys.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
     }

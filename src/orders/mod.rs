@@ -99,7 +99,7 @@ impl OrderService {
 
     /// Waits until nothing is running any more that a request has started. New requests can still come
     /// meanwhile; whoever calls this has stopped accepting them first.
-    pub async fn settle(&self) {
+    pub async fn drain(&self) {
         self.tasks.close();
         self.tasks.wait().await;
     }

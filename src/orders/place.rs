@@ -12,8 +12,8 @@ use super::fingerprint::fingerprint;
 use crate::domain::line::{BadLines, merge_lines};
 use crate::domain::{Identity, Line, Order, ProductId, RequestedLine, TraceParent, time};
 use crate::products::{Product, Unavailable};
-use crate::store::place::PlacedBefore;
-use crate::store::{Guard, Placement, StoreError};
+use crate::store::place::PlacedOrder;
+use crate::store::{Deduplication, InsertOutcome, StoreError};
 
 /// A request to place an order.
 #[derive(Clone, Debug)]
@@ -44,7 +44,7 @@ pub struct DuplicateSettings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placed {
     /// What the answer says of it.
-    pub order: PlacedBefore,
+    pub order: PlacedOrder,
     /// Whether an earlier request placed it.
     pub replayed: bool,
 }
@@ -149,7 +149,9 @@ impl OrderService {
     /// flight, at two replicas by the row that the first one writes with its order.
     async fn place_with_key(&self, key: String, request: Request) -> Result<Placed, PlaceError> {
         let customer = &request.caller.customer;
-        let Some(_in_flight) = self.keys.enter(customer, &key) else { return Err(PlaceError::InProgress) };
+        let Some(_in_flight) = self.keys.try_insert(customer, &key) else {
+            return Err(PlaceError::InProgress);
+        };
         let fingerprint = request.fingerprint;
         if let Some(known) = self.store.find_key(customer, &key).await? {
             return match known.order {
@@ -158,19 +160,19 @@ impl OrderService {
                 None => Err(PlaceError::InProgress),
             };
         }
-        let guard = Guard::Key { key, fingerprint, expiry: self.duplicates.key_expiry };
-        self.price_and_write(request, guard).await
+        let deduplication = Deduplication::Key { key, fingerprint, expiry: self.duplicates.key_expiry };
+        self.price_and_write(request, deduplication).await
     }
 
     /// A repeat that cannot be priced any more (the stock went to others, the Product Service is away) is the
     /// first order all the same.
     async fn place_without_key(&self, request: Request) -> Result<Placed, PlaceError> {
         let Some(window) = self.duplicates.window else {
-            return self.price_and_write(request, Guard::None).await;
+            return self.price_and_write(request, Deduplication::None).await;
         };
         let (customer, fingerprint) = (request.caller.customer.clone(), request.fingerprint);
         let since = request.received_at - window - self.duplicates.longest_commit;
-        let placed = self.price_and_write(request, Guard::Window { fingerprint, since }).await;
+        let placed = self.price_and_write(request, Deduplication::Window { fingerprint, since }).await;
         match placed {
             Ok(_) | Err(PlaceError::Store(_)) => placed,
             Err(error) => match self.store.find_recent(&customer, &fingerprint, Some(since)).await? {
@@ -180,18 +182,22 @@ impl OrderService {
         }
     }
 
-    async fn price_and_write(&self, request: Request, guard: Guard) -> Result<Placed, PlaceError> {
+    async fn price_and_write(
+        &self,
+        request: Request,
+        deduplication: Deduplication,
+    ) -> Result<Placed, PlaceError> {
         let Request { caller, lines, trace, .. } = request;
         let ids: Vec<&ProductId> = lines.iter().map(|(_, line)| &line.product_id).collect();
         let answers = self.products.look_up(&ids, &trace).await?;
         let lines = price(lines, answers)?;
         let order = Order::place(caller.customer, lines).ok_or(PlaceError::TotalTooLarge)?;
-        let new = PlacedBefore { id: order.id, total: order.total };
-        match self.store.place(order, caller.role, &trace, guard).await? {
-            Placement::New => Ok(Placed { order: new, replayed: false }),
-            Placement::Duplicate(order) => Ok(Placed { order, replayed: true }),
-            Placement::OtherLines => Err(PlaceError::KeyReused),
-            Placement::InProgress => Err(PlaceError::InProgress),
+        let new = PlacedOrder { id: order.id, total: order.total };
+        match self.store.place(order, caller.role, &trace, deduplication).await? {
+            InsertOutcome::Inserted => Ok(Placed { order: new, replayed: false }),
+            InsertOutcome::Duplicate(order) => Ok(Placed { order, replayed: true }),
+            InsertOutcome::KeyReused => Err(PlaceError::KeyReused),
+            InsertOutcome::InProgress => Err(PlaceError::InProgress),
         }
     }
 }

@@ -6,14 +6,14 @@ use tracing::{info, warn};
 
 /// What the latest jobs brought. After so many in a row without an answer it rests, until there is one.
 #[derive(Debug)]
-pub(super) struct Rest {
+pub(super) struct ProbeMode {
     after: usize,
     probe_every: Duration,
     unanswered: usize,
     next_probe: Option<Instant>,
 }
 
-impl Rest {
+impl ProbeMode {
     pub(super) const fn new(after: usize, probe_every: Duration) -> Self {
         Self { after, probe_every, unanswered: 0, next_probe: None }
     }
@@ -23,7 +23,7 @@ impl Rest {
     }
 
     /// How many jobs may be taken up now, where there is room for so many.
-    pub(super) fn allows(&mut self, room: usize, now: Instant) -> usize {
+    pub(super) fn limit(&mut self, room: usize, now: Instant) -> usize {
         if !self.is_on() || room == 0 {
             return room;
         }
@@ -35,12 +35,12 @@ impl Rest {
     }
 
     /// Ends the rest: claiming has failed, which says nothing of the Product Service.
-    pub(super) const fn end(&mut self) {
+    pub(super) const fn leave(&mut self) {
         self.unanswered = 0;
     }
 
-    /// Takes note of a job: whether any of its calls was answered, or nothing where it made none.
-    pub(super) fn note(&mut self, answered: Option<bool>) {
+    /// Takes record of a job: whether any of its calls was answered, or nothing where it made none.
+    pub(super) fn record(&mut self, answered: Option<bool>) {
         let before = self.is_on();
         match answered {
             Some(true) => self.unanswered = 0,
@@ -63,25 +63,25 @@ mod tests {
 
     #[test]
     fn one_job_an_interval_is_tried_until_one_is_answered() {
-        let (mut rest, start) = (Rest::new(3, EVERY), Instant::now());
+        let (mut probe, start) = (ProbeMode::new(3, EVERY), Instant::now());
         for _ in 0..3 {
-            assert_eq!(rest.allows(8, start), 8);
-            rest.note(Some(false));
+            assert_eq!(probe.limit(8, start), 8);
+            probe.record(Some(false));
         }
-        assert_eq!([rest.allows(0, start), rest.allows(8, start), rest.allows(8, start)], [0, 1, 0]);
-        rest.note(Some(false));
-        rest.note(None);
-        assert_eq!([rest.allows(8, start + EVERY / 2), rest.allows(8, start + EVERY)], [0, 1]);
-        rest.note(Some(true));
-        assert_eq!(rest.allows(8, start + EVERY), 8);
+        assert_eq!([probe.limit(0, start), probe.limit(8, start), probe.limit(8, start)], [0, 1, 0]);
+        probe.record(Some(false));
+        probe.record(None);
+        assert_eq!([probe.limit(8, start + EVERY / 2), probe.limit(8, start + EVERY)], [0, 1]);
+        probe.record(Some(true));
+        assert_eq!(probe.limit(8, start + EVERY), 8);
     }
 
     #[test]
     fn a_few_broken_products_among_others_slow_nothing_down() {
-        let mut rest = Rest::new(3, EVERY);
+        let mut probe = ProbeMode::new(3, EVERY);
         for answered in [false, false, true].repeat(10) {
-            rest.note(Some(answered));
-            assert!(!rest.is_on());
+            probe.record(Some(answered));
+            assert!(!probe.is_on());
         }
     }
 }

@@ -10,21 +10,21 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::confirm::Stepped;
-use super::probe_mode::Rest;
+use super::confirm::BatchResult;
+use super::probe_mode::ProbeMode;
 use super::{ConfirmSettings, OrderService};
-use crate::store::stock_claims::TakeUp;
+use crate::store::stock_claims::ClaimOrder;
 use crate::telemetry::error_chain;
 
-/// How many steps the worker has under way for each stock call that it may have: those beyond have made their calls
+/// How many batches the worker has under way for each stock call that it may have: those beyond have made their calls
 /// and write down what they brought.
-const STEPS_PER_CALL: usize = 4;
+const BATCHES_PER_CALL: usize = 4;
 
 /// What the stock worker has under way.
 struct StockWork {
-    steps: JoinSet<Stepped>,
+    batches: JoinSet<BatchResult>,
     slots: CallSlots,
-    rest: Rest,
+    probe: ProbeMode,
     /// The last claim failed: one of its jobs may be what failed it.
     claim_failed: bool,
     /// The last claim left jobs behind that are due.
@@ -40,7 +40,7 @@ struct CallSlots {
     freed: Arc<Notify>,
 }
 
-/// The slots of one step. Dropped, they wake the worker.
+/// The slots of one batch. Dropped, they wake the worker.
 struct HeldSlots {
     permit: Option<OwnedSemaphorePermit>,
     freed: Arc<Notify>,
@@ -69,9 +69,9 @@ impl CallSlots {
 impl StockWork {
     fn new(settings: ConfirmSettings) -> Self {
         Self {
-            steps: JoinSet::new(),
+            batches: JoinSet::new(),
             slots: CallSlots::new(settings.concurrency),
-            rest: Rest::new(settings.concurrency, settings.poll_interval),
+            probe: ProbeMode::new(settings.concurrency, settings.poll_interval),
             claim_failed: false,
             more: true,
             latest: (1, 1),
@@ -80,7 +80,7 @@ impl StockWork {
 
     /// How many calls may be added now.
     fn room(&self, settings: ConfirmSettings) -> usize {
-        let is_full = self.steps.len() >= settings.concurrency * STEPS_PER_CALL;
+        let is_full = self.batches.len() >= settings.concurrency * BATCHES_PER_CALL;
         if is_full { 0 } else { self.slots.free.available_permits() }
     }
 
@@ -91,18 +91,18 @@ impl StockWork {
     }
 
     fn note_ended(&mut self) {
-        while let Some(ended) = self.steps.try_join_next() {
-            self.rest.note(finished(ended));
+        while let Some(ended) = self.batches.try_join_next() {
+            self.probe.record(finished(ended));
         }
     }
 }
 
 impl OrderService {
-    /// Does stock work until `stop`, then finishes the steps that it has begun. Jobs are claimed many at a time,
+    /// Does stock work until `stop`, then finishes the batches that it has begun. Jobs are claimed many at a time,
     /// whatever is under way; a job that waits for a slow product holds up no other, as long as fewer than
     /// `concurrency` calls do. While the Product Service is away the worker rests.
     pub async fn run_stock_worker(self, stop: CancellationToken) {
-        // Tasks, because a step that nobody polls would keep the connection that the next claim waits for.
+        // Tasks, because a batch that nobody polls would keep the connection that the next claim waits for.
         let mut work = StockWork::new(self.confirmation);
         while !stop.is_cancelled() {
             let begun = self.claim_stock_work(&mut work).await;
@@ -110,55 +110,55 @@ impl OrderService {
                 work.note_ended();
                 continue;
             }
-            let may_claim = work.room(self.confirmation) > 0 && !work.rest.is_on();
+            let may_claim = work.room(self.confirmation) > 0 && !work.probe.is_on();
             tokio::select! {
-                Some(ended) = work.steps.join_next() => {
-                    work.rest.note(finished(ended));
+                Some(ended) = work.batches.join_next() => {
+                    work.probe.record(finished(ended));
                     work.note_ended();
                 }
                 () = self.stock_wanted.notified(), if may_claim => work.more = true,
-                () = work.slots.freed.notified(), if work.more && !work.rest.is_on() => {}
+                () = work.slots.freed.notified(), if work.more && !work.probe.is_on() => {}
                 () = sleep(self.confirmation.poll_interval) => work.more = true,
                 () = stop.cancelled() => {}
             }
         }
-        while let Some(ended) = work.steps.join_next().await {
+        while let Some(ended) = work.batches.join_next().await {
             finished(ended);
         }
     }
 
-    /// Claims jobs and begins their steps. How many that were.
+    /// Claims jobs and begins their batches. How many that were.
     async fn claim_stock_work(&self, work: &mut StockWork) -> usize {
-        let room = if work.more || work.rest.is_on() { work.room(self.confirmation) } else { 0 };
-        let room = work.rest.allows(room, Instant::now());
+        let room = if work.more || work.probe.is_on() { work.room(self.confirmation) } else { 0 };
+        let room = work.probe.limit(room, Instant::now());
         if room == 0 {
             return 0;
         }
-        let first = if work.rest.is_on() { TakeUp::Newest } else { TakeUp::Oldest };
+        let first = if work.probe.is_on() { ClaimOrder::NewestFirst } else { ClaimOrder::OldestFirst };
         let claimed = if work.claim_failed {
-            self.claim_one_step().await
+            self.claim_single().await
         } else {
-            self.claim_steps(work.jobs(room), room, first).await
+            self.claim_batches(work.jobs(room), room, first).await
         };
         match claimed {
             Ok(claimed) => {
                 work.claim_failed = false;
                 work.more = claimed.more;
-                let steps = claimed.steps.len();
-                if steps > 0 {
-                    work.latest = (steps, claimed.steps.iter().map(|step| step.calls.len()).sum());
+                let batches = claimed.batches.len();
+                if batches > 0 {
+                    work.latest = (batches, claimed.batches.iter().map(|batch| batch.calls.len()).sum());
                 }
-                for step in claimed.steps {
-                    let (service, slots) = (self.clone(), work.slots.hold(step.calls.len()));
-                    work.steps.spawn(async move { service.take_step(step, slots).await });
+                for batch in claimed.batches {
+                    let (service, slots) = (self.clone(), work.slots.hold(batch.calls.len()));
+                    work.batches.spawn(async move { service.send_batch(batch, slots).await });
                 }
-                steps
+                batches
             }
             Err(error) => {
                 warn!(error = error_chain(&error), "stock jobs could not be claimed; one is tried next");
                 work.claim_failed = true;
                 work.more = false;
-                work.rest.end();
+                work.probe.leave();
                 0
             }
         }
@@ -166,7 +166,7 @@ impl OrderService {
 }
 
 /// A panic is a bug: it ends the worker, and with it the process, whose jobs others take up.
-fn finished(ended: Result<Stepped, JoinError>) -> Option<bool> {
+fn finished(ended: Result<BatchResult, JoinError>) -> Option<bool> {
     match ended {
         Ok(stepped) => stepped.answered,
         Err(error) if error.is_panic() => resume_unwind(error.into_panic()),

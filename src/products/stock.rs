@@ -68,7 +68,7 @@ impl StockRoute {
 
 impl ProductClient {
     /// Sends one stock call over HTTP, once. Before a retry, the caller must record it in the database.
-    pub async fn move_stock(&self, call: &StockCall, trace: &TraceParent) -> CallOutcome {
+    pub async fn send_stock_call(&self, call: &StockCall, trace: &TraceParent) -> CallOutcome {
         let outcome = match timeout(self.stock.timeout, self.send(call, trace)).await {
             Err(_) => CallOutcome::Unknown(format!("no answer within {:?}", self.stock.timeout)),
             Ok(Err(error)) if error.is_builder() || error.is_connect() => {

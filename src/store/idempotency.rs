@@ -5,7 +5,7 @@ use std::time::Duration;
 use rust_decimal::Decimal;
 use uuid::Uuid;
 
-use super::place::PlacedBefore;
+use super::place::PlacedOrder;
 use super::{Store, StoreError};
 use crate::domain::CustomerId;
 
@@ -15,7 +15,7 @@ pub struct KnownKey {
     /// SHA-256 of the lines that it was used for.
     pub fingerprint: Vec<u8>,
     /// The order; nothing where a replica of the release before is still placing it.
-    pub order: Option<PlacedBefore>,
+    pub order: Option<PlacedOrder>,
 }
 
 /// A claim without an order is one of the release before: its replicas claimed a key before they placed.
@@ -54,7 +54,7 @@ impl Store {
         });
         let found: Option<(Vec<u8>, Option<Uuid>, Option<Decimal>)> = found.await?;
         let Some((fingerprint, id, total)) = found else { return Ok(None) };
-        let order = id.zip(total).map(|(id, total)| PlacedBefore::read(id, total)).transpose()?;
+        let order = id.zip(total).map(|(id, total)| PlacedOrder::read(id, total)).transpose()?;
         Ok(Some(KnownKey { fingerprint, order }))
     }
 

@@ -39,7 +39,7 @@ pub use connection::DatabaseSettings;
 pub use error::StoreError;
 pub use list::{Cursor, ListQuery};
 pub use outbox::{Lease, PendingEvent};
-pub use place::{Guard, Placement};
+pub use place::{Deduplication, InsertOutcome};
 pub use stock::StockTimes;
 pub use unpaid::{UnpaidCursor, UnpaidPage};
 

@@ -19,7 +19,7 @@ use crate::domain::{CustomerId, Money, Order, OrderEvent, OrderId, Role, TracePa
 
 /// What keeps a request from becoming a second order.
 #[derive(Clone, Debug)]
-pub enum Guard {
+pub enum Deduplication {
     /// Nothing: every request is an order.
     None,
     /// No other order of the customer with the same lines since `since`, unless it was cancelled.
@@ -42,31 +42,31 @@ pub enum Guard {
 
 /// What became of a placement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Placement {
-    /// The order is new.
-    New,
+pub enum InsertOutcome {
+    /// The order was inserted.
+    Inserted,
     /// The same request is this order already.
-    Duplicate(PlacedBefore),
+    Duplicate(PlacedOrder),
     /// The key belongs to a request with other lines.
-    OtherLines,
+    KeyReused,
     /// Another attempt goes on being just ahead.
     InProgress,
 }
 
 /// What the answer to a placement says, of an earlier one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PlacedBefore {
+pub struct PlacedOrder {
     /// The order.
     pub id: OrderId,
     /// What it costs.
     pub total: Money,
 }
 
-/// A set of orders, each with its lines, the first row of its history, its event and what the guard remembers: one
+/// A set of orders, each with its lines, the first row of its history, its event and what the deduplication remembers: one
 /// statement, which is a transaction by itself, so that a set costs one round trip and none of the five can be forgotten.
-/// It writes nothing of an order whose guard yields no row, and returns the numbers of the others.
+/// It writes nothing of an order whose deduplication yields no row, and returns the numbers of the others.
 ///
-/// Of two requests at once the second waits at its guard for the first. An order that this statement does not see was
+/// Of two requests at once the second waits at its deduplication for the first. An order that this statement does not see was
 /// committed while it waited: however old its row in `recent_orders` is, it is no older than this request.
 const INSERT: &str = "
 with
@@ -139,7 +139,7 @@ const ATTEMPTS: u32 = 2;
 
 impl Store {
     /// Makes a new order durable together with its lines, its history and its `ORDER_PLACED` (invariant 1),
-    /// and with what the guard remembers of the request.
+    /// and with what the deduplication remembers of the request.
     ///
     /// `placed_as` is the role in which the customer acted.
     ///
@@ -150,42 +150,42 @@ impl Store {
         order: Order,
         placed_as: Role,
         trace: &TraceParent,
-        guard: Guard,
-    ) -> Result<Placement, StoreError> {
+        deduplication: Deduplication,
+    ) -> Result<InsertOutcome, StoreError> {
         let event = OrderEvent::placed(&order, trace)?;
-        let key = guard_key(&order.customer, &guard);
-        let placing = Arc::new(Placing { order, placed_as, event, guard, key });
+        let key = conflict_key(&order.customer, &deduplication);
+        let placing = Arc::new(Placing { order, placed_as, event, deduplication, key });
         for _ in 0..ATTEMPTS {
             if self.placements.submit(Arc::clone(&placing)).await? {
-                return Ok(Placement::New);
+                return Ok(InsertOutcome::Inserted);
             }
             match self.find_first(&placing).await? {
                 // The set was sent twice, and the first one wrote it ([`Placements::insert_with_retry`]).
-                Some(Placement::Duplicate(first)) if first.id == placing.order.id => {
-                    return Ok(Placement::New);
+                Some(InsertOutcome::Duplicate(first)) if first.id == placing.order.id => {
+                    return Ok(InsertOutcome::Inserted);
                 }
                 Some(placement) => return Ok(placement),
                 None => {}
             }
         }
-        Ok(Placement::InProgress)
+        Ok(InsertOutcome::InProgress)
     }
 
     /// What is in the way of a placement; nothing where that is gone again.
-    async fn find_first(&self, placing: &Placing) -> Result<Option<Placement>, StoreError> {
+    async fn find_first(&self, placing: &Placing) -> Result<Option<InsertOutcome>, StoreError> {
         let customer = &placing.order.customer;
-        match &placing.guard {
-            Guard::None => Ok(None),
-            Guard::Window { fingerprint, .. } => {
+        match &placing.deduplication {
+            Deduplication::None => Ok(None),
+            Deduplication::Window { fingerprint, .. } => {
                 let first = self.find_recent(customer, fingerprint, None).await?;
-                Ok(first.map(Placement::Duplicate))
+                Ok(first.map(InsertOutcome::Duplicate))
             }
-            Guard::Key { key, fingerprint, .. } => {
+            Deduplication::Key { key, fingerprint, .. } => {
                 let known = self.find_key(customer, key).await?;
                 Ok(known.map(|known| match known.order {
-                    _ if known.fingerprint != fingerprint => Placement::OtherLines,
-                    Some(order) => Placement::Duplicate(order),
-                    None => Placement::InProgress,
+                    _ if known.fingerprint != fingerprint => InsertOutcome::KeyReused,
+                    Some(order) => InsertOutcome::Duplicate(order),
+                    None => InsertOutcome::InProgress,
                 }))
             }
         }
@@ -198,17 +198,17 @@ impl Store {
         customer: &CustomerId,
         fingerprint: &[u8; 32],
         since: Option<DateTime<Utc>>,
-    ) -> Result<Option<PlacedBefore>, StoreError> {
+    ) -> Result<Option<PlacedOrder>, StoreError> {
         let found = self.database.read(|connection| {
             let find =
                 sqlx::query_as(FIND_RECENT).bind(customer.as_str().to_owned()).bind(fingerprint.to_vec());
             Box::pin(find.bind(since).fetch_optional(connection))
         });
-        found.await?.map(|(id, total)| PlacedBefore::read(id, total)).transpose()
+        found.await?.map(|(id, total)| PlacedOrder::read(id, total)).transpose()
     }
 }
 
-impl PlacedBefore {
+impl PlacedOrder {
     pub(super) fn read(id: Uuid, total: Decimal) -> Result<Self, StoreError> {
         let wrong = |_| StoreError::Inconsistent { table: "orders", column: "total_amount", id };
         Ok(Self { id: OrderId(id), total: Money::new(total).map_err(wrong)? })
@@ -220,18 +220,18 @@ pub(super) struct Placing {
     order: Order,
     placed_as: Role,
     event: OrderEvent,
-    guard: Guard,
+    deduplication: Deduplication,
     key: Option<u64>,
 }
 
-/// One statement cannot write a row of a guard twice, and a set that needs the row of another would wait for it.
-fn guard_key(customer: &CustomerId, guard: &Guard) -> Option<u64> {
+/// One statement cannot write a row of a deduplication twice, and a set that needs the row of another would wait for it.
+fn conflict_key(customer: &CustomerId, deduplication: &Deduplication) -> Option<u64> {
     let mut hasher = DefaultHasher::new();
     customer.as_str().hash(&mut hasher);
-    match guard {
-        Guard::None => return None,
-        Guard::Window { fingerprint, .. } => fingerprint.hash(&mut hasher),
-        Guard::Key { key, .. } => key.hash(&mut hasher),
+    match deduplication {
+        Deduplication::None => return None,
+        Deduplication::Window { fingerprint, .. } => fingerprint.hash(&mut hasher),
+        Deduplication::Key { key, .. } => key.hash(&mut hasher),
     }
     Some(hasher.finish())
 }
@@ -303,7 +303,7 @@ impl Placements {
 
 impl Group for Placements {
     type Item = Arc<Placing>;
-    /// Whether the guard let it happen.
+    /// Whether the deduplication let it happen.
     type Answer = bool;
 
     fn key(placing: &Arc<Placing>) -> Option<u64> {
@@ -399,7 +399,7 @@ impl<'a> Columns<'a> {
         columns
     }
 
-    fn push(&mut self, number: i64, Placing { order, placed_as, event, guard, .. }: &'a Placing) {
+    fn push(&mut self, number: i64, Placing { order, placed_as, event, deduplication, .. }: &'a Placing) {
         self.ids.push(order.id.0);
         self.customers.push(order.customer.as_str());
         self.totals.push(order.total.decimal());
@@ -409,10 +409,10 @@ impl<'a> Columns<'a> {
         self.event_ids.push(event.id);
         self.payloads.push(&event.payload);
         self.headers.push(&event.headers);
-        let (fingerprint, since, key, expires_at) = match guard {
-            Guard::None => (None, None, None, None),
-            Guard::Window { fingerprint, since } => (Some(fingerprint), Some(*since), None, None),
-            Guard::Key { key, fingerprint, expiry } => {
+        let (fingerprint, since, key, expires_at) = match deduplication {
+            Deduplication::None => (None, None, None, None),
+            Deduplication::Window { fingerprint, since } => (Some(fingerprint), Some(*since), None, None),
+            Deduplication::Key { key, fingerprint, expiry } => {
                 (Some(fingerprint), None, Some(key.as_str()), Some(order.placed_at + *expiry))
             }
         };

@@ -106,11 +106,11 @@ from open
 
 /// Which jobs are claimed first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TakeUp {
+pub enum ClaimOrder {
     /// Those that wait for longest.
-    Oldest,
+    OldestFirst,
     /// The latest: while nothing is answered, those before it have been tried in vain.
-    Newest,
+    NewestFirst,
 }
 
 /// A job that is due.
@@ -160,12 +160,12 @@ impl Store {
     pub async fn claim_stock_jobs<T>(
         &self,
         limit: i64,
-        first: TakeUp,
+        first: ClaimOrder,
         mut decide: impl FnMut(&mut OrderAggregate) -> Option<T>,
     ) -> Result<ClaimedJobs<T>, StoreError> {
         let due = match first {
-            TakeUp::Oldest => DUE_OLDEST,
-            TakeUp::Newest => DUE_NEWEST,
+            ClaimOrder::OldestFirst => DUE_OLDEST,
+            ClaimOrder::NewestFirst => DUE_NEWEST,
         };
         self.bounded(async {
             let mut connection = self.connection().await?;

@@ -108,7 +108,7 @@ fn work_stock(aggregate: &mut OrderAggregate, in_stock: bool) {
             (call, if taken { CallOutcome::Done } else { CallOutcome::Refused("short".into()) })
         })
         .collect();
-    aggregate.settle_stock(&outcomes, HOLDER).unwrap();
+    aggregate.apply_outcomes(&outcomes, HOLDER).unwrap();
 }
 
 /// Runs the events; the worker comes after `worker_at` of them, and at the end.
