@@ -1,87 +1,37 @@
-//! Confirming an order takes its stock: the intention is durable first, then every line is taken, then the
-//! order becomes CONFIRMED together with its event.
+//! Confirming an order: record the intention, take the stock of every line, then write CONFIRMED with its event.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use futures_util::future::OptionFuture;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout_at};
-use tracing::{error, warn};
+use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
+use super::stock::{BatchResult, CallBatch};
 use super::{ChangeStatus, ChangeStatusError, OrderService, Versions};
 use crate::domain::aggregate::Confirmation;
 use crate::domain::order::InvalidTransition;
-use crate::domain::stock::{CallOutcome, CallRules, JobState, StockCall, StockJob, Verdict};
-use crate::domain::{Actor, Order, OrderAggregate, OrderId, Status, TraceParent, time};
+use crate::domain::stock::{JobState, StockJob};
+use crate::domain::{Actor, Order, OrderAggregate, OrderId, Status, TraceParent};
 use crate::store::StoreError;
-use crate::store::stock_claims::{ClaimOrder, DueJob};
-use crate::telemetry::error_chain;
 
-/// How stock work is done.
+/// The settings of confirmations and stock work.
 #[derive(Clone, Copy, Debug)]
 pub struct ConfirmSettings {
-    /// How many orders admins confirm at once; more are refused, not queued.
+    /// The maximum of concurrent confirmations by admins; more are refused, not queued.
     pub max_requests: usize,
-    /// How long an admin's request waits for the outcome.
+    /// How long the request of an admin waits for the outcome.
     pub wait: Duration,
-    /// How many stock calls the worker has under way at once.
+    /// The maximum of stock calls of the worker in flight.
     pub concurrency: usize,
-    /// How long the worker waits before it looks again when nothing woke it.
+    /// How often the worker looks for due jobs when nothing wakes it.
     pub poll_interval: Duration,
 }
 
-/// The outcomes of a batch are tried to be written this often: without them the calls have to be repeated, or,
-/// where keys are not honoured, a person has to look.
-const RECORD_ATTEMPTS: u32 = 5;
-
-/// How many calls of one job run at once. An order of more lines takes several batches, so that each ends well
-/// within its lease.
-const MAX_BATCH_CALLS: usize = 8;
-
-/// A batch of a job: its calls, which are written down.
-#[derive(Debug)]
-pub(super) struct CallBatch {
-    order: OrderId,
-    attempt: i16,
-    holder: Uuid,
-    pub(super) calls: Vec<StockCall>,
-    trace: TraceParent,
-}
-
-/// What a batch brought.
-#[derive(Debug)]
-pub(super) struct BatchResult {
-    /// Whether any of its calls was answered; nothing where none was made.
-    pub(super) answered: Option<bool>,
-    /// The order, where the batch confirmed it.
-    confirmed: Option<Order>,
-}
-
-/// Steps that were claimed together.
-#[derive(Debug, Default)]
-pub(super) struct ClaimedBatches {
-    pub(super) batches: Vec<CallBatch>,
-    /// Whether more jobs may be due.
-    pub(super) more: bool,
-}
-
-/// What claiming a job came to.
-enum ClaimDecision {
-    Calls(CallBatch),
-    /// It has no calls now: it waits, or has come to its end.
-    NoCalls,
-    /// It waits for a person, for this reason.
-    Parked(String),
-    Contradiction(InvalidTransition),
-}
-
 impl OrderService {
-    /// Confirms an order for an admin, and waits a while for the outcome.
+    /// Confirms an order for an admin, and waits for the outcome up to [`ConfirmSettings::wait`].
     pub(super) async fn confirm(
         &self,
         actor: Actor,
@@ -91,11 +41,11 @@ impl OrderService {
         let (id, only_if) = (change.id, change.only_if.clone());
         let permit = Arc::clone(&self.confirm_permits).try_acquire_owned();
         let permit = permit.map_err(|_| ChangeStatusError::Busy)?;
-        // In a task of its own, so that it comes to its end even when the client hangs up.
+        // In its own task, so that it ends even if the client hangs up (invariant 9).
         let (service, trace) = (self.clone(), trace.clone());
-        let begun =
-            self.tasks.spawn(async move { service.begin_to_confirm(actor, change, trace, permit).await });
-        let (order, confirmation, first_calls) = begun.await??;
+        let started =
+            self.tasks.spawn(async move { service.start_confirmation(actor, change, trace, permit).await });
+        let (order, confirmation, first_calls) = started.await??;
         let attempt = match confirmation {
             Confirmation::Already => return Ok(order),
             Confirmation::Running(attempt) | Confirmation::Started(attempt) => attempt,
@@ -107,15 +57,15 @@ impl OrderService {
         {
             return Ok(order);
         }
-        // The intention is durable, so the confirmation goes on whatever this look meets.
-        self.await_outcome(id, attempt, &only_if, give_up).await.map_err(|error| match error {
+        // The intention is durable, so the confirmation continues even if this read fails.
+        self.wait_for_outcome(id, attempt, &only_if, give_up).await.map_err(|error| match error {
             ChangeStatusError::Store(error) if error.is_transient() => StoreError::unknown(error).into(),
             error => error,
         })
     }
 
-    /// Makes the intention durable, and starts the first calls of a job that is new; they keep the permit.
-    async fn begin_to_confirm(
+    /// Records the intention, and starts sending the first calls of a new job. They keep the permit.
+    async fn start_confirmation(
         self,
         actor: Actor,
         change: ChangeStatus,
@@ -124,24 +74,24 @@ impl OrderService {
     ) -> Result<(Order, Confirmation, Option<JoinHandle<BatchResult>>), ChangeStatusError> {
         let ChangeStatus { id, reason, only_if, .. } = change;
         let (holder, rules) = (Uuid::new_v4(), self.call_rules());
-        let asked_in = trace.clone();
+        let request_trace = trace.clone();
         let decide = move |aggregate: &mut OrderAggregate| {
             only_if.check(&aggregate.order)?;
-            let confirmation = aggregate.confirm(actor.clone(), reason.clone(), &asked_in)?;
+            let confirmation = aggregate.confirm(actor.clone(), reason.clone(), &request_trace)?;
             let started = matches!(confirmation, Confirmation::Started(_));
             let calls = if started { aggregate.first_stock_calls(holder, rules) } else { Vec::new() };
             Ok::<_, ChangeStatusError>((confirmation, calls))
         };
-        let intended = self.store.update_order(id, None, decide).await?;
-        let (order, (confirmation, calls)) = intended.ok_or(ChangeStatusError::NotFound(id))??;
+        let updated = self.store.update_order(id, None, decide).await?;
+        let (order, (confirmation, calls)) = updated.ok_or(ChangeStatusError::NotFound(id))??;
         let first_calls = match confirmation {
-            // A job that waits for an earlier attempt has no calls yet.
+            // A job that waits for an earlier attempt has no calls.
             Confirmation::Started(attempt) if !calls.is_empty() => {
                 let (service, batch) = (self.clone(), CallBatch { order: id, attempt, holder, calls, trace });
                 Some(self.tasks.spawn(async move {
-                    let stepped = service.send_batch(batch, ()).await;
+                    let result = service.send_batch(batch, ()).await;
                     drop(permit);
-                    stepped
+                    result
                 }))
             }
             Confirmation::Started(_) | Confirmation::Running(_) | Confirmation::Already => None,
@@ -149,36 +99,36 @@ impl OrderService {
         Ok((order, confirmation, first_calls))
     }
 
-    /// Waits until an attempt has come to its decision, or the wait is over.
-    async fn await_outcome(
+    /// Waits until the attempt is decided, or until `give_up`.
+    async fn wait_for_outcome(
         &self,
         id: OrderId,
         attempt: i16,
         only_if: &Versions,
         give_up: Instant,
     ) -> Result<Order, ChangeStatusError> {
-        /// For the decisions of other replicas; those of this one wake at once.
-        const LOOK_AGAIN: Duration = Duration::from_millis(500);
+        /// For decisions by other replicas; those of this replica wake the wait at once.
+        const POLL_INTERVAL: Duration = Duration::from_millis(500);
         loop {
             let next_change = self.outcomes.next_change(id);
             let job = self.store.stock_job(id, attempt).await?.ok_or(ChangeStatusError::NotFound(id))?;
             match job.state {
                 JobState::Taking if job.parked.is_none() && Instant::now() < give_up => {
-                    let look_again = give_up.min(Instant::now() + LOOK_AGAIN);
-                    timeout_at(look_again, OptionFuture::from(next_change)).await.ok();
+                    let next_poll = give_up.min(Instant::now() + POLL_INTERVAL);
+                    timeout_at(next_poll, OptionFuture::from(next_change)).await.ok();
                 }
                 JobState::Taking => return Err(ChangeStatusError::StockUnknown),
                 JobState::Taken => return self.load(id).await,
                 JobState::Returning | JobState::Returned => {
-                    return self.without_this_attempt(&job, only_if).await;
+                    return self.after_failed_attempt(&job, only_if).await;
                 }
             }
         }
     }
 
-    /// Where an order is whose attempt did not confirm it: the stock was refused, or the order was cancelled
-    /// meanwhile, or the next attempt was quicker than this look.
-    async fn without_this_attempt(
+    /// The answer after an attempt that did not confirm the order: its stock was refused, the order was cancelled, or a
+    /// later attempt has confirmed it.
+    async fn after_failed_attempt(
         &self,
         job: &StockJob,
         only_if: &Versions,
@@ -196,155 +146,8 @@ impl OrderService {
         }
     }
 
-    fn call_rules(&self) -> CallRules {
-        let settings = self.products.stock_settings();
-        CallRules {
-            key_is_honoured: settings.key_is_honoured,
-            key_ttl: settings.key_ttl,
-            refusal_retries: settings.refusal_retries,
-            at_once: MAX_BATCH_CALLS.min(self.confirmation.concurrency),
-            now: time::now(),
-        }
-    }
-
     async fn load(&self, id: OrderId) -> Result<Order, ChangeStatusError> {
         let order = self.store.find_order(id).await?.ok_or(ChangeStatusError::NotFound(id))?;
         Ok(order.for_service())
-    }
-
-    /// Claims stock jobs that are due, whoever started them, as long as there is `room` for their calls: the calls of
-    /// the last one may go beyond it. The calls are written down with the claim.
-    pub(super) async fn claim_batches(
-        &self,
-        jobs: usize,
-        mut room: usize,
-        first: ClaimOrder,
-    ) -> Result<ClaimedBatches, StoreError> {
-        let (holder, rules) = (Uuid::new_v4(), self.call_rules());
-        let decide = move |aggregate: &mut OrderAggregate| {
-            if room == 0 {
-                return None;
-            }
-            let decided = decide_batch(aggregate, holder, rules);
-            if let ClaimDecision::Calls(batch) = &decided {
-                room = room.saturating_sub(batch.calls.len());
-            }
-            Some(decided)
-        };
-        let limit = i64::try_from(jobs).unwrap_or(i64::MAX);
-        let claimed = self.store.claim_stock_jobs(limit, first, decide).await?;
-        let batches = claimed.jobs.into_iter().filter_map(|(job, decided)| self.batch_of(&job, decided));
-        Ok(ClaimedBatches { batches: batches.collect(), more: claimed.more })
-    }
-
-    /// Claims one job by itself. A job that cannot be read is out of the way then for as long as a lease lasts.
-    pub(super) async fn claim_single(&self) -> Result<ClaimedBatches, StoreError> {
-        let (holder, rules) = (Uuid::new_v4(), self.call_rules());
-        let Some(job) = self.store.claim_stock_job_unread(holder).await? else {
-            return Ok(ClaimedBatches::default());
-        };
-        let decide = move |aggregate: &mut OrderAggregate| {
-            let is_held = aggregate.job.as_ref().is_some_and(|job| job.holder == Some(holder));
-            Ok::<_, Infallible>(is_held.then(|| decide_batch(aggregate, holder, rules)))
-        };
-        let decided = self.store.update_order(job.order_id, Some(job.attempt), decide).await;
-        let batches = match decided {
-            Ok(Some(Ok((_, Some(decided))))) => self.batch_of(&job, decided).into_iter().collect(),
-            Ok(_) => Vec::new(),
-            Err(error) => {
-                let (order, attempt) = (job.order_id, job.attempt);
-                warn!(%order, attempt, error = error_chain(&error), "a stock job could not be read; it stays due");
-                Vec::new()
-            }
-        };
-        Ok(ClaimedBatches { batches, more: true })
-    }
-
-    /// The batch of a job that was claimed, if it has one; the log has what a person has to know.
-    fn batch_of(&self, job: &DueJob, decided: ClaimDecision) -> Option<CallBatch> {
-        let DueJob { order_id: id, attempt, overdue, failures } = *job;
-        if overdue && let Some(suppressed) = self.overdue.allow() {
-            error!(order = %id, attempt, failures, suppressed, "stock work is past its deadline; it goes on");
-        }
-        match decided {
-            ClaimDecision::Calls(batch) => return Some(batch),
-            // It may have come to its end, or have turned round.
-            ClaimDecision::NoCalls => self.stock_changed(id),
-            ClaimDecision::Parked(parked) => {
-                self.outcomes.changed(id);
-                error!(order = %id, attempt, parked, "stock work waits for a person");
-            }
-            ClaimDecision::Contradiction(error) => {
-                error!(order = %id, attempt, %error, "stock work contradicts its order");
-            }
-        }
-        None
-    }
-
-    /// Makes the calls that were written down, with nothing held but `slots`, and writes down what they brought.
-    pub(super) async fn send_batch<S>(&self, batch: CallBatch, slots: S) -> BatchResult {
-        let CallBatch { order: id, attempt, holder, calls, trace } = batch;
-        let outcomes: Vec<_> = futures_util::stream::iter(calls)
-            .map(async |call| {
-                let outcome = self.products.send_stock_call(&call, &trace).await;
-                (call, outcome)
-            })
-            .buffer_unordered(MAX_BATCH_CALLS)
-            .collect()
-            .await;
-        drop(slots);
-        let is_answer = |(_, outcome): &_| matches!(outcome, CallOutcome::Done | CallOutcome::Refused(_));
-        let answered = (!outcomes.is_empty()).then(|| outcomes.iter().any(is_answer));
-        let confirmed = self.record_outcomes(id, attempt, holder, outcomes.into()).await;
-        self.outcomes.changed(id);
-        BatchResult { answered, confirmed }
-    }
-
-    /// Writes down what calls brought. The order, where that confirms it.
-    async fn record_outcomes(
-        &self,
-        id: OrderId,
-        attempt: i16,
-        holder: Uuid,
-        outcomes: Arc<[(StockCall, CallOutcome)]>,
-    ) -> Option<Order> {
-        for attempts_left in (0..RECORD_ATTEMPTS).rev() {
-            let brought = Arc::clone(&outcomes);
-            let apply = move |aggregate: &mut OrderAggregate| aggregate.apply_outcomes(&brought, holder);
-            match self.store.update_order(id, Some(attempt), apply).await {
-                Ok(Some(Ok((order, Verdict::AllTaken)))) => return Some(order),
-                Ok(Some(Ok(_))) => {
-                    // There may be calls left to make, or a later attempt that waited for this one.
-                    self.stock_wanted.notify_one();
-                    return None;
-                }
-                Ok(None) => return None,
-                Ok(Some(Err(error))) => {
-                    error!(order = %id, attempt, %error, "stock work contradicts its order");
-                    return None;
-                }
-                Err(error) => {
-                    warn!(order = %id, attempt, attempts_left, error = error_chain(&error), "outcomes not written");
-                    sleep(Duration::from_millis(200)).await;
-                }
-            }
-        }
-        None
-    }
-}
-
-fn decide_batch(aggregate: &mut OrderAggregate, holder: Uuid, rules: CallRules) -> ClaimDecision {
-    let calls = match aggregate.claim_stock_job(holder, rules) {
-        Ok(calls) => calls,
-        Err(error) => return ClaimDecision::Contradiction(error),
-    };
-    let Some(job) = &aggregate.job else { return ClaimDecision::NoCalls };
-    match &job.parked {
-        Some(parked) => ClaimDecision::Parked(parked.clone()),
-        None if calls.is_empty() => ClaimDecision::NoCalls,
-        None => {
-            let (order, attempt, trace) = (job.order, job.attempt, job.trace.clone());
-            ClaimDecision::Calls(CallBatch { order, attempt, holder, calls, trace })
-        }
     }
 }

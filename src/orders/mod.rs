@@ -1,6 +1,6 @@
-//! What the service does: one use case a file.
+//! The use cases, one per file.
 //!
-//! This layer names the concrete [`Store`] and [`ProductClient`] on purpose: each exists once, and the tests
+//! This layer uses the concrete [`Store`] and [`ProductClient`], not traits: each has one implementation, and the tests
 //! run the real ones.
 
 mod cancel;
@@ -16,6 +16,7 @@ mod outcomes;
 mod payments;
 mod place;
 mod probe_mode;
+mod stock;
 mod stock_worker;
 mod unpaid;
 
@@ -40,18 +41,18 @@ use crate::products::ProductClient;
 use crate::store::Store;
 use crate::telemetry::RateLimitedLog;
 
-/// How the use cases behave.
+/// The settings of the use cases.
 #[derive(Clone, Copy, Debug)]
 pub struct OrderSettings {
-    /// How many placements run at once; more are refused, not queued.
+    /// The maximum of concurrent placements; more are refused, not queued.
     pub max_placements: usize,
-    /// What a repeated request finds.
+    /// How repeated requests are recognised.
     pub duplicates: DuplicateSettings,
-    /// How stock work is done.
+    /// Confirmations and stock work.
     pub confirmation: ConfirmSettings,
 }
 
-/// The use cases, with the parts that they need. Cheap to clone.
+/// The use cases. Cheap to clone.
 #[derive(Clone)]
 pub struct OrderService {
     store: Store,
@@ -60,7 +61,7 @@ pub struct OrderService {
     keys: KeysInFlight,
     confirmation: ConfirmSettings,
     tasks: TaskTracker,
-    permits: Arc<Semaphore>,
+    place_permits: Arc<Semaphore>,
     confirm_permits: Arc<Semaphore>,
     stock_wanted: Arc<Notify>,
     outcomes: Arc<Outcomes>,
@@ -68,7 +69,7 @@ pub struct OrderService {
 }
 
 impl OrderService {
-    /// Puts the parts together.
+    /// Makes the use cases on a store and a Product Service.
     pub fn new(store: Store, products: Arc<ProductClient>, settings: &OrderSettings) -> Self {
         Self {
             store,
@@ -77,7 +78,7 @@ impl OrderService {
             keys: KeysInFlight::default(),
             confirmation: settings.confirmation,
             tasks: TaskTracker::new(),
-            permits: Arc::new(Semaphore::new(settings.max_placements)),
+            place_permits: Arc::new(Semaphore::new(settings.max_placements)),
             confirm_permits: Arc::new(Semaphore::new(settings.confirmation.max_requests)),
             stock_wanted: Arc::default(),
             outcomes: Arc::default(),
@@ -85,20 +86,19 @@ impl OrderService {
         }
     }
 
-    /// The same use cases on another pool: for what runs in the background.
+    /// The same use cases on another connection pool, for background work.
     #[must_use]
     pub fn with_store(&self, store: Store) -> Self {
         Self { store, ..self.clone() }
     }
 
-    /// Wakes the stock worker, and the requests that wait for the outcome of a confirmation of this order.
+    /// Wakes the stock worker, and the requests that wait for the confirmation of this order.
     fn stock_changed(&self, order: OrderId) {
         self.stock_wanted.notify_one();
         self.outcomes.changed(order);
     }
 
-    /// Waits until nothing is running any more that a request has started. New requests can still come
-    /// meanwhile; whoever calls this has stopped accepting them first.
+    /// Waits for all tasks of requests. The caller must have stopped accepting requests.
     pub async fn drain(&self) {
         self.tasks.close();
         self.tasks.wait().await;

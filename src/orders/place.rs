@@ -127,7 +127,7 @@ impl OrderService {
         let lines = merge_lines(lines).map_err(PlaceError::BadLines)?;
         let fingerprint = fingerprint(&lines);
         let request = Request { caller, lines, fingerprint, key, received_at: time::now(), trace };
-        let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| PlaceError::Busy)?;
+        let permit = Arc::clone(&self.place_permits).try_acquire_owned().map_err(|_| PlaceError::Busy)?;
         let service = self.clone();
         let placement = self.tasks.spawn(async move {
             let placed = service.place_once(request).await;

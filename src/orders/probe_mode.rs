@@ -1,10 +1,10 @@
-//! When the stock worker rests: a Product Service that is away gets one job an interval, not all of them.
+//! Probe mode of the stock worker: while the Product Service is away, it gets one job per interval instead of all jobs.
 
 use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
-/// What the latest jobs brought. After so many in a row without an answer it rests, until there is one.
+/// Counts jobs in a row without an answer. `after` of them turn probe mode on; an answer turns it off.
 #[derive(Debug)]
 pub(super) struct ProbeMode {
     after: usize,
@@ -22,7 +22,7 @@ impl ProbeMode {
         self.unanswered >= self.after
     }
 
-    /// How many jobs may be taken up now, where there is room for so many.
+    /// How many jobs may be claimed now, at most `room`.
     pub(super) fn limit(&mut self, room: usize, now: Instant) -> usize {
         if !self.is_on() || room == 0 {
             return room;
@@ -34,12 +34,12 @@ impl ProbeMode {
         1
     }
 
-    /// Ends the rest: claiming has failed, which says nothing of the Product Service.
+    /// Leaves probe mode. For a failed claim, which says nothing about the Product Service.
     pub(super) const fn leave(&mut self) {
         self.unanswered = 0;
     }
 
-    /// Takes record of a job: whether any of its calls was answered, or nothing where it made none.
+    /// Records whether any call of a batch was answered; none for a batch without calls.
     pub(super) fn record(&mut self, answered: Option<bool>) {
         let before = self.is_on();
         match answered {
@@ -48,7 +48,7 @@ impl ProbeMode {
             None => {}
         }
         match (before, self.is_on()) {
-            (false, true) => warn!("no stock call is answered: trying one job at a time"),
+            (false, true) => warn!("no stock call is answered: probing with one job at a time"),
             (true, false) => info!("stock calls are answered again"),
             _ => {}
         }
@@ -62,7 +62,7 @@ mod tests {
     const EVERY: Duration = Duration::from_secs(1);
 
     #[test]
-    fn one_job_an_interval_is_tried_until_one_is_answered() {
+    fn probe_mode_allows_one_job_per_interval_until_an_answer() {
         let (mut probe, start) = (ProbeMode::new(3, EVERY), Instant::now());
         for _ in 0..3 {
             assert_eq!(probe.limit(8, start), 8);
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_few_broken_products_among_others_slow_nothing_down() {
+    fn a_few_broken_products_do_not_turn_it_on() {
         let mut probe = ProbeMode::new(3, EVERY);
         for answered in [false, false, true].repeat(10) {
             probe.record(Some(answered));

@@ -1,4 +1,4 @@
-//! The stock worker: claims jobs that are due, many at a time, and makes their calls.
+//! The stock worker: claims due jobs in sets, and sends their calls.
 
 use std::panic::resume_unwind;
 use std::sync::Arc;
@@ -10,37 +10,36 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::confirm::BatchResult;
 use super::probe_mode::ProbeMode;
+use super::stock::BatchResult;
 use super::{ConfirmSettings, OrderService};
 use crate::store::stock_claims::ClaimOrder;
 use crate::telemetry::error_chain;
 
-/// How many batches the worker has under way for each stock call that it may have: those beyond have made their calls
-/// and write down what they brought.
+/// How many batches may run per stock call in flight. The others have their answers and record them.
 const BATCHES_PER_CALL: usize = 4;
 
-/// What the stock worker has under way.
+/// The state of the worker.
 struct StockWork {
     batches: JoinSet<BatchResult>,
     slots: CallSlots,
     probe: ProbeMode,
-    /// The last claim failed: one of its jobs may be what failed it.
+    /// Whether the last claim failed. One of its jobs may be the cause.
     claim_failed: bool,
-    /// The last claim left jobs behind that are due.
+    /// Whether more jobs may be due.
     more: bool,
-    /// How many jobs and calls the last claim brought, to claim no more jobs than there is room for their calls.
+    /// The number of jobs and calls in the last claim. It limits the next claim to the jobs whose calls fit.
     latest: (usize, usize),
 }
 
-/// The stock calls of the worker that are under way.
+/// Bounds the stock calls of the worker in flight.
 #[derive(Clone)]
 struct CallSlots {
     free: Arc<Semaphore>,
     freed: Arc<Notify>,
 }
 
-/// The slots of one batch. Dropped, they wake the worker.
+/// The slots of one batch. Their drop wakes the worker.
 struct HeldSlots {
     permit: Option<OwnedSemaphorePermit>,
     freed: Arc<Notify>,
@@ -58,8 +57,8 @@ impl CallSlots {
         Self { free: Arc::new(Semaphore::new(slots)), freed: Arc::default() }
     }
 
-    /// As many slots as calls, or all that are left. The worker alone takes slots, so there are as many as it saw.
-    fn hold(&self, calls: usize) -> HeldSlots {
+    /// Takes a slot per call, or all that are left. Only the worker takes slots, so none are lost in between.
+    fn acquire(&self, calls: usize) -> HeldSlots {
         let slots = u32::try_from(calls.min(self.free.available_permits())).unwrap_or_default();
         let permit = Arc::clone(&self.free).try_acquire_many_owned(slots).ok();
         HeldSlots { permit, freed: Arc::clone(&self.freed) }
@@ -78,43 +77,42 @@ impl StockWork {
         }
     }
 
-    /// How many calls may be added now.
+    /// How many more calls may be in flight.
     fn room(&self, settings: ConfirmSettings) -> usize {
         let is_full = self.batches.len() >= settings.concurrency * BATCHES_PER_CALL;
         if is_full { 0 } else { self.slots.free.available_permits() }
     }
 
-    /// How many jobs may be claimed where there is room for so many calls.
+    /// How many jobs to claim for `room` calls.
     fn jobs(&self, room: usize) -> usize {
         let (jobs, calls) = self.latest;
         (room * jobs).div_ceil(calls.max(1)).min(room)
     }
 
-    fn note_ended(&mut self) {
+    fn record_ended(&mut self) {
         while let Some(ended) = self.batches.try_join_next() {
-            self.probe.record(finished(ended));
+            self.probe.record(answered(ended));
         }
     }
 }
 
 impl OrderService {
-    /// Does stock work until `stop`, then finishes the batches that it has begun. Jobs are claimed many at a time,
-    /// whatever is under way; a job that waits for a slow product holds up no other, as long as fewer than
-    /// `concurrency` calls do. While the Product Service is away the worker rests.
+    /// Runs stock work until `stop`, then finishes the running batches. A slow product does not block other jobs while
+    /// fewer than `concurrency` calls wait for it. While the Product Service is away, the worker is in probe mode.
     pub async fn run_stock_worker(self, stop: CancellationToken) {
-        // Tasks, because a batch that nobody polls would keep the connection that the next claim waits for.
+        // Batches run as tasks. A batch that is not polled would keep the connection that the next claim needs.
         let mut work = StockWork::new(self.confirmation);
         while !stop.is_cancelled() {
-            let begun = self.claim_stock_work(&mut work).await;
-            if begun > 0 && work.more {
-                work.note_ended();
+            let claimed = self.claim_stock_work(&mut work).await;
+            if claimed > 0 && work.more {
+                work.record_ended();
                 continue;
             }
             let may_claim = work.room(self.confirmation) > 0 && !work.probe.is_on();
             tokio::select! {
                 Some(ended) = work.batches.join_next() => {
-                    work.probe.record(finished(ended));
-                    work.note_ended();
+                    work.probe.record(answered(ended));
+                    work.record_ended();
                 }
                 () = self.stock_wanted.notified(), if may_claim => work.more = true,
                 () = work.slots.freed.notified(), if work.more && !work.probe.is_on() => {}
@@ -123,11 +121,11 @@ impl OrderService {
             }
         }
         while let Some(ended) = work.batches.join_next().await {
-            finished(ended);
+            answered(ended);
         }
     }
 
-    /// Claims jobs and begins their batches. How many that were.
+    /// Claims jobs and spawns their batches; returns the number of batches.
     async fn claim_stock_work(&self, work: &mut StockWork) -> usize {
         let room = if work.more || work.probe.is_on() { work.room(self.confirmation) } else { 0 };
         let room = work.probe.limit(room, Instant::now());
@@ -149,13 +147,16 @@ impl OrderService {
                     work.latest = (batches, claimed.batches.iter().map(|batch| batch.calls.len()).sum());
                 }
                 for batch in claimed.batches {
-                    let (service, slots) = (self.clone(), work.slots.hold(batch.calls.len()));
+                    let (service, slots) = (self.clone(), work.slots.acquire(batch.calls.len()));
                     work.batches.spawn(async move { service.send_batch(batch, slots).await });
                 }
                 batches
             }
             Err(error) => {
-                warn!(error = error_chain(&error), "stock jobs could not be claimed; one is tried next");
+                warn!(
+                    error = error_chain(&error),
+                    "stock jobs could not be claimed; the next claim takes one job"
+                );
                 work.claim_failed = true;
                 work.more = false;
                 work.probe.leave();
@@ -165,10 +166,10 @@ impl OrderService {
     }
 }
 
-/// A panic is a bug: it ends the worker, and with it the process, whose jobs others take up.
-fn finished(ended: Result<BatchResult, JoinError>) -> Option<bool> {
+/// Resumes a panic, which is a bug. It ends the process, and other replicas claim its jobs.
+fn answered(ended: Result<BatchResult, JoinError>) -> Option<bool> {
     match ended {
-        Ok(stepped) => stepped.answered,
+        Ok(result) => result.answered,
         Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
         Err(_) => None,
     }

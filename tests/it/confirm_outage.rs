@@ -81,7 +81,7 @@ async fn a_product_service_that_is_away_is_asked_now_and_then_and_all_goes_on_wh
     replica.signal("TERM");
     let log = tokio::task::block_in_place(|| replica.rest_of_log());
     let lines = |text: &str| log.iter().filter(|line| line["message"].to_string().contains(text)).count();
-    for text in ["past its deadline", "nobody knows", "trying one job at a time"] {
+    for text in ["past its deadline", "unknown outcome", "probing with one job at a time"] {
         let lines = lines(text);
         assert!((1..10).contains(&lines), "{lines} lines: {text}");
     }
