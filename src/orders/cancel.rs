@@ -1,4 +1,4 @@
-//! Cancelling an own order before it is paid.
+//! Cancelling an order before it is paid, by its owner.
 
 use thiserror::Error;
 
@@ -6,33 +6,33 @@ use super::{ChangeStatusError, OrderService, Versions};
 use crate::domain::aggregate::reason::CUSTOMER_REQUEST;
 use crate::domain::{Actor, Forbidden, Identity, Order, OrderAggregate, OrderId, Owned, Status, TraceParent};
 
-/// What a customer asks for.
+/// A request to cancel an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CancelOrder {
     /// The order.
     pub id: OrderId,
-    /// Why; `CUSTOMER_REQUEST` where nothing was said.
+    /// The reason; `CUSTOMER_REQUEST` by default.
     pub reason: Option<String>,
-    /// The versions for which it is meant (`If-Match`).
+    /// The versions that it applies to (`If-Match`).
     pub only_if: Versions,
 }
 
-/// Why an order was not cancelled. It is as it was.
+/// Why an order was not cancelled. It is unchanged.
 #[derive(Debug, Error)]
 pub enum CancelError {
-    /// It is another customer's.
+    /// The order belongs to another customer.
     #[error(transparent)]
     Forbidden(#[from] Forbidden),
-    /// It is paid: from here on only an admin can cancel it.
+    /// The order is paid: only an admin can cancel it.
     #[error("the order is CONFIRMED already")]
     Confirmed,
-    /// As for any change of status.
+    /// Any other reason for which a status cannot change.
     #[error(transparent)]
     Status(#[from] ChangeStatusError),
 }
 
 impl OrderService {
-    /// Cancels an order that is still CREATED, for its owner or an admin. A CONFIRMED order takes an admin and
+    /// Cancels a CREATED order for its owner or an admin. Admins cancel CONFIRMED orders by
     /// [`change_status`](Self::change_status).
     pub async fn cancel(
         &self,

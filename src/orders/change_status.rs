@@ -1,4 +1,4 @@
-//! Changing the status of an order for an admin. CONFIRMED goes the long way, by [`confirm`](super::confirm).
+//! Changing the status of an order for an admin. A change to CONFIRMED goes through [`confirm`](super::confirm).
 
 use thiserror::Error;
 use tokio::task::JoinError;
@@ -9,20 +9,20 @@ use crate::domain::order::InvalidTransition;
 use crate::domain::{Order, OrderAggregate, OrderId, ProductId, Status, TraceParent};
 use crate::store::StoreError;
 
-/// What an admin asks for.
+/// A request to change the status of an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChangeStatus {
     /// The order.
     pub id: OrderId,
-    /// The status it is to have.
+    /// The requested status.
     pub to: Status,
-    /// Why, for the history and the event.
+    /// The reason, for the history and the event.
     pub reason: Option<String>,
-    /// The versions for which the change is meant (`If-Match`).
+    /// The versions that the change applies to (`If-Match`).
     pub only_if: Versions,
 }
 
-/// The versions of an order that a precondition names.
+/// The order versions of a precondition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Versions {
     /// Any version.
@@ -32,7 +32,7 @@ pub enum Versions {
 }
 
 impl Versions {
-    /// Whether `version` is named.
+    /// Whether `version` is among them.
     pub fn contain(&self, version: i32) -> bool {
         match self {
             Self::Any => true,
@@ -40,45 +40,44 @@ impl Versions {
         }
     }
 
-    /// Refuses an order that is at another version.
+    /// Refuses an order with another version.
     pub(super) fn check(&self, order: &Order) -> Result<(), ChangeStatusError> {
         let version = order.version;
         if self.contain(version) { Ok(()) } else { Err(ChangeStatusError::PreconditionFailed(version)) }
     }
 }
 
-/// Why a status was not changed. The order is as it was, except where the store does not know
-/// ([`StoreError::OutcomeUnknown`]).
+/// Why a status was not changed. The order is unchanged, except perhaps after [`StoreError::OutcomeUnknown`].
 #[derive(Debug, Error)]
 pub enum ChangeStatusError {
-    /// There is no such order.
+    /// No order has this id.
     #[error("there is no order {0}")]
     NotFound(OrderId),
-    /// The order has changed since the admin saw it.
+    /// The order has another version than the precondition.
     #[error("the order is at version {0}")]
     PreconditionFailed(i32),
-    /// The life of an order has no such move.
+    /// The lifecycle has no such transition.
     #[error(transparent)]
     InvalidTransition(#[from] InvalidTransition),
-    /// A line's stock is gone, so the order cannot be confirmed.
+    /// The stock of a line is gone, so the order cannot be confirmed.
     #[error("the stock of {0} is gone")]
     StockUnavailable(ProductId),
-    /// Too many confirmations are under way.
+    /// The maximum of concurrent confirmations is reached.
     #[error("too many orders are being confirmed")]
     Busy,
-    /// Nobody knows yet whether the stock was taken; the work goes on in the background.
+    /// The outcome of the stock calls is not known yet; the worker continues.
     #[error("the stock is still being taken")]
     StockUnknown,
-    /// The database could not do it.
+    /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The change ended in a panic: a bug.
+    /// The change panicked: a bug.
     #[error("the change crashed")]
     Crashed(#[from] JoinError),
 }
 
 impl OrderService {
-    /// Moves an order for an admin. Asking for the status that it has changes and publishes nothing.
+    /// Changes the status of an order for an admin. A request for the present status changes and publishes nothing.
     pub async fn change_status(
         &self,
         admin: Admin<'_>,
@@ -95,7 +94,7 @@ impl OrderService {
             if to == Status::Cancelled {
                 aggregate.cancel(actor.clone(), reason.clone(), &trace)?;
             } else {
-                // CREATED cannot be reached from anywhere else: the same status, or a refusal.
+                // No transition leads to CREATED: this is a no-op or a refusal.
                 aggregate.order.status.change_to(to)?;
             }
             Ok::<_, ChangeStatusError>(())

@@ -1,5 +1,5 @@
-//! By what two requests are the same: their lines, after those of one product were added up. Their sequence,
-//! white space and fields that are ignored make no difference.
+//! The fingerprint by which identical requests are recognised: SHA-256 of the merged lines. The order of the lines, white
+//! space and ignored fields do not change it.
 
 use sha2::{Digest, Sha256};
 
@@ -10,7 +10,7 @@ pub(super) fn fingerprint(lines: &[(usize, RequestedLine)]) -> [u8; 32] {
     lines.sort_unstable_by_key(|line| line.product_id.as_str());
     let mut hash = Sha256::new();
     for line in lines {
-        // A product id holds no space and a quantity no letter, so no two lists write the same text.
+        // Product ids contain no space and quantities no letter, so the text is unambiguous.
         hash.update(line.product_id.as_str());
         hash.update(format!(" {}\n", line.quantity.get()));
     }

@@ -6,22 +6,22 @@ use super::OrderService;
 use crate::domain::{Forbidden, Identity, Order, OrderId};
 use crate::store::StoreError;
 
-/// Why an order is not shown.
+/// Why an order cannot be shown.
 #[derive(Debug, Error)]
 pub enum GetError {
-    /// There is none under this id.
+    /// No order has this id.
     #[error("there is no order {0}")]
     NotFound(OrderId),
-    /// It is another customer's.
+    /// The order belongs to another customer.
     #[error(transparent)]
     Forbidden(#[from] Forbidden),
-    /// The database could not be asked.
+    /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
 impl OrderService {
-    /// The order, for its owner and for admins.
+    /// Reads an order for its owner or an admin.
     pub async fn get(&self, caller: &Identity, id: OrderId) -> Result<Order, GetError> {
         let order = self.store.find_order(id).await?.ok_or(GetError::NotFound(id))?;
         Ok(order.for_viewer(caller)?)

@@ -1,11 +1,11 @@
-//! What happened to an order.
+//! Reading the history of an order.
 
 use super::{GetError, OrderService};
 use crate::domain::order::HistoryEntry;
 use crate::domain::{Identity, OrderId};
 
 impl OrderService {
-    /// The history of an order, oldest first, for its owner and for admins.
+    /// Reads the history of an order, oldest first, for its owner or an admin.
     pub async fn history(&self, caller: &Identity, id: OrderId) -> Result<Vec<HistoryEntry>, GetError> {
         let history = self.store.find_history(id).await?.ok_or(GetError::NotFound(id))?;
         Ok(history.for_viewer(caller)?)

@@ -1,5 +1,6 @@
-//! What any replica does in the background, beside relaying and stock work (`stock_worker`): old keys, old orders.
-//! Unpaid orders are in `events/payments/unpaid.rs`, because Kafka is asked before one is cancelled.
+//! Housekeeping on every replica: deletes old idempotency keys and old orders.
+//!
+//! Unpaid orders are in `events/payments/unpaid.rs`, because Kafka is read before one is cancelled.
 
 use std::time::Duration;
 
@@ -13,38 +14,44 @@ use crate::store::StoreError;
 use crate::store::retention::RetentionCursor;
 use crate::telemetry::error_chain;
 
-/// When and how often things are tidied up.
+/// What is cleaned up, and how often.
 #[derive(Clone, Copy, Debug)]
 pub struct HousekeepingSettings {
-    /// After how long an order that nobody paid is cancelled. None: never.
+    /// The age at which an unpaid order is cancelled. None: never.
     pub unpaid_order_ttl: Option<Duration>,
-    /// After how long an order that is finished is deleted. None: never.
+    /// The age at which a finished order is deleted. None: never.
     pub order_retention: Option<Duration>,
-    /// How often to look.
+    /// How often it runs.
     pub interval: Duration,
 }
 
-/// How much is tidied up by one statement.
+/// The rows per statement.
 const BATCH: i64 = 500;
 
-/// How many batches of old orders are looked at before the housekeeping rests: up to 500 orders a second.
+/// The batches of old orders per run.
 const RETENTION_BATCHES: u32 = 10;
 
-/// Orders that may be deleted when they are old. One that is CREATED is not finished.
+/// The statuses of orders that may be deleted. A CREATED order is not finished.
 const FINISHED: [Status; 2] = [Status::Confirmed, Status::Cancelled];
 
 impl OrderService {
-    /// Forgets old keys and old orders, now and then, until `stop`.
+    /// Deletes old keys and old orders every interval, until `stop`.
     pub async fn run_housekeeping(self, settings: HousekeepingSettings, stop: CancellationToken) {
         let mut cursors = [RetentionCursor::default(); FINISHED.len()];
         while !stop.is_cancelled() {
-            if let Err(error) = self.tidy_up(&stop).await {
-                warn!(error = error_chain(&error), "the housekeeping failed; it goes on");
+            if let Err(error) = self.delete_old_keys(&stop).await {
+                warn!(
+                    error = error_chain(&error),
+                    "old idempotency keys could not be deleted; retrying at the next interval"
+                );
             }
             if let Some(age) = settings.order_retention
-                && let Err(error) = self.forget_old_orders(age, &mut cursors, &stop).await
+                && let Err(error) = self.delete_old_orders(age, &mut cursors, &stop).await
             {
-                warn!(error = error_chain(&error), "old orders could not be deleted; they are tried again");
+                warn!(
+                    error = error_chain(&error),
+                    "old orders could not be deleted; retrying at the next interval"
+                );
             }
             tokio::select! {
                 () = sleep(settings.interval) => {}
@@ -53,18 +60,18 @@ impl OrderService {
         }
     }
 
-    async fn tidy_up(&self, stop: &CancellationToken) -> Result<(), StoreError> {
+    async fn delete_old_keys(&self, stop: &CancellationToken) -> Result<(), StoreError> {
         let duplicates = self.duplicates;
         let past_any_window =
             duplicates.window.unwrap_or_default() + duplicates.longest_commit + Duration::from_mins(1);
-        // Until nothing is left: every placement adds a row, so a fixed share would never catch up.
+        // Until nothing is left: every placement adds a row, so a fixed number might never catch up.
         while !stop.is_cancelled() && self.store.forget_requests(past_any_window, BATCH).await? > 0 {}
         Ok(())
     }
 
-    /// Deletes orders that are older than `age`, a bounded number; the next time it goes on behind them, and at the end
-    /// it begins again.
-    async fn forget_old_orders(
+    /// Deletes a bounded number of orders that are older than `age`. The cursors continue at the next run, and start again
+    /// after the last order.
+    async fn delete_old_orders(
         &self,
         age: Duration,
         cursors: &mut [RetentionCursor; FINISHED.len()],

@@ -1,4 +1,4 @@
-//! The idempotency keys whose requests are running at this replica.
+//! The idempotency keys of the requests that run on this replica.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,11 +7,11 @@ use crate::domain::CustomerId;
 
 type Key = (String, String);
 
-/// The keys in flight: no more than placements run at once.
+/// The keys in flight; bounded by the maximum of concurrent placements.
 #[derive(Clone, Debug, Default)]
 pub(super) struct KeysInFlight(Arc<Mutex<HashSet<Key>>>);
 
-/// A key in flight; it is free again when this is dropped.
+/// A key in flight; its drop frees the key.
 #[derive(Debug)]
 pub(super) struct KeyGuard {
     keys: KeysInFlight,
@@ -19,7 +19,7 @@ pub(super) struct KeyGuard {
 }
 
 impl KeysInFlight {
-    /// Notes that a request with this key is running; nothing where one is running already.
+    /// Registers a key; none if a request with it is running.
     pub(super) fn try_insert(&self, customer: &CustomerId, key: &str) -> Option<KeyGuard> {
         let key = (customer.as_str().to_owned(), key.to_owned());
         let is_new = self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());

@@ -6,7 +6,7 @@ use crate::domain::{Identity, OrderSummary};
 use crate::store::{Cursor, ListQuery, StoreError};
 
 impl OrderService {
-    /// A page of the caller's own orders, whatever customer the query names; and where the next page starts.
+    /// A page of the caller's own orders, whatever customer the query names, and the cursor of the next page.
     pub async fn list_mine(
         &self,
         caller: &Identity,
@@ -16,7 +16,7 @@ impl OrderService {
         self.store.list_orders(&query).await
     }
 
-    /// A page of all orders, for admins; and where the next page starts.
+    /// A page of all orders, for admins, and the cursor of the next page.
     pub async fn list_all(
         &self,
         _: Admin<'_>,

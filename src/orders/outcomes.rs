@@ -1,4 +1,4 @@
-//! Wakes the requests that wait for the outcome of a confirmation.
+//! Wakes requests that wait for the outcome of a confirmation.
 
 use std::pin::Pin;
 
@@ -7,7 +7,7 @@ use tokio::sync::futures::Notified;
 
 use crate::domain::OrderId;
 
-/// Orders share a few notifications: a request that is woken for another order looks once in vain.
+/// Orders share a few notifications, so a request may wake for another order and check once in vain.
 #[derive(Debug)]
 pub(super) struct Outcomes([Notify; 64]);
 
@@ -18,14 +18,14 @@ impl Default for Outcomes {
 }
 
 impl Outcomes {
-    /// Wakes who waits for the order.
+    /// Wakes the requests that wait for the order.
     pub(super) fn changed(&self, order: OrderId) {
         if let Some(notify) = self.of(order) {
             notify.notify_waiters();
         }
     }
 
-    /// Resolves at the next change of the order by this process after this call, not only after the first poll.
+    /// Resolves at the next change of the order in this process. Changes count from this call on, not from the first poll.
     pub(super) fn next_change(&self, order: OrderId) -> Option<Pin<Box<Notified<'_>>>> {
         let mut next = Box::pin(self.of(order)?.notified());
         next.as_mut().enable();

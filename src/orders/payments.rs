@@ -1,4 +1,4 @@
-//! What the Payment Service tells moves orders, too.
+//! Applying payment events to orders.
 
 use std::sync::Arc;
 
@@ -8,14 +8,14 @@ use crate::store::StoreError;
 use crate::store::payments::{IncomingPayment, Received, RecordPlace};
 
 impl OrderService {
-    /// Applies a payment event; the stock of a paid order is taken by the worker afterwards.
+    /// Applies a payment event, and wakes the worker that takes the stock of a paid order.
     pub async fn receive_payment(&self, payment: Arc<IncomingPayment>) -> Result<Received, StoreError> {
         let received = self.store.receive_payment(payment).await?;
         self.stock_wanted.notify_one();
         Ok(received)
     }
 
-    /// Keeps a record that is no payment event, for a person.
+    /// Parks a record that is no payment event, for an operator.
     pub async fn park_payment(
         &self,
         place: &RecordPlace,

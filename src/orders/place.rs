@@ -1,4 +1,4 @@
-//! Placing an order: ask the Product Service, then write everything in one transaction.
+//! Placing an order: look up the products, then insert everything in one transaction.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,9 +18,9 @@ use crate::store::{Deduplication, InsertOutcome, StoreError};
 /// A request to place an order.
 #[derive(Clone, Debug)]
 pub struct PlaceOrder {
-    /// Who asks.
+    /// The caller.
     pub caller: Identity,
-    /// What for.
+    /// The requested lines.
     pub lines: Vec<RequestedLine>,
     /// The caller's `Idempotency-Key`, if there is one.
     pub key: Option<String>,
@@ -28,29 +28,27 @@ pub struct PlaceOrder {
     pub trace: TraceParent,
 }
 
-/// What a repeated request finds.
+/// How repeated requests are recognised.
 #[derive(Clone, Copy, Debug)]
 pub struct DuplicateSettings {
-    /// How long after its answer an order is found again by the same lines without a key. None: never.
+    /// How long an order without a key is found by its lines, from its answer on. None: never.
     pub window: Option<Duration>,
-    /// How much later than its row's time a placement may be answered: the longest commit, and finding out what became
-    /// of it.
+    /// The longest time from the timestamp of an order to its answer: the commit, and the check of its outcome.
     pub longest_commit: Duration,
     /// How long an order is found by its key.
     pub key_expiry: Duration,
 }
 
-/// An order that was placed, now or by an earlier request that was the same.
+/// An order that this request placed, or an earlier identical one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placed {
-    /// What the answer says of it.
+    /// The order.
     pub order: PlacedOrder,
     /// Whether an earlier request placed it.
     pub replayed: bool,
 }
 
-/// Why an order was not placed. Nothing was written, except where the store does not know
-/// ([`StoreError::OutcomeUnknown`]).
+/// Why an order was not placed. Nothing was written, except perhaps after [`StoreError::OutcomeUnknown`].
 #[derive(Debug, Error)]
 pub enum PlaceError {
     /// The lines break a rule.
@@ -59,7 +57,7 @@ pub enum PlaceError {
     /// The Product Service does not know these products.
     #[error("unknown products")]
     UnknownProducts(Vec<UnknownProduct>),
-    /// There is less of these products than was asked for.
+    /// The stock of these products is too low.
     #[error("not enough stock")]
     InsufficientStock(Vec<ShortLine>),
     /// The Product Service did not give a usable answer in time.
@@ -68,7 +66,7 @@ pub enum PlaceError {
     /// The prices of the Product Service add up to more than an order may cost.
     #[error("the prices add up to more than an order may cost")]
     TotalTooLarge,
-    /// As many placements are running as may run at once.
+    /// The maximum of concurrent placements is reached.
     #[error("too many placements are running")]
     Busy,
     /// A request with the same key is running.
@@ -77,10 +75,10 @@ pub enum PlaceError {
     /// The key belongs to a request with other lines.
     #[error("the key belongs to a request with other lines")]
     KeyReused,
-    /// The database could not take the order.
+    /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The placement ended in a panic: a bug.
+    /// The placement panicked: a bug.
     #[error("the placement crashed")]
     Crashed(#[from] JoinError),
 }
@@ -94,20 +92,20 @@ pub struct UnknownProduct {
     pub product_id: ProductId,
 }
 
-/// A product of which there is too little.
+/// A product with too little stock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShortLine {
     /// Index of the first line that asks for it.
     pub line: usize,
     /// The product.
     pub product_id: ProductId,
-    /// How many were asked for, all lines together.
+    /// The requested quantity of all lines.
     pub requested: u32,
-    /// How many there are.
+    /// The stock.
     pub available: u64,
 }
 
-/// A request whose lines are in order.
+/// A request with valid lines.
 struct Request {
     caller: Identity,
     lines: Vec<(usize, RequestedLine)>,
@@ -118,10 +116,10 @@ struct Request {
 }
 
 impl OrderService {
-    /// Places an order for the caller: everything or nothing, and the same request only once.
+    /// Places an order for the caller: completely or not at all, and once per request.
     ///
-    /// It runs in a task of its own, so that it comes to its end even when the client hangs up (invariant 9),
-    /// and it holds no connection while it asks the Product Service (invariant 3).
+    /// Runs in its own task, so that it ends even if the client hangs up (invariant 9). Holds no connection during the
+    /// look-ups (invariant 3).
     pub async fn place(&self, request: PlaceOrder) -> Result<Placed, PlaceError> {
         let PlaceOrder { caller, lines, key, trace } = request;
         let lines = merge_lines(lines).map_err(PlaceError::BadLines)?;
@@ -137,7 +135,7 @@ impl OrderService {
         placement.await?
     }
 
-    /// Finds out what keeps the request from becoming a second order, and places it under that guard.
+    /// Chooses how duplicates of the request are recognised, and places it.
     async fn place_once(&self, mut request: Request) -> Result<Placed, PlaceError> {
         match request.key.take() {
             None => self.place_without_key(request).await,
@@ -145,8 +143,8 @@ impl OrderService {
         }
     }
 
-    /// A repeat is answered before the Product Service is asked. Two at once at one replica are told apart by the key in
-    /// flight, at two replicas by the row that the first one writes with its order.
+    /// Answers a repeated request before any look-up. Concurrent requests with one key meet at the key in flight on one
+    /// replica, and at the row of the key on two replicas.
     async fn place_with_key(&self, key: String, request: Request) -> Result<Placed, PlaceError> {
         let customer = &request.caller.customer;
         let Some(_in_flight) = self.keys.try_insert(customer, &key) else {
@@ -161,18 +159,18 @@ impl OrderService {
             };
         }
         let deduplication = Deduplication::Key { key, fingerprint, expiry: self.duplicates.key_expiry };
-        self.price_and_write(request, deduplication).await
+        self.price_and_insert(request, deduplication).await
     }
 
-    /// A repeat that cannot be priced any more (the stock went to others, the Product Service is away) is the
-    /// first order all the same.
+    /// Answers a repeated request with the first order even if it cannot be priced again (no stock left, Product Service
+    /// away).
     async fn place_without_key(&self, request: Request) -> Result<Placed, PlaceError> {
         let Some(window) = self.duplicates.window else {
-            return self.price_and_write(request, Deduplication::None).await;
+            return self.price_and_insert(request, Deduplication::None).await;
         };
         let (customer, fingerprint) = (request.caller.customer.clone(), request.fingerprint);
         let since = request.received_at - window - self.duplicates.longest_commit;
-        let placed = self.price_and_write(request, Deduplication::Window { fingerprint, since }).await;
+        let placed = self.price_and_insert(request, Deduplication::Window { fingerprint, since }).await;
         match placed {
             Ok(_) | Err(PlaceError::Store(_)) => placed,
             Err(error) => match self.store.find_recent(&customer, &fingerprint, Some(since)).await? {
@@ -182,7 +180,7 @@ impl OrderService {
         }
     }
 
-    async fn price_and_write(
+    async fn price_and_insert(
         &self,
         request: Request,
         deduplication: Deduplication,
@@ -202,7 +200,7 @@ impl OrderService {
     }
 }
 
-/// Puts the price of the moment on every line, if every product exists and there is enough of each.
+/// Adds the present price to every line, if every product exists with enough stock.
 fn price(
     requested: Vec<(usize, RequestedLine)>,
     answers: Vec<Option<Product>>,

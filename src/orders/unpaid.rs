@@ -1,4 +1,4 @@
-//! Cancelling the orders that nobody paid in time.
+//! Cancelling orders that were not paid in time.
 
 use std::time::Duration;
 
@@ -14,11 +14,11 @@ use crate::domain::{Actor, OrderAggregate, OrderId, Status, TraceParent};
 use crate::store::{StoreError, UnpaidCursor};
 use crate::telemetry::error_chain;
 
-/// How many orders one query reads.
+/// The orders per query.
 const PAGE: i64 = 500;
 
 impl OrderService {
-    /// The time of the database, if an order behind `after` is CREATED for longer than `ttl`.
+    /// The time of the database, if an order after the cursor has been CREATED for longer than `ttl`.
     pub async fn unpaid_order_is_due(
         &self,
         ttl: Duration,
@@ -27,9 +27,8 @@ impl OrderService {
         self.store.unpaid_order_is_due(ttl, after).await
     }
 
-    /// Cancels the unpaid orders behind `after` that were placed at `until` or before, and moves `after` along.
-    /// The caller has made sure that every payment which came in time for them has been applied. An order that
-    /// cannot be cancelled stays.
+    /// Cancels the unpaid orders after the cursor that were placed by `until`, and moves the cursor. The caller must
+    /// ensure that every payment that came in time for them is applied. An order that cannot be cancelled stays.
     pub async fn cancel_unpaid(
         &self,
         until: DateTime<Utc>,
@@ -43,19 +42,21 @@ impl OrderService {
                 match self.cancel_if_unpaid(id).await {
                     Ok(is_cancelled) => cancelled += usize::from(is_cancelled),
                     Err(error) if error.is_transient() => return Err(error),
-                    Err(error) => error!(order = %id, error = error_chain(&error), "an unpaid order stays"),
+                    Err(error) => {
+                        error!(order = %id, error = error_chain(&error), "an unpaid order could not be cancelled")
+                    }
                 }
             }
             let Some(next) = page.next else { break };
             *after = next;
         }
         if cancelled > 0 {
-            info!(cancelled, "cancelled orders that nobody paid");
+            info!(cancelled, "cancelled unpaid orders");
         }
         Ok(())
     }
 
-    /// Looks again under the lock: the payment may have come meanwhile, or another replica may have been first.
+    /// Checks again under the lock: a payment or another replica may have changed the order since.
     async fn cancel_if_unpaid(&self, id: OrderId) -> Result<bool, StoreError> {
         let decide = |aggregate: &mut OrderAggregate| {
             let confirming = aggregate.job.as_ref().is_some_and(|job| job.state == JobState::Taking);
