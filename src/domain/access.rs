@@ -1,20 +1,20 @@
-//! Who is calling, and what they may see (invariant 7).
+//! Identity and access control (invariant 7).
 //!
-//! The store hands out orders only inside [`Owned`], and the only way in is [`Owned::for_viewer`]. A handler
-//! that forgets the question has nothing to answer with.
+//! The store returns orders only as [`Owned`], and only [`Owned::for_viewer`] opens it. So a handler cannot forget the
+//! check.
 
 use strum::{EnumString, IntoStaticStr};
 use thiserror::Error;
 
 use super::{Actor, CustomerId};
 
-/// What a caller may do.
+/// The role of a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr)]
 #[strum(serialize_all = "UPPERCASE")]
 pub enum Role {
     /// May place orders and see their own.
     Customer,
-    /// May also see all orders and change their status.
+    /// May also see all orders and change their statuses.
     Admin,
 }
 
@@ -25,17 +25,17 @@ impl Role {
     }
 }
 
-/// A caller, as the gateway vouches for them.
+/// A caller, as authenticated by the gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The caller's own customer id.
+    /// The customer id of the caller.
     pub customer: CustomerId,
-    /// What the caller may do.
+    /// The role of the caller.
     pub role: Role,
 }
 
 impl Identity {
-    /// The proof that the caller is an admin.
+    /// Proves that the caller is an admin.
     pub fn admin(&self) -> Result<Admin<'_>, Forbidden> {
         match self.role {
             Role::Admin => Ok(Admin(self)),
@@ -44,44 +44,44 @@ impl Identity {
     }
 }
 
-/// A caller who is an admin; use cases for admins ask for one of these.
+/// The proof that a caller is an admin. Use cases for admins require it.
 #[derive(Clone, Copy, Debug)]
 pub struct Admin<'a>(&'a Identity);
 
 impl Admin<'_> {
-    /// The admin as the one who did something.
+    /// The admin as the actor of a change.
     pub fn actor(self) -> Actor {
         Actor::caller(self.0)
     }
 }
 
-/// The caller may not do this, or not see this.
+/// The caller may not do or see this.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("{0}")]
 pub struct Forbidden(pub &'static str);
 
-/// Something that belongs to a customer and that not everybody may see.
+/// A value that only its owner and admins may see.
 #[derive(Clone, Debug)]
 pub struct Owned<T> {
     owner: CustomerId,
-    thing: T,
+    value: T,
 }
 
 impl<T> Owned<T> {
-    /// Puts `thing` where only its owner and admins get at it.
-    pub fn new(owner: CustomerId, thing: T) -> Self {
-        Self { owner, thing }
+    /// Protects a value.
+    pub fn new(owner: CustomerId, value: T) -> Self {
+        Self { owner, value }
     }
 
-    /// Hands the thing to the service's own work, which shows it to nobody but those who asked for that work.
+    /// Opens the value for an admin's request or for background work, which was authorised before.
     pub(crate) fn for_service(self) -> T {
-        self.thing
+        self.value
     }
 
-    /// Hands the thing to its owner and to admins, and to nobody else.
+    /// Opens the value for its owner or an admin.
     pub fn for_viewer(self, viewer: &Identity) -> Result<T, Forbidden> {
         if viewer.role == Role::Admin || viewer.customer == self.owner {
-            Ok(self.thing)
+            Ok(self.value)
         } else {
             Err(Forbidden("this order belongs to another customer"))
         }
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_owner_and_admins_get_at_what_is_owned() {
+    fn only_the_owner_and_admins_may_see_an_owned_value() {
         let owned = Owned::new(CustomerId::parse("a@example.com").unwrap(), 7);
         assert_eq!(owned.clone().for_viewer(&caller("a@example.com", Role::Customer)), Ok(7));
         assert_eq!(owned.clone().for_viewer(&caller("root@example.com", Role::Admin)), Ok(7));

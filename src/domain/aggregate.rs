@@ -1,5 +1,5 @@
-//! The order with everything that changes together with it, while it is locked: its stock, its payment, its
-//! refund. Every change is remembered, and the store writes all of them or none.
+//! The aggregate of an order: the order with its stock job, payment and refund, while it is locked. It collects its
+//! changes, and the store writes all of them or none.
 
 use uuid::Uuid;
 
@@ -7,13 +7,13 @@ use super::order::{Change, InvalidTransition};
 use super::stock::{CallOutcome, CallRules, JobState, LineState, StockCall, StockJob, StockLine, Verdict};
 use super::{Actor, Money, Order, Status, StatusChange, TraceParent};
 
-/// Reasons that the service itself gives.
+/// The reasons that the service itself gives.
 pub mod reason {
-    /// A line could not be taken from the stock after the customer had paid.
+    /// The stock of a paid order could not be taken.
     pub const OUT_OF_STOCK: &str = "OUT_OF_STOCK";
     /// The payment failed.
     pub const PAYMENT_FAILED: &str = "PAYMENT_FAILED";
-    /// Nobody paid in time.
+    /// The order was not paid in time.
     pub const PAYMENT_TIMEOUT: &str = "PAYMENT_TIMEOUT";
     /// The owner cancelled.
     pub const CUSTOMER_REQUEST: &str = "CUSTOMER_REQUEST";
@@ -26,60 +26,60 @@ pub struct OrderAggregate {
     pub order: Order,
     /// Its latest stock job, or the one that was asked for.
     pub job: Option<StockJob>,
-    /// What was paid for it.
+    /// The paid amount.
     pub paid: Option<Money>,
-    /// What is to be written.
+    /// The changes to write.
     pub changes: Changes,
 }
 
-/// What is to be written, in one transaction.
+/// The changes to write in one transaction.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// The order moved.
+    /// The change of the status.
     pub status: Option<StatusChange>,
-    /// The job is new, or changed.
+    /// How to write the job, if it is new or changed.
     pub job: Option<JobWrite>,
-    /// The order was paid.
+    /// The amount that was paid.
     pub payment: Option<Money>,
-    /// Money has to go back.
+    /// The refund that is due.
     pub refund: Option<Refund>,
 }
 
-/// How the job is to be written.
+/// How to write the job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JobWrite {
-    /// It is new.
+    /// Insert it.
     Insert,
-    /// It was claimed: it is its holder's until the lease ends.
+    /// Update it and lease it to its holder.
     Claim,
-    /// It changed; who holds it goes on holding it.
+    /// Update it and keep its lease.
     Keep,
-    /// It changed, and its holder is done with it for now.
+    /// Update it and end its lease.
     Release,
 }
 
-/// Money that has to go back to the customer.
+/// Money that the customer must get back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refund {
-    /// How much.
+    /// The amount.
     pub amount: Money,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
-/// What asking for a confirmation leads to.
+/// The result of a request to confirm an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Confirmation {
     /// The order is CONFIRMED already.
     Already,
-    /// An attempt is running; this is its number.
+    /// The attempt with this number is running.
     Running(i16),
-    /// A new attempt starts; this is its number.
+    /// A new attempt with this number starts.
     Started(i16),
 }
 
 impl OrderAggregate {
-    /// Asks for the confirmation: the intention is written first, the stock is taken afterwards.
+    /// Records the intention to confirm the order; its stock is taken afterwards.
     pub fn confirm(
         &mut self,
         actor: Actor,
@@ -95,7 +95,7 @@ impl OrderAggregate {
     fn take_stock(&mut self, actor: Actor, reason: Option<String>, trace: &TraceParent) -> Confirmation {
         let paid = self.paid.is_some();
         if let Some(job) = self.job.as_mut().filter(|job| job.state == JobState::Taking) {
-            // The admin was first and the payment joins: from now on a refusal cancels.
+            // A payment joins the attempt of an admin. The order is paid now, so a refusal cancels it.
             job.paid = paid;
             self.changes.job = Some(JobWrite::Keep);
             return Confirmation::Running(job.attempt);
@@ -109,7 +109,7 @@ impl OrderAggregate {
             last_error: None,
             sent_at: None,
         });
-        let waits = self.job.as_ref().is_some_and(StockJob::holds_up_later_attempts);
+        let waits = self.job.as_ref().is_some_and(StockJob::blocks_later_attempts);
         self.changes.job = Some(JobWrite::Insert);
         self.job = Some(StockJob {
             order: self.order.id,
@@ -129,16 +129,17 @@ impl OrderAggregate {
         Confirmation::Started(attempt)
     }
 
-    /// The first calls of a job that is new, for its holder; they are written down with it. None where it waits.
+    /// The first calls of a new job, recorded with it for its holder. None if the job waits for an earlier attempt.
     pub fn first_stock_calls(&mut self, holder: Uuid, rules: CallRules) -> Vec<StockCall> {
         let Some(job) = self.job.as_mut().filter(|job| !job.waits) else { return Vec::new() };
         job.holder = Some(holder);
         job.next_calls(rules)
     }
 
-    /// Claims the job for `holder`, with the calls that it needs now; they are written down before they are made.
-    /// Where it needs none, nobody holds it: it waits, or is parked, or comes to its conclusion here. A job that
-    /// contradicts its order is held, so that it is out of the way for as long as a lease lasts.
+    /// Claims the job for `holder` and returns the calls to record and send.
+    ///
+    /// A job without calls gets no holder: it waits, is parked, or is concluded here. A job that contradicts its order
+    /// gets a holder, so that its lease keeps it out of the way.
     pub fn claim_stock_job(
         &mut self,
         holder: Uuid,
@@ -165,7 +166,7 @@ impl OrderAggregate {
         Ok(calls)
     }
 
-    /// Cancels the order; what was taken of its stock, or may have been, is going to be given back.
+    /// Cancels the order. Stock that was taken, or may have been taken, will be given back.
     pub fn cancel(
         &mut self,
         actor: Actor,
@@ -190,8 +191,8 @@ impl OrderAggregate {
         Ok(Change::Real)
     }
 
-    /// Takes note of what the calls of a step brought, and draws the conclusion: the order is CONFIRMED when
-    /// every line is taken; when one is refused, all are given back, and a paid order is CANCELLED.
+    /// Applies the outcomes of stock calls. When all lines are taken, the order becomes CONFIRMED. When a line is refused,
+    /// all stock is given back, and a paid order becomes CANCELLED.
     pub fn apply_outcomes(
         &mut self,
         outcomes: &[(StockCall, CallOutcome)],

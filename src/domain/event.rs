@@ -1,7 +1,7 @@
-//! The events of an order: the platform's envelope, rendered once and never again.
+//! The events of an order in the platform's envelope.
 //!
-//! What is rendered here is stored in the outbox as text and published as it stands, so that a repeat is
-//! byte-identical whatever version of the service sends it.
+//! An event is rendered once and stored in the outbox as text. So a repeat is byte-identical, whatever version of the
+//! service publishes it.
 
 use chrono::{DateTime, TimeDelta};
 use serde::Serialize;
@@ -15,26 +15,24 @@ use super::{
     time,
 };
 
-/// How many buckets the orders are dealt into. The relay's replicas share the work by bucket, so this is also
-/// the largest number of replicas that can relay side by side. Changing it needs a migration of the outbox.
+/// The number of buckets over which orders are spread. The relays of the replicas share the buckets, so this is also the
+/// maximum of relays that work at once. A change needs a migration of the outbox.
 pub const BUCKETS: i16 = 64;
 
-/// The bucket whose relay publishes the events of this order.
-///
-/// It comes from the random tail of the `UUIDv7`, so that the orders of one moment spread over all buckets.
+/// The bucket of an order, by the random tail of its `UUIDv7`. So the orders of one moment spread over all buckets.
 pub fn bucket_of(order: OrderId) -> i16 {
     let tail = order.0.as_u64_pair().1;
     i16::try_from(tail % u64::from(BUCKETS.unsigned_abs())).unwrap_or_default()
 }
 
-/// What happened.
+/// The type of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, Serialize, ToSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 #[strum(serialize_all = "SCREAMING_SNAKE_CASE")]
 pub enum EventType {
     /// An order was placed.
     OrderPlaced,
-    /// An order moved to another status.
+    /// The status of an order changed.
     OrderStatusUpdated,
 }
 
@@ -56,13 +54,13 @@ impl EventType {
 /// One event, ready for the topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OrderEvent {
-    /// Its id; a repeat has the same.
+    /// The id; a repeat has the same.
     pub id: Uuid,
-    /// The order, also the key of the record.
+    /// The order, which is also the key of the record.
     pub order: OrderId,
     /// 1, 2, 3 … within the order.
     pub sequence: i32,
-    /// What happened.
+    /// The type.
     pub event_type: EventType,
     /// The value of the record: the envelope as JSON.
     pub payload: String,
@@ -71,7 +69,7 @@ pub struct OrderEvent {
 }
 
 impl OrderEvent {
-    /// The event of an order that was just placed.
+    /// The event of a new order.
     pub fn placed(order: &Order, trace: &TraceParent) -> Result<Self, serde_json::Error> {
         Self::placed_as(Uuid::now_v7(), order, trace)
     }
@@ -86,7 +84,7 @@ impl OrderEvent {
         Self::render(id, order, EventType::OrderPlaced, trace, metadata)
     }
 
-    /// The event of an order that `change` has just moved.
+    /// The event of an order after `change`.
     pub fn status_updated(order: &Order, change: &StatusChange) -> Result<Self, serde_json::Error> {
         Self::status_updated_as(Uuid::now_v7(), order, change)
     }
@@ -132,7 +130,7 @@ impl OrderEvent {
     }
 }
 
-/// `CloudEvents` 1.0, Kafka protocol binding, binary content mode; and the trace that caused the event.
+/// The headers of `CloudEvents` 1.0 (Kafka protocol binding, binary mode), and the trace of the cause.
 fn headers(
     id: Uuid,
     event_type: EventType,
@@ -160,7 +158,7 @@ pub(crate) enum ServiceName {
     OrderService,
 }
 
-/// The envelope that all services of the platform share, to the letter of the contract.
+/// The common envelope of the platform (contract).
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Envelope<'a, M> {
@@ -178,7 +176,7 @@ pub(crate) struct Envelope<'a, M> {
     metadata: M,
 }
 
-/// What `ORDER_PLACED` says beside the envelope.
+/// The metadata of `ORDER_PLACED`.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PlacedMetadata<'a> {
@@ -192,7 +190,7 @@ pub(crate) struct PlacedMetadata<'a> {
     items: &'a [Line],
 }
 
-/// What `ORDER_STATUS_UPDATED` says beside the envelope.
+/// The metadata of `ORDER_STATUS_UPDATED`.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct StatusUpdatedMetadata<'a> {
@@ -214,7 +212,7 @@ pub(crate) struct StatusUpdatedMetadata<'a> {
     refund_due: Option<Money>,
 }
 
-/// An event of each type, always the same, for the documentation.
+/// One fixed event of each type, for the documentation.
 pub(crate) fn examples() -> Option<[OrderEvent; 2]> {
     const FIRST: Uuid = Uuid::from_u128(0x0198_c1f2_7b5a_7cc0_8d3e_2f1a_6b4c_9d11);
     const SECOND: Uuid = Uuid::from_u128(0x0198_c1f2_7b5a_7cc0_8d3e_2f1a_6b4c_9d12);

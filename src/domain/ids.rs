@@ -1,4 +1,4 @@
-//! Identifiers, parsed once at the edge and trusted afterwards.
+//! Identifiers: parsed at the edge, trusted afterwards.
 
 use std::fmt;
 
@@ -6,19 +6,19 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-/// The id of an order: a `UUIDv7` (RFC 9562), so that new rows land together in every index.
+/// The id of an order: a `UUIDv7` (RFC 9562), so that new rows are adjacent in every index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, ToSchema)]
 #[serde(transparent)]
 #[schema(value_type = String, format = "uuid", example = "0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10")]
 pub struct OrderId(pub Uuid);
 
 impl OrderId {
-    /// A new id, unguessable in 74 of its bits.
+    /// A new id; 74 of its bits are random.
     pub fn new() -> Self {
         Self(Uuid::now_v7())
     }
 
-    /// Reads the 36-character form and no other, so that one order has one address.
+    /// Parses the 36-character form only, so that an order has one URL.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         let id = (text.len() == 36).then(|| Uuid::try_parse(text).ok()).flatten();
         id.map(Self).ok_or("must be a UUID such as 0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10")
@@ -37,8 +37,8 @@ impl fmt::Display for OrderId {
     }
 }
 
-/// A customer: the e-mail address that the gateway vouches for, compared exactly (no case folding, which
-/// could merge two accounts).
+/// The id of a customer: the e-mail address from the gateway. It is compared exactly, because case folding could merge
+/// two accounts.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, ToSchema)]
 #[serde(transparent)]
 #[schema(
@@ -53,8 +53,8 @@ impl CustomerId {
     /// RFC 5321, 4.5.3.1.3: a path is at most 256 octets, two of them angle brackets.
     pub const MAX_BYTES: usize = 254;
 
-    /// Accepts `local@domain`, with letters of any script (RFC 6531). A comma is refused: it is how proxies join
-    /// repeated headers. So is the character that stands for bytes which are no UTF-8.
+    /// Accepts `local@domain` with letters of any script (RFC 6531). Refuses commas, which proxies use to join repeated
+    /// headers, and the replacement character, which stands for bytes that are not UTF-8.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         const RULE: &str = "must be an e-mail address of at most 254 bytes, without commas, white space and control characters";
         let is_legal =
@@ -74,23 +74,21 @@ impl CustomerId {
     }
 }
 
-/// Hidden, so that a `{:?}` in a log line cannot leak an address.
+/// Hides the address from logs.
 impl fmt::Debug for CustomerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("CustomerId(…)")
     }
 }
 
-/// The Product Service's id of a product.
-///
-/// It becomes a path segment of a URL there, so it is held to characters that mean themselves in one.
+/// The id of a product at the Product Service. It is a path segment of URLs, so its characters need no escaping.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, ToSchema)]
 #[serde(transparent)]
 #[schema(value_type = String, format = "product-id", pattern = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$", example = "PROD123")]
 pub struct ProductId(String);
 
 impl ProductId {
-    /// The longest id that is accepted, in bytes.
+    /// The maximum length in bytes.
     pub const MAX_BYTES: usize = 64;
 
     /// Accepts 1 to 64 letters, digits and `-` `_` `.` `:`, starting with a letter or a digit (so never `..`).

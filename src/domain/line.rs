@@ -1,4 +1,4 @@
-//! The lines of an order: what was asked for, and what it was sold for.
+//! The lines of an order, as requested and as sold.
 
 use std::fmt;
 
@@ -7,17 +7,17 @@ use utoipa::ToSchema;
 
 use super::{Money, ProductId};
 
-/// How many of one product, 1 to 10,000.
+/// The quantity of a product, 1 to 10,000.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
 #[serde(transparent)]
 #[schema(value_type = u32, minimum = 1, maximum = 10_000, example = 2)]
 pub struct Quantity(u32);
 
 impl Quantity {
-    /// The largest quantity of one product in one order.
+    /// The maximum quantity of one product in one order.
     pub const MAX: u32 = 10_000;
 
-    /// Takes a number within the bounds.
+    /// Checks the bounds.
     pub fn new(count: u64) -> Result<Self, &'static str> {
         u32::try_from(count)
             .ok()
@@ -54,31 +54,31 @@ impl<'de> Deserialize<'de> for Quantity {
     }
 }
 
-/// One line as the customer asked for it.
+/// A line as requested.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RequestedLine {
     /// The product.
     pub product_id: ProductId,
-    /// How many.
+    /// The quantity.
     pub quantity: Quantity,
 }
 
-/// The most lines that one order may have.
+/// The maximum of lines in one order.
 pub const MAX_LINES: usize = 100;
 
-/// A rule of the lines that is broken, and by which line (counted from 0; none: by the list itself).
+/// A broken rule of the lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadLines {
-    /// The line.
+    /// The index of the line that breaks it; none if it is the whole list.
     pub line: Option<usize>,
     /// The rule.
     pub rule: &'static str,
 }
 
-/// Checks the number of lines and adds up those of one product, each at the place of its first line.
+/// Checks the number of lines, and adds up the lines of one product at the position of the first.
 ///
-/// Returns the merged lines, each with the index of the first line it came from.
+/// Returns each merged line with the index of its first requested line.
 pub fn merge_lines(requested: Vec<RequestedLine>) -> Result<Vec<(usize, RequestedLine)>, BadLines> {
     if requested.is_empty() || requested.len() > MAX_LINES {
         return Err(BadLines { line: None, rule: "must have 1 to 100 lines" });
@@ -98,20 +98,20 @@ pub fn merge_lines(requested: Vec<RequestedLine>) -> Result<Vec<(usize, Requeste
     Ok(merged)
 }
 
-/// One line as it was sold. Its price is the unit price at the moment of placing and never changes.
+/// A line as sold. Its price is the unit price at the moment of placing and never changes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = OrderLine)]
 pub struct Line {
     /// The product.
     pub product_id: ProductId,
-    /// How many.
+    /// The quantity.
     pub quantity: Quantity,
-    /// What one of them cost.
+    /// The unit price.
     pub price: Money,
 }
 
-/// What the lines cost together, or nothing when that is beyond what an order may cost.
+/// The total of the lines; none if it is greater than [`Money::MAX`].
 pub fn total(lines: &[Line]) -> Option<Money> {
     lines.iter().try_fold(Money::ZERO, |sum, line| sum.plus(line.price.times(line.quantity.get())?))
 }

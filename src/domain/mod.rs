@@ -1,4 +1,4 @@
-//! The rules, as plain data and functions: no I/O, no async, no framework.
+//! The business rules as plain data and functions: no I/O, no async, no framework.
 
 pub mod access;
 pub mod actor;

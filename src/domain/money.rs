@@ -9,16 +9,16 @@ use utoipa::ToSchema;
 
 /// An amount from 0 to 999,999,999,999.99 with at most two decimals.
 ///
-/// It keeps the decimals it was written with, so 2499.10 stays 2499.10 and 2499 stays 2499. The platform
-/// has one currency (INR), which the contract does not write.
+/// It keeps its number of decimals: 2499.10 stays 2499.10, and 2499 stays 2499. The currency is always INR; the contract
+/// does not write it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ToSchema)]
 #[schema(value_type = f64, format = "decimal", minimum = 0, maximum = 999_999_999_999.99, example = 2499)]
 pub struct Money(Decimal);
 
-/// Why something is not an amount.
+/// Why a number is no valid amount.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum NotMoney {
-    /// Not a decimal number at all.
+    /// Not a decimal number.
     #[error("is not a decimal number")]
     Malformed,
     /// Below zero.
@@ -27,21 +27,21 @@ pub enum NotMoney {
     /// More than two decimals.
     #[error("has more than two decimals")]
     TooPrecise,
-    /// Beyond what the columns hold.
+    /// Greater than [`Money::MAX`].
     #[error("is beyond 999,999,999,999.99")]
     TooLarge,
 }
 
 impl Money {
-    /// Nothing.
+    /// Zero.
     pub const ZERO: Self = Self(Decimal::ZERO);
     /// The largest amount, 999,999,999,999.99; the columns check the same bound.
     pub const MAX: Self = Self(Decimal::from_parts(276_447_231, 23_283, 0, false, 2));
 
-    /// The longest text that is looked at: with fewer than 28 digits a `Decimal` cannot have rounded it.
+    /// The maximum length of a text. A `Decimal` holds 28 digits without rounding.
     const MAX_TEXT: usize = 28;
 
-    /// Takes a decimal that is within the bounds.
+    /// Checks the bounds.
     pub fn new(decimal: Decimal) -> Result<Self, NotMoney> {
         let shortest = decimal.normalize();
         if shortest.is_zero() {
@@ -59,7 +59,7 @@ impl Money {
         Ok(Self(if decimal.scale() > 2 { shortest } else { decimal }))
     }
 
-    /// Reads a JSON number (RFC 8259, section 6), exponents included, without a float in between.
+    /// Parses a JSON number (RFC 8259, section 6), with or without an exponent, never through a float.
     pub fn parse(text: &str) -> Result<Self, NotMoney> {
         if text.len() > Self::MAX_TEXT {
             return Err(NotMoney::TooPrecise);
@@ -70,17 +70,17 @@ impl Money {
         Self::new(decimal)
     }
 
-    /// `self × quantity`, or nothing beyond the bounds.
+    /// `self × quantity`; none beyond the bounds.
     pub fn times(self, quantity: u32) -> Option<Self> {
         self.0.checked_mul(Decimal::from(quantity)).and_then(|product| Self::new(product).ok())
     }
 
-    /// `self + other`, or nothing beyond the bounds.
+    /// `self + other`; none beyond the bounds.
     pub fn plus(self, other: Self) -> Option<Self> {
         self.0.checked_add(other.0).and_then(|sum| Self::new(sum).ok())
     }
 
-    /// The amount as the column takes it.
+    /// The amount as a column value.
     pub fn decimal(self) -> Decimal {
         self.0
     }
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn the_decimals_of_a_price_stay_as_they_were_written() {
+    fn a_price_keeps_its_number_of_decimals() {
         for text in ["2499.10", "2499", "0", "0.5", "999999999999.99"] {
             assert_eq!(serde_json::to_string(&money(text)).ok().as_deref(), Some(text));
         }
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_amount_is_refused_with_its_reason() {
+    fn an_invalid_amount_is_refused_with_its_reason() {
         assert_eq!(Money::parse("-0.01"), Err(NotMoney::Negative));
         assert_eq!(Money::parse("0.001"), Err(NotMoney::TooPrecise));
         assert_eq!(Money::parse("0.1000000000000000000000000000000000001"), Err(NotMoney::TooPrecise));
@@ -142,7 +142,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn sums_and_products_are_those_of_whole_cents(cents in 0_u64..99_999_999, quantity in 1_u32..10_000) {
+        fn sums_and_products_are_exact_to_the_cent(cents in 0_u64..99_999_999, quantity in 1_u32..10_000) {
             let price = Money::new(Decimal::new(cents.cast_signed(), 2)).map_err(|e| TestCaseError::fail(e.to_string()))?;
             let expected = u128::from(cents) * u128::from(quantity);
             let total = price.times(quantity).and_then(|line| line.plus(price)).map(|sum| sum.decimal() * Decimal::from(100));

@@ -1,4 +1,4 @@
-//! The order and its life: CREATED, then CONFIRMED or CANCELLED.
+//! The order and its lifecycle: CREATED, then CONFIRMED or CANCELLED.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -31,7 +31,7 @@ pub enum Status {
     Created,
     /// Paid.
     Confirmed,
-    /// Given up, or its payment failed. Final.
+    /// Cancelled, or its payment failed. Final.
     Cancelled,
 }
 
@@ -41,7 +41,7 @@ impl Status {
         self.into()
     }
 
-    /// The other statuses that can be reached from here in one step.
+    /// The statuses that can follow this one.
     pub const fn reachable(self) -> &'static [Self] {
         match self {
             Self::Created => &[Self::Confirmed, Self::Cancelled],
@@ -50,9 +50,9 @@ impl Status {
         }
     }
 
-    /// Decides what asking for `to` means for an order that is `self`: the state machine of the contract.
+    /// The state machine of the contract: the effect of a request for `to`.
     ///
-    /// Exhaustive on purpose: a new status does not compile before every pair has an answer.
+    /// The match is exhaustive, so a new status does not compile until every pair is decided.
     pub const fn change_to(self, to: Self) -> Result<Change, InvalidTransition> {
         use Status::{Cancelled, Confirmed, Created};
         match (self, to) {
@@ -76,22 +76,22 @@ impl UnknownStatus {
     }
 }
 
-/// What a permitted request for a status does.
+/// The effect of a permitted request for a status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// The order is there already: nothing changes and nothing is published.
+    /// The order has this status already: nothing changes and nothing is published.
     None,
-    /// The order moves: one history row and one event.
+    /// The status changes: one history row and one event.
     Real,
 }
 
-/// A move that the life of an order does not have.
+/// A transition that the lifecycle does not have.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("an order that is {from} cannot become {to}")]
 pub struct InvalidTransition {
-    /// What the order is.
+    /// The present status.
     pub from: Status,
-    /// What was asked for.
+    /// The requested status.
     pub to: Status,
 }
 
@@ -102,22 +102,22 @@ pub struct Order {
     pub id: OrderId,
     /// Its owner.
     pub customer: CustomerId,
-    /// Where it is in its life.
+    /// The status.
     pub status: Status,
     /// When it was placed.
     pub placed_at: DateTime<Utc>,
-    /// What its lines cost together.
+    /// The total of its lines.
     pub total: Money,
-    /// 1 when placed, one more with every real change; also the `ETag` and the `sequence` of the latest event.
+    /// 1 when placed, incremented by every real change; also the `ETag` and the `sequence` of the latest event.
     pub version: i32,
-    /// When it last changed; event times within one order strictly increase from here.
+    /// When it last changed. The times of later events of the order are greater.
     pub changed_at: DateTime<Utc>,
-    /// Its lines, in the order in which they were asked for.
+    /// Its lines, in the order of the request.
     pub lines: Vec<Line>,
 }
 
 impl Order {
-    /// A new order, or nothing when its total is beyond [`Money::MAX`].
+    /// Makes a new order; none if its total is greater than [`Money::MAX`].
     pub fn place(customer: CustomerId, lines: Vec<Line>) -> Option<Self> {
         let total = super::line::total(&lines)?;
         let now = time::now();
@@ -133,7 +133,7 @@ impl Order {
         })
     }
 
-    /// Moves the order to `to`, or says that it is there already (`Ok(None)`) or cannot get there.
+    /// Changes the status; `Ok(None)` if the order has it already.
     pub fn change_status(
         &mut self,
         to: Status,
@@ -154,48 +154,48 @@ impl Order {
     }
 }
 
-/// What a real change adds to what the order itself now says.
+/// The parts of a status change that the changed order does not show.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StatusChange {
     /// The status before.
     pub from: Status,
-    /// Who did it.
+    /// Who made the change.
     pub actor: Actor,
-    /// Why, where that was said.
+    /// The reason, if one was given.
     pub reason: Option<String>,
-    /// What has to go back to the customer because of it.
+    /// The refund that is due because of it.
     pub refund_due: Option<Money>,
-    /// The trace of what caused it.
+    /// The trace of the cause.
     pub trace: TraceParent,
 }
 
 /// One row of the history of an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HistoryEntry {
-    /// The version of the order that the change made.
+    /// The version of the order after the change.
     pub version: i32,
-    /// The status before; none when it was placed.
+    /// The status before; none for the placement.
     pub from: Option<Status>,
-    /// The status from then on.
+    /// The status after the change.
     pub to: Status,
-    /// Who did it.
+    /// Who made the change.
     pub actor: Actor,
-    /// Why, where that was said.
+    /// The reason, if one was given.
     pub reason: Option<String>,
-    /// When.
+    /// The time.
     pub changed_at: DateTime<Utc>,
 }
 
-/// An order as the lists show it, without its lines.
+/// An order in a list, without its lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OrderSummary {
     /// Its id.
     pub id: OrderId,
     /// Its owner.
     pub customer: CustomerId,
-    /// Where it is in its life.
+    /// The status.
     pub status: Status,
-    /// What it costs.
+    /// The total.
     pub total: Money,
     /// When it was placed.
     pub placed_at: DateTime<Utc>,

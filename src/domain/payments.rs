@@ -1,5 +1,5 @@
-//! What a payment event means for an order. Events may be repeated, late and shuffled; every sequence of them
-//! ends in a state that the contract allows.
+//! How payment events change an order. Events may be repeated, late or reordered; every order of events ends in a state
+//! that the contract allows.
 
 use strum::IntoStaticStr;
 
@@ -7,36 +7,36 @@ use super::aggregate::{Confirmation, OrderAggregate, Refund, reason};
 use super::order::Change;
 use super::{Actor, Money, Status, TraceParent};
 
-/// What happened at the Payment Service.
+/// An event of the Payment Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PaymentEvent {
-    /// The customer has paid this much.
+    /// The customer paid this amount.
     Succeeded(Money),
     /// The payment failed.
     Failed,
 }
 
-/// What became of it.
+/// The effect of a payment event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
 #[strum(serialize_all = "SCREAMING_SNAKE_CASE")]
 pub enum PaymentOutcome {
-    /// The order is being confirmed: its stock is taken next.
+    /// The order is being confirmed; its stock is taken next.
     Confirming,
     /// The order is cancelled.
     Cancelled,
-    /// The order was cancelled before: it stays so, and the money has to go back.
+    /// The order was cancelled before; it stays CANCELLED and a refund is due.
     RefundDue,
-    /// It changes nothing any more.
+    /// The event changes nothing.
     Ignored,
-    /// The order was paid before, by another payment: a person has to look at it.
+    /// Another payment paid the order before; an operator must look at it.
     PaidAgain,
-    /// Not the amount of the order: a person has to look at it.
+    /// The amount is not that of the order; an operator must look at it.
     AmountMismatch,
 }
 
 impl PaymentOutcome {
-    /// Whether money came that the order does not account for.
-    pub const fn needs_a_person(self) -> bool {
+    /// Whether an operator must look: money came in that the order does not account for.
+    pub const fn needs_an_operator(self) -> bool {
         matches!(self, Self::RefundDue | Self::PaidAgain | Self::AmountMismatch)
     }
 
@@ -77,7 +77,7 @@ impl OrderAggregate {
         }
     }
 
-    /// A payment that fails after another one succeeded, or after an admin confirmed by hand, is late news.
+    /// A failed payment is ignored after another payment succeeded, or after an admin confirmed the order.
     fn payment_failed(&mut self, trace: &TraceParent) -> PaymentOutcome {
         if self.order.status != Status::Created || self.paid.is_some() {
             return PaymentOutcome::Ignored;

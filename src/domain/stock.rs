@@ -1,16 +1,16 @@
-//! Taking the stock of an order line by line, and giving it back: a small state machine per line.
+//! Taking and giving back the stock of an order: a state machine per line.
 //!
-//! The Product Service has no transactions, so "all lines or none" is made of durable intentions: a job a
-//! confirmation, a row a line. What was written before a call says what to do after a crash:
+//! The Product Service has no transactions. "All lines or none" is built on recorded intentions: a job per confirmation,
+//! a row per line. The state that is recorded before a call tells what to do after a crash:
 //!
 //! ```text
 //! line:  TODO ─► TAKING ─► TAKEN ─► RETURNING ─► RETURNED        job:  TAKING ─► TAKEN
 //!                  └─────► REFUSED                                        └─► RETURNING ─► RETURNED
 //! ```
 //!
-//! TAKING and RETURNING mean that the call may have been sent. Such a line is asked again under the same
-//! `Idempotency-Key` until the answer is known, or, where the Product Service does not honour the key, parked
-//! for a person. An outcome is never guessed.
+//! TAKING and RETURNING mean that the call may have been sent. It is repeated with the same `Idempotency-Key` until its
+//! outcome is known. If the Product Service does not honour keys, the job is parked for an operator instead. An outcome
+//! is never guessed.
 
 use std::time::Duration;
 
@@ -20,13 +20,13 @@ use uuid::Uuid;
 
 use super::{Actor, OrderId, ProductId, Quantity, TraceParent};
 
-/// Which way stock moves.
+/// The direction of a stock call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoStaticStr)]
 #[strum(serialize_all = "kebab-case")]
 pub enum Direction {
-    /// Out of the stock, for a confirmed order.
+    /// Takes stock, for a confirmation.
     Take,
-    /// Back into the stock.
+    /// Gives stock back.
     GiveBack,
 }
 
@@ -41,15 +41,15 @@ impl Direction {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr)]
 #[strum(serialize_all = "UPPERCASE")]
 pub enum LineState {
-    /// Nothing was sent for it.
+    /// No call was sent.
     Todo,
-    /// A call to take it may have been sent; its outcome is not known.
+    /// A take may have been sent; its outcome is unknown.
     Taking,
     /// Its stock was taken.
     Taken,
-    /// The Product Service refused: nothing was taken.
+    /// The Product Service refused it; nothing was taken.
     Refused,
-    /// A call to give it back may have been sent; its outcome is not known.
+    /// A give-back may have been sent; its outcome is unknown.
     Returning,
     /// Its stock was given back.
     Returned,
@@ -68,11 +68,11 @@ impl LineState {
 pub enum JobState {
     /// Taking all lines.
     Taking,
-    /// All lines are taken and the order is CONFIRMED.
+    /// All lines are taken, and the order is CONFIRMED.
     Taken,
-    /// Giving back what was taken.
+    /// Giving back the taken lines.
     Returning,
-    /// Nothing of it is taken any more.
+    /// No line is taken any more.
     Returned,
 }
 
@@ -90,82 +90,82 @@ pub struct StockLine {
     pub number: i16,
     /// Its product.
     pub product_id: ProductId,
-    /// How many.
+    /// The quantity.
     pub quantity: Quantity,
-    /// How far it is.
+    /// The state.
     pub state: LineState,
-    /// What the last call that brought nothing said.
+    /// The error of the last call that failed.
     pub last_error: Option<String>,
-    /// When the call whose outcome is not known was first made: the age of its key at the Product Service.
+    /// When the call with the unknown outcome was first sent. It gives the age of its key at the Product Service.
     pub sent_at: Option<DateTime<Utc>>,
 }
 
-/// One attempt to confirm an order, until its stock is taken for good or given back.
+/// One attempt to confirm an order, until its stock is taken or given back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StockJob {
     /// The order.
     pub order: OrderId,
-    /// 1, 2, 3 … for an order whose confirmation was refused and asked for again.
+    /// 1, 2, 3 …; a new attempt follows a refused one.
     pub attempt: i16,
-    /// How far it is.
+    /// The state.
     pub state: JobState,
-    /// Whether the customer has paid: then a refusal cancels the order and a refund is due.
+    /// Whether the customer has paid. Then a refusal cancels the order, and a refund is due.
     pub paid: bool,
-    /// Why a person has to look at it, if that is so.
+    /// Why an operator must look at it; none if the job is not parked.
     pub parked: Option<String>,
-    /// How often in a row its calls brought nothing.
+    /// The number of batches in a row without progress.
     pub failures: i32,
-    /// How often taking was refused.
+    /// How often a take was refused.
     pub refusals: i32,
-    /// Who asked for the confirmation.
+    /// Who requested the confirmation.
     pub actor: Actor,
-    /// Why, where that was said.
+    /// The reason, if one was given.
     pub reason: Option<String>,
     /// The trace of the request or the payment that started it.
     pub trace: TraceParent,
-    /// Whether it has to wait, because an earlier attempt still gives back what this one is going to take.
+    /// Whether it waits for an earlier attempt that still gives back stock.
     pub waits: bool,
-    /// Who is working on it, by the token of the time it was taken up.
+    /// The token of the claim that holds it.
     pub holder: Option<Uuid>,
     /// Its lines.
     pub lines: Vec<StockLine>,
 }
 
-/// One call to the Product Service that is to be made now.
+/// A stock call to send to the Product Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StockCall {
     /// The line.
     pub line: i16,
-    /// Which way.
+    /// The direction.
     pub direction: Direction,
     /// The product.
     pub product_id: ProductId,
-    /// How many.
+    /// The quantity.
     pub quantity: Quantity,
-    /// The same for every repeat of this call, and for no other call.
+    /// The same for every repeat of this call; different for all other calls.
     pub idempotency_key: String,
-    /// Whether an earlier call of this kind may have been applied already.
+    /// Whether the call may have been sent before.
     pub sent_before: bool,
 }
 
-/// How calls may be made.
+/// The rules for sending calls.
 #[derive(Clone, Copy, Debug)]
 pub struct CallRules {
-    /// Whether a repeat under the same `Idempotency-Key` is applied once.
+    /// Whether the Product Service applies repeated calls with one `Idempotency-Key` once.
     pub key_is_honoured: bool,
-    /// After how long a key may be forgotten by the Product Service: no call is repeated under an older one.
+    /// How long the Product Service remembers a key. No call is repeated with an older key.
     pub key_ttl: Duration,
-    /// How often a call is repeated whose refusal a look-up of the product did not confirm.
+    /// How often a call is repeated while a look-up does not confirm its refusal.
     pub refusal_retries: i32,
-    /// How many calls a step may have. They run side by side, so that a step ends well within its lease
-    /// however many lines an order has.
+    /// The maximum of calls in a batch, which run concurrently. It lets a batch end within its lease, however many lines
+    /// the order has.
     pub at_once: usize,
-    /// The time of the step.
+    /// The time of the batch.
     pub now: DateTime<Utc>,
 }
 
 impl CallRules {
-    /// Whether the call of a line that may have been sent before can be repeated without being applied twice.
+    /// Whether a call that may have been sent before can be repeated without being applied twice.
     fn may_repeat(&self, line: &StockLine, refusals: i32) -> bool {
         let ttl = TimeDelta::from_std(self.key_ttl).unwrap_or(TimeDelta::MAX);
         let is_refused_too_often = line.state == LineState::Taking && refusals > self.refusal_retries;
@@ -175,18 +175,18 @@ impl CallRules {
     }
 }
 
-/// What is known after a call.
+/// The outcome of a stock call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CallOutcome {
-    /// It was applied.
+    /// Applied.
     Done,
-    /// It was refused, and nothing was applied.
+    /// Refused; nothing was applied.
     Refused(String),
-    /// It was refused, but the product could be looked up and has the stock, or could not be looked up.
+    /// Refused, but a look-up of the product showed enough stock, or failed.
     RefusalUnconfirmed(String),
-    /// It never left, or was turned away before it was looked at.
+    /// Never sent, or rejected before it was processed.
     NotSent(String),
-    /// It may or may not have been applied.
+    /// Perhaps applied.
     Unknown(String),
 }
 
@@ -202,25 +202,24 @@ impl CallOutcome {
     }
 }
 
-/// What the outcomes so far add up to.
+/// The state of all lines together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// There are calls left to make.
+    /// Some calls are still to be sent.
     Unfinished,
     /// Every line is taken.
     AllTaken,
     /// A line was refused.
     Refused,
-    /// Nothing is taken any more.
+    /// No line is taken any more.
     AllReturned,
 }
 
 impl StockJob {
-    /// The calls to make now; their lines are marked as sent.
+    /// Returns the calls to send now, and marks their lines as sent.
     ///
-    /// A line that may have been sent before is not sent again where the Product Service does not honour the
-    /// key, or may have forgotten it. Beside it nothing more is taken, what is known to be taken is still given
-    /// back, and when that is done the job is parked.
+    /// A call that may have been sent is not repeated if the Product Service does not honour keys, or may have forgotten
+    /// the key. Then no further line is taken, the lines that are taken are given back, and the job is parked.
     pub fn next_calls(&mut self, rules: CallRules) -> Vec<StockCall> {
         if self.state == JobState::Taking && self.refusals > rules.refusal_retries {
             self.parked = Some(self.why_refusals_park());
@@ -258,7 +257,7 @@ impl StockJob {
             let too_old = sent_at.filter(|_| rules.key_is_honoured).map_or_else(String::new, |sent_at| {
                 format!("; it was sent at {sent_at}, and its key may be forgotten since")
             });
-            self.parked = Some(format!("line {line}: nobody knows whether its call was applied{too_old}"));
+            self.parked = Some(format!("line {line}: it is unknown whether its call was applied{too_old}"));
         }
         calls
     }
@@ -273,8 +272,8 @@ impl StockJob {
         format!("line {line}: refused {} times, which no look-up confirmed: {error}", self.refusals)
     }
 
-    /// Takes note of one outcome. Of those who do not hold the job any more only the proof that something was
-    /// applied counts, for another call may be on its way.
+    /// Records the outcome of a call. From a claim that has ended, only [`CallOutcome::Done`] counts, because another call
+    /// may be in flight.
     pub fn record(&mut self, call: &StockCall, outcome: &CallOutcome, holder: Uuid) {
         use LineState::{Refused, Returned, Returning, Taken, Taking, Todo};
         let is_owner = self.holder == Some(holder);
@@ -282,8 +281,8 @@ impl StockJob {
         line.state = match (call.direction, outcome, line.state) {
             (Direction::Take, CallOutcome::Done, Todo | Taking | Refused) => Taken,
             (Direction::GiveBack, CallOutcome::Done, Taken | Returning) => Returned,
-            // An earlier call may have taken the very stock that the look-up misses: the refusal of a repeat counts
-            // when it has come twice.
+            // An earlier call may have taken the very stock that the look-up misses. So the refusal of a repeated call
+            // counts only the second time.
             (Direction::Take, CallOutcome::Refused(_), Taking)
                 if is_owner && (!call.sent_before || self.refusals > 0) =>
             {
@@ -305,7 +304,7 @@ impl StockJob {
             self.refusals = self.refusals.saturating_add(1);
         }
         if self.state == JobState::Returned && line.state == Taken {
-            // The proof came after the end: what was taken has to go back all the same.
+            // The outcome came after the job had ended: give the stock back.
             self.state = JobState::Returning;
         }
         if !self.lines.iter().any(|line| matches!(line.state, Taking | Returning)) {
@@ -317,7 +316,7 @@ impl StockJob {
         }
     }
 
-    /// Turns the job round: from now on what was taken, or may have been, is given back.
+    /// Turns the job from taking to returning: gives back the lines that were taken or may have been.
     pub fn give_back(&mut self) {
         self.state = JobState::Returning;
         self.failures = 0;
@@ -328,7 +327,7 @@ impl StockJob {
         }
     }
 
-    /// What the lines add up to.
+    /// The state of all lines together.
     pub fn verdict(&self) -> Verdict {
         use LineState::{Refused, Returned, Taken, Todo};
         let all = |states: &[LineState]| self.lines.iter().all(|line| states.contains(&line.state));
@@ -340,8 +339,8 @@ impl StockJob {
         }
     }
 
-    /// How long to wait before the next calls: nothing after progress, then 500 ms, doubled with each failure up
-    /// to half a minute. A job that waits for an earlier attempt is woken by it.
+    /// The backoff before the next batch: none after progress, then 500 ms, doubled by each failure up to 30 s. A job that
+    /// waits for an earlier attempt is woken by it.
     pub fn pause(&self) -> Duration {
         const LONGEST: Duration = Duration::from_secs(30);
         if self.waits {
@@ -353,12 +352,12 @@ impl StockJob {
         Duration::from_millis(500).saturating_mul(2_u32.saturating_pow(doublings.min(16))).min(LONGEST)
     }
 
-    /// How long a job waits at most for an earlier attempt before it is looked at again. The wake-up comes long
-    /// before: only a replica of an older release ends an attempt without one.
+    /// The maximum wait for an earlier attempt. Only a replica of an older release ends an attempt without waking the
+    /// next.
     pub const WAIT: Duration = Duration::from_mins(10);
 
-    /// Whether later attempts of the order have to wait, because this one still gives back what they take.
-    pub fn holds_up_later_attempts(&self) -> bool {
+    /// Whether later attempts must wait, because this one still gives back stock.
+    pub fn blocks_later_attempts(&self) -> bool {
         self.state == JobState::Returning && self.parked.is_none()
     }
 
@@ -368,10 +367,10 @@ impl StockJob {
     }
 }
 
-/// The call that a line needs, if any, and whether one like it may have been sent before.
+/// The call that a line needs, if any, and whether it may have been sent before.
 ///
-/// A job that gives back still has to learn of a line that may have been taken: it asks again, which either
-/// was applied before or is applied now, and then gives it back.
+/// A returning job repeats the take of a line that may have been taken. Afterwards the line is certainly taken, and is
+/// given back.
 fn due(job: JobState, line: LineState) -> Option<(Direction, bool)> {
     match (job, line) {
         (JobState::Taking, LineState::Todo) => Some((Direction::Take, false)),

@@ -1,16 +1,16 @@
-//! Time as the service writes it: UTC, whole microseconds (what PostgreSQL keeps), RFC 3339 with `Z`.
+//! Timestamps: UTC, whole microseconds (the precision of PostgreSQL), RFC 3339 with `Z`.
 
 use chrono::{DateTime, DurationRound, SecondsFormat, TimeDelta, Utc};
 
-/// Now, cut to the microsecond.
+/// Now, truncated to the microsecond.
 pub fn now() -> DateTime<Utc> {
     let now = Utc::now();
     now.duration_trunc(TimeDelta::microseconds(1)).unwrap_or(now)
 }
 
-/// Now, or the microsecond after `last` when the clock stands still, steps back or differs between replicas.
+/// Now, or `last` plus a microsecond if the clock has not moved past it (clock steps, clocks of other replicas).
 ///
-/// Consumers of the platform dedupe by type, order and timestamp, so times within one order must increase.
+/// Consumers of the platform dedupe by type, order and timestamp, so the times of an order must increase.
 pub fn after(last: DateTime<Utc>) -> DateTime<Utc> {
     now().max(last + TimeDelta::microseconds(1))
 }
@@ -20,7 +20,7 @@ pub fn rfc3339(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Micros, true)
 }
 
-/// The same for serde: `#[serde(serialize_with = "time::serialize")]`.
+/// [`rfc3339`] for serde: `#[serde(serialize_with = "time::serialize")]`.
 pub fn serialize<S: serde::Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&rfc3339(*time))
 }

@@ -188,7 +188,7 @@ impl PaymentConsumer {
                     Ok(Received::UnknownOrder) => {
                         warn!(%order, event_type, offset, "parked a payment of no order");
                     }
-                    Ok(Received::Applied(outcome)) if outcome.needs_a_person() => {
+                    Ok(Received::Applied(outcome)) if outcome.needs_an_operator() => {
                         warn!(%order, event_type, offset, ?outcome, "a payment waits for a person");
                     }
                     Ok(Received::Applied(outcome)) => info!(%order, event_type, ?outcome, "payment applied"),

@@ -178,7 +178,7 @@ pub(super) async fn write_jobs(
     let may_have_held_up = |job: &StockJob| matches!(job.state, JobState::Returning | JobState::Returned);
     let (orders, attempts): (Vec<Uuid>, Vec<i16>) = updated
         .iter()
-        .filter(|(job, _)| may_have_held_up(job) && !job.holds_up_later_attempts())
+        .filter(|(job, _)| may_have_held_up(job) && !job.blocks_later_attempts())
         .map(|(job, _)| (job.order.0, job.attempt))
         .unzip();
     if !orders.is_empty() {

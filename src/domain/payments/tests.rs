@@ -1,4 +1,4 @@
-//! Any sequence of payment events against what the contract says of the whole sequence at once.
+//! Property: any series of payment events ends as the contract says about the whole series.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ enum Event {
     Failed,
 }
 
-/// What is left of a sequence.
+/// The result of a series of events.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct End {
     status: Option<Status>,
@@ -55,8 +55,7 @@ fn amount_of(event: Event) -> Option<Money> {
     }
 }
 
-/// The contract, read off the whole sequence: the first event that decides decides for good, and money that
-/// comes for a cancelled order goes back.
+/// The contract for a whole series: the first decisive event decides, and money for a cancelled order goes back.
 fn expected(events: &[Event], in_stock: bool) -> End {
     let decisive = events.iter().position(|event| matches!(event, Event::PaidExactly | Event::Failed));
     let others =
@@ -95,7 +94,7 @@ fn an_order() -> OrderAggregate {
     OrderAggregate { order, job: None, paid: None, changes: Changes::default() }
 }
 
-/// What the worker does for a job that is due.
+/// The work of the stock worker on a due job.
 fn work_stock(aggregate: &mut OrderAggregate, in_stock: bool) {
     if aggregate.job.as_ref().is_none_or(|job| job.state != JobState::Taking) {
         return;
@@ -111,7 +110,7 @@ fn work_stock(aggregate: &mut OrderAggregate, in_stock: bool) {
     aggregate.apply_outcomes(&outcomes, HOLDER).unwrap();
 }
 
-/// Runs the events; the worker comes after `worker_at` of them, and at the end.
+/// Runs the events; the worker runs after `worker_at` of them, and at the end.
 fn run(events: &[Event], in_stock: bool, worker_at: usize) -> End {
     let (mut aggregate, mut end) = (an_order(), End::default());
     let trace = TraceParent::continue_or_start(None);
@@ -123,19 +122,19 @@ fn run(events: &[Event], in_stock: bool, worker_at: usize) -> End {
             end.mismatches += usize::from(outcome == PaymentOutcome::AmountMismatch);
             end.paid_again += usize::from(outcome == PaymentOutcome::PaidAgain);
         }
-        take_note(&aggregate.changes, &mut end);
+        count_changes(&aggregate.changes, &mut end);
         aggregate.changes = Changes::default();
         if step >= worker_at {
             work_stock(&mut aggregate, in_stock);
         }
-        take_note(&aggregate.changes, &mut end);
+        count_changes(&aggregate.changes, &mut end);
     }
     assert_eq!(aggregate.order.version, 1 + end.moves);
     End { status: Some(aggregate.order.status), ..end }
 }
 
-/// What is written is what counts, and no part of it twice.
-fn take_note(changes: &Changes, end: &mut End) {
+/// Counts the written changes; none may be written twice.
+fn count_changes(changes: &Changes, end: &mut End) {
     end.moves += i32::from(changes.status.is_some());
     if let Some(amount) = changes.payment {
         assert_eq!(end.paid.replace(amount), None, "paid twice");
@@ -160,7 +159,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(10_000))]
 
     #[test]
-    fn any_shuffle_of_payment_events_ends_as_the_contract_says(
+    fn any_order_of_payment_events_ends_as_the_contract_says(
         events in events(),
         in_stock: bool,
         worker_at in 0_usize..9,

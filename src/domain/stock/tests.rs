@@ -41,7 +41,7 @@ fn job(lines: i16) -> StockJob {
     }
 }
 
-/// A Product Service that honours keys, may lose answers, and may be short of some products.
+/// A Product Service that honours keys, may lose answers, and may lack stock of some products.
 #[derive(Default)]
 struct Book {
     applied: HashSet<String>,
@@ -70,7 +70,7 @@ impl Book {
     }
 }
 
-/// Runs the job until it ends, losing answers and the recording of outcomes by `fates`.
+/// Runs the job until it ends. `fates` decide which answers and recorded outcomes are lost.
 fn run(job: &mut StockJob, book: &mut Book, fates: &[u8], cancel_at: Option<usize>) {
     let mut fates = fates.iter().copied().chain(std::iter::repeat(9));
     for step in 0..200 {
@@ -102,7 +102,7 @@ fn run(job: &mut StockJob, book: &mut Book, fates: &[u8], cancel_at: Option<usiz
 
 proptest! {
     #[test]
-    fn whatever_is_lost_all_lines_are_taken_once_or_none(
+    fn all_lines_are_taken_once_or_none_whatever_is_lost(
         lines in 1_i16..6,
         short in prop::collection::hash_set(1_i16..6, 0..3),
         fates in prop::collection::vec(0_u8..6, 0..60),
@@ -120,7 +120,7 @@ proptest! {
 }
 
 #[test]
-fn without_an_honoured_key_what_may_have_been_sent_is_parked_and_never_sent_again() {
+fn without_honoured_keys_a_call_that_may_have_been_sent_is_parked_and_never_repeated() {
     let mut job = job(2);
     assert_eq!(job.next_calls(NOT_HONOURED).len(), 2);
     let calls = job.next_calls(NOT_HONOURED);
@@ -129,7 +129,7 @@ fn without_an_honoured_key_what_may_have_been_sent_is_parked_and_never_sent_agai
 }
 
 #[test]
-fn a_call_that_never_left_is_made_again_even_without_an_honoured_key() {
+fn a_call_that_was_never_sent_is_repeated_even_without_honoured_keys() {
     let mut job = job(1);
     let calls = job.next_calls(NOT_HONOURED);
     job.record(&calls[0], &CallOutcome::NotSent("refused connection".into()), ME);
@@ -138,7 +138,7 @@ fn a_call_that_never_left_is_made_again_even_without_an_honoured_key() {
 }
 
 #[test]
-fn who_lost_the_job_can_prove_that_stock_was_taken_but_not_that_it_was_not() {
+fn an_ended_claim_can_prove_that_stock_was_taken_but_not_that_it_was_not() {
     let mut job = job(1);
     let calls = job.next_calls(HONOURED);
     job.record(&calls[0], &CallOutcome::Refused("short".into()), SOMEBODY_ELSE);
@@ -163,7 +163,7 @@ fn every_repeat_of_a_call_has_the_same_key_and_every_other_call_another() {
 }
 
 #[test]
-fn what_the_product_service_does_not_take_back_is_parked() {
+fn stock_that_the_product_service_does_not_take_back_is_parked() {
     let mut job = job(1);
     job.state = JobState::Returning;
     job.lines[0].state = LineState::Taken;
@@ -174,7 +174,7 @@ fn what_the_product_service_does_not_take_back_is_parked() {
 }
 
 #[test]
-fn a_step_has_no_more_calls_than_run_side_by_side() {
+fn a_batch_has_no_more_calls_than_run_concurrently() {
     let mut job = job(5);
     let first = job.next_calls(HONOURED);
     assert_eq!(first.len(), HONOURED.at_once);
@@ -186,7 +186,7 @@ fn a_step_has_no_more_calls_than_run_side_by_side() {
 }
 
 #[test]
-fn beside_an_unknown_line_nothing_more_is_taken_and_what_is_known_is_given_back_before_parking() {
+fn with_an_unknown_line_no_other_is_taken_and_known_lines_are_given_back_before_parking() {
     let mut job = job(3);
     let calls = job.next_calls(NOT_HONOURED);
     job.record(&calls[0], &CallOutcome::Unknown("lost".into()), ME);
@@ -210,7 +210,7 @@ fn beside_an_unknown_line_nothing_more_is_taken_and_what_is_known_is_given_back_
 }
 
 #[test]
-fn a_proof_that_settles_the_unknown_ends_the_parking() {
+fn a_proof_of_the_unknown_outcome_ends_the_parking() {
     let mut job = job(1);
     let calls = job.next_calls(NOT_HONOURED);
     job.next_calls(NOT_HONOURED);
@@ -220,7 +220,7 @@ fn a_proof_that_settles_the_unknown_ends_the_parking() {
 }
 
 #[test]
-fn a_proof_that_comes_after_the_end_is_given_back() {
+fn stock_that_is_proved_taken_after_the_end_is_given_back() {
     let mut job = job(1);
     let calls = job.next_calls(HONOURED);
     job.record(&calls[0], &CallOutcome::Refused("short".into()), ME);
@@ -258,7 +258,7 @@ fn a_call_that_was_not_sent_starts_a_new_term_of_its_key() {
 }
 
 #[test]
-fn the_refusal_of_a_repeat_counts_when_it_has_come_twice() {
+fn the_refusal_of_a_repeated_call_counts_the_second_time() {
     let mut job = job(1);
     let first = job.next_calls(HONOURED);
     job.record(&first[0], &CallOutcome::Unknown("lost".into()), ME);
@@ -271,7 +271,7 @@ fn the_refusal_of_a_repeat_counts_when_it_has_come_twice() {
 }
 
 #[test]
-fn a_line_of_a_cancelled_order_that_may_be_taken_is_not_given_up_for_a_refusal_that_nothing_confirms() {
+fn an_unconfirmed_refusal_does_not_give_up_a_line_of_a_cancelled_order_that_may_be_taken() {
     let mut job = job(2);
     let calls = job.next_calls(HONOURED);
     job.record(&calls[0], &CallOutcome::Unknown("lost".into()), ME);
@@ -292,7 +292,7 @@ fn a_line_of_a_cancelled_order_that_may_be_taken_is_not_given_up_for_a_refusal_t
 }
 
 #[test]
-fn a_refusal_that_no_look_up_confirms_is_repeated_so_many_times_and_then_parked() {
+fn an_unconfirmed_refusal_is_retried_a_bounded_number_of_times_and_then_parked() {
     let mut job = job(2);
     let refused = CallOutcome::RefusalUnconfirmed("answered 409, but there are 5".into());
     for _ in 0..=HONOURED.refusal_retries {
