@@ -1,4 +1,4 @@
-//! The composition root: what starts, in what order, and how it stops.
+//! The composition root: builds the parts, starts them in order, and stops them.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,51 +25,51 @@ use crate::store::migrate::{MigrationError, migrate};
 use crate::store::{Store, StoreError};
 use crate::telemetry::error_chain;
 
-/// Why the service does not run, or ran and ended badly.
+/// Why the service did not start, or failed.
 #[derive(Debug, Error)]
 pub enum AppError {
-    /// The address cannot be listened on.
+    /// Listening on the address failed.
     #[error("BIND_ADDRESS {0} cannot be listened on")]
     Bind(SocketAddr, #[source] std::io::Error),
-    /// No Kafka client can be made of the settings.
+    /// The settings make no Kafka client.
     #[error("the Kafka client cannot be made of the KAFKA_ settings")]
     Kafka(#[from] PublishError),
-    /// No Product Service client can be made of the settings.
+    /// The settings make no Product Service client.
     #[error("the Product Service client cannot be made of the PRODUCT_ settings")]
     Products(#[from] InvalidSettings),
-    /// The schema cannot be brought up to date.
+    /// The migration failed.
     #[error("the database cannot be migrated")]
     Migration(#[from] MigrationError),
-    /// The schema is behind, and the settings say not to change it.
+    /// Migrations are pending, and the settings forbid to apply them.
     #[error("migrations are pending and MIGRATE_ON_START is false: run `order-service migrate` first")]
     NotMigrated,
-    /// The database did not come within the start's time.
+    /// The database did not answer within the time limit of the start.
     #[error("the database did not answer within STARTUP_TIMEOUT_MS")]
     NoDatabase(#[source] StoreError),
-    /// The database is there, and waiting will not help.
+    /// The database answers, but cannot be used.
     #[error("the database of DATABASE_URL cannot be used")]
     Database(#[from] StoreError),
-    /// A part that must run as long as the process ended by itself.
+    /// A part ended that must run as long as the process.
     #[error("the {0} ended by itself")]
     PartEnded(&'static str),
     /// A part panicked.
     #[error("a part of the service crashed")]
     Crashed(#[from] JoinError),
-    /// The stop took longer than it may; what was left is taken up by other replicas, or at the next start.
+    /// The stop took too long. Other replicas, or the next start, continue the unfinished work.
     #[error("the stop took longer than SHUTDOWN_TIMEOUT_MS")]
     ShutdownTimeout,
 }
 
 /// A running service.
 pub struct App {
-    /// Where it listens.
+    /// The address that it listens on.
     pub address: SocketAddr,
     lifecycle: Lifecycle,
     stop: CancellationToken,
     running: JoinHandle<Result<(), AppError>>,
 }
 
-/// The parts, before they run.
+/// The parts, before they are started.
 struct Parts {
     config: Config,
     listener: TcpListener,
@@ -83,13 +83,13 @@ struct Parts {
 }
 
 impl App {
-    /// Listens, and starts everything. Orders are served once the schema is current; until then requests are
-    /// answered 503, so that a slow database is told from a process that is not there.
+    /// Listens, and starts all parts. Until the schema is current, requests are answered 503, so that callers can tell a
+    /// slow database from a dead process.
     pub async fn start(config: Config) -> Result<Self, AppError> {
         let parts = Parts::assemble(config).await?;
         let address =
             parts.listener.local_addr().map_err(|error| AppError::Bind(parts.config.bind_address, error))?;
-        // Before anything runs, so that the log never says "serving" first.
+        // Logged before the parts run, so that "serving" never comes first.
         info!(%address, "listening");
         let stop = CancellationToken::new();
         let lifecycle = parts.lifecycle.clone();
@@ -97,7 +97,7 @@ impl App {
         Ok(Self { address, lifecycle, stop, running })
     }
 
-    /// Waits until the start is over. Whether orders are served.
+    /// Waits for the end of the start; returns whether orders are served.
     pub async fn ready(&self) -> bool {
         while self.lifecycle.phase() == Phase::Starting && !self.running.is_finished() {
             sleep(Duration::from_millis(5)).await;
@@ -105,13 +105,13 @@ impl App {
         self.lifecycle.phase() == Phase::Serving
     }
 
-    /// Asks for the stop and waits for it.
+    /// Stops, and waits for it.
     pub async fn stop(self) -> Result<(), AppError> {
         self.stop.cancel();
         self.running.await?
     }
 
-    /// Runs until `stop` resolves, then stops; or until the service fails.
+    /// Runs until `stop` resolves, then stops. Returns early if the service fails.
     pub async fn run_until(self, stop: impl Future<Output = ()>) -> Result<(), AppError> {
         let Self { stop: token, mut running, .. } = self;
         tokio::select! {
@@ -124,8 +124,8 @@ impl App {
 
 impl Parts {
     async fn assemble(config: Config) -> Result<Self, AppError> {
-        // The relay reads ahead of everything else, on a connection for each of its lanes, and the workers wait on the
-        // Product Service's pace: pools of their own keep them from starving the requests, and the other way round (P26).
+        // The relay, the workers and the requests have separate pools, so that they do not starve each other (P26). The
+        // relay needs a connection per lane.
         const RELAY_CONNECTIONS: u32 = 3;
         const WORKER_CONNECTIONS: u32 = 4;
         let lifecycle = Lifecycle::default();
@@ -160,7 +160,7 @@ impl Parts {
         }
         let (server_stop, work_stop, relay_stop) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
-        // Dropping the sets on an early return ends what was started.
+        // On an early return, the drop of the set aborts its tasks.
         let mut parts: JoinSet<&'static str> = JoinSet::new();
         let (settings, stopping) = (config.server.clone(), server_stop.clone());
         parts.spawn(async move {
@@ -189,7 +189,7 @@ impl Parts {
         lifecycle.stopping();
         info!("stopping");
         sleep(config.timing.shutdown_delay).await;
-        let settle = async {
+        let drain = async {
             server_stop.cancel();
             work_stop.cancel();
             while let Some(ended) = parts.join_next().await {
@@ -204,7 +204,7 @@ impl Parts {
             info!("stopped");
             Ok(())
         };
-        timeout(config.timing.shutdown_timeout, settle).await.unwrap_or(Err(AppError::ShutdownTimeout))
+        timeout(config.timing.shutdown_timeout, drain).await.unwrap_or(Err(AppError::ShutdownTimeout))
     }
 }
 
@@ -229,7 +229,7 @@ fn spawn_workers(
     }
 }
 
-/// Waits for the database and brings the schema up to date, or makes sure that it is.
+/// Waits for the database, then migrates the schema or checks that it is current.
 async fn prepare_schema(config: &Config, store: &Store) -> Result<(), AppError> {
     const PAUSE: Duration = Duration::from_millis(500);
     let give_up = Instant::now() + config.timing.startup_timeout;

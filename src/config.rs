@@ -1,6 +1,6 @@
-//! Every setting, read once from the environment and refused with the variable's name where it is wrong.
+//! All settings: read once from the environment, validated, and refused with the name of the variable.
 //!
-//! `.env.example` lists them all with a sentence each; a test holds the two together.
+//! `.env.example` lists them with a sentence each; a test compares both.
 
 mod environment;
 mod kafka;
@@ -30,7 +30,7 @@ use crate::store::{DatabaseSettings, StockTimes};
 /// All settings of `serve`.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where to listen.
+    /// The address to listen on.
     pub bind_address: SocketAddr,
     /// Connections.
     pub server: ServerSettings,
@@ -40,7 +40,7 @@ pub struct Config {
     pub orders: OrderSettings,
     /// Stock work.
     pub stock: StockTimes,
-    /// Tidying up.
+    /// Housekeeping.
     pub housekeeping: HousekeepingSettings,
     /// The database.
     pub database: DatabaseSettings,
@@ -54,50 +54,50 @@ pub struct Config {
     pub products: ProductSettings,
     /// Start and stop.
     pub timing: LifecycleSettings,
-    /// Variables that look like settings and are none, a line each.
+    /// A line for each variable that looks like a setting but is none.
     pub unknown: Vec<String>,
 }
 
-/// How long the start and the stop may take.
+/// The time limits of the start and the stop.
 #[derive(Clone, Debug)]
 pub struct LifecycleSettings {
-    /// How long the start waits for a database that is away.
+    /// How long the start waits for the database.
     pub startup_timeout: Duration,
-    /// How long the service goes on accepting after it has said that it is not ready.
+    /// How long the service accepts requests after it reported that it is not ready.
     pub shutdown_delay: Duration,
-    /// How long the stop may take after that.
+    /// The time limit of the stop after that.
     pub shutdown_timeout: Duration,
 }
 
-/// What logs look like.
+/// The format of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
-    /// For people.
+    /// Text for humans.
     Human,
 }
 
-/// The settings of the log, needed before all others.
+/// The settings of the log, which are needed first.
 #[derive(Clone, Debug)]
 pub struct LogConfig {
-    /// The form.
+    /// The format.
     pub format: LogFormat,
-    /// What is logged: a level, or directives of `tracing-subscriber`.
+    /// A level, or directives of `tracing-subscriber`.
     pub filter: String,
 }
 
-/// Where the service listens when nothing else is said: on this machine only.
+/// The default address: this machine only.
 const DEFAULT_BIND_ADDRESS: &str = "127.0.0.1:8080";
 
 const SECOND: u64 = 1_000;
 const MINUTE: u64 = 60 * SECOND;
 
-/// Longer than anybody goes on working on an order, and than the payment topic usually keeps its records.
+/// The minimum retention: longer than any work on an order, and than the usual retention of the payment topic.
 const SHORTEST_RETENTION: Duration = Duration::from_hours(30 * 24);
 
 impl Config {
-    /// Reads everything and reports everything that is wrong at once.
+    /// Reads all settings, and reports all errors at once.
     pub fn read(env: &Environment) -> Result<Self, InvalidConfig> {
         let delivery_timeout = env.millis("KAFKA_DELIVERY_TIMEOUT_MS", 10 * SECOND, 100..=5 * MINUTE);
         let (api, database) = (api(env), database(env));
@@ -115,7 +115,7 @@ impl Config {
             relay: relay(env, delivery_timeout),
             products,
             timing: timing(env),
-            // Those that are read elsewhere.
+            // These are read elsewhere.
             unknown: env.unknown(&["LOG_FORMAT", "LOG_FILTER", "DEMO_PRODUCTS_ADDRESS"]),
         });
         if let Some(config) = &config {
@@ -124,7 +124,7 @@ impl Config {
         env.finish(config)
     }
 
-    /// What is permitted alone and wrong together.
+    /// Refuses settings that are valid alone but not together.
     fn refuse_dangerous_combinations(&self, env: &Environment) {
         if self.relay.lease <= self.relay.delivery_timeout * 2 {
             env.refuse("RELAY_LEASE_MS", "must be more than twice KAFKA_DELIVERY_TIMEOUT_MS");
@@ -167,18 +167,18 @@ impl Config {
         }
     }
 
-    /// Why it matters that no gateway secret is set, if it does: anybody who reaches the port is an admin.
+    /// Warns if no gateway secret is set although the port can be reached from other machines.
     pub fn warning(&self) -> Option<&'static str> {
         let exposed = !self.bind_address.ip().is_loopback();
         (exposed && self.api.gateway_secrets.is_empty()).then_some(
-            "GATEWAY_SECRET is not set and BIND_ADDRESS is not a loopback address: whoever reaches this port \
-             can call as any customer or admin by sending X-User-Email and X-User-Role",
+            "GATEWAY_SECRET is not set and BIND_ADDRESS is not a loopback address: anyone who reaches this port can call \
+             as any customer or admin by sending X-User-Email and X-User-Role",
         )
     }
 }
 
 impl LogConfig {
-    /// Reads the two settings of the log.
+    /// Reads the settings of the log.
     pub fn read(env: &Environment) -> Result<Self, InvalidConfig> {
         let format = env.choice(
             "LOG_FORMAT",
@@ -193,7 +193,7 @@ impl LogConfig {
     }
 }
 
-/// What `serve` needs. What is wrong with the log is reported together with everything else.
+/// Reads the settings of `serve`. Errors in the log settings are reported with all others.
 pub fn read_service(env: &Environment) -> Result<(LogConfig, Config), InvalidConfig> {
     match (LogConfig::read(env), Config::read(env)) {
         (Ok(log), Ok(config)) => Ok((log, config)),
@@ -204,19 +204,19 @@ pub fn read_service(env: &Environment) -> Result<(LogConfig, Config), InvalidCon
     }
 }
 
-/// What `migrate` needs, and nothing else.
+/// Reads the settings of `migrate`.
 pub fn read_database(env: &Environment) -> Result<DatabaseSettings, InvalidConfig> {
     let settings = database(env);
     env.finish(Some(settings))
 }
 
-/// What the operators' commands need.
+/// Reads the settings of the operators' commands.
 pub fn read_store(env: &Environment) -> Result<(DatabaseSettings, StockTimes), InvalidConfig> {
     let settings = (database(env), stock(env));
     env.finish(Some(settings))
 }
 
-/// Where `healthcheck` asks: the port of `BIND_ADDRESS`, on this machine.
+/// Reads the address that `healthcheck` calls: the port of `BIND_ADDRESS`, on this machine.
 pub fn read_bind_address(env: &Environment) -> Result<SocketAddr, InvalidConfig> {
     let address = bind_address(env);
     env.finish(Some(address))

@@ -1,4 +1,4 @@
-//! Reading foreign JSON.
+//! Reading JSON from other systems.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -7,8 +7,8 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-/// A JSON object. What serde derives for a struct would take an array of its fields as well, and so make their
-/// sequence a part of the contract.
+/// A JSON object. serde's derive also accepts an array of the fields, which would make the order of the fields a part of
+/// the contract.
 #[derive(Debug)]
 pub(crate) struct Object<T>(pub(crate) T);
 

@@ -1,4 +1,4 @@
-//! Where the process is between its start and its end.
+//! The lifecycle of the process.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicU8, Ordering};
 /// A phase of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// The schema is not known to be current yet; no order is served.
+    /// The schema may not be current; no orders are served.
     Starting,
     /// Orders are served.
     Serving,
-    /// A stop was asked for: what runs is finished, and nothing new should be sent here.
+    /// Stopping: running requests finish, and no new ones should be sent.
     Stopping,
 }
 
@@ -19,7 +19,7 @@ pub enum Phase {
 pub struct Lifecycle(Arc<AtomicU8>);
 
 impl Lifecycle {
-    /// The phase now.
+    /// The present phase.
     pub fn phase(&self) -> Phase {
         match self.0.load(Ordering::Acquire) {
             0 => Phase::Starting,
@@ -28,12 +28,12 @@ impl Lifecycle {
         }
     }
 
-    /// The start is complete. A stop that was asked for meanwhile stays asked for.
+    /// Marks the start as complete, unless a stop was requested before.
     pub fn serving(&self) {
         self.0.fetch_max(1, Ordering::AcqRel);
     }
 
-    /// A stop was asked for.
+    /// Marks that a stop was requested.
     pub fn stopping(&self) {
         self.0.store(2, Ordering::Release);
     }

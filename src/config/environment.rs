@@ -1,4 +1,4 @@
-//! Reading variables, remembering which were asked for and what was wrong with them.
+//! Reads environment variables, and collects the names that were read and the errors.
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-/// The settings that are secret, each with the variable that names a file to read it from instead.
+/// The secret settings, each with the variable that names a file to read it from.
 const SECRETS: [(&str, &str); 6] = [
     ("DATABASE_URL", "DATABASE_URL_FILE"),
     ("GATEWAY_SECRET", "GATEWAY_SECRET_FILE"),
@@ -20,10 +20,10 @@ const SECRETS: [(&str, &str); 6] = [
     ("KAFKA_SSL_KEY_PASSWORD", "KAFKA_SSL_KEY_PASSWORD_FILE"),
 ];
 
-/// Bytes of a secret's file; more is a file that was meant for something else.
+/// The maximum size of a secret's file, in bytes.
 const LARGEST_SECRET: u64 = 64 * 1024;
 
-/// The variables of one process. An empty variable counts as absent.
+/// The environment variables of a process. An empty variable counts as absent.
 #[derive(Clone, Default)]
 pub struct Environment {
     variables: HashMap<String, String>,
@@ -31,25 +31,25 @@ pub struct Environment {
     wrong: RefCell<Vec<String>>,
 }
 
-/// Settings that the service does not start with, all of them, a line each.
+/// The errors in the settings, a line each.
 #[derive(Debug, Error)]
 #[error("{}", .0.join("\n"))]
 pub struct InvalidConfig(pub Vec<String>);
 
 impl Environment {
-    /// The variables of this process.
+    /// The environment of this process.
     pub fn of_process() -> Self {
         Self::from(std::env::vars_os().filter_map(|(name, value)| {
             Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
         }))
     }
 
-    /// Any variables.
+    /// An environment of these variables.
     pub fn from(variables: impl IntoIterator<Item = (String, String)>) -> Self {
         Self::default().or(variables)
     }
 
-    /// Sets a variable, or replaces it. A secret is not read from its file any more.
+    /// Sets or replaces a variable. A secret that is set is not read from its file.
     #[must_use]
     pub fn with(mut self, name: &str, value: impl Into<String>) -> Self {
         if let Some(file) = file_variable(name) {
@@ -59,7 +59,7 @@ impl Environment {
         self
     }
 
-    /// Adds variables that are not there yet. A secret is there in either form, by value or by file.
+    /// Adds variables that are absent. A secret is present by value or by file.
     #[must_use]
     pub fn or(mut self, variables: impl IntoIterator<Item = (String, String)>) -> Self {
         let is_new = |name: &str| {
@@ -75,17 +75,17 @@ impl Environment {
         self
     }
 
-    /// All variables, for handing them to another process.
+    /// All variables, for another process.
     pub fn variables(&self) -> &HashMap<String, String> {
         &self.variables
     }
 
-    /// The names that were asked for so far.
+    /// The names that were read so far.
     pub fn asked(&self) -> BTreeSet<&'static str> {
         self.asked.borrow().clone()
     }
 
-    /// A variable that may be absent. A secret may come from the file that its `…_FILE` variable names.
+    /// An optional variable. A secret may come from the file that its `…_FILE` variable names.
     pub fn optional(&self, name: &'static str) -> Option<String> {
         self.asked.borrow_mut().insert(name);
         let value = self.variables.get(name).map(|value| value.trim().to_owned());
@@ -109,7 +109,7 @@ impl Environment {
                 None
             }
             Ok(secret) => Some(secret),
-            // The path is not repeated: it may be the secret itself, set under the wrong name.
+            // The message does not repeat the path: it may be the secret itself, set under the wrong name.
             Err(error) => {
                 self.refuse(variable, &format!("names a file that cannot be read: {error}"));
                 None
@@ -117,7 +117,7 @@ impl Environment {
         }
     }
 
-    /// Notes that a setting is wrong, once. The value is not repeated: it may be a secret.
+    /// Adds an error, once. The message does not repeat the value, which may be a secret.
     pub(super) fn refuse(&self, name: &str, rule: &str) {
         let line = format!("{name} {rule}");
         let mut wrong = self.wrong.borrow_mut();
@@ -126,15 +126,15 @@ impl Environment {
         }
     }
 
-    /// Whether something was wrong with this variable, or with the file that stands for it.
+    /// Whether this variable, or the one for its file, has an error.
     pub(super) fn is_refused(&self, name: &str) -> bool {
         let wrong = self.wrong.borrow();
         let refused = wrong.iter().filter_map(|line| line.split(' ').next());
         refused.into_iter().any(|refused| refused == name || Some(refused) == file_variable(name))
     }
 
-    /// A line for each variable that looks like one of the settings in `others` or of those that were asked for, and is
-    /// none: nearly their spelling, or their first word. Not those that Kubernetes sets for each service around.
+    /// A line for each variable that looks like a setting but is none: it has nearly the same spelling, or the same first
+    /// word. Settings are the variables in `others` and those that were read. Ignores the service links of Kubernetes.
     pub(super) fn unknown(&self, others: &[&'static str]) -> Vec<String> {
         let known: BTreeSet<&str> = self.asked.borrow().iter().chain(others).copied().collect();
         let mut lines: Vec<String> = Vec::new();
@@ -152,7 +152,7 @@ impl Environment {
         lines
     }
 
-    /// The settings, or everything that is wrong with them; absent only where something was refused.
+    /// Returns the settings, or all errors. `settings` is none only after an error.
     pub(super) fn finish<T>(&self, settings: Option<T>) -> Result<T, InvalidConfig> {
         let wrong = self.wrong.take();
         settings.filter(|_| wrong.is_empty()).ok_or(InvalidConfig(wrong))
@@ -196,7 +196,7 @@ impl Environment {
         Duration::from_millis(self.number(name, default, range))
     }
 
-    /// `off`, or a time such as `90s`, `30m`, `24h` or `7d`; a number alone is of seconds, and 0 is off.
+    /// `off`, or a duration such as `90s`, `30m`, `24h` or `7d`. A plain number is in seconds; 0 is off.
     pub(super) fn span(&self, name: &'static str, most: Duration) -> Option<Duration> {
         let text = self.optional(name).unwrap_or_else(|| "off".to_owned());
         let span = read_span(&text).filter(|span| *span <= most);
@@ -208,7 +208,7 @@ impl Environment {
         span.filter(|span| !span.is_zero())
     }
 
-    /// A time that cannot be off.
+    /// A duration that cannot be off.
     pub(super) fn time(&self, name: &'static str, default: Duration, most: Duration) -> Duration {
         let Some(text) = self.optional(name) else { return default };
         let time = read_span(&text).filter(|time| !time.is_zero() && *time <= most);
@@ -239,9 +239,9 @@ fn file_variable(name: &str) -> Option<&'static str> {
     SECRETS.iter().find(|(secret, _)| *secret == name).map(|(_, file)| *file)
 }
 
-/// The text of a file without the newline at its end, which editors and `echo` add.
+/// Reads a file without the newline at its end, which editors and `echo` add.
 fn read_secret_file(path: &str) -> io::Result<String> {
-    // A pipe or a device could keep the start waiting for ever.
+    // A pipe or a device could block the start forever.
     if !std::fs::metadata(path)?.is_file() {
         return Err(io::Error::other("it is no regular file"));
     }
@@ -253,7 +253,7 @@ fn read_secret_file(path: &str) -> io::Result<String> {
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
-/// Whether Kubernetes makes such a variable for a service: `KAFKA_SERVICE_HOST`, `KAFKA_PORT_9092_TCP_ADDR` …
+/// Whether the variable is a service link of Kubernetes: `KAFKA_SERVICE_HOST`, `KAFKA_PORT_9092_TCP_ADDR` …
 fn is_service_link(name: &str) -> bool {
     let words: Vec<&str> = name.split('_').collect();
     let is_number = |word: &str| word.bytes().all(|byte| byte.is_ascii_digit());
@@ -265,7 +265,7 @@ fn is_service_link(name: &str) -> bool {
     }
 }
 
-/// How many letters must be added, removed or exchanged to make one of the other (Levenshtein).
+/// The Levenshtein distance.
 fn edits(one: &str, other: &str) -> usize {
     let other = other.as_bytes();
     let mut row: Vec<usize> = (0..=other.len()).collect();

@@ -1,4 +1,4 @@
-//! The settings of Kafka.
+//! Reads the settings of Kafka.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,10 +6,10 @@ use std::time::Duration;
 use super::{Environment, MINUTE, SECOND};
 use crate::events::{KafkaSettings, PaymentSettings, Secret};
 
-/// The topic of orders where `ORDER_EVENTS_TOPIC` names no other.
+/// The default of `ORDER_EVENTS_TOPIC`.
 pub(crate) const ORDER_EVENTS: &str = "order-events";
 
-/// The topic of payments where `PAYMENT_EVENTS_TOPIC` names no other.
+/// The default of `PAYMENT_EVENTS_TOPIC`.
 pub(crate) const PAYMENT_EVENTS: &str = "payment-events";
 
 pub(super) fn kafka(env: &Environment, delivery_timeout: Duration) -> KafkaSettings {
@@ -43,7 +43,7 @@ pub(super) fn kafka(env: &Environment, delivery_timeout: Duration) -> KafkaSetti
     }
 }
 
-/// More replicas in sync than there are would make the broker refuse every event.
+/// With more in-sync replicas than replicas, the broker would refuse every event.
 fn min_insync_replicas(env: &Environment, replication: i32) -> Option<i32> {
     const NAME: &str = "KAFKA_TOPIC_MIN_INSYNC_REPLICAS";
     let min_insync = env.number(NAME, -1, -1..=100);
@@ -56,7 +56,7 @@ fn min_insync_replicas(env: &Environment, replication: i32) -> Option<i32> {
     (min_insync > 0).then_some(min_insync)
 }
 
-/// The name of a topic. Kafka's own rule; it also keeps out a leading `^`, which librdkafka takes for a pattern.
+/// The name of a topic, by Kafka's rule. It also excludes a leading `^`, which librdkafka treats as a pattern.
 fn topic(env: &Environment, variable: &'static str, default: &str) -> String {
     let topic = env.text(variable, default);
     let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
@@ -66,18 +66,18 @@ fn topic(env: &Environment, variable: &'static str, default: &str) -> String {
     topic
 }
 
-/// How the payments are read.
+/// The settings of the payment consumer.
 fn payments(env: &Environment) -> PaymentSettings {
     PaymentSettings {
         enabled: env.flag("PAYMENT_EVENTS_ENABLED", true),
         topic: topic(env, "PAYMENT_EVENTS_TOPIC", PAYMENT_EVENTS),
         group: env.text("KAFKA_CONSUMER_GROUP", "order-service"),
-        // A broker with its defaults takes 6 s to 30 min; librdkafka no more than max.poll.interval.ms, 5 min.
+        // Brokers accept 6 s to 30 min by default; librdkafka accepts at most max.poll.interval.ms, 5 min.
         session_timeout: env.millis("KAFKA_SESSION_TIMEOUT_MS", 45 * SECOND, 3 * SECOND..=5 * MINUTE),
     }
 }
 
-/// The security settings of the client, under librdkafka's own names.
+/// The security settings of the client, by librdkafka's names.
 fn kafka_security(env: &Environment) -> Vec<(&'static str, Secret)> {
     const PROTOCOLS: [(&str, &str); 4] = [
         ("PLAINTEXT", "plaintext"),
@@ -92,7 +92,7 @@ fn kafka_security(env: &Environment) -> Vec<(&'static str, Secret)> {
     let mut properties = vec![("security.protocol", Secret(protocol.to_owned()))];
     let mut add = |name, variable| {
         let value = env.optional(variable);
-        // A secret whose file cannot be read was meant to be there.
+        // A secret whose file cannot be read counts as set.
         let found = value.is_some() || env.is_refused(variable);
         properties.extend(value.map(|value| (name, Secret(value))));
         found
@@ -118,7 +118,7 @@ fn kafka_security(env: &Environment) -> Vec<(&'static str, Secret)> {
     for (found, variable) in [(user, "KAFKA_SASL_USERNAME"), (password, "KAFKA_SASL_PASSWORD")] {
         match (sasl, found) {
             (true, false) => env.refuse(variable, "is required with KAFKA_SECURITY_PROTOCOL=SASL_…"),
-            // Whoever sets it believes that the connection is authenticated.
+            // An operator who sets it expects an authenticated connection.
             (false, true) => env.refuse(variable, "is of use only with KAFKA_SECURITY_PROTOCOL=SASL_…"),
             _ => {}
         }

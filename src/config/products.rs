@@ -1,4 +1,4 @@
-//! The settings of the Product Service.
+//! Reads the settings of the Product Service.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ pub(super) fn products(env: &Environment) -> Option<ProductSettings> {
         breaker_open: env.millis("PRODUCT_BREAKER_OPEN_MS", 5 * SECOND, 100..=10 * MINUTE),
         stock: product_stock(env),
     };
-    // A stand-in, so that the other settings are looked at too; it is refused like any wrong one.
+    // A placeholder, so that the other settings are validated too. The missing URL is an error already.
     url.or_else(|| "http://unset.invalid".parse().ok()).map(settings)
 }
 
