@@ -45,7 +45,7 @@ mod tests;
 
 use budget::RetryBudget;
 pub use circuit_breaker::State as BreakerState;
-use circuit_breaker::{BreakerSettings, CallResult, CircuitBreaker};
+use circuit_breaker::{CallResult, CircuitBreaker};
 use failure::Failure;
 pub use settings::{InvalidSettings, ProductSettings};
 use singleflight::{InFlight, Singleflight};

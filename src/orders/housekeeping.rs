@@ -65,7 +65,7 @@ impl OrderService {
         let past_any_window =
             duplicates.window.unwrap_or_default() + duplicates.longest_commit + Duration::from_mins(1);
         // Until nothing is left: every placement adds a row, so a fixed number might never catch up.
-        while !stop.is_cancelled() && self.store.forget_requests(past_any_window, BATCH).await? > 0 {}
+        while !stop.is_cancelled() && self.store.delete_expired_requests(past_any_window, BATCH).await? > 0 {}
         Ok(())
     }
 

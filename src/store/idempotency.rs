@@ -1,4 +1,4 @@
-//! Idempotency keys: one key of one customer is one order.
+//! Idempotency keys: a key of a customer belongs to one order.
 
 use std::time::Duration;
 
@@ -9,16 +9,16 @@ use super::place::PlacedOrder;
 use super::{Store, StoreError};
 use crate::domain::CustomerId;
 
-/// A key that was used before.
+/// A key that is in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KnownKey {
-    /// SHA-256 of the lines that it was used for.
+    /// SHA-256 of the lines of its order.
     pub fingerprint: Vec<u8>,
-    /// The order; nothing where a replica of the release before is still placing it.
+    /// The order; none while a replica of an older release is placing it.
     pub order: Option<PlacedOrder>,
 }
 
-/// A claim without an order is one of the release before: its replicas claimed a key before they placed.
+/// A row without an order comes from an older release, whose replicas claimed a key before they placed its order.
 const FIND: &str = "
 select known.fingerprint, orders.id, orders.total_amount
 from idempotency_keys known left join orders on orders.id = known.order_id
@@ -26,9 +26,9 @@ where known.customer_id = $1 and known.key = $2 and known.expires_at > now()
   and (known.order_id is not null or known.locked_until > now())
 ";
 
-/// A row that was renewed since it was written is looked at again later. The rows are locked first and then found by their
-/// places, so that no plan depends on how many rows the statistics expect.
-const FORGET_BASKETS: &str = "
+/// A row that was renewed is checked again later. The rows are locked first and then found by `ctid`, so that the plan does
+/// not depend on statistics.
+const DELETE_RECENT: &str = "
 with due as materialized (
     select ctid as place, placed_at < now() - $2 as is_over
     from recent_orders where check_after <= now() order by check_after limit $1
@@ -46,7 +46,7 @@ select (select count(*) from renewed) + (select count(*) from forgotten)
 ";
 
 impl Store {
-    /// What a key of the customer was used for. Nothing where it is free.
+    /// Finds a key of the customer; none if it is free.
     pub async fn find_key(&self, customer: &CustomerId, key: &str) -> Result<Option<KnownKey>, StoreError> {
         let found = self.database.read(|connection| {
             let find = sqlx::query_as(FIND).bind(customer.as_str().to_owned()).bind(key.to_owned());
@@ -58,12 +58,11 @@ impl Store {
         Ok(Some(KnownKey { fingerprint, order }))
     }
 
-    /// Deletes keys that have expired and baskets past `window`; looks at no more than `limit` of each. Returns how many
-    /// it dealt with.
+    /// Deletes expired keys, and rows of recent orders past `window`; at most `limit` of each. Returns how many rows it
+    /// processed.
     ///
-    /// The condition on keys stands twice: of a key that is renewed at this very moment only the outer one is looked at
-    /// again.
-    pub async fn forget_requests(&self, window: Duration, limit: i64) -> Result<u64, StoreError> {
+    /// The condition on keys is repeated in the outer query, which PostgreSQL checks again if a key is renewed concurrently.
+    pub async fn delete_expired_requests(&self, window: Duration, limit: i64) -> Result<u64, StoreError> {
         self.bounded(async {
             let mut connection = self.connection().await?;
             let keys = sqlx::query(
@@ -74,13 +73,13 @@ impl Store {
             .bind(limit)
             .execute(&mut *connection)
             .await?;
-            let baskets: i64 = sqlx::query_scalar(FORGET_BASKETS)
+            let recent: i64 = sqlx::query_scalar(DELETE_RECENT)
                 .bind(limit)
                 .bind(window)
                 .fetch_one(&mut *connection)
                 .await?;
             connection.give_back();
-            Ok(keys.rows_affected() + baskets.unsigned_abs())
+            Ok(keys.rows_affected() + recent.unsigned_abs())
         })
         .await
     }

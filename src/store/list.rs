@@ -13,6 +13,7 @@ use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 use sha2::{Digest, Sha256};
 use sqlx::{Postgres, QueryBuilder};
+use strum::VariantArray;
 use uuid::Uuid;
 
 use super::connection::Database;

@@ -1,4 +1,4 @@
-//! Writing new orders, those of one moment together, unless the same request was an order already.
+//! Inserts new orders, the concurrent ones in one statement, unless the same request was an order before.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -17,19 +17,19 @@ use super::{Store, StoreError};
 use crate::domain::event::bucket_of;
 use crate::domain::{CustomerId, Money, Order, OrderEvent, OrderId, Role, TraceParent};
 
-/// What keeps a request from becoming a second order.
+/// How duplicates of a request are recognised.
 #[derive(Clone, Debug)]
 pub enum Deduplication {
-    /// Nothing: every request is an order.
+    /// Not at all: every request is a new order.
     None,
-    /// No other order of the customer with the same lines since `since`, unless it was cancelled.
+    /// By the lines: the customer has no other order with the same lines since `since`, unless it was cancelled.
     Window {
         /// SHA-256 of the lines.
         fingerprint: [u8; 32],
-        /// The beginning of the window.
+        /// The start of the window.
         since: DateTime<Utc>,
     },
-    /// No other order of the customer under the same key.
+    /// By the key: the customer has no other order with this key.
     Key {
         /// The key, as the customer sent it.
         key: String,
@@ -40,34 +40,34 @@ pub enum Deduplication {
     },
 }
 
-/// What became of a placement.
+/// The outcome of an insert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InsertOutcome {
     /// The order was inserted.
     Inserted,
-    /// The same request is this order already.
+    /// The same request placed this order before.
     Duplicate(PlacedOrder),
     /// The key belongs to a request with other lines.
     KeyReused,
-    /// Another attempt goes on being just ahead.
+    /// Another request with the same key or lines is being placed.
     InProgress,
 }
 
-/// What the answer to a placement says, of an earlier one.
+/// A placed order, as the response shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlacedOrder {
     /// The order.
     pub id: OrderId,
-    /// What it costs.
+    /// The total.
     pub total: Money,
 }
 
-/// A set of orders, each with its lines, the first row of its history, its event and what the deduplication remembers: one
-/// statement, which is a transaction by itself, so that a set costs one round trip and none of the five can be forgotten.
-/// It writes nothing of an order whose deduplication yields no row, and returns the numbers of the others.
+/// Inserts a set of orders with their lines, histories, events and rows for deduplication. It is one statement and so one
+/// transaction: a set costs one round trip, and no part of an order can be missing.
 ///
-/// Of two requests at once the second waits at its deduplication for the first. An order that this statement does not see was
-/// committed while it waited: however old its row in `recent_orders` is, it is no older than this request.
+/// It inserts nothing for an order whose deduplication row belongs to another order, and returns the numbers of the
+/// orders that it inserted. A concurrent request waits at that row. An order that this statement does not see was
+/// committed during that wait, so it is no older than this request, whatever the time of its row in `recent_orders`.
 const INSERT: &str = "
 with
     given as materialized (
@@ -134,17 +134,16 @@ where recent_orders.customer_id = $1 and recent_orders.fingerprint = $2
   and ($3::timestamptz is null or (recent_orders.placed_at > $3 and orders.status <> 'CANCELLED'))
 ";
 
-/// Between the two statements the first order may be forgotten; then nothing is in the way any more.
+/// The first order may be deleted between the insert and the look-up; then the insert is tried again.
 const ATTEMPTS: u32 = 2;
 
 impl Store {
-    /// Makes a new order durable together with its lines, its history and its `ORDER_PLACED` (invariant 1),
-    /// and with what the deduplication remembers of the request.
+    /// Inserts a new order with its lines, history, `ORDER_PLACED` event and deduplication row (invariant 1).
     ///
-    /// `placed_as` is the role in which the customer acted.
+    /// `placed_as` is the role of the customer.
     ///
-    /// `New` says: committed on the primary, and acknowledged by the synchronous standbys, if there are any, unless an
-    /// operator cancelled that wait. `OutcomeUnknown` says: the commit was sent, and the order has not been seen.
+    /// `Inserted` means: committed on the primary, and acknowledged by the synchronous standbys, if there are any, unless
+    /// an operator cancelled that wait. `OutcomeUnknown` means: the commit was sent, but the order was not found.
     pub async fn place(
         &self,
         order: Order,
@@ -160,7 +159,7 @@ impl Store {
                 return Ok(InsertOutcome::Inserted);
             }
             match self.find_first(&placing).await? {
-                // The set was sent twice, and the first one wrote it ([`Placements::insert_with_retry`]).
+                // The set was sent twice, and the first attempt inserted it ([`Placements::insert_with_retry`]).
                 Some(InsertOutcome::Duplicate(first)) if first.id == placing.order.id => {
                     return Ok(InsertOutcome::Inserted);
                 }
@@ -171,7 +170,7 @@ impl Store {
         Ok(InsertOutcome::InProgress)
     }
 
-    /// What is in the way of a placement; nothing where that is gone again.
+    /// Finds the earlier order of a duplicate request; none if it is gone.
     async fn find_first(&self, placing: &Placing) -> Result<Option<InsertOutcome>, StoreError> {
         let customer = &placing.order.customer;
         match &placing.deduplication {
@@ -191,8 +190,8 @@ impl Store {
         }
     }
 
-    /// The latest order of the customer for the same lines without a key; where `since` is given, only if it
-    /// is younger and not cancelled.
+    /// Finds the latest order of the customer with the same lines and without a key. With `since`, only a later order that
+    /// is not cancelled.
     pub async fn find_recent(
         &self,
         customer: &CustomerId,
@@ -215,7 +214,7 @@ impl PlacedOrder {
     }
 }
 
-/// An order that is about to be written.
+/// An order to insert.
 pub(super) struct Placing {
     order: Order,
     placed_as: Role,
@@ -224,7 +223,8 @@ pub(super) struct Placing {
     key: Option<u64>,
 }
 
-/// One statement cannot write a row of a deduplication twice, and a set that needs the row of another would wait for it.
+/// Identifies the deduplication row of a request. Two requests with one row cannot be in one set, because a statement
+/// cannot write a row twice; nor in two concurrent sets, because one would wait for the other.
 fn conflict_key(customer: &CustomerId, deduplication: &Deduplication) -> Option<u64> {
     let mut hasher = DefaultHasher::new();
     customer.as_str().hash(&mut hasher);
@@ -236,23 +236,23 @@ fn conflict_key(customer: &CustomerId, deduplication: &Deduplication) -> Option<
     Some(hasher.finish())
 }
 
-/// How many sets are under way at once: while one waits for the disk, the next is executed. More would make the sets
-/// smaller, and each set costs a commit.
+/// The number of concurrent sets: one executes while the other waits for the disk. More would make the sets smaller, and
+/// each set costs a commit.
 const WRITERS: u32 = 2;
 
-/// The pool on which sets are written: a set does not wait long for another transaction, because all its orders would.
+/// The pool for sets. Its lock timeout is short, because all orders of a set would wait.
 pub(super) fn pool(database: &Database) -> Database {
     const LOCK_TIMEOUT: Duration = Duration::from_millis(250);
     let lock_timeout = LOCK_TIMEOUT.min(database.settings().deadline / 2).as_millis().to_string();
-    // The plan is the same for all sets. Planning it anew for each takes a tenth of its time.
+    // The plan is the same for all sets; planning each one would take a tenth of its time.
     let more = [("lock_timeout", lock_timeout.as_str()), ("plan_cache_mode", "force_generic_plan")];
     database.with_own_pool(WRITERS, &more)
 }
 
-/// How placements are committed.
+/// Commits placements in groups.
 pub(super) struct Placements {
     sets: Database,
-    /// For an order that is tried alone, and for finding out what was written.
+    /// For an order that is inserted alone, and for checking what was written.
     alone: Database,
     outbox_written: Arc<Notify>,
 }
@@ -277,11 +277,11 @@ impl Placements {
         GroupCommit::new(placements, limits)
     }
 
-    /// Which of them the guards let happen.
+    /// Inserts a set; returns which orders were inserted.
     ///
-    /// A set whose connection was lost is sent once more. It may have been written, and still may be, but its orders
-    /// have their ids: where they exist the guards refuse the repeat, or the primary key does. So the repeat settles
-    /// what became of the set where it succeeds; where it fails, that stays unknown.
+    /// A set whose connection was lost is sent once more. The first attempt may have committed, or may still commit. Then
+    /// the deduplication rows or the primary key refuse the second attempt. So the outcome is known if the second attempt
+    /// succeeds, and stays unknown if it fails.
     async fn insert_with_retry(
         &self,
         database: &Database,
@@ -303,7 +303,7 @@ impl Placements {
 
 impl Group for Placements {
     type Item = Arc<Placing>;
-    /// Whether the deduplication let it happen.
+    /// Whether the order was inserted.
     type Answer = bool;
 
     fn key(placing: &Arc<Placing>) -> Option<u64> {
@@ -336,14 +336,14 @@ impl Group for Placements {
     }
 }
 
-/// Which of them the guards let happen: one statement without a transaction around it, so that it is sent, executed
-/// and committed in one round trip.
+/// Inserts a set; returns which orders were inserted. One statement without an explicit transaction, so that it is sent,
+/// executed and committed in one round trip.
 async fn insert(
     database: &Database,
     set: &[Arc<Placing>],
     deadline: Instant,
 ) -> Result<Vec<bool>, StoreError> {
-    // In the same sequence everywhere, so that two sets do not wait for each other.
+    // All sets use the same order of rows, so that two sets do not wait for each other.
     let mut sorted: Vec<usize> = (0..set.len()).collect();
     sorted.sort_by_key(|index| set[*index].key);
     let columns = Columns::of(sorted.iter().map(|index| &*set[*index]));
@@ -367,7 +367,7 @@ async fn insert(
     Ok(inserted)
 }
 
-/// The parameters of [`INSERT`]: a value of each order in each, and of each line in the `line_` ones.
+/// The parameters of [`INSERT`]: an element per order, and per line in the `line_` columns.
 #[derive(Default)]
 struct Columns<'a> {
     ids: Vec<Uuid>,
