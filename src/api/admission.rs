@@ -1,7 +1,7 @@
-//! Which requests are let in: none before the start is complete, none without an identity, no more at once than the
-//! service can serve, and none for longer than its deadline (invariant 8).
+//! Admission control of `/api` (invariant 8): refuses requests before the start is complete, without an identity, and
+//! beyond the maximum of concurrent requests; ends requests at their deadline.
 //!
-//! A permit is taken once the whole request is there: a client that sends slowly keeps nobody else out.
+//! A request takes its permit after its body has arrived, so that slow clients hold no permits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use super::identity::{GatewaySecrets, identify};
 use super::problem::Problem;
 use crate::lifecycle::{Lifecycle, Phase};
 
-/// What stands before `/api`. Cheap to clone.
+/// The state of the layer. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Admission(Arc<Parts>);
 
@@ -49,7 +49,7 @@ impl Admission {
 /// The layer.
 pub(super) async fn admit(State(admission): State<Admission>, request: Request, next: Next) -> Response {
     let mut response = admission.0.serve(request, next).await.unwrap_or_else(IntoResponse::into_response);
-    // What is said of orders is for one caller, and may be kept only to ask again with its `ETag` (RFC 9111, 5.2.2).
+    // Responses are private to the caller; caches must revalidate with the ETag (RFC 9111, 5.2.2).
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     response
 }
@@ -63,13 +63,13 @@ impl Parts {
         request.extensions_mut().insert(identity);
         self.receive(&mut request).await;
         let Ok(_permit) = self.permits.try_acquire() else {
-            return Err(Problem::unavailable("The service has too much to do.", RETRY_SOON));
+            return Err(Problem::unavailable("The service is overloaded.", RETRY_SOON));
         };
         let is_read = request.method().is_safe();
-        timeout(self.deadline, next.run(request)).await.map_err(|_| took_too_long(is_read))
+        timeout(self.deadline, next.run(request)).await.map_err(|_| deadline_passed(is_read))
     }
 
-    /// Waits for the body. Meanwhile the connection may be closed to make room for others.
+    /// Receives the body. Meanwhile the connection counts as waiting, and may be closed for others.
     async fn receive(&self, request: &mut Request) {
         let activity = request.extensions().get::<Arc<Activity>>().cloned();
         if let Some(activity) = &activity {
@@ -83,8 +83,8 @@ impl Parts {
     }
 }
 
-/// A write goes on without its caller.
-fn took_too_long(is_read: bool) -> Problem {
+/// A write continues after the deadline, so its outcome is unknown.
+fn deadline_passed(is_read: bool) -> Problem {
     if is_read {
         Problem::unavailable("The request took too long.", RETRY_SOON)
     } else {

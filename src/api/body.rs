@@ -1,4 +1,4 @@
-//! Receives the body of a request, within its size and its time.
+//! Receives the body of a request, within limits of size and time.
 
 use std::time::Duration;
 
@@ -11,18 +11,17 @@ use tokio::time::timeout;
 
 use super::problem::{Problem, kinds};
 
-/// The largest body that is read (contract).
+/// The maximum size of a body (contract).
 const MAX_BODY: usize = 64 * 1024;
-/// How much of a larger body is read and thrown away, so that a client that is still writing gets to read the
-/// answer instead of a broken connection.
+/// How much of a larger body is read and discarded. A client that is still writing can then read the answer, instead of
+/// getting a connection error.
 const MAX_DRAINED: usize = 16 * 1024 * 1024;
 
-/// The body of a request, for the extractors: it is there before a handler runs. What is wrong with it is the
-/// extractor's to say, after what comes before it.
+/// The received body, for the extractors. Its error is reported by the extractor, after the errors of earlier extractors.
 #[derive(Clone)]
 pub(super) struct Received(pub(super) Result<Bytes, Problem>);
 
-/// Takes the body off the request.
+/// Takes the body out of the request and receives it.
 pub(super) async fn receive(request: &mut Request, within: Duration) -> Received {
     let body = std::mem::take(request.body_mut());
     if body.is_end_stream() {
@@ -30,7 +29,7 @@ pub(super) async fn receive(request: &mut Request, within: Duration) -> Received
     }
     let is_too_large = declared_length(request.headers()).is_some_and(|length| length > MAX_BODY as u64);
     if is_too_large && request.headers().contains_key(EXPECT) {
-        // The client asked first (RFC 9110, 10.1.1), so there is nothing to drain.
+        // The client waits for 100 Continue (RFC 9110, 10.1.1), so there is nothing to drain.
         return Received(Err(too_large()));
     }
     Received(match timeout(within, read(body)).await {
@@ -45,7 +44,7 @@ fn declared_length(headers: &HeaderMap) -> Option<u64> {
 }
 
 fn too_large() -> Problem {
-    Problem::new(&kinds::PAYLOAD_TOO_LARGE, "The body may have 64 KiB at the most.")
+    Problem::new(&kinds::PAYLOAD_TOO_LARGE, "The body may have at most 64 KiB.")
 }
 
 async fn read(body: Body) -> Result<Bytes, Problem> {

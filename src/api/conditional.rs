@@ -1,6 +1,6 @@
 //! Conditional requests (RFC 9110, section 13): `ETag`, `If-None-Match`, `If-Match`.
 //!
-//! The entity tag of an order is its version: `"1"` when placed, another with each real change.
+//! The entity tag of an order is its version: `"1"` when placed, incremented by each real change.
 
 use std::convert::Infallible;
 
@@ -17,11 +17,11 @@ pub(super) fn etag(version: i32) -> HeaderValue {
     HeaderValue::try_from(format!("\"{version}\"")).unwrap_or(HeaderValue::from_static("\"\""))
 }
 
-/// The versions that the client already has (13.1.2; weak comparison), or what is wrong with the header.
+/// The versions that the client has (13.1.2; weak comparison), or the error of the header.
 pub(super) struct IfNoneMatch(Result<Option<Versions>, Problem>);
 
 impl IfNoneMatch {
-    /// Whether the client already has this version.
+    /// Whether the client has this version.
     pub(super) fn has(self, version: i32) -> Result<bool, Problem> {
         Ok(self.0?.is_some_and(|versions| versions.contain(version)))
     }
@@ -35,7 +35,7 @@ impl<S: Sync> FromRequestParts<S> for IfNoneMatch {
     }
 }
 
-/// The versions for which the request is meant (13.1.1; strong comparison). No header: any.
+/// The versions that the request applies to (13.1.1; strong comparison). Without the header: any.
 pub(super) fn only_if(headers: &HeaderMap) -> Result<Versions, Problem> {
     Ok(read(headers, &IF_MATCH, Comparison::Strong)?.unwrap_or(Versions::Any))
 }
@@ -68,8 +68,8 @@ fn read(
     Ok(versions)
 }
 
-/// `*`, or tags with commas between (8.8.3). A tag that is not ours matches no version. An empty list is no
-/// condition for a change (issue 8); where a client asks for what it does not have, it has nothing.
+/// Parses `*`, or a list of tags (8.8.3). A foreign tag matches no version. An empty list is invalid in `If-Match`
+/// (issue 8), and matches no version in `If-None-Match`.
 fn parse(text: &str, comparison: Comparison) -> Option<Versions> {
     const BETWEEN: [char; 3] = [',', ' ', '\t'];
     if text.trim() == "*" {
@@ -94,7 +94,7 @@ fn parse(text: &str, comparison: Comparison) -> Option<Versions> {
     Some(Versions::OneOf(versions))
 }
 
-/// The version of which this is the tag, character by character: `"01"` is not ours.
+/// The version of a tag. Tags are compared exactly, so `"01"` has none.
 fn version(opaque: &str) -> Option<i32> {
     opaque.parse().ok().filter(|version: &i32| version.to_string() == opaque)
 }
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_tag_is_refused() {
+    fn an_invalid_tag_is_refused() {
         for bad in ["1", "\"1", "'1'", "W/1", "\"", "*, \"1\"", "\"1\" \"2\"", "\"1\"2", "\"1 2\""] {
             assert_eq!(parse(bad, Comparison::Weak), None, "{bad}");
         }

@@ -1,4 +1,4 @@
-//! One connection: what it waits for, for how long at the most, and which one is closed when there are too many.
+//! Limits on connections: deadlines while one waits for its client, and which one is closed when there are too many.
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
@@ -13,24 +13,24 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// How long a connection may wait for its client.
+/// The deadlines of a connection that waits for its client.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Waits {
-    /// For the rest of a head of which something has come; and for the first head of a new connection.
+    /// For a request head from its first byte on, and for the first head of a new connection.
     pub(super) head: Duration,
-    /// For the client to take some of the answer.
+    /// For the client to read part of the response.
     pub(super) write: Duration,
 }
 
-/// What a connection is doing; shared by its socket, its requests and the list of open connections.
+/// The activity of a connection, shared by its socket, its requests and the list of open connections.
 pub(super) struct Activity {
     epoch: Instant,
-    /// Requests whose heads have come.
+    /// The number of request heads received.
     requests: AtomicU32,
     /// Whether a request is being answered.
     answering: AtomicBool,
-    /// 0 while the service itself works; else since when it waits for its client, in microseconds of the epoch, and
-    /// [`IDLE`] when it waits for a next request.
+    /// 0 while the service works; else the time since when it waits for its client, in microseconds of the epoch, with
+    /// the bit [`IDLE`] while it waits for the next request.
     waiting: AtomicU64,
 }
 
@@ -48,24 +48,24 @@ impl Activity {
         activity
     }
 
-    /// The head of a request has come.
+    /// A request head was received.
     pub(super) fn begin(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.answering.store(true, Ordering::Release);
         self.work();
     }
 
-    /// The client owes the rest of a request.
+    /// The service waits for the rest of a request.
     pub(super) fn wait_for_request(&self) {
         self.waiting.store(now(self.epoch), Ordering::Relaxed);
     }
 
-    /// The request is there.
+    /// The request was received completely.
     pub(super) fn work(&self) {
         self.waiting.store(0, Ordering::Relaxed);
     }
 
-    /// The answer is ready to be written.
+    /// The response is ready to be written.
     pub(super) fn end(&self) {
         self.answering.store(false, Ordering::Release);
         self.waiting.store(now(self.epoch) | IDLE, Ordering::Relaxed);
@@ -90,12 +90,12 @@ struct Open {
     connections: HashMap<u64, (Arc<Activity>, CancellationToken)>,
 }
 
-/// A connection's entry in the list; dropping it ends the entry.
+/// The entry of a connection in the list; its drop removes the entry.
 pub(super) struct Entry {
     id: u64,
     connections: Arc<Connections>,
     pub(super) activity: Arc<Activity>,
-    /// Cancelled when the connection is to make room.
+    /// Cancelled when the connection is closed for another.
     pub(super) closed: CancellationToken,
     _permit: OwnedSemaphorePermit,
 }
@@ -106,8 +106,8 @@ impl Connections {
         Arc::new(Self { epoch: Instant::now(), permits, open: Mutex::default() })
     }
 
-    /// An entry for a new connection. Where there are as many as may be, the connection that has waited longest for its
-    /// client is closed, so that slow clients shut nobody out; where none waits, one is about to be answered.
+    /// Adds a new connection. At the maximum, the connection that has waited longest for its client is closed, so that
+    /// slow clients do not block others. If none waits, one will be answered soon.
     pub(super) async fn enter(self: &Arc<Self>, cut: &CancellationToken) -> Option<Entry> {
         const NEXT_TRY: Duration = Duration::from_millis(10);
         let permit = loop {
@@ -116,7 +116,7 @@ impl Connections {
             }
             self.close_longest_waiting();
             if let Ok(permit) = timeout(NEXT_TRY, Arc::clone(&self.permits).acquire_owned()).await {
-                // Never closed, so the permit always comes.
+                // The semaphore is never closed, so this is always a permit.
                 break permit.ok()?;
             }
         };
@@ -128,15 +128,15 @@ impl Connections {
         Some(Entry { id, connections: Arc::clone(self), activity, closed, _permit: permit })
     }
 
-    /// Closes one connection that waits for its client: the oldest of those that have owed the rest of a request for
-    /// a while; where there is none, the oldest of all that wait.
+    /// Closes one connection that waits for its client: the oldest that has waited for the rest of a request for more
+    /// than a second, or else the oldest of all that wait.
     pub(super) fn close_longest_waiting(&self) {
-        const WHILE: u64 = 1_000_000;
-        let long_ago = now(self.epoch).saturating_sub(WHILE);
+        const SECOND: u64 = 1_000_000;
+        let long_ago = now(self.epoch).saturating_sub(SECOND);
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let waiting = open.connections.iter().filter_map(|(id, (activity, _))| {
             let waiting = activity.waiting.load(Ordering::Relaxed);
-            // An idle one is never long in debt, because its mark makes it younger than anything.
+            // The bit IDLE makes an idle connection younger than any other.
             (waiting > 0).then_some((waiting > long_ago, waiting & !IDLE, *id))
         });
         let longest = waiting.min().map(|(.., id)| id);
@@ -153,7 +153,7 @@ impl Drop for Entry {
     }
 }
 
-/// A socket that gives its client up: a read or a write fails when the client took longer than it may.
+/// A socket whose reads and writes fail when the client exceeds a deadline.
 pub(super) struct Socket<S> {
     stream: S,
     activity: Arc<Activity>,
@@ -164,7 +164,7 @@ pub(super) struct Socket<S> {
     timer: Pin<Box<Sleep>>,
 }
 
-/// Which deadline runs.
+/// The deadline that is running.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Running {
     None,
@@ -178,7 +178,7 @@ impl<S> Socket<S> {
         Self { stream, activity, waits, running: Running::Head, request: 0, timer }
     }
 
-    /// Starts a deadline, unless it runs already.
+    /// Starts a deadline, unless it is running.
     fn start(&mut self, deadline: Running) {
         let wait = match deadline {
             _ if self.running == deadline => return,
@@ -190,13 +190,13 @@ impl<S> Socket<S> {
         self.timer.as_mut().reset(Instant::now() + wait);
     }
 
-    /// Fails once the deadline that runs is over.
+    /// Fails once the running deadline has passed.
     fn poll_deadline<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
         ready!(self.timer.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
-    /// What becomes of a write that was tried.
+    /// Applies the write deadline to the result of a write.
     fn written<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_pending() {
             self.start(Running::Write);
@@ -222,7 +222,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Socket<S> {
         if request != this.request {
             (this.request, this.running) = (request, Running::None);
         }
-        // While a request is answered, its body and the answer have deadlines of their own.
+        // While a request is answered, its body and its response have their own deadlines.
         if this.activity.answering.load(Ordering::Acquire) {
             return read;
         }

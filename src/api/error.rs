@@ -1,4 +1,4 @@
-//! From the errors of the use cases to the table of the contract: the only place that knows both.
+//! Maps the errors of the use cases to the problems of the contract.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::orders::{CancelError, ChangeStatusError, GetError, PlaceError, ShortL
 use crate::products::Unavailable;
 use crate::store::StoreError;
 
-/// When to try again after the database was away or the service was too busy.
+/// The `Retry-After` when the database is away or the service is overloaded.
 pub const RETRY_SOON: Duration = Duration::from_secs(1);
 
 impl From<Forbidden> for Problem {
@@ -91,14 +91,14 @@ impl From<ChangeStatusError> for Problem {
             }
             ChangeStatusError::StockUnavailable(product) => Self::new(
                 &kinds::STOCK_UNAVAILABLE,
-                format!("The Product Service refused to give {product}. The order stays CREATED."),
+                format!("The Product Service refused the stock of {product}. The order stays CREATED."),
             )
             .with_member("productId", json!(product)),
             ChangeStatusError::Busy => Self::unavailable("Too many orders are being confirmed.", RETRY_SOON),
             error @ ChangeStatusError::StockUnknown => Self::new(
                 &kinds::PRODUCT_SERVICE_UNAVAILABLE,
-                "The Product Service has not said yet whether the stock was taken. The confirmation goes on; \
-                 asking again joins it.",
+                "It is not known yet whether the stock was taken. The confirmation continues; repeat the request to \
+                 wait for its outcome.",
             )
             .with_retry_after(RETRY_SOON)
             .with_cause(error),
@@ -113,7 +113,7 @@ impl From<CancelError> for Problem {
         match error {
             CancelError::Forbidden(error) => error.into(),
             CancelError::Confirmed => invalid_transition(
-                "An order that is CONFIRMED is cancelled by an admin, by PUT …/status.".to_owned(),
+                "Only an admin can cancel a CONFIRMED order, by PUT …/status.".to_owned(),
                 &[],
             ),
             CancelError::Status(error) => error.into(),

@@ -1,4 +1,4 @@
-//! Reading requests, with errors of our shape: path, query and JSON body.
+//! Extractors for path, query and JSON body, which reject with a [`Problem`].
 
 use std::fmt::Display;
 
@@ -42,7 +42,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     }
 }
 
-/// A JSON body that may be left out, whatever the client says of its type.
+/// An optional JSON body. An empty body may have any `Content-Type`.
 pub(super) struct OptionalJson<T>(pub(super) T);
 
 impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for OptionalJson<T> {
@@ -59,7 +59,7 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for OptionalJ
     }
 }
 
-/// RFC 9110, 8.3, 8.4 and 15.5.16.
+/// Refuses other media types and content codings (RFC 9110, 8.3, 8.4 and 15.5.16).
 fn expect_json(headers: &HeaderMap) -> Result<(), Problem> {
     let refuse = |detail, header, value| {
         let problem = Problem::new(&kinds::UNSUPPORTED_MEDIA_TYPE, detail);
@@ -78,7 +78,7 @@ fn expect_json(headers: &HeaderMap) -> Result<(), Problem> {
     Ok(())
 }
 
-/// JSON is UTF-8 (RFC 8259, 8.1); a `charset` that says so does no harm, and no other is read.
+/// JSON is UTF-8 (RFC 8259, 8.1), so `charset=utf-8` is accepted and no other charset.
 fn is_json(headers: &HeaderMap) -> bool {
     let mut values = headers.get_all(CONTENT_TYPE).iter();
     let (Some(value), None) = (values.next().and_then(|value| value.to_str().ok()), values.next()) else {
@@ -94,7 +94,7 @@ fn is_json(headers: &HeaderMap) -> bool {
     parts.next().is_some_and(|essence| essence.eq_ignore_ascii_case("application/json")) && parts.all(is_utf8)
 }
 
-/// The body, taken out of what was received.
+/// Takes the received body.
 fn received(request: &mut Request) -> Result<Bytes, Problem> {
     let missing = || Problem::invalid("", "the body was not received");
     request.extensions_mut().remove().map_or_else(|| Err(missing()), |Received(body)| body)
@@ -114,7 +114,7 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     Ok(value)
 }
 
-/// What serde says, without echoing much of what the client sent.
+/// The error of serde, shortened, because it may quote the body.
 fn describe(error: &serde_json::Error) -> String {
     const LONGEST: usize = 160;
     let text = error.to_string();
@@ -124,7 +124,7 @@ fn describe(error: &serde_json::Error) -> String {
     }
 }
 
-/// The parameters of a query, each at most once. Unknown ones are ignored, as unknown fields of a body are.
+/// The query parameters, each at most once. Unknown parameters are ignored, like unknown fields of a body.
 pub(super) struct Query(Vec<(String, String)>);
 
 impl Query {
@@ -134,7 +134,7 @@ impl Query {
         let value = values.next();
         match values.next() {
             None => Ok(value),
-            Some(_) => Err(Problem::invalid(name, "must be there once at the most")),
+            Some(_) => Err(Problem::invalid(name, "must not be repeated")),
         }
     }
 

@@ -1,7 +1,7 @@
-//! Whether the process lives, and whether requests should be sent to it.
+//! Liveness and readiness.
 //!
-//! Ready means: the database answers, its schema is current, and no stop was asked for. Kafka and the Product
-//! Service are shown as parts and never take the service out: that would turn their outage into ours.
+//! The service is ready if the database answers, its schema is current, and no stop was requested. Kafka and the Product
+//! Service are shown, but never make the service unready: their outage must not become ours.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,22 +20,22 @@ use crate::lifecycle::{Lifecycle, Phase};
 use crate::products::ProductClient;
 use crate::store::Store;
 
-const FIGURES_WITHIN: Duration = Duration::from_secs(1);
+const COUNTS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The parts that readiness speaks of.
+/// The state of the health routes.
 #[derive(Clone)]
 pub struct Health {
-    /// Start, serving or stop.
+    /// The phase of the process.
     pub lifecycle: Lifecycle,
     /// The database.
     pub store: Store,
-    /// What the relay last saw of Kafka.
+    /// The state of Kafka, as last seen by the relay.
     pub kafka: KafkaHealth,
     /// The client, for the state of its circuit breaker.
     pub products: Arc<ProductClient>,
 }
 
-/// That the process lives.
+/// The process is alive.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Liveness)]
 struct LiveBody {
@@ -43,7 +43,7 @@ struct LiveBody {
     status: &'static str,
 }
 
-/// That requests may be sent.
+/// The service accepts requests.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Readiness)]
 struct ReadyBody {
@@ -52,7 +52,7 @@ struct ReadyBody {
     components: Components,
 }
 
-/// The parts that readiness speaks of.
+/// The components of the service.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Components {
@@ -62,57 +62,57 @@ pub(super) struct Components {
     /// `current`, `pending` or `unknown`.
     #[schema(example = "current")]
     migrations: &'static str,
-    /// What the relay last saw: `up`, `down` or `unknown`.
+    /// As last seen by the relay: `up`, `down` or `unknown`.
     #[schema(example = "up")]
     kafka: &'static str,
     /// The state of the circuit breaker: `closed`, `open` or `half-open`.
     #[schema(example = "closed")]
     product_service: String,
-    /// Null where the database did not tell in time.
+    /// Null if the database did not answer in time.
     stock_work: Option<StockWork>,
-    /// Null where the database did not tell in time.
+    /// Null if the database did not answer in time.
     outbox: Option<Outbox>,
 }
 
-/// Stock work that has not come to its end. Each figure stops at 1,000.
+/// Unfinished stock jobs. Each count stops at 1,000.
 #[derive(Serialize, ToSchema)]
 struct StockWork {
     open: i64,
     overdue: i64,
-    /// Waits for a person.
+    /// Jobs that wait for an operator.
     parked: i64,
 }
 
-/// Events that wait for a person.
+/// Events that wait for an operator.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Outbox {
     parked_orders: i64,
 }
 
-/// Whether the process lives
+/// Liveness
 #[utoipa::path(
     get, path = "/health/live", operation_id = "live", tag = "health",
-    responses((status = 200, description = "It lives.", body = LiveBody)),
+    responses((status = 200, description = "The process is alive.", body = LiveBody)),
 )]
 pub(super) async fn live() -> Result<Response, Problem> {
     answer(&LiveBody { status: "live" })
 }
 
-/// Whether requests may be sent
+/// Readiness
 ///
-/// The database answers, its schema is current, and no stop was asked for. Kafka and the Product Service are shown and
-/// never make the service unready.
+/// Ready if the database answers, its schema is current, and no stop was requested. Kafka and the Product Service are
+/// shown, but never make the service unready.
 #[utoipa::path(
     get, path = "/health/ready", operation_id = "ready", tag = "health",
-    responses((status = 200, description = "Requests may be sent.", body = ReadyBody)),
+    responses((status = 200, description = "The service accepts requests.", body = ReadyBody)),
     extensions(("x-problems" = json!([kinds::UNAVAILABLE.code]))),
 )]
 pub(super) async fn ready(State(health): State<Health>) -> Result<Response, Problem> {
     let phase = health.lifecycle.phase();
     let migrated = health.store.is_migrated().await;
-    // A figure that is late must not make the probe late.
-    let work = timeout(FIGURES_WITHIN, health.store.unfinished_work()).await.ok().and_then(Result::ok);
+    // Slow counts must not delay the probe.
+    let work = timeout(COUNTS_TIMEOUT, health.store.unfinished_work()).await.ok().and_then(Result::ok);
     let components = Components {
         database: if migrated.is_ok() { "up" } else { "down" },
         migrations: match migrated {

@@ -9,10 +9,10 @@ use axum::http::{HeaderMap, HeaderName};
 use super::problem::Problem;
 
 const NAME: &str = "Idempotency-Key";
-/// Set on an answer that an earlier request was given already.
+/// Marks the response to a repeated request.
 pub(super) const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
-/// The key of a request, or what is wrong with the header.
+/// The key of a request, or the error of the header.
 pub(super) struct IdempotencyKey(pub(super) Result<Option<String>, Problem>);
 
 impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
@@ -23,10 +23,9 @@ impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
     }
 }
 
-/// The key of a request. The draft writes it as a quoted string; many clients send it bare, and both are the
-/// same key.
+/// Parses the key. The draft defines a quoted string, but many clients send it bare; both are the same key.
 fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
-    let refuse = || Problem::invalid(NAME, "must be there once, with 1 to 255 visible ASCII characters");
+    let refuse = || Problem::invalid(NAME, "must be sent once, with 1 to 255 visible ASCII characters");
     let mut values = headers.get_all(NAME).iter();
     let Some(value) = values.next() else { return Ok(None) };
     let text = value.to_str().map_err(|_| refuse())?.trim();

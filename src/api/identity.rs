@@ -1,7 +1,7 @@
-//! Who is calling: read from the gateway's headers once, before any handler runs.
+//! Authentication: reads the identity from the gateway's headers.
 //!
-//! `admission.rs` asks for it around all of `/api`, so a new route has it without asking; a handler gets the identity
-//! through [`Caller`], which refuses where nobody asked.
+//! `admission.rs` authenticates every request to `/api`, new routes included. Handlers get the identity by [`Caller`],
+//! which refuses a request that was not authenticated.
 
 use std::fmt;
 
@@ -17,26 +17,26 @@ use crate::domain::{CustomerId, Identity};
 const EMAIL: &str = "X-User-Email";
 const ROLE: &str = "X-User-Role";
 const SECRET: &str = "X-Gateway-Secret";
-/// RFC 9110, 11.6.1. Callers prove who they are to the gateway with a JWT, as a bearer token (RFC 6750).
+/// The challenge of a 401 (RFC 9110, 11.6.1). Callers authenticate at the gateway with a bearer token (RFC 6750).
 const CHALLENGE: &str = "Bearer realm=\"ShopVerse\"";
 
-/// The secrets that prove that a call came through the gateway: the current one, and the one before it while
-/// the gateway changes over. None: the proof is not asked for.
+/// The secrets that prove that a request came through the gateway: the current one, and the previous one during a
+/// rotation. Without secrets, no proof is required.
 #[derive(Clone, Default)]
 pub struct GatewaySecrets(Vec<String>);
 
 impl GatewaySecrets {
-    /// Takes the secrets that are accepted.
+    /// Accepts these secrets.
     pub fn new(secrets: Vec<String>) -> Self {
         Self(secrets)
     }
 
-    /// Whether no proof is asked for.
+    /// Whether no proof is required.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Compares with every secret in constant time, so that the time taken tells nothing about them.
+    /// Compares with every secret in constant time, so that the duration reveals nothing.
     fn accept(&self, presented: &str) -> bool {
         let matches = self.0.iter().map(|secret| secret.as_bytes().ct_eq(presented.as_bytes()));
         bool::from(matches.fold(subtle::Choice::from(0), |any, matches| any | matches))
@@ -49,7 +49,7 @@ impl fmt::Debug for GatewaySecrets {
     }
 }
 
-/// The caller, or why they are not known.
+/// Authenticates the caller.
 pub(super) fn identify(headers: &HeaderMap, secrets: &GatewaySecrets) -> Result<Identity, Problem> {
     if !secrets.is_empty() && !secrets.accept(only(headers, SECRET)?) {
         return Err(unauthenticated(SECRET, "is not the gateway's"));
@@ -60,14 +60,14 @@ pub(super) fn identify(headers: &HeaderMap, secrets: &GatewaySecrets) -> Result<
     Ok(Identity { customer, role })
 }
 
-/// The value of a header that must be there exactly once: of two, nobody can tell which the gateway set.
+/// The value of a header that must be present exactly once: of two, it is unclear which one the gateway set.
 fn only<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<&'a str, Problem> {
     let mut values = headers.get_all(name).iter();
     let value = values.next().ok_or_else(|| unauthenticated(name, "is missing"))?;
     if values.next().is_some() {
-        return Err(unauthenticated(name, "is there more than once"));
+        return Err(unauthenticated(name, "is repeated"));
     }
-    // Addresses may have other letters than ASCII's (RFC 6531), in UTF-8.
+    // Addresses may contain non-ASCII letters, in UTF-8 (RFC 6531).
     std::str::from_utf8(value.as_bytes()).map_err(|_| unauthenticated(name, "must be UTF-8"))
 }
 
@@ -77,7 +77,7 @@ pub(super) fn unauthenticated(header: &'static str, rule: &str) -> Problem {
         .with_header(WWW_AUTHENTICATE, HeaderValue::from_static(CHALLENGE))
 }
 
-/// The caller, as a handler sees them.
+/// The authenticated caller, for handlers.
 pub(super) struct Caller(pub(super) Identity);
 
 impl<S: Sync> FromRequestParts<S> for Caller {

@@ -6,10 +6,9 @@ use std::fmt;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_path_to_error::{Path, Segment};
 
-/// Any JSON text without duplicate keys. It is read for the errors alone.
+/// Any JSON text without duplicate keys; only its errors matter.
 ///
-/// The fields that we do not know are ignored later on, so without this their depth and keys would go
-/// unchecked. Depth is bounded by `serde_json`, to 128.
+/// It also checks the unknown fields, which are ignored later. `serde_json` limits the depth to 128.
 pub(super) struct WellFormed;
 
 impl<'de> Deserialize<'de> for WellFormed {
@@ -32,7 +31,7 @@ impl<'de> Visitor<'de> for AnyValue {
         while let Some(key) = map.next_key::<String>()? {
             map.next_value::<WellFormed>()?;
             if !keys.insert(key) {
-                return Err(de::Error::custom("a key stands twice in one object"));
+                return Err(de::Error::custom("an object has a duplicate key"));
             }
         }
         Ok(WellFormed)
@@ -68,7 +67,7 @@ impl<'de> Visitor<'de> for AnyValue {
     }
 }
 
-/// The JSON pointer (RFC 6901) of the place where reading failed.
+/// The JSON pointer (RFC 6901) to the place of an error.
 pub(super) fn pointer(path: &Path) -> String {
     path.iter()
         .filter_map(|segment| match segment {

@@ -1,4 +1,4 @@
-//! HTTP in: the whole route table and the order of the layers, on one screen.
+//! The HTTP API: the route table and the order of the layers.
 
 mod admission;
 mod body;
@@ -39,30 +39,30 @@ pub use problem::Problem;
 
 use crate::orders::OrderService;
 
-/// How requests are served.
+/// The settings of the API.
 #[derive(Clone, Debug)]
 pub struct ApiSettings {
-    /// What proves that a call came through the gateway.
+    /// The secrets that prove that a request came through the gateway.
     pub gateway_secrets: GatewaySecrets,
-    /// How many requests are served at once.
+    /// The maximum of concurrent requests.
     pub max_requests: usize,
-    /// How long the body of a request may take to arrive.
+    /// The timeout for receiving a body.
     pub body_timeout: Duration,
-    /// How long a request may take once it is there.
+    /// The deadline of a request from its arrival on.
     pub request_deadline: Duration,
-    /// The page that shows the `OpenAPI` document.
+    /// Whether the documentation page is served.
     pub docs: DocsPage,
 }
 
 /// The routes of the service.
 ///
-/// Layers, from the outside in: log line, ids and problem+json for every refusal; panics; then, before the orders
-/// alone, admission: identity, body, permit, deadline. Few, as each costs every request a future of its own.
+/// The layers, outermost first: log line, ids and problem+json; panics; and for `/api` only, admission (identity, body,
+/// permit, deadline). There are few layers, because each one costs every request a future.
 pub fn router(orders: OrderService, health: Health, settings: &ApiSettings, topics: &Topics<'_>) -> Router {
     let admission = admission::Admission::new(health.lifecycle.clone(), settings);
     let docs = docs::router(&openapi(), &asyncapi(topics), settings.docs);
     let api = Router::from(order_routes())
-        // Before the layers, so that it is behind them: who is not known is not told which methods there are.
+        // Added before the layers, so it is behind them: unauthenticated callers get 401, not 405.
         .method_not_allowed_fallback(method_not_allowed)
         .route_layer(from_fn_with_state(admission, admission::admit))
         .with_state(Arc::new(orders));
@@ -75,7 +75,7 @@ pub fn router(orders: OrderService, health: Health, settings: &ApiSettings, topi
         .layer(from_fn(observe::observe))
 }
 
-/// The calls about orders. `routes!` takes only handlers that describe themselves.
+/// The order routes. `routes!` accepts only documented handlers, so none is missing in the `OpenAPI` document.
 fn order_routes() -> OpenApiRouter<Arc<OrderService>> {
     OpenApiRouter::new()
         .routes(routes!(order_lists::list_all, orders::place))
@@ -86,7 +86,7 @@ fn order_routes() -> OpenApiRouter<Arc<OrderService>> {
         .routes(routes!(orders::history))
 }
 
-/// Liveness and readiness.
+/// The health routes.
 fn health_routes() -> OpenApiRouter<Health> {
     OpenApiRouter::new().routes(routes!(health::live)).routes(routes!(health::ready))
 }

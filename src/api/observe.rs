@@ -1,6 +1,6 @@
-//! One log line a request, and the ids by which a request is found again.
+//! The log line of a request, and its request id and trace id.
 //!
-//! The line has no header, no query and no address of a person.
+//! The line contains no header, no query and no e-mail address.
 
 use std::time::Instant;
 
@@ -15,7 +15,7 @@ use super::problem::{Problem, write_problem};
 use crate::domain::TraceParent;
 use crate::domain::trace::random;
 
-/// The header by which a caller and the log speak of the same request.
+/// The request id, which is also in the log.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
@@ -46,13 +46,13 @@ fn log(response: &Response, started: Instant) {
     let cause = problem.and_then(Problem::cause_chain).unwrap_or_default();
     match status {
         500 => error!(status, duration_ms, code, cause, "request failed"),
-        501.. => warn!(status, duration_ms, code, cause, "request refused for now"),
+        501.. => warn!(status, duration_ms, code, cause, "request failed temporarily"),
         400..500 => info!(status, duration_ms, code, "request refused"),
         _ => info!(status, duration_ms, "request answered"),
     }
 }
 
-/// The caller's id where it is one that is safe to log and to echo, else a new one.
+/// The request id of the caller if it is safe to log and to echo, else a new one.
 fn request_id(headers: &HeaderMap) -> String {
     let safe = |id: &&str| {
         (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b))
@@ -60,7 +60,7 @@ fn request_id(headers: &HeaderMap) -> String {
     only(headers, &REQUEST_ID).filter(safe).map_or_else(new_request_id, str::to_owned)
 }
 
-/// A `UUIDv7`, so that the ids of a log are in its sequence.
+/// A `UUIDv7`, so that ids sort by time.
 fn new_request_id() -> String {
     let millis = u64::try_from(Utc::now().timestamp_millis()).unwrap_or_default();
     let mut bytes = [0; 10];

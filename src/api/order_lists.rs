@@ -38,7 +38,7 @@ struct MineBody {
     get, path = "/api/orders/my", operation_id = "listMyOrders", tag = "orders",
     params(
         ("limit" = Option<u8>, Query, nullable = false, minimum = 1, maximum = 200,
-         description = "How many orders at the most; 50 where it is absent."),
+         description = "The maximum of orders; 50 by default."),
         ("cursor" = Option<String>, Query, nullable = false, format = "cursor",
          description = "From the `Link` of the page before. It belongs to the filters that it came with."),
     ),
@@ -96,7 +96,7 @@ struct SummaryBody {
         ("to" = Option<String>, Query, nullable = false, format = DateTime,
          description = "Only orders that were placed before this moment (RFC 3339)."),
         ("limit" = Option<u8>, Query, nullable = false, minimum = 1, maximum = 200,
-         description = "How many orders at the most; 50 where it is absent."),
+         description = "The maximum of orders; 50 by default."),
         ("cursor" = Option<String>, Query, nullable = false, format = "cursor",
          description = "From the `Link` of the page before. It belongs to the filters that it came with."),
     ),
@@ -115,8 +115,8 @@ pub(super) async fn list_all(
     let filters = ListQuery {
         customer: query.parse("customerId", CustomerId::parse)?,
         status: query.parse("status", str::parse)?,
-        from: query.parse("from", moment)?,
-        to: query.parse("to", moment)?,
+        from: query.parse("from", timestamp)?,
+        to: query.parse("to", timestamp)?,
         ..ListQuery::default()
     };
     let page = page_of(&query, filters)?;
@@ -134,7 +134,7 @@ pub(super) async fn list_all(
     list("/api/orders", &page, &["customerId", "status", "from", "to"], next, &body)
 }
 
-/// The size and the place of a page of the list with these filters.
+/// Reads the limit and the cursor of a page with these filters.
 fn page_of(query: &Query, filters: ListQuery) -> Result<ListQuery, Problem> {
     const DEFAULT_LIMIT: u8 = 50;
     let limit = query.parse("limit", |text| {
@@ -145,16 +145,16 @@ fn page_of(query: &Query, filters: ListQuery) -> Result<ListQuery, Problem> {
     Ok(ListQuery { after, limit: limit.unwrap_or(DEFAULT_LIMIT), ..filters })
 }
 
-fn moment(text: &str) -> Result<DateTime<Utc>, &'static str> {
+fn timestamp(text: &str) -> Result<DateTime<Utc>, &'static str> {
     DateTime::parse_from_rfc3339(text)
-        .map(|moment| moment.to_utc())
+        .map(|time| time.to_utc())
         .ok()
-        // The years that RFC 3339 can write, in UTC as well.
-        .filter(|moment| (0..10_000).contains(&chrono::Datelike::year(moment)))
+        // The years of RFC 3339, also after the conversion to UTC.
+        .filter(|time| (0..10_000).contains(&chrono::Datelike::year(time)))
         .ok_or("must be a time such as 2026-01-21T12:30:00Z")
 }
 
-/// A bare array; where the next page is, a `Link` header says (RFC 8288).
+/// Responds with a bare array, and a `Link` header to the next page (RFC 8288).
 fn list<T: Serialize>(
     path: &str,
     page: &ListQuery,
@@ -170,7 +170,7 @@ fn list<T: Serialize>(
     Ok(response)
 }
 
-/// The query of the next page: the same filters, as far as the caller may set them, and a later place.
+/// The query string of the next page: the filters that the caller may set, and the next cursor.
 fn next_page(page: &ListQuery, filters: &[&str], next: Cursor) -> String {
     let mut query = form_urlencoded::Serializer::new(String::new());
     let values = [

@@ -1,4 +1,4 @@
-//! `/api/orders`: the shapes of the contract, and handlers that only translate.
+//! `/api/orders`: the request and response bodies of the contract, and thin handlers.
 
 use std::sync::Arc;
 
@@ -79,7 +79,7 @@ pub(super) async fn place(
     let lines = body.items.into_iter().map(|Object(line)| line).collect();
     let Placed { order, replayed } = orders.place(PlaceOrder { caller, lines, key, trace }).await?;
     let location = format!("/api/orders/{}", order.id);
-    // What the first answer said: a replay does not tell what became of the order since.
+    // The same as the first response: a replay does not show later changes of the order.
     let body = PlacedBody { order_id: order.id, status: Status::Created, total_amount: order.total };
     let headers = [(LOCATION, header(&location)?), (ETAG, etag(1))];
     let mut response = (StatusCode::CREATED, headers, json(&body)?).into_response();
@@ -144,7 +144,7 @@ pub(super) async fn get(
 pub(super) struct StatusBody {
     #[serde(deserialize_with = "status")]
     status: Status,
-    /// Why, for people: one line. It stands in the history and in the event.
+    /// The reason, for people: one line. It is part of the history and of the event.
     #[serde(default, deserialize_with = "reason")]
     #[schema(min_length = 1, max_length = 200, pattern = r"^[^\u0000-\u001F\u007F-\u009F]*$")]
     reason: Option<String>,
@@ -154,7 +154,7 @@ fn status<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Status, D::Error
     String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
 }
 
-/// A reason is for people and goes into the event: one line of at most 200 characters.
+/// A reason is text for people and part of the event: one line of at most 200 characters.
 fn reason<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let reason = Option::<String>::deserialize(deserializer)?;
     let fits =
@@ -197,7 +197,7 @@ pub(super) async fn change_status(
     headers: HeaderMap,
     body: Result<Json<StatusBody>, Problem>,
 ) -> Result<Response, Problem> {
-    // The role first: who may not do this learns nothing about the rest of the request.
+    // The role is checked first, so that callers without it learn nothing about the request.
     let admin = caller.admin()?;
     let OrderIdPath(id) = id?;
     let Json(StatusBody { status: to, reason }) = body?;
@@ -209,7 +209,7 @@ pub(super) async fn change_status(
 #[derive(Default, Deserialize, ToSchema)]
 #[schema(as = CancelOrderRequest)]
 pub(super) struct CancelBody {
-    /// For people: one line. It stands in the history and in the event.
+    /// The reason, for people: one line. It is part of the history and of the event.
     #[serde(default, deserialize_with = "reason")]
     #[schema(min_length = 1, max_length = 200, pattern = r"^[^\u0000-\u001F\u007F-\u009F]*$")]
     reason: Option<String>,
@@ -263,11 +263,11 @@ struct HistoryBody {
     #[schema(value_type = String, format = DateTime, example = "2026-01-21T12:30:00.123456Z")]
     changed_at: DateTime<Utc>,
     actor_role: ActorRole,
-    /// Who: an e-mail address or the name of a service. Customers see their own alone.
+    /// An e-mail address or the name of a service. Customers see only their own.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     actor_id: Option<String>,
-    /// Why, where there is a reason.
+    /// The reason, if one was given.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     reason: Option<String>,
@@ -275,11 +275,11 @@ struct HistoryBody {
 
 /// Shows the history of an order
 ///
-/// Oldest first. For its owner and for admins. A customer sees their own address and nobody else's.
+/// Oldest first. For its owner and for admins. A customer sees only their own address.
 #[utoipa::path(
     get, path = "/api/orders/{orderId}/history", operation_id = "getOrderHistory", tag = "orders",
     params(("orderId" = OrderId, Path, description = "The order.")),
-    responses((status = 200, description = "What happened, oldest first.", body = Vec<HistoryBody>)),
+    responses((status = 200, description = "The changes of the order, oldest first.", body = Vec<HistoryBody>)),
     extensions(("x-problems" = json!([
         kinds::INVALID_REQUEST.code, kinds::FORBIDDEN.code, kinds::ORDER_NOT_FOUND.code,
     ]))),

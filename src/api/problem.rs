@@ -1,8 +1,8 @@
-//! The one shape of every answer that is not 2xx or 304: RFC 9457, `application/problem+json`. What is no
-//! well-formed HTTP request never gets here: hyper answers it with a bare 400, 414 or 431.
+//! Problem details (RFC 9457) of every response that is not 2xx or 304. A malformed HTTP request never gets here: hyper
+//! answers it with a bare 400, 414 or 431.
 //!
-//! A handler returns a [`Problem`]; the outermost layer writes it, because only there the request's path is at
-//! hand, and turns the framework's own refusals into the same shape on the way.
+//! A handler returns a [`Problem`]. The outermost layer renders it, because it knows the path of the request. It also
+//! converts the rejections of the framework.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -21,18 +21,17 @@ use crate::telemetry::error_chain;
 
 pub(super) mod kinds;
 
-/// RFC 9457, section 3.
+/// The media type (RFC 9457, section 3).
 pub(super) const MEDIA_TYPE: &str = "application/problem+json";
 
-/// An answer that tells the client what is wrong, and never why we could not do better. Boxed, so that the
-/// results that may hold one stay small.
+/// A problem response. It describes the error, but not its cause in the service. Boxed, so that `Result`s stay small.
 #[derive(Clone, Debug)]
 pub struct Problem(Box<Parts>);
 
 #[derive(Clone, Debug)]
 struct Parts {
     kind: &'static Kind,
-    /// That of the kind, unless the framework refused with one of its own.
+    /// The status of the kind, or of the rejection by the framework.
     status: StatusCode,
     detail: String,
     errors: Vec<FieldError>,
@@ -41,26 +40,26 @@ struct Parts {
     cause: Option<Arc<dyn Error + Send + Sync>>,
 }
 
-/// One thing that is wrong in the request, and where.
+/// An error in one place of the request.
 #[derive(Clone, Debug, Serialize)]
 pub struct FieldError {
     /// A JSON pointer (RFC 6901) into the body, or the name of a header, path or query parameter.
     pub pointer: String,
-    /// What is wrong.
+    /// The error.
     pub detail: String,
-    /// More for programs.
+    /// More members, for programs.
     #[serde(flatten)]
     pub more: Map<String, Value>,
 }
 
 impl FieldError {
-    /// An error without more for programs.
+    /// An error without more members.
     pub fn new(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
         Self { pointer: pointer.into(), detail: detail.into(), more: Map::new() }
     }
 }
 
-/// The document as it is written.
+/// The rendered document.
 #[derive(Serialize)]
 struct Document<'a> {
     r#type: String,
@@ -75,7 +74,7 @@ struct Document<'a> {
 }
 
 impl Problem {
-    /// A problem of this kind; `detail` is about this occurrence.
+    /// A problem of this kind; `detail` describes this occurrence.
     pub fn new(kind: &'static Kind, detail: impl Into<String>) -> Self {
         Self(Box::new(Parts {
             kind,
@@ -88,39 +87,39 @@ impl Problem {
         }))
     }
 
-    /// 400: the request itself is wrong, at one place.
+    /// 400: the request is invalid, in one place.
     pub fn invalid(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
         let (pointer, detail) = (pointer.into(), detail.into());
         let whole = if pointer.is_empty() { detail.clone() } else { format!("{pointer}: {detail}") };
         Self::new(&INVALID_REQUEST, whole).with_errors(vec![FieldError::new(pointer, detail)])
     }
 
-    /// 503: we cannot right now.
+    /// 503: temporarily unavailable.
     pub fn unavailable(detail: &'static str, retry_after: Duration) -> Self {
         Self::new(&UNAVAILABLE, detail).with_retry_after(retry_after)
     }
 
-    /// 503: a write may have happened, and may still. `detail` says how to ask again safely.
+    /// 503: the write may have happened, or may still happen. `detail` says how to retry safely.
     pub fn outcome_unknown(retry_after: Duration) -> Self {
         Self::new(
             &OUTCOME_UNKNOWN,
-            "The database did not say in time whether it wrote. Ask again with the same Idempotency-Key; without one, \
-             look at GET /api/orders/my, or at the order, before you repeat the request.",
+            "The database did not confirm in time whether it wrote. Repeat the request with the same Idempotency-Key; \
+             without one, check GET /api/orders/my, or the order, before you repeat the request.",
         )
         .with_retry_after(retry_after)
     }
 
-    /// 500: a bug. The client learns nothing of it; the log does.
+    /// 500: a bug. Only the log shows the cause.
     pub fn internal(cause: impl Error + Send + Sync + 'static) -> Self {
         Self::bug().with_cause(cause)
     }
 
     /// 500 without a cause.
     pub fn bug() -> Self {
-        Self::new(&INTERNAL, "The service failed; its log says why.")
+        Self::new(&INTERNAL, "The service failed; its log shows the cause.")
     }
 
-    /// Names what is wrong, place by place.
+    /// Adds the errors of each place.
     #[must_use]
     pub fn with_errors(mut self, errors: Vec<FieldError>) -> Self {
         self.0.errors = errors;
@@ -134,14 +133,14 @@ impl Problem {
         self
     }
 
-    /// Says when trying again makes sense (RFC 9110, 10.2.3; whole seconds, rounded up).
+    /// Adds `Retry-After` (RFC 9110, 10.2.3; whole seconds, rounded up).
     #[must_use]
     pub fn with_retry_after(self, retry_after: Duration) -> Self {
         let seconds = retry_after.as_millis().div_ceil(1000).max(1);
         self.with_header(RETRY_AFTER, HeaderValue::from(u64::try_from(seconds).unwrap_or(u64::MAX)))
     }
 
-    /// Adds a header to the answer.
+    /// Adds a header to the response.
     #[must_use]
     pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.0.headers.push((name, value));
@@ -155,27 +154,27 @@ impl Problem {
         self
     }
 
-    /// What kind of problem it is.
+    /// The kind of the problem.
     pub(super) fn kind(&self) -> &'static Kind {
         self.0.kind
     }
 
-    /// The word by which programs know the problem.
+    /// The code, for programs.
     pub fn code(&self) -> &'static str {
         self.0.kind.code
     }
 
-    /// The cause and the causes of the cause, for the log.
+    /// The chain of causes, for the log.
     pub fn cause_chain(&self) -> Option<String> {
         self.0.cause.as_deref().map(|cause| error_chain(cause))
     }
 
-    /// A problem for a refusal of the framework, by its status.
+    /// The problem of a rejection by the framework.
     pub(super) fn of_framework(status: StatusCode) -> Self {
         let mut problem = match status {
             StatusCode::NOT_FOUND => Self::new(&NOT_FOUND, "No route has this path."),
             StatusCode::METHOD_NOT_ALLOWED => {
-                Self::new(&METHOD_NOT_ALLOWED, "The Allow header names the methods that are.")
+                Self::new(&METHOD_NOT_ALLOWED, "The Allow header lists the allowed methods.")
             }
             status if status.is_client_error() => Self::new(&INVALID_REQUEST, "The request cannot be read."),
             _ => return Self::bug(),
@@ -184,7 +183,7 @@ impl Problem {
         problem
     }
 
-    /// The document; `instance` says which request it is about.
+    /// Renders the document; `instance` is the path of the request.
     pub(super) fn document(&self, instance: &str) -> Vec<u8> {
         let document = Document {
             r#type: format!("{TYPE_PREFIX}{}", self.0.kind.code),
@@ -215,7 +214,7 @@ impl IntoResponse for Problem {
     }
 }
 
-/// Writes the problem of an answer, which is about the request with this path; leaves any other answer as it is.
+/// Renders the problem of a response to the request with this path. Other responses stay unchanged.
 pub(super) fn write_problem(path: &str, response: Response) -> Response {
     let status = response.status();
     if !(status.is_client_error() || status.is_server_error()) {
@@ -224,7 +223,7 @@ pub(super) fn write_problem(path: &str, response: Response) -> Response {
     let problem =
         response.extensions().get::<Problem>().cloned().unwrap_or_else(|| Problem::of_framework(status));
     let mut written = problem.write(path);
-    // What the framework said beside its status, such as Allow.
+    // Keeps the other headers of the framework, such as Allow.
     for (name, value) in response.headers() {
         if name != CONTENT_TYPE && name != axum::http::header::CONTENT_LENGTH {
             written.headers_mut().insert(name, value.clone());

@@ -1,4 +1,4 @@
-//! The listener: accepts connections, bounds them, and ends them well.
+//! The HTTP server: accepts connections, limits them, and closes them gracefully.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,26 +19,26 @@ use tracing::{debug, warn};
 use super::connection::{Connections, Socket, Waits};
 use crate::telemetry::RateLimitedLog;
 
-/// How connections are served.
+/// The settings of connections.
 #[derive(Clone, Debug)]
 pub struct ServerSettings {
-    /// The most connections at once. Where there are more, the one that has waited longest for its client is closed.
+    /// The maximum of open connections. Beyond it, the one that has waited longest for its client is closed.
     pub max_connections: usize,
-    /// How long a connection may idle between two requests.
+    /// How long a connection may be idle between two requests.
     pub idle_timeout: Duration,
-    /// How long the head of a request may take from its first byte; and the first head of a connection.
+    /// The timeout for a request head from its first byte on, and for the first head of a connection.
     pub head_timeout: Duration,
-    /// How long a client may leave an answer where it is.
+    /// How long a client may not read its response.
     pub write_timeout: Duration,
-    /// How long a request may take from its head to its answer; so also how long a stop waits for connections.
+    /// The maximum time from the head of a request to its response. A stop waits for connections this long.
     pub longest_request: Duration,
 }
 
-/// The largest head of a request, in bytes: what Tomcat takes, and the least that hyper allows. It is also all that
-/// hyper buffers of a connection; hyper's own limit is 408 KiB.
+/// The maximum size of a request head, in bytes, as in Tomcat. It is also the buffer of a connection: hyper's minimum is
+/// 8 KiB, its default 408 KiB.
 const MAX_HEAD: usize = 8 * 1024;
 
-/// Serves until `stop`; then accepts nothing more, finishes the requests that are running, and returns.
+/// Serves until `stop`. Then accepts no more connections, finishes the running requests, and returns.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -75,22 +75,22 @@ pub async fn serve(
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            // From the end of an answer on; a head that has begun has the shorter deadline of the socket.
+            // Counts from the end of a response. A head that has begun has the shorter deadline of the socket.
             .header_read_timeout(settings.idle_timeout)
             .max_buf_size(MAX_HEAD)
             .serve_connection(TokioIo::new(socket), service);
         let connection = entry.closed.clone().run_until_cancelled_owned(watched.watch(connection));
         tokio::spawn(async move {
             if let Some(Err(error)) = connection.await {
-                debug!(%error, "a connection ended badly");
+                debug!(%error, "a connection ended with an error");
             }
             drop(entry);
         });
     }
     drop(listener);
-    // No request runs for longer: what is open then belongs to a client that does not read its answer.
+    // No request runs longer. A connection that is still open belongs to a client that does not read its response.
     if timeout(settings.longest_request + settings.write_timeout, watched.shutdown()).await.is_err() {
-        warn!("clients that neither finish their requests nor read their answers are cut off");
+        warn!("closing the connections of clients that do not read their responses");
     }
     cut.cancel();
 }
@@ -103,12 +103,12 @@ async fn accept(
     const PAUSE: Duration = Duration::from_millis(10);
     match listener.accept().await {
         Ok((stream, _)) => {
-            // Answers are written in one piece; waiting to fill a packet would only delay them.
+            // Responses are written in one piece; Nagle's algorithm would only delay them.
             stream.set_nodelay(true).ok()?;
             Some(stream)
         }
         Err(error) => {
-            // Out of file descriptors, most likely: make room, and pause so that the loop does not spin.
+            // Most likely no file descriptor is left: close a connection, and pause so that the loop does not spin.
             if let Some(suppressed) = failures.allow() {
                 warn!(%error, suppressed, "a connection could not be accepted");
             }

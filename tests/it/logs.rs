@@ -124,6 +124,6 @@ async fn a_statement_that_takes_too_long_is_logged_as_that() {
     let refused = shop.set_status(&order, "CANCELLED").await.expect_unavailable("unavailable");
 
     assert_eq!(refused.body["detail"], "The database took too long.");
-    let line = replica.wait_for_log("request refused for now").to_string();
+    let line = replica.wait_for_log("request failed temporarily").to_string();
     assert!(line.contains("a statement took longer than DATABASE_DEADLINE_MS allows"), "{line}");
 }

@@ -165,7 +165,7 @@ fn of_any_request() -> Vec<(Problem, &'static str)> {
         (Problem::of_framework(kinds::NOT_FOUND.status), "/api/basket"),
         (Problem::of_framework(kinds::METHOD_NOT_ALLOWED.status), ORDER),
         (plain(&kinds::REQUEST_TIMEOUT, "The body did not arrive in time."), "/api/orders"),
-        (plain(&kinds::PAYLOAD_TOO_LARGE, "The body may have 64 KiB at the most."), "/api/orders"),
+        (plain(&kinds::PAYLOAD_TOO_LARGE, "The body may have at most 64 KiB."), "/api/orders"),
         (
             plain(&kinds::UNSUPPORTED_MEDIA_TYPE, "Content-Type must be application/json, in UTF-8."),
             "/api/orders",

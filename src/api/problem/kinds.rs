@@ -1,24 +1,24 @@
-//! Every kind of problem: the answers and the `OpenAPI` document take status, code and title from here.
+//! All kinds of problems, for the responses and for the `OpenAPI` document.
 
 use axum::http::StatusCode;
 
-/// A kind of problem: what does not change from one occurrence to the next (RFC 9457, 3.1).
+/// A kind of problem: the members that are the same for all occurrences (RFC 9457, 3.1).
 #[derive(Debug)]
 pub struct Kind {
-    /// The status of the answer.
+    /// The status of the response.
     pub status: StatusCode,
-    /// The last part of `type`: the word by which programs know the problem.
+    /// The last part of `type`, for programs.
     pub code: &'static str,
-    /// For people.
+    /// The title, for people.
     pub title: &'static str,
-    /// When it is the answer, for the documentation.
+    /// When it occurs, for the documentation.
     pub when: &'static str,
 }
 
-/// What stands before the code in `type`.
+/// The prefix of the code in `type`.
 pub(crate) const TYPE_PREFIX: &str = "urn:problem:order-service:";
 
-/// Defines the kinds, and `ALL` with every one of them.
+/// Defines the kinds, and `ALL` with all of them.
 macro_rules! kinds {
     ($($name:ident = $status:ident $code:literal, $title:literal, $when:literal;)+) => {
         $(
