@@ -1,5 +1,5 @@
-//! The producer: every setting that the promises rest on is spelled out, and nothing counts as sent before
-//! the broker has acknowledged it.
+//! The producer. All settings that the delivery guarantees depend on are explicit. An event counts as sent only after the
+//! broker acknowledged it.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -22,31 +22,30 @@ use super::PaymentSettings;
 use super::topic::{self, KnownTopic};
 use crate::store::PendingEvent;
 
-/// How Kafka is reached, and what is published where.
+/// The settings of Kafka.
 #[derive(Clone, Debug)]
 pub struct KafkaSettings {
     /// `host:port`, comma-separated.
     pub bootstrap_servers: String,
-    /// Security and other properties of librdkafka, as its documentation names them.
+    /// Security and other properties, by librdkafka's names.
     pub properties: Vec<(&'static str, Secret)>,
-    /// The topic of the events.
+    /// The topic of the order events.
     pub topic: String,
-    /// The payments that are read.
+    /// The payment consumer.
     pub payments: PaymentSettings,
-    /// Whether a topic that is missing may be created.
+    /// Whether a missing topic may be created.
     pub create_topic: bool,
-    /// Partitions of a topic that is created. Raising it later breaks the sequence at that moment.
+    /// The partitions of a created topic. More partitions later break the ordering at that moment.
     pub partitions: i32,
-    /// Replicas of a topic that is created; -1: what the broker has as its default.
+    /// The replicas of a created topic; -1 for the broker's default.
     pub replication: i32,
-    /// `min.insync.replicas` of a topic that is created; none: 2 where it has 3 replicas or more, else what the
-    /// broker has as its default.
+    /// `min.insync.replicas` of a created topic. None: 2 if it has at least 3 replicas, else the broker's default.
     pub min_insync_replicas: Option<i32>,
-    /// How long the broker may take to acknowledge an event before it is sent again from the outbox.
+    /// How long the broker may take to acknowledge an event before the relay sends it again.
     pub delivery_timeout: Duration,
 }
 
-/// A value that no log shows.
+/// A value that is hidden in logs.
 #[derive(Clone)]
 pub struct Secret(pub String);
 
@@ -56,13 +55,13 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// Why events were not published. They are still in the outbox.
+/// Why events were not published. They stay in the outbox.
 #[derive(Debug, Error)]
 pub enum PublishError {
-    /// The broker, or the way to it, failed.
+    /// The broker or the connection failed.
     #[error("Kafka did not take an event")]
     Kafka(#[from] KafkaError),
-    /// The topic is missing, and the settings say not to create it.
+    /// The topic is missing, and the settings forbid to create it.
     #[error("the topic {0} does not exist and KAFKA_CREATE_TOPIC is false: create it")]
     NoTopic(String),
     /// The broker refused to create the topic.
@@ -71,8 +70,8 @@ pub enum PublishError {
     /// The stored headers cannot be read.
     #[error("the headers of an event cannot be read")]
     Headers(#[from] serde_json::Error),
-    /// The client went away while an event was on its way.
-    #[error("the client went away while an event was on its way")]
+    /// The client was closed while an event was in flight.
+    #[error("the client was closed while an event was in flight")]
     Canceled,
     /// A helper thread failed: a bug.
     #[error("a helper thread failed")]
@@ -80,8 +79,8 @@ pub enum PublishError {
 }
 
 impl PublishError {
-    /// Whether the record itself is refused, and will be every time, wherever it is sent. Everything else is
-    /// about the broker or the way to it, and never counts against an event (invariant 5).
+    /// Whether the record itself is invalid, so that every broker refuses it. All other errors concern the broker or the
+    /// connection, and never count against an event (invariant 5).
     fn is_about_the_record(&self) -> bool {
         use RDKafkaErrorCode::{InvalidRecord, MessageBatchTooLarge, MessageSizeTooLarge};
         match self {
@@ -94,14 +93,14 @@ impl PublishError {
     }
 }
 
-/// What became of events that were sent.
+/// The results of sent events.
 #[derive(Debug, Default)]
 pub struct Sent<'a> {
-    /// The broker has them.
+    /// Acknowledged by the broker.
     pub acknowledged: Vec<&'a PendingEvent>,
-    /// They are refused for themselves, and why.
+    /// Invalid records, with the reason.
     pub refused: Vec<(&'a PendingEvent, PublishError)>,
-    /// The first failure that is nobody's fault but the broker's. All other events may or may not be there.
+    /// The first failure of the broker or the connection. All other events may or may not have arrived.
     pub failure: Option<PublishError>,
 }
 
@@ -115,7 +114,7 @@ impl<'a> Sent<'a> {
     }
 }
 
-/// What was last seen of Kafka. Cheap to clone.
+/// The last known state of Kafka. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct KafkaHealth(Arc<AtomicU8>);
 
@@ -123,7 +122,7 @@ impl KafkaHealth {
     const UP: u8 = 1;
     const DOWN: u8 = 2;
 
-    /// The word in the readiness answer.
+    /// The name of the state in the readiness answer.
     pub fn as_str(&self) -> &'static str {
         match self.0.load(Ordering::Relaxed) {
             Self::UP => "up",
@@ -137,7 +136,7 @@ impl KafkaHealth {
             if state == Self::UP {
                 info!("Kafka is up");
             } else {
-                warn!("Kafka is down; orders are placed all the same, and their events wait in the outbox");
+                warn!("Kafka is down; orders are still placed, and their events wait in the outbox");
             }
         }
     }
@@ -147,8 +146,8 @@ impl KafkaHealth {
 struct Context(KafkaHealth);
 
 impl ClientContext for Context {
-    /// The client says that all brokers are down at each of its attempts to connect, ten times a second: the log
-    /// has it once, when the health changes.
+    /// The client reports at each connection attempt, ten times a second, that all brokers are down. It is logged once, when
+    /// the health changes.
     fn error(&self, error: KafkaError, reason: &str) {
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
             self.0.saw(KafkaHealth::DOWN);
@@ -158,9 +157,9 @@ impl ClientContext for Context {
     }
 }
 
-/// What the brokers say of themselves.
+/// The metadata of the cluster.
 struct Cluster {
-    /// The service's own topics, as far as they exist.
+    /// The topics of this service that exist.
     topics: Vec<KnownTopic>,
     /// Any broker.
     broker: Option<i32>,
@@ -172,19 +171,19 @@ pub struct Publisher {
     health: KafkaHealth,
     config: ClientConfig,
     producer: FutureProducer<Context>,
-    /// Whether the settings of the topics were looked at.
+    /// Whether the settings of the topics were checked.
     topics_judged: AtomicBool,
 }
 
 impl Publisher {
-    /// Makes a producer; it connects in the background, and whether it can is seen later.
+    /// Makes a producer; it connects in the background.
     pub fn new(settings: KafkaSettings, health: KafkaHealth) -> Result<Self, PublishError> {
         let config = config(&settings);
         let producer = FutureProducer::from_config_and_context(&config, Context(health.clone()))?;
         Ok(Self { settings, health, config, producer, topics_judged: AtomicBool::new(false) })
     }
 
-    /// Starts afresh after an error that the client does not recover from.
+    /// Replaces the producer after a fatal error.
     pub fn renew_after_fatal_error(&mut self) -> Result<(), PublishError> {
         if self.producer.client().fatal_error().is_some() {
             self.producer =
@@ -193,15 +192,15 @@ impl Publisher {
         Ok(())
     }
 
-    /// Whether the client has lost sight of every broker.
+    /// Whether all brokers are down.
     pub fn is_down(&self) -> bool {
         self.health.0.load(Ordering::Relaxed) == KafkaHealth::DOWN
     }
 
-    /// Makes sure that the broker is there and has the topic, creating it if that is allowed. The first time it
-    /// also has the settings of the topics looked at, in the background.
+    /// Checks that the broker answers and has the topic, and creates the topic if that is allowed. The first time, it also
+    /// checks the settings of the topics in the background.
     pub async fn ensure_topic(&self) -> Result<(), PublishError> {
-        let cluster = self.look_at_cluster().await?;
+        let cluster = self.fetch_cluster().await?;
         if cluster.topics.iter().all(|topic| topic.name != self.settings.topic) {
             if !self.settings.create_topic {
                 return Err(PublishError::NoTopic(self.settings.topic.clone()));
@@ -215,8 +214,8 @@ impl Publisher {
         Ok(())
     }
 
-    /// Asks for all topics, because asking for one by name makes some brokers create it their own way.
-    async fn look_at_cluster(&self) -> Result<Cluster, PublishError> {
+    /// Fetches the metadata of all topics. A request for one topic by name makes some brokers create it.
+    async fn fetch_cluster(&self) -> Result<Cluster, PublishError> {
         let producer = self.producer.clone();
         let payments = &self.settings.payments;
         let payments = payments.enabled.then(|| payments.topic.clone());
@@ -235,23 +234,23 @@ impl Publisher {
         Ok(found?)
     }
 
-    /// Sends events and waits for the broker's word on each. No two of one call may belong to the same order.
+    /// Sends events, at most one per order, and waits for the result of each.
     pub async fn send_all<'a>(&self, events: &'a [PendingEvent]) -> Sent<'a> {
         let mut sent = Sent { acknowledged: Vec::with_capacity(events.len()), ..Sent::default() };
-        let mut on_their_way = Vec::with_capacity(events.len());
+        let mut in_flight = Vec::with_capacity(events.len());
         for event in events {
             match self.enqueue(event) {
-                Ok(delivery) => on_their_way.push((event, delivery)),
+                Ok(delivery) => in_flight.push((event, delivery)),
                 Err(error) => {
-                    let goes_on = error.is_about_the_record();
+                    let continues = error.is_about_the_record();
                     sent.note(event, error);
-                    if !goes_on {
+                    if !continues {
                         break;
                     }
                 }
             }
         }
-        for (event, delivery) in on_their_way {
+        for (event, delivery) in in_flight {
             match delivery.await {
                 Ok(Ok(_)) => sent.acknowledged.push(event),
                 Ok(Err((error, _))) => sent.note(event, error.into()),
@@ -277,17 +276,17 @@ impl Publisher {
     }
 }
 
-/// Text that is copied only where it has escapes.
+/// Text that is copied only if it has escapes.
 #[derive(serde::Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// How to reach the broker.
+/// The configuration of a connection.
 pub(super) fn connection_config(settings: &KafkaSettings) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", &settings.bootstrap_servers)
         .set("client.id", "order-service")
-        // A request that got lost holds up all later ones of its connection for this long.
+        // A lost request blocks the later requests of its connection for this long.
         .set("socket.timeout.ms", "10000");
     for (name, Secret(value)) in &settings.properties {
         config.set(*name, value);
@@ -295,7 +294,7 @@ pub(super) fn connection_config(settings: &KafkaSettings) -> ClientConfig {
     config
 }
 
-/// What the promises of delivery rest on (P6, P7 and P9 of the pitfalls).
+/// The configuration of the producer, on which the delivery guarantees depend (pitfalls P6, P7 and P9).
 fn config(settings: &KafkaSettings) -> ClientConfig {
     let mut config = connection_config(settings);
     config
@@ -303,7 +302,7 @@ fn config(settings: &KafkaSettings) -> ClientConfig {
         .set("enable.idempotence", "true")
         .set("max.in.flight.requests.per.connection", "5")
         .set("message.timeout.ms", settings.delivery_timeout.as_millis().to_string())
-        // The partitioner of the Java clients, so that order ids land where theirs do.
+        // The partitioner of the Java clients, so that they use the same partition for an order id.
         .set("partitioner", "murmur2_random")
         .set("linger.ms", "2")
         .set("compression.type", "none")

@@ -1,6 +1,6 @@
-//! Kafka out: the relay takes events from the outbox and the publisher hands them to the broker.
+//! Kafka: the relay publishes events from the outbox, and the consumer applies payments.
 //!
-//! The request path never comes here (invariant 2).
+//! The request path never uses Kafka (invariant 2).
 
 mod floor;
 mod kafka;

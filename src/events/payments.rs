@@ -1,5 +1,5 @@
-//! Kafka in: payments. An offset is stored after the database transaction that did its record's work, so a
-//! crash repeats records and loses none; the transaction remembers the event, so a repeat does nothing.
+//! The consumer of payments. The offset of a record is stored after the database transaction that applied it, so a crash
+//! repeats records and loses none. The transaction also stores the key of the event, so a repeat changes nothing.
 
 pub(crate) mod decode;
 mod progress;
@@ -31,20 +31,20 @@ use crate::telemetry::error_chain;
 use decode::{Decoded, decode};
 pub use unpaid::{UnpaidOrders, UnpaidSettings};
 
-/// What is read of the Payment Service.
+/// The settings of the payment consumer.
 #[derive(Clone, Debug)]
 pub struct PaymentSettings {
-    /// Whether payments are read at all.
+    /// Whether payments are read.
     pub enabled: bool,
     /// The topic.
     pub topic: String,
     /// The consumer group, which all replicas share.
     pub group: String,
-    /// How long a replica may be silent before its partitions go to others.
+    /// After this time without a heartbeat, the partitions of a replica go to others.
     pub session_timeout: Duration,
 }
 
-/// Reads the payments of its share of the partitions.
+/// Reads payments from the partitions of this replica.
 pub struct PaymentConsumer {
     consumer: Arc<StreamConsumer<Context>>,
     orders: OrderService,
@@ -54,33 +54,33 @@ pub struct PaymentConsumer {
 struct Context;
 
 impl rdkafka::ClientContext for Context {
-    /// What matters of it comes back from `recv`, too, and is logged there.
+    /// Logged at debug level: `recv` returns the important errors, too.
     fn error(&self, error: KafkaError, reason: &str) {
         debug!(%error, reason, "the Kafka client reports");
     }
 }
 impl ConsumerContext for Context {}
 
-/// Records that are applied at once.
+/// The maximum of records applied together.
 const LARGEST_SET: usize = 512;
-/// How long a partition rests after its record could not be written.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// How long the consumer may take for one exchange with the broker.
+/// The backoff after a record could not be written.
+const INITIAL_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// The timeout of one exchange with the broker.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl PaymentConsumer {
-    /// A consumer that has read nothing yet; it connects in the background.
+    /// Makes a consumer; it connects in the background.
     pub fn new(settings: &KafkaSettings, orders: OrderService) -> Result<Self, KafkaError> {
         let payments = &settings.payments;
         let mut config: ClientConfig = connection_config(settings);
         let consumer: StreamConsumer<Context> = config
             .set("group.id", &payments.group)
-            // Stored offsets are committed in the background; what is stored is decided here.
+            // The client commits stored offsets in the background; this code decides which offsets are stored.
             .set("enable.auto.commit", "true")
             .set("auto.commit.interval.ms", "1000")
             .set("enable.auto.offset.store", "false")
-            // A new group starts with the oldest payment, not with the next one.
+            // A new group starts with the oldest payment.
             .set("auto.offset.reset", "earliest")
             .set("isolation.level", "read_committed")
             .set("session.timeout.ms", payments.session_timeout.as_millis().to_string())
@@ -95,36 +95,38 @@ impl PaymentConsumer {
     /// Applies payments until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         info!(topic = self.topic, "reading payments");
-        let (mut failures, mut said) = (0, None);
+        let (mut failures, mut logged) = (0, None);
         loop {
             let set = tokio::select! {
-                // First, because after a stop in the middle of stepping back the next record is not the next one.
+                // First, because after a stop during seeking back, the next record would skip others.
                 biased;
                 () = stop.cancelled() => break,
                 set = self.next_set() => set,
             };
             match set {
                 Ok(set) => {
-                    said = None;
+                    logged = None;
                     let progress = SetProgress::of(&set, &self.apply_set(&set).await);
                     self.store_offsets(&progress);
                     failures = if progress.failed.is_empty() { 0 } else { failures + 1 };
-                    self.step_back(&progress.failed, pause(failures), &stop).await;
+                    self.seek_back(&progress.failed, pause(failures), &stop).await;
                 }
-                Err(error) => self.say(&error, &mut said),
+                Err(error) => self.log_error(&error, &mut logged),
             }
         }
-        // Leaving the group commits what is stored and hands the partitions over; it waits for the broker.
+        // Leaving the group commits the stored offsets and releases the partitions. It waits for the broker.
         let left = tokio::task::spawn_blocking(move || drop(self.consumer));
         if timeout(BROKER_TIMEOUT, left).await.is_err() {
-            warn!("the consumer group could not be left in time; the broker notices by itself");
+            warn!(
+                "the consumer group could not be left in time; the broker will notice by its session timeout"
+            );
         }
     }
 
-    /// The next record, and what has arrived behind it.
+    /// Waits for the next record, and takes the records that have arrived after it.
     async fn next_set(&self) -> Result<Vec<Record>, KafkaError> {
         let mut set = vec![Record::of(&self.consumer.recv().await?)];
-        // An error among the records is about the connection: if it lasts, it comes again.
+        // An error among the records concerns the connection. If it lasts, `recv` returns it again.
         while set.len() < LARGEST_SET
             && let Some(Ok(message)) = self.consumer.recv().now_or_never()
         {
@@ -133,33 +135,33 @@ impl PaymentConsumer {
         Ok(set)
     }
 
-    /// Applies the records of a set at once, those of one order in sequence; then what names no order. The places of
-    /// those that were not applied.
+    /// Applies a set of records: concurrently, but the records of one order one after the other; then those without an
+    /// order. Returns the records that were not applied.
     async fn apply_set(&self, set: &[Record]) -> HashSet<RecordPlace> {
-        let mut chains: HashMap<OrderId, Vec<(&Record, Decoded)>> = HashMap::new();
+        let mut by_order: HashMap<OrderId, Vec<(&Record, Decoded)>> = HashMap::new();
         let mut others = Vec::new();
         for record in set {
             let decoded = decode(&record.payload, &record.place);
             match decoded.order() {
-                Some(order) => chains.entry(order).or_default().push((record, decoded)),
+                Some(order) => by_order.entry(order).or_default().push((record, decoded)),
                 None => others.push((record, decoded)),
             }
         }
-        let failed = join_all(chains.into_values().map(|chain| self.apply_chain(chain))).await;
-        let failed_others = self.apply_chain(others).await;
+        let failed = join_all(by_order.into_values().map(|records| self.apply_in_order(records))).await;
+        let failed_others = self.apply_in_order(others).await;
         failed.into_iter().flatten().chain(failed_others).collect()
     }
 
-    /// Applies records one after the other, up to the first that cannot be written now. The places of the others.
-    async fn apply_chain(&self, chain: Vec<(&Record, Decoded)>) -> Vec<RecordPlace> {
-        let mut left = chain.into_iter();
+    /// Applies records one after the other, up to the first that cannot be written now. Returns that one and the rest.
+    async fn apply_in_order(&self, records: Vec<(&Record, Decoded)>) -> Vec<RecordPlace> {
+        let mut left = records.into_iter();
         while let Some((record, decoded)) = left.next() {
             if let Err(error) = self.apply(record, decoded).await {
                 let place = &record.place;
                 warn!(
                     ?place,
                     error = error_chain(&error),
-                    "a payment could not be written; it is read again"
+                    "a payment could not be written; reading it again"
                 );
                 return iter::once(record)
                     .chain(left.map(|(record, _)| record))
@@ -170,7 +172,7 @@ impl PaymentConsumer {
         Vec::new()
     }
 
-    /// Applies one record, or parks it where it can never be applied.
+    /// Applies a record, or parks it if it can never be applied.
     async fn apply(&self, record: &Record, decoded: Decoded) -> Result<(), StoreError> {
         let (place, payload) = (&record.place, &record.payload);
         match decoded {
@@ -181,21 +183,21 @@ impl PaymentConsumer {
                 let payment =
                     Arc::new(IncomingPayment { key, order, event, event_type, place, trace, payload });
                 match self.orders.receive_payment(Arc::clone(&payment)).await {
-                    Ok(Received::Repeated) => debug!(%order, event_type, offset, "a payment was repeated"),
+                    Ok(Received::Repeated) => debug!(%order, event_type, offset, "repeated payment ignored"),
                     Ok(Received::OtherEvent) => {
-                        warn!(%order, event_type, offset, "parked a payment that has the key of another");
+                        warn!(%order, event_type, offset, "payment parked: its key belongs to another event");
                     }
                     Ok(Received::UnknownOrder) => {
-                        warn!(%order, event_type, offset, "parked a payment of no order");
+                        warn!(%order, event_type, offset, "payment parked: its order does not exist");
                     }
                     Ok(Received::Applied(outcome)) if outcome.needs_an_operator() => {
-                        warn!(%order, event_type, offset, ?outcome, "a payment waits for a person");
+                        warn!(%order, event_type, offset, ?outcome, "a payment needs an operator");
                     }
                     Ok(Received::Applied(outcome)) => info!(%order, event_type, ?outcome, "payment applied"),
-                    // Read again, it would be refused again, and hold up its partition for good.
+                    // A repeat would be refused again, and block the partition.
                     Err(refusal) if refusal.is_about_the_data() => {
                         let error = error_chain(&refusal);
-                        error!(%order, event_type, offset, error, "parked a payment that cannot be written");
+                        error!(%order, event_type, offset, error, "payment parked: it cannot be written");
                         let IncomingPayment { place, payload, .. } = &*payment;
                         return self.orders.park_payment(place, Some(order), payload, &error).await;
                     }
@@ -204,14 +206,14 @@ impl PaymentConsumer {
                 Ok(())
             }
             Decoded::Undecodable { order, error } => {
-                warn!(?place, error, "parked a record that is no payment event");
+                warn!(?place, error, "record parked: it is no payment event");
                 self.orders.park_payment(place, order, payload, &error).await
             }
         }
     }
 
-    /// After this the records before the first failure of each partition count as read. An error means that the
-    /// partition has gone to another replica, which reads them again and finds them done.
+    /// Stores the offset before the first failure of each partition. It fails if the partition has moved to another
+    /// replica, which reads the records again and finds them applied.
     fn store_offsets(&self, progress: &SetProgress) {
         for RecordPlace { topic, partition, offset } in &progress.applied {
             if let Err(error) = self.consumer.store_offset(topic, *partition, *offset) {
@@ -220,10 +222,9 @@ impl PaymentConsumer {
         }
     }
 
-    /// Rests and goes back to the first record of each partition that was not applied. Nothing is skipped: as long as
-    /// a partition is ours, nothing else is read of it before. The group keeps its member meanwhile, because the
-    /// client's own threads go on talking to the broker.
-    async fn step_back(&self, failed: &[RecordPlace], pause: Duration, stop: &CancellationToken) {
+    /// Waits, and seeks back to the first record of each partition that was not applied. No record is skipped: while this
+    /// replica holds the partition, nothing else is read from it. The client's threads keep the group membership alive.
+    async fn seek_back(&self, failed: &[RecordPlace], pause: Duration, stop: &CancellationToken) {
         if !failed.is_empty() {
             let _ = timeout(pause, stop.cancelled()).await;
         }
@@ -231,16 +232,16 @@ impl PaymentConsumer {
             while !stop.is_cancelled() {
                 let Err(error) = self.seek(place).await else { break };
                 if !self.holds(place) {
-                    info!(%error, "the partition has moved; its new owner starts from the stored offset");
+                    info!(%error, "the partition has moved; its new consumer starts from the stored offset");
                     break;
                 }
-                warn!(%error, ?place, "could not go back to a record; trying again");
-                let _ = timeout(FIRST_PAUSE, stop.cancelled()).await;
+                warn!(%error, ?place, "could not seek back to a record; retrying");
+                let _ = timeout(INITIAL_BACKOFF, stop.cancelled()).await;
             }
         }
     }
 
-    /// On a thread of its own, because the client waits for its answer there.
+    /// Seeks on a blocking thread, because the client waits for the broker.
     async fn seek(&self, place: &RecordPlace) -> Result<(), KafkaError> {
         let (consumer, place) = (Arc::clone(&self.consumer), place.clone());
         let offset = Offset::Offset(place.offset);
@@ -248,44 +249,43 @@ impl PaymentConsumer {
         tokio::task::spawn_blocking(seek).await.unwrap_or(Err(KafkaError::Canceled))
     }
 
-    /// Whether the partition is still this replica's; unless the client says otherwise, it is.
+    /// Whether this replica holds the partition; assumed if the client does not know.
     fn holds(&self, place: &RecordPlace) -> bool {
         let assignment = self.consumer.assignment();
         assignment.map_or(true, |ours| ours.find_partition(&place.topic, place.partition).is_some())
     }
 
-    /// At most once a minute as long as it is the same trouble. The client queues an error for each of its
-    /// attempts to connect, before the payments that come after them: resting at each would hold those up long
-    /// after the broker is back.
-    fn say(&self, error: &KafkaError, said: &mut Option<(Trouble, Instant)>) {
-        const AGAIN_AFTER: Duration = Duration::from_mins(1);
-        let trouble = match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::UnknownTopicOrPartition) => Trouble::NoTopic,
-            _ => Trouble::Away,
+    /// Logs an error, the same kind at most once a minute. The client queues an error per connection attempt ahead of the
+    /// payments, so a wait after each error would delay payments long after the broker is back.
+    fn log_error(&self, error: &KafkaError, logged: &mut Option<(ErrorKind, Instant)>) {
+        const LOG_INTERVAL: Duration = Duration::from_mins(1);
+        let kind = match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::UnknownTopicOrPartition) => ErrorKind::NoTopic,
+            _ => ErrorKind::Away,
         };
-        if said.is_some_and(|(same, at)| same == trouble && at.elapsed() < AGAIN_AFTER) {
+        if logged.is_some_and(|(same, at)| same == kind && at.elapsed() < LOG_INTERVAL) {
             return;
         }
-        *said = Some((trouble, Instant::now()));
-        match trouble {
-            Trouble::NoTopic => info!(topic = self.topic, "the topic of the payments is not there yet"),
-            Trouble::Away => warn!(%error, "payments cannot be read right now"),
+        *logged = Some((kind, Instant::now()));
+        match kind {
+            ErrorKind::NoTopic => info!(topic = self.topic, "the payment topic does not exist yet"),
+            ErrorKind::Away => warn!(%error, "payments cannot be read"),
         }
     }
 }
 
-/// Why nothing can be read.
+/// Why payments cannot be read.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Trouble {
+enum ErrorKind {
     NoTopic,
     Away,
 }
 
-/// A record, read.
+/// A received record.
 struct Record {
     place: RecordPlace,
     payload: Vec<u8>,
-    /// The record's own trace, else a new one.
+    /// The trace of the record, or a new one.
     trace: TraceParent,
 }
 
@@ -303,11 +303,11 @@ impl Record {
     }
 }
 
-/// How far a set has brought its partitions.
+/// The progress of each partition by a set.
 struct SetProgress {
-    /// For each partition the last record before its first failure.
+    /// The last record before the first failure of each partition.
     applied: Vec<RecordPlace>,
-    /// For each partition with a failure the first.
+    /// The first failed record of each partition.
     failed: Vec<RecordPlace>,
 }
 
@@ -339,7 +339,7 @@ fn header<'a>(message: &'a BorrowedMessage<'_>, name: &str) -> Option<&'a str> {
 }
 
 fn pause(failures: u32) -> Duration {
-    FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16))).min(LONGEST_PAUSE)
+    INITIAL_BACKOFF.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16))).min(MAX_BACKOFF)
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
-//! The relay: takes events from the outbox to Kafka, at least once and in sequence within each order
-//! (invariants 4 and 5).
+//! The relay: publishes events from the outbox to Kafka, at least once and in order within each order (invariants 4
+//! and 5).
 //!
-//! Why the sequence holds, whoever dies when: an event is sent only when every earlier event of its order is
-//! gone from the outbox or was acknowledged in the same turn, and an event leaves the outbox only after its
-//! acknowledgement. So the first time an event reaches Kafka, all earlier ones of its order are there. That
-//! needs no clock and no lock; the leases only keep replicas from sending the same events side by side.
+//! Why the order holds even if a replica dies: an event is sent only when every earlier event of its order has left the
+//! outbox or was acknowledged in the same turn, and an event leaves the outbox only after its acknowledgement. So when an
+//! event first reaches Kafka, all earlier events of its order are there. This needs no clock and no lock. The leases only
+//! prevent replicas from sending the same events concurrently.
 //!
-//! A read begins at its bucket's floor, below which nothing is pending and nothing will be: the argument is in
+//! A read starts at the floor of its bucket. Below it, nothing is pending and nothing will be: the argument is in
 //! `events/floor.rs`.
 
 use std::collections::{BTreeMap, HashSet};
@@ -19,56 +19,56 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
-use super::floor::{Reading, Settling, places};
+use super::floor::{Reading, Settling, positions};
 use super::{PublishError, Publisher};
 use crate::store::outbox::ServerStart;
 use crate::store::{Lease, PendingEvent, Store, StoreError};
 use crate::telemetry::error_chain;
 
-/// How the relay works.
+/// The settings of the relay.
 #[derive(Clone, Debug)]
 pub struct RelaySettings {
-    /// For how long a bucket stays this replica's without renewal. More than twice the delivery timeout.
+    /// The duration of a lease without renewal. More than twice the delivery timeout.
     pub lease: Duration,
-    /// How long the relay waits before it looks again when nothing woke it.
+    /// How often the relay reads the outbox when nothing wakes it.
     pub poll_interval: Duration,
-    /// The most events in memory at once.
+    /// The maximum of events in memory.
     pub batch: u16,
-    /// The longest pause after failures.
+    /// The maximum backoff after failures.
     pub max_backoff: Duration,
-    /// How long the broker may take to acknowledge (the publisher's setting).
+    /// The delivery timeout of the publisher.
     pub delivery_timeout: Duration,
 }
 
-/// How often the relay looks whether it holds its fair share of the buckets.
-const LOOK_AT_SHARES: Duration = Duration::from_secs(1);
+/// How often the relay checks whether it holds its fair share of the buckets.
+const CHECK_SHARES: Duration = Duration::from_secs(1);
 
-/// How often the relay looks which positions are settled, while it finds events.
-const LOOK_AT_WRITERS: Duration = Duration::from_secs(1);
+/// How often the relay checks which positions are settled, while it finds events.
+const CHECK_WRITERS: Duration = Duration::from_secs(1);
 
-/// A turn that found so many events makes the next one use [`LANES`] lanes.
+/// After a turn with this many events, the next turn uses [`LANES`] lanes.
 const BEHIND: usize = 256;
 
-/// How many lanes a turn has while there is a backlog, each for a part of the buckets: one is read while another one
-/// is acknowledged by Kafka and a third one deleted. All events of an order are in one bucket, so lanes share no
-/// order, and a turn ends when all its lanes have ended. Each lane uses a connection of the relay's pool.
+/// The number of lanes of a turn while there is a backlog, each for a part of the buckets. One lane reads while another
+/// waits for Kafka and a third one deletes. All events of an order are in one bucket, so lanes share no order. A turn ends
+/// when all its lanes have ended. Each lane uses a connection of the relay's pool.
 const LANES: usize = 3;
 
-/// How many batches a lane passes on in one turn while there is a backlog: it need not wait for the other lanes
-/// after each.
+/// The maximum of batches per lane and turn while there is a backlog, so that a lane need not wait for the others after
+/// each batch.
 const BATCHES: usize = 4;
 
-/// After so many events the relay looks earlier. Each later read visits what was deleted meanwhile.
-const EVENTS_PER_LOOK: usize = 2_000;
+/// After this many events the relay checks earlier, because each read visits the rows deleted since the last check.
+const EVENTS_PER_CHECK: usize = 2_000;
 
-/// How often the floors are stored, which writes a row for each bucket: beside a snapshot that stays open those rows
-/// cannot be cleaned away. The reads in between visit what was deleted meanwhile.
+/// How often the floors are stored. Storing writes a row per bucket, and an open snapshot keeps vacuum from removing the old
+/// rows. The reads in between visit the rows deleted since.
 const STORE_FLOORS: Duration = Duration::from_secs(1);
 
-/// After so many events the floors are stored earlier.
+/// After this many events the floors are stored earlier.
 const EVENTS_PER_FLOOR: usize = 50_000;
 
-/// One replica's relay.
+/// The relay of a replica.
 pub struct Relay {
     replica: Uuid,
     store: Store,
@@ -77,23 +77,23 @@ pub struct Relay {
     topic_seen: bool,
     held: Option<HeldLease>,
     settling: Settling,
-    /// When the writers are looked at, at the latest.
-    look_at_writers: Instant,
-    /// Events since the writers were looked at.
-    events_since_look: usize,
-    /// The last turn found many events.
+    /// When the writers are checked next, at the latest.
+    check_writers_at: Instant,
+    /// Events since the writers were checked.
+    events_since_check: usize,
+    /// Whether there is a backlog.
     is_behind: bool,
 }
 
 struct HeldLease {
     lease: Lease,
-    look_at_shares: Instant,
+    check_shares_at: Instant,
     renew_at: Instant,
-    /// After this moment nothing is sent any more: it could still be under way when the lease expires.
+    /// Nothing is sent after this time, because it could still be in flight when the lease expires.
     send_until: Instant,
-    /// Floors that are found out and not stored yet.
+    /// Floors that are known and not stored yet.
     floors: BTreeMap<i16, i64>,
-    /// When the floors are stored, at the latest.
+    /// When the floors are stored next, at the latest.
     store_floors: Instant,
     /// Events since the floors were stored.
     events: usize,
@@ -107,25 +107,25 @@ enum TurnError {
     Publish(#[from] PublishError),
 }
 
-/// What a turn brought to Kafka.
+/// The result of publishing a batch.
 #[derive(Default)]
 struct Published {
-    /// By bucket and position.
+    /// The acknowledged events, by bucket and position.
     done: Vec<(i16, i64)>,
     refused: Vec<(PendingEvent, PublishError)>,
     failure: Option<PublishError>,
 }
 
-/// What a lane passed on in a turn.
+/// The result of a lane in a turn.
 #[derive(Default)]
-struct Passed {
+struct LaneResult {
     events: usize,
-    /// What its reads showed.
+    /// The floors that its reads showed.
     floors: BTreeMap<i16, i64>,
     failure: Option<TurnError>,
 }
 
-/// What a turn found.
+/// Whether a turn found events.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Turn {
     Idle,
@@ -133,7 +133,7 @@ enum Turn {
 }
 
 impl Relay {
-    /// A relay that has done nothing yet.
+    /// A relay that has not started.
     pub fn new(store: Store, publisher: Publisher, settings: RelaySettings) -> Self {
         Self {
             replica: Uuid::now_v7(),
@@ -143,23 +143,22 @@ impl Relay {
             topic_seen: false,
             held: None,
             settling: Settling::default(),
-            look_at_writers: Instant::now(),
-            events_since_look: 0,
+            check_writers_at: Instant::now(),
+            events_since_check: 0,
             is_behind: false,
         }
     }
 
-    /// Relays until `stop`; then finishes its turn, takes one more for what was written last, and gives its
-    /// buckets back.
+    /// Relays until `stop`. Then finishes its turn, runs one more for the latest events, and releases its buckets.
     pub async fn run(mut self, stop: CancellationToken) {
-        info!(replica = %self.replica, "the relay starts");
+        info!(replica = %self.replica, "relay started");
         let mut failures = 0;
         while !stop.is_cancelled() {
             match self.turn().await {
                 Ok(Turn::Busy) => failures = 0,
                 Ok(Turn::Idle) => {
                     failures = 0;
-                    self.rest(&stop).await;
+                    self.wait_for_events(&stop).await;
                 }
                 Err(error) => {
                     failures += 1;
@@ -171,10 +170,13 @@ impl Relay {
         if failures == 0
             && let Err(error) = self.last_turn().await
         {
-            warn!(error = error_chain(&error), "the last turn of the relay failed; another replica goes on");
+            warn!(
+                error = error_chain(&error),
+                "the last turn of the relay failed; another replica continues"
+            );
         }
-        self.let_go().await;
-        info!(replica = %self.replica, "the relay has stopped");
+        self.release_leases().await;
+        info!(replica = %self.replica, "relay stopped");
     }
 
     async fn last_turn(&mut self) -> Result<(), TurnError> {
@@ -182,8 +184,8 @@ impl Relay {
         Ok(self.store_floors().await?)
     }
 
-    /// Takes the oldest events of the held buckets, publishes them, and deletes what was acknowledged. While there is
-    /// a backlog, in several lanes.
+    /// Publishes the oldest events of the held buckets, and deletes the acknowledged ones. Uses several lanes while there is
+    /// a backlog.
     async fn turn(&mut self) -> Result<Turn, TurnError> {
         if !self.topic_seen || self.publisher.is_down() {
             self.publisher.ensure_topic().await?;
@@ -193,17 +195,18 @@ impl Relay {
         if lease.floors.is_empty() {
             return Ok(Turn::Idle);
         }
-        self.settle(lease.server).await?;
+        self.check_writers(lease.server).await?;
         let limit = (usize::from(self.settings.batch) / lease.floors.len()).max(1);
         let reading = Reading::plan(&lease, self.settling.settled(lease.server), limit);
         let is_bounded = reading.is_bounded();
         let lanes = reading.split(if self.is_behind { LANES } else { 1 });
-        let passed = join_all(lanes.iter().map(|lane| self.pass(lease.server, lane, send_until))).await;
+        let results =
+            join_all(lanes.iter().map(|lane| self.relay_lane(lease.server, lane, send_until))).await;
         let (mut events, mut failure) = (0, None);
-        for (lane, passed) in lanes.iter().zip(passed) {
-            events += passed.events;
-            self.raise_floors(lane, passed.floors, passed.events).await?;
-            failure = failure.or(passed.failure);
+        for (lane, result) in lanes.iter().zip(results) {
+            events += result.events;
+            self.raise_floors(lane, result.floors, result.events).await?;
+            failure = failure.or(result.failure);
         }
         self.is_behind = events >= BEHIND;
         match failure {
@@ -213,33 +216,33 @@ impl Relay {
         }
     }
 
-    /// Passes events of one lane's buckets on to Kafka, batch after batch while there are many.
-    async fn pass(&self, server: ServerStart, lane: &Reading, send_until: Instant) -> Passed {
-        let mut passed = Passed::default();
+    /// Relays events of the buckets of a lane, batch after batch while there are many.
+    async fn relay_lane(&self, server: ServerStart, lane: &Reading, send_until: Instant) -> LaneResult {
+        let mut result = LaneResult::default();
         for _ in 0..if self.is_behind { BATCHES } else { 1 } {
-            match self.pass_batch(server, lane, send_until, &mut passed).await {
+            match self.relay_batch(server, lane, send_until, &mut result).await {
                 Ok(events) if events < lane.most() / 2 => break,
                 Ok(_) => {}
                 Err(failure) => {
-                    passed.failure = Some(failure);
+                    result.failure = Some(failure);
                     break;
                 }
             }
         }
-        passed
+        result
     }
 
-    /// How many events there were.
-    async fn pass_batch(
+    /// Reads, publishes and deletes a batch; returns how many events it read.
+    async fn relay_batch(
         &self,
         server: ServerStart,
         lane: &Reading,
         send_until: Instant,
-        passed: &mut Passed,
+        result: &mut LaneResult,
     ) -> Result<usize, TurnError> {
         let most = i64::try_from(lane.limit).unwrap_or(i64::MAX);
         let pending = self.store.pending_events(server, &lane.ranges, most).await?;
-        let found = places(&pending);
+        let found = positions(&pending);
         let published = self.publish(pending, send_until).await;
         if !published.done.is_empty() {
             debug!(events = published.done.len(), "published");
@@ -247,47 +250,50 @@ impl Relay {
         }
         for (event, cause) in &published.refused {
             let (order, sequence) = (event.order_id, event.sequence);
-            error!(%order, sequence, error = error_chain(cause), "Kafka refuses an event: its order is parked");
+            error!(%order, sequence, error = error_chain(cause), "Kafka refused an event; its order is parked");
             self.store.park_order(event, &error_chain(cause)).await?;
         }
-        passed.events += found.len();
-        passed.floors.extend(lane.floors(&found, &published.done));
+        result.events += found.len();
+        result.floors.extend(lane.floors(&found, &published.done));
         published.failure.map_or(Ok(found.len()), |error| Err(error.into()))
     }
 
-    /// Looks which positions are settled, when there may be more of them than before.
-    async fn settle(&mut self, server: ServerStart) -> Result<(), StoreError> {
+    /// Checks which positions are settled, if there may be more than before.
+    async fn check_writers(&mut self, server: ServerStart) -> Result<(), StoreError> {
         let unknown = !self.settling.knows(server);
-        let some = self.events_since_look > 0 || self.settling.is_open();
-        let due = some && Instant::now() >= self.look_at_writers;
-        if !unknown && !due && self.events_since_look < EVENTS_PER_LOOK {
+        let some = self.events_since_check > 0 || self.settling.is_open();
+        let due = some && Instant::now() >= self.check_writers_at;
+        if !unknown && !due && self.events_since_check < EVENTS_PER_CHECK {
             return Ok(());
         }
-        // The second look settles what the first one found, where nobody is writing.
+        // If no transaction is writing, the second check settles the positions of the first.
         for _ in 0..if unknown { 2 } else { 1 } {
             self.settling.observe(self.store.outbox_writers().await?);
         }
-        if let Some(pids) = self.settling.held_back_by() {
-            warn!(?pids, "transactions that wrote to the outbox are open: the relay reads past deleted rows");
+        if let Some(pids) = self.settling.blocked_by() {
+            warn!(
+                ?pids,
+                "long transactions that wrote to the outbox are open: the relay must read past deleted rows"
+            );
         }
-        self.look_at_writers = Instant::now() + LOOK_AT_WRITERS;
-        self.events_since_look = 0;
+        self.check_writers_at = Instant::now() + CHECK_WRITERS;
+        self.events_since_check = 0;
         Ok(())
     }
 
-    /// Notes the floors that the reads of a lane showed, and stores them when they save the next reads much.
+    /// Remembers the floors that the reads of a lane showed, and stores them if that makes later reads cheaper.
     async fn raise_floors(
         &mut self,
         lane: &Reading,
         shown: BTreeMap<i16, i64>,
         events: usize,
     ) -> Result<(), StoreError> {
-        self.events_since_look += events;
+        self.events_since_check += events;
         let Some(held) = &mut self.held else { return Ok(()) };
         held.events += events;
         let to_the_end = lane.reaches_an_end(&shown);
         held.floors.extend(shown);
-        // Behind the end of a range the next read can begin only when the floor is there.
+        // The next read can start behind the end of a range only after the floor is stored.
         let due = held.events > 0 && Instant::now() >= held.store_floors;
         if due || held.events >= EVENTS_PER_FLOOR || to_the_end {
             self.store_floors().await?;
@@ -307,9 +313,9 @@ impl Relay {
         Ok(())
     }
 
-    /// The buckets that this replica holds, renewed in time.
+    /// The lease of this replica, renewed if needed.
     async fn hold_lease(&mut self) -> Result<(Lease, Instant), StoreError> {
-        if self.lease_stands().await?
+        if self.is_lease_valid().await?
             && let Some(held) = &self.held
         {
             return Ok((held.lease.clone(), held.send_until));
@@ -317,33 +323,33 @@ impl Relay {
         self.renew_lease().await
     }
 
-    /// Whether nothing calls for a renewal yet: neither the time nor replicas that come or go.
-    async fn lease_stands(&mut self) -> Result<bool, StoreError> {
+    /// Whether the lease needs no renewal: neither by its time, nor because replicas came or went.
+    async fn is_lease_valid(&mut self) -> Result<bool, StoreError> {
         let Some(held) = &mut self.held else { return Ok(false) };
         let now = Instant::now();
-        if now < held.look_at_shares {
+        if now < held.check_shares_at {
             return Ok(true);
         }
         if now >= held.renew_at {
             return Ok(false);
         }
-        held.look_at_shares = now + LOOK_AT_SHARES.min(self.settings.lease / 3);
+        held.check_shares_at = now + CHECK_SHARES.min(self.settings.lease / 3);
         let buckets = held.lease.floors.len();
         Ok(!self.store.is_share_unfair(self.replica, self.settings.lease, buckets).await?)
     }
 
     async fn renew_lease(&mut self) -> Result<(Lease, Instant), StoreError> {
         self.store_floors().await?;
-        // Forgotten first: when the renewal fails, nobody knows whether the lease still stands.
+        // Forgotten first: if the renewal fails, it is unknown whether the lease still holds.
         let before = self.held.take();
         let now = Instant::now();
         let lease = self.store.renew_lease(self.replica, self.settings.lease).await?;
         if before.is_none_or(|before| !before.lease.floors.keys().eq(lease.floors.keys())) {
-            info!(buckets = lease.floors.len(), "the relay holds other buckets than before");
+            info!(buckets = lease.floors.len(), "the buckets of the relay changed");
         }
         let held = HeldLease {
             lease: lease.clone(),
-            look_at_shares: now + (self.settings.lease / 3).min(LOOK_AT_SHARES),
+            check_shares_at: now + (self.settings.lease / 3).min(CHECK_SHARES),
             renew_at: now + self.settings.lease / 3,
             send_until: now + self.settings.lease.saturating_sub(self.settings.delivery_timeout),
             floors: BTreeMap::new(),
@@ -355,8 +361,8 @@ impl Relay {
         Ok((lease, send_until))
     }
 
-    /// Publishes events in waves, so that no order ever has two on their way at once: librdkafka gives up on
-    /// each event by its own clock, and a later one could outlive an earlier one (librdkafka issue 4134).
+    /// Publishes events in waves with one event per order. librdkafka times out each event separately, so with two in
+    /// flight the later one could succeed after the earlier one failed (librdkafka issue 4134).
     async fn publish(&self, mut waiting: Vec<PendingEvent>, send_until: Instant) -> Published {
         let mut published = Published::default();
         while !waiting.is_empty() && published.failure.is_none() && Instant::now() < send_until {
@@ -367,7 +373,7 @@ impl Relay {
             for (event, _) in sent.refused {
                 let order = event.order_id;
                 if published.failure.is_some() || !self.publish_alone(event, &mut published).await {
-                    // The later events of a refused one wait with it.
+                    // The later events of the order wait with the refused one.
                     rest.retain(|later| later.order_id != order);
                 }
             }
@@ -376,8 +382,8 @@ impl Relay {
         published
     }
 
-    /// Sends an event by itself: a broker refuses a batch as a whole, for one of its records or for their sum.
-    /// Whether it got through.
+    /// Sends an event alone, because a broker refuses a batch as a whole, for one record or for its total size. Returns
+    /// whether the event was acknowledged.
     async fn publish_alone(&self, event: &PendingEvent, published: &mut Published) -> bool {
         let mut sent = self.publisher.send_all(std::slice::from_ref(event)).await;
         published.failure = sent.failure;
@@ -386,15 +392,15 @@ impl Relay {
         !sent.acknowledged.is_empty()
     }
 
-    /// After a failure: says so, and gives the buckets to replicas that may reach Kafka better.
+    /// Logs a failure, and releases the buckets for replicas that may reach Kafka.
     async fn recover(&mut self, error: &TurnError) {
-        warn!(error = error_chain(error), "the relay failed; it starts again from the outbox");
+        warn!(error = error_chain(error), "the relay failed; it reads the outbox again");
         self.held = None;
         if let TurnError::Publish(_) = error {
             self.topic_seen = false;
-            self.let_go().await;
+            self.release_leases().await;
             if let Err(error) = self.publisher.renew_after_fatal_error() {
-                warn!(error = error_chain(&error), "there is no new producer yet");
+                warn!(error = error_chain(&error), "a new producer could not be made");
             }
         }
     }
@@ -402,15 +408,12 @@ impl Relay {
     async fn let_go(&mut self) {
         self.held = None;
         if let Err(error) = self.store.release_lease(self.replica).await {
-            warn!(
-                error = error_chain(&error),
-                "the leases could not be given back; they expire by themselves"
-            );
+            warn!(error = error_chain(&error), "the leases could not be released; they will expire");
         }
     }
 
-    /// Waits until this process wrote to the outbox, or the poll is due, or the stop.
-    async fn rest(&self, stop: &CancellationToken) {
+    /// Waits until this process writes to the outbox, the poll interval passes, or `stop`.
+    async fn wait_for_events(&self, stop: &CancellationToken) {
         tokio::select! {
             () = self.store.outbox_written() => {}
             () = sleep(self.settings.poll_interval) => {}
@@ -418,8 +421,8 @@ impl Relay {
         }
     }
 
-    /// 100 ms, doubled with each failure up to the maximum, and up to half of it taken off at random, so that
-    /// replicas do not come back in step.
+    /// Exponential backoff from 100 ms up to the maximum, with up to half of it as random jitter, so that replicas do not
+    /// retry together.
     fn backoff(&self, failures: u32) -> Duration {
         let longest = Duration::from_millis(100)
             .saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16)))
@@ -429,7 +432,7 @@ impl Relay {
     }
 }
 
-/// The first event of each order, and all the others, both in their old sequence.
+/// Splits off the first event of each order. Both parts keep their order.
 fn first_of_each_order(events: Vec<PendingEvent>) -> (Vec<PendingEvent>, Vec<PendingEvent>) {
     let mut seen = HashSet::with_capacity(events.len());
     events.into_iter().partition(|event| seen.insert(event.order_id))
@@ -455,7 +458,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn waves_keep_the_sequence_of_every_order(orders in prop::collection::vec(0_u8..6, 0..60)) {
+        fn waves_keep_the_events_of_every_order_in_order(orders in prop::collection::vec(0_u8..6, 0..60)) {
             let events: Vec<_> = (0..).zip(&orders).map(|(position, order)| event(position, *order)).collect();
             let (mut waiting, mut sent) = (events.clone(), Vec::new());
             while !waiting.is_empty() {

@@ -1,4 +1,4 @@
-//! The topics on the broker: made safe where the service makes them, looked at where they exist.
+//! The topics on the broker: creates them with safe settings, and warns of unsafe settings of existing ones.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,16 +18,16 @@ const MIN_INSYNC: &str = "min.insync.replicas";
 const CLEANUP: &str = "cleanup.policy";
 const UNCLEAN: &str = "unclean.leader.election.enable";
 
-/// How long the broker may take to tell a configuration.
-const DESCRIBE_WITHIN: Duration = Duration::from_secs(5);
+/// The timeout for reading a configuration.
+const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 type Admin = AdminClient<DefaultClientContext>;
 
-/// A topic as the broker's metadata shows it.
+/// A topic in the broker's metadata.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct KnownTopic {
     pub(super) name: String,
-    /// The replicas of the partition that has the fewest.
+    /// The replicas of the partition with the fewest.
     replicas: usize,
 }
 
@@ -42,7 +42,7 @@ fn fewest_replicas(topic: &MetadataTopic) -> usize {
     topic.partitions().iter().map(|partition| partition.replicas().len()).min().unwrap_or_default()
 }
 
-/// Creates the topic of the events. `broker` is any broker that is up: it tells how many replicas are the default.
+/// Creates the topic of the order events. `broker` is any broker that is up, for the default replication factor.
 pub(super) async fn create(settings: &KafkaSettings, broker: Option<i32>) -> Result<(), PublishError> {
     let KafkaSettings { partitions, replication, .. } = settings;
     let admin: Admin = connection_config(settings).create()?;
@@ -63,8 +63,8 @@ pub(super) async fn create(settings: &KafkaSettings, broker: Option<i32>) -> Res
     }
 }
 
-/// What was set, else 2 where there are 3 replicas or more: then no event that was acknowledged is lost with one
-/// broker. None: what the broker has as its default.
+/// The setting, or 2 if there are at least 3 replicas, so that the loss of one broker loses no acknowledged event. None: the
+/// broker's default.
 fn min_insync_replicas(settings: &KafkaSettings, replicas: Option<i32>) -> Option<String> {
     let safe = replicas.is_some_and(|replicas| replicas >= 3).then_some(2);
     settings.min_insync_replicas.or(safe).map(|replicas| replicas.to_string())
@@ -84,13 +84,13 @@ async fn default_replication(admin: &Admin, broker: i32) -> Option<i32> {
     config.get("default.replication.factor")?.parse().ok()
 }
 
-/// Warns of what is unsafe about topics. A broker that does not tell is no error: not every account may ask.
+/// Warns of unsafe settings of topics. A broker that refuses to tell is no error: not every account may ask.
 pub(super) async fn warn_of_unsafe_settings(settings: KafkaSettings, topics: Vec<KnownTopic>) {
     for topic in topics {
         match unsafe_settings(&settings, &topic).await {
             Ok(found) if found.is_empty() => {}
             Ok(found) => warn!(topic = topic.name, "the topic is not safe: {}", found.join("; ")),
-            Err(error) => debug!(topic = topic.name, %error, "the broker does not tell the topic's settings"),
+            Err(error) => debug!(topic = topic.name, %error, "the settings of the topic cannot be read"),
         }
     }
 }
@@ -105,7 +105,7 @@ async fn describe(
     admin: &Admin,
     resource: &ResourceSpecifier<'_>,
 ) -> Result<BTreeMap<String, String>, KafkaError> {
-    let options = AdminOptions::new().request_timeout(Some(DESCRIBE_WITHIN));
+    let options = AdminOptions::new().request_timeout(Some(DESCRIBE_TIMEOUT));
     let told = admin.describe_configs([resource], &options).await?.into_iter().next();
     let entries = match told {
         Some(Ok(ConfigResource { entries, .. })) => entries,
@@ -115,7 +115,7 @@ async fn describe(
     Ok(entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect())
 }
 
-/// What of a topic's settings can lose events, each as `setting=value` and why.
+/// The settings of a topic that can lose events, each as `setting=value` with the reason.
 fn judge(replicas: usize, config: &BTreeMap<String, String>) -> Vec<String> {
     let value = |name| config.get(name).map(String::as_str);
     let mut found = Vec::new();
@@ -127,7 +127,7 @@ fn judge(replicas: usize, config: &BTreeMap<String, String>) -> Vec<String> {
                 "{MIN_INSYNC}={text} with {replicas} replicas: what one broker acknowledges is lost with its disk"
             ));
         } else if min > replicas {
-            found.push(format!("{MIN_INSYNC}={text} with {replicas} replicas: the broker takes no event"));
+            found.push(format!("{MIN_INSYNC}={text} with {replicas} replicas: the broker accepts no event"));
         }
     }
     if let Some(text) = value(CLEANUP)
@@ -164,7 +164,7 @@ mod tests {
         Config::read(&environment).unwrap().kafka
     }
 
-    /// The configuration in the request for a new topic on brokers with so many replicas as their default.
+    /// The configuration in the request for a new topic on brokers with this default replication factor.
     fn requested(variables: &[(&'static str, &str)], replicas: Option<i32>) -> Vec<(String, String)> {
         let settings = settings(variables);
         let replicas = replicas.or(Some(settings.replication));
@@ -185,13 +185,13 @@ mod tests {
     }
 
     #[test]
-    fn what_was_set_for_replicas_in_sync_is_requested() {
+    fn the_setting_for_replicas_in_sync_is_requested() {
         let set = [("KAFKA_TOPIC_REPLICATION", "3"), ("KAFKA_TOPIC_MIN_INSYNC_REPLICAS", "3")];
         assert_eq!(requested(&set, None), [(MIN_INSYNC.to_owned(), "3".to_owned())]);
     }
 
     #[test]
-    fn what_is_safe_or_not_told_is_no_reason_to_warn() {
+    fn safe_or_unknown_settings_are_no_reason_to_warn() {
         let safe = [(MIN_INSYNC, "2"), (CLEANUP, "delete"), (UNCLEAN, "false")];
         assert_eq!(found(3, &safe), "");
         assert_eq!(found(2, &safe), "");
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unsafe_is_named_with_its_value() {
+    fn unsafe_settings_are_named_with_their_values() {
         let all = found(3, &[(MIN_INSYNC, "1"), (CLEANUP, "compact"), (UNCLEAN, "true")]);
         for named in
             ["min.insync.replicas=1", "cleanup.policy=compact", "unclean.leader.election.enable=true"]
@@ -208,6 +208,6 @@ mod tests {
             assert!(all.contains(named), "{all}");
         }
         assert!(found(3, &[(CLEANUP, "compact,delete")]).starts_with("cleanup.policy=compact,delete:"));
-        assert!(found(2, &[(MIN_INSYNC, "3")]).contains("takes no event"));
+        assert!(found(2, &[(MIN_INSYNC, "3")]).contains("accepts no event"));
     }
 }

@@ -81,7 +81,7 @@ impl World {
         }
     }
 
-    /// As `store/parked_orders.rs` does it: behind whoever has the order locked.
+    /// Like `store/parked_orders.rs`: after the transaction that holds the lock of the order.
     fn replay(&mut self, order: u8) {
         let locked = self.open.iter().flat_map(|open| &open.rows).any(|(_, event)| event.order == order);
         if locked || !self.parked.remove(&order) {
@@ -213,7 +213,7 @@ impl Relay {
             world.outbox.remove(place);
         }
         let Some(lease) = &mut self.lease else { return };
-        for (bucket, floor) in reading.floors(&places(&pending), &self.done) {
+        for (bucket, floor) in reading.floors(&positions(&pending), &self.done) {
             let stored = world.floors.entry(bucket).or_default();
             *stored = floor.max(*stored);
             lease.floors.insert(bucket, *stored);

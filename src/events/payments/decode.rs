@@ -1,4 +1,4 @@
-//! From the platform's envelope to a payment event.
+//! Decodes the platform's envelope to a payment event.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -9,19 +9,19 @@ use crate::domain::{Money, OrderId};
 use crate::json::Object;
 use crate::store::payments::{EventKey, RecordPlace};
 
-/// What a record turned out to be.
+/// A decoded record.
 #[derive(Debug)]
 pub(super) enum Decoded {
     /// A payment that succeeded or failed.
     Payment { key: EventKey, order: OrderId, event: PaymentEvent, event_type: &'static str },
-    /// Nothing that concerns an order.
+    /// An event that does not concern orders.
     Ignored,
-    /// Broken, and why; with the order, where at least that can be read.
+    /// A malformed event, with its order if that can be read.
     Undecodable { order: Option<OrderId>, error: String },
 }
 
 impl Decoded {
-    /// The order that the record is about, where it names one.
+    /// The order of the record, if it names one.
     pub(super) const fn order(&self) -> Option<OrderId> {
         match self {
             Self::Payment { order, .. } => Some(*order),
@@ -48,7 +48,7 @@ pub(crate) struct Envelope {
     #[serde(default)]
     #[schema(value_type = String, example = "0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10")]
     entity_id: Value,
-    /// What was paid.
+    /// The paid amount.
     #[serde(default)]
     #[schema(value_type = Money)]
     amount: Value,
@@ -56,17 +56,17 @@ pub(crate) struct Envelope {
     #[serde(default)]
     #[schema(value_type = String, example = "2026-01-21T12:30:00")]
     timestamp: Value,
-    /// `orderId` counts before `entityId`; `eventId` tells repeats; other members are ignored.
+    /// `orderId` has precedence over `entityId`; `eventId` identifies repeats; other members are ignored.
     #[serde(default)]
     #[schema(value_type = Object)]
     metadata: Value,
 }
 
-/// Reads a record. Only what the event needs has to be right: a broken amount of a failed payment is no harm.
+/// Decodes a record. Only the fields that the event needs must be valid: a failed payment needs no amount.
 pub(super) fn decode(payload: &[u8], place: &RecordPlace) -> Decoded {
     let Object(envelope): Object<Envelope> = match serde_json::from_slice(payload) {
         Ok(envelope) => envelope,
-        Err(error) => return undecodable(None, what_is_wrong(&error)),
+        Err(error) => return undecodable(None, describe(&error)),
     };
     if envelope.service.as_str().is_some_and(|service| service != "PAYMENT_SERVICE") {
         return Decoded::Ignored;
@@ -89,17 +89,17 @@ pub(super) fn decode(payload: &[u8], place: &RecordPlace) -> Decoded {
     Decoded::Payment { key: envelope.key(event_type, order, place), order, event, event_type }
 }
 
-/// Without the record's own words, which may be a person's: what is of the wrong type is quoted by serde.
-fn what_is_wrong(error: &serde_json::Error) -> String {
+/// Describes the error without quoting the record, which may contain personal data. serde quotes values of a wrong type.
+fn describe(error: &serde_json::Error) -> String {
     let text = error.to_string();
     if error.is_data() && !text.starts_with("missing field") {
-        return format!("it is JSON and no payment event (column {})", error.column());
+        return format!("it is JSON, but no payment event (column {})", error.column());
     }
     text
 }
 
 impl Envelope {
-    /// The order id; where `metadata.orderId` is present, that one counts (contract).
+    /// The order id; `metadata.orderId` has precedence (contract).
     fn order(&self) -> Option<OrderId> {
         let id = self.metadata.get("orderId").filter(|id| !id.is_null()).unwrap_or(&self.entity_id);
         OrderId::parse(id.as_str()?).ok()
@@ -110,14 +110,14 @@ impl Envelope {
         Money::parse(number.as_str()).map_err(|error| error.to_string())
     }
 
-    /// By which repeats are told: the event's id, else type, entity and time, by which the platform dedupes, else
-    /// the place of the record. The id counts within the order and the type, because a producer may take the
-    /// payment's id for the event's.
+    /// The key that identifies repeats: the id of the event; else type, entity and time, by which the platform dedupes; else
+    /// the position of the record. The id is combined with the order and the type, because a producer may use the id of
+    /// the payment as that of the event.
     fn key(&self, event_type: &str, order: OrderId, place: &RecordPlace) -> EventKey {
         if let Some(id) = self.metadata.get("eventId").and_then(plain) {
             return EventKey::new(format!("{event_type}:{order}:id:{id}"));
         }
-        // Jackson writes a LocalDateTime as an array, unless it is told otherwise.
+        // By default, Jackson writes a LocalDateTime as an array.
         let array = self.timestamp.as_array().map(|_| Value::String(self.timestamp.to_string()));
         let Some(timestamp) = plain(array.as_ref().unwrap_or(&self.timestamp)) else {
             return EventKey::new(format!("place:{}:{}:{}", place.topic, place.partition, place.offset));
@@ -132,8 +132,8 @@ impl Envelope {
     }
 }
 
-/// Text that a key can be made of. PostgreSQL takes no NUL and no index entry of many kilobytes, and a record
-/// that can never be written would stop its partition for good.
+/// Text that is valid in a key. PostgreSQL accepts no NUL and no index entry of many kilobytes, and a record that can never
+/// be written would block its partition.
 fn plain(value: &Value) -> Option<&str> {
     value.as_str().filter(|text| (1..=255).contains(&text.len()) && !text.chars().any(char::is_control))
 }

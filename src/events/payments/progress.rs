@@ -1,4 +1,4 @@
-//! How far the consumer group has read the payments, as Kafka says.
+//! The progress of the consumer group, as Kafka reports it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -14,16 +14,16 @@ use thiserror::Error;
 use crate::events::KafkaSettings;
 use crate::events::kafka::connection_config;
 
-/// How long one question may take, with all its exchanges.
+/// The deadline of one query, with all its exchanges.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// The end of each partition at some moment: all offsets below it were in the topic then.
+/// The end offset of each partition at some time: all lower offsets were in the topic then.
 pub(super) type Ends = BTreeMap<i32, i64>;
 
-/// Why Kafka cannot tell how far the payments have been read.
+/// Why the progress is not known.
 #[derive(Debug, Error)]
 pub(super) enum ProgressError {
-    /// The broker, or the way to it, failed.
+    /// The broker or the connection failed.
     #[error("Kafka did not answer")]
     Kafka(#[from] KafkaError),
     /// The topic does not exist.
@@ -32,7 +32,7 @@ pub(super) enum ProgressError {
     /// Kafka gave no offset of a partition.
     #[error("Kafka gave no offset of partition {0}")]
     NoOffset(i32),
-    /// The topic was created anew, or a broker lost records: what the group has read says nothing.
+    /// The topic was recreated, or a broker lost records, so the committed offsets mean nothing.
     #[error("the group has read beyond the end of partition {0}")]
     BeyondTheEnd(i32),
     /// The topic has other partitions than before.
@@ -43,15 +43,15 @@ pub(super) enum ProgressError {
     Timeout(Vec<i32>),
 }
 
-/// Asks Kafka. Each question opens a connection of its own and closes it, because a client that nobody polls
-/// collects its errors without a bound. Blocks, and takes no longer than [`DEADLINE`].
+/// Queries Kafka. Each query opens and closes its own connection, because a client that is not polled collects errors
+/// without bound. Blocks, at most until [`DEADLINE`].
 #[derive(Clone)]
 pub(super) struct Progress {
     config: ClientConfig,
     topic: String,
 }
 
-struct Question<'a> {
+struct ProgressQuery<'a> {
     progress: &'a Progress,
     client: BaseConsumer,
     deadline: Instant,
@@ -60,7 +60,7 @@ struct Question<'a> {
 impl Progress {
     pub(super) fn new(settings: &KafkaSettings) -> Self {
         let mut config = connection_config(settings);
-        // It reads the offsets of the group and never joins it.
+        // It reads the offsets of the group without joining it.
         config
             .set("group.id", &settings.payments.group)
             .set("enable.auto.commit", "false")
@@ -70,12 +70,12 @@ impl Progress {
         Self { config, topic: settings.payments.topic.clone() }
     }
 
-    /// The end of each partition now, records of open transactions included.
+    /// The end of each partition now, including records of open transactions.
     pub(super) fn ends(&self) -> Result<Ends, ProgressError> {
-        let question = self.ask("read_uncommitted", Instant::now() + DEADLINE)?;
-        let partitions = question.partitions()?;
-        let read = question.read_so_far(&partitions)?;
-        let ends = question.ends(&partitions)?;
+        let query = self.ask("read_uncommitted", Instant::now() + DEADLINE)?;
+        let partitions = query.partitions()?;
+        let read = query.read_so_far(&partitions)?;
+        let ends = query.ends(&partitions)?;
         match ends.iter().find(|(partition, end)| read.get(partition).is_some_and(|read| read > end)) {
             Some((partition, _)) => Err(ProgressError::BeyondTheEnd(*partition)),
             None => Ok(ends),
@@ -84,37 +84,37 @@ impl Progress {
 
     /// Whether every record below `ends` has been applied.
     ///
-    /// A consumer never reads the markers of transactions, so that what it commits may stay below an end for
-    /// ever: where the group is behind, it is behind a record only if one can be read from there.
+    /// A consumer never reads transaction markers, so its committed offset may stay below an end forever. Where the group
+    /// seems to be behind, it is so only if a record can be read from its offset.
     pub(super) fn is_read(&self, ends: &Ends) -> Result<bool, ProgressError> {
-        let question = self.ask("read_committed", Instant::now() + DEADLINE)?;
-        let partitions = question.partitions()?;
+        let query = self.ask("read_committed", Instant::now() + DEADLINE)?;
+        let partitions = query.partitions()?;
         if !partitions.iter().eq(ends.keys()) {
             return Err(ProgressError::PartitionsChanged);
         }
-        let read = question.read_so_far(&partitions)?;
+        let read = query.read_so_far(&partitions)?;
         let is_behind = |partition: &i32| read.get(partition).copied().unwrap_or(0) < ends[partition];
         let behind: Vec<i32> = partitions.into_iter().filter(is_behind).collect();
         if behind.is_empty() {
             return Ok(true);
         }
-        // What a transaction that is still open has written cannot be read, and counts.
-        let stable = question.ends(&behind)?;
+        // Records of an open transaction cannot be read yet, but count.
+        let stable = query.ends(&behind)?;
         if stable.iter().any(|(partition, end)| *end < ends[partition]) {
             return Ok(false);
         }
-        question.find_no_record(behind, &read, ends)
+        query.find_no_record(behind, &read, ends)
     }
 
-    fn ask(&self, isolation: &str, deadline: Instant) -> Result<Question<'_>, ProgressError> {
+    fn ask(&self, isolation: &str, deadline: Instant) -> Result<ProgressQuery<'_>, ProgressError> {
         let client = self.config.clone().set("isolation.level", isolation).create()?;
-        Ok(Question { progress: self, client, deadline })
+        Ok(ProgressQuery { progress: self, client, deadline })
     }
 }
 
-impl Question<'_> {
+impl ProgressQuery<'_> {
     fn left(&self) -> Duration {
-        // Zero would mean for ever to librdkafka in some calls.
+        // For some calls of librdkafka, 0 means forever.
         self.deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
     }
 
@@ -143,7 +143,7 @@ impl Question<'_> {
         if partitions.is_empty() { Err(ProgressError::NoTopic) } else { Ok(partitions) }
     }
 
-    /// The offset that the group reads next, for each partition of which it has committed one.
+    /// The committed offset of each partition that has one.
     fn read_so_far(&self, partitions: &[i32]) -> Result<BTreeMap<i32, i64>, ProgressError> {
         let asked = self.list(partitions, |_| Offset::Invalid)?;
         let mut read = BTreeMap::new();
@@ -156,7 +156,7 @@ impl Question<'_> {
         Ok(read)
     }
 
-    /// The end of these partitions, as far as the client's isolation level lets it read.
+    /// The ends of these partitions at the isolation level of the client.
     fn ends(&self, partitions: &[i32]) -> Result<Ends, ProgressError> {
         let asked = self.list(partitions, |_| Offset::End)?;
         let answer = self.client.offsets_for_times(asked, self.left())?;
@@ -172,7 +172,7 @@ impl Question<'_> {
         partitions.iter().copied().map(end).collect()
     }
 
-    /// Whether no record is left below the ends of these partitions, of which all are stable.
+    /// Whether there is no record below the ends of these partitions, which are all stable.
     fn find_no_record(
         &self,
         mut left: Vec<i32>,

@@ -1,9 +1,8 @@
-//! Cancels the orders that nobody paid in time: only those for which every payment that stood in the topic
-//! before their time was up has been applied.
+//! Cancels orders that were not paid in time, after every payment that was in the topic before their deadline is applied.
 //!
-//! A moment T of the database's clock is noted, then the end of each partition. Once the group has read up to
-//! these ends, every payment that stood in the topic at T has been applied; so an order that was still CREATED
-//! then, and whose time was up at T, was not paid in time. Where Kafka cannot be asked, nothing is cancelled.
+//! The worker notes a time T of the database clock, then the end of each partition. When the consumer group has read up
+//! to these ends, every payment that was in the topic at T is applied. So an order that is still CREATED then, and whose
+//! deadline was before T, was not paid in time. While Kafka cannot be reached, nothing is cancelled.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,18 +20,18 @@ use crate::orders::OrderService;
 use crate::store::{StoreError, UnpaidCursor};
 use crate::telemetry::{RateLimitedLog, error_chain};
 
-/// When an order counts as unpaid, and how often to look.
+/// The settings of the worker.
 #[derive(Clone, Copy, Debug)]
 pub struct UnpaidSettings {
     /// How long an order may be CREATED.
     pub ttl: Duration,
-    /// How long to wait between two rounds.
+    /// The pause between two rounds.
     pub interval: Duration,
 }
 
-/// Orders that were passed over (their stock was being taken, a payment of theirs is parked) are looked at again
-/// after so long.
-const LOOK_AGAIN_AFTER: Duration = Duration::from_mins(5);
+/// After this time the worker starts again with the oldest order, for those that it skipped (stock being taken, payment
+/// parked).
+const START_OVER_AFTER: Duration = Duration::from_mins(5);
 
 /// The worker that cancels unpaid orders.
 pub struct UnpaidOrders {
@@ -40,25 +39,25 @@ pub struct UnpaidOrders {
     orders: OrderService,
     settings: UnpaidSettings,
     after: UnpaidCursor,
-    /// When the first order was looked at last.
+    /// When the worker last started with the oldest order.
     started_over: Instant,
-    /// A moment, and the ends of the partitions that must be read before it counts.
+    /// A time T, and the ends of the partitions that must be read first.
     pending: Option<(DateTime<Utc>, Arc<Ends>)>,
-    not_asked: RateLimitedLog,
+    failures: RateLimitedLog,
 }
 
 #[derive(Debug, Error)]
 enum RoundError {
     #[error("the store failed")]
     Store(#[from] StoreError),
-    #[error("how far the payments have been read is not known")]
+    #[error("the progress of the payment consumer is not known")]
     Progress(#[from] ProgressError),
     #[error("a helper thread failed")]
     Thread(#[from] JoinError),
 }
 
 impl UnpaidOrders {
-    /// A worker that has asked nothing yet.
+    /// A worker that has not started.
     pub fn new(kafka: &KafkaSettings, orders: OrderService, settings: UnpaidSettings) -> Self {
         Self {
             progress: Progress::new(kafka),
@@ -67,7 +66,7 @@ impl UnpaidOrders {
             after: UnpaidCursor::START,
             started_over: Instant::now(),
             pending: None,
-            not_asked: RateLimitedLog::new(Duration::from_mins(1)),
+            failures: RateLimitedLog::new(Duration::from_mins(1)),
         }
     }
 
@@ -79,9 +78,9 @@ impl UnpaidOrders {
                 () = stop.cancelled() => return,
             };
             if let Err(error) = round {
-                // An answer that did not come says nothing: the next round starts with a new moment.
+                // The next round starts with a new time T.
                 self.pending = None;
-                if let Some(suppressed) = self.not_asked.allow() {
+                if let Some(suppressed) = self.failures.allow() {
                     warn!(error = error_chain(&error), suppressed, "no unpaid order is cancelled right now");
                 }
             }
@@ -93,10 +92,10 @@ impl UnpaidOrders {
     }
 
     async fn round(&mut self, stop: &CancellationToken) -> Result<(), RoundError> {
-        if self.started_over.elapsed() > LOOK_AGAIN_AFTER {
+        if self.started_over.elapsed() > START_OVER_AFTER {
             (self.after, self.started_over) = (UnpaidCursor::START, Instant::now());
         }
-        // Twice: what was pending from an earlier round, and a moment of this one.
+        // Twice: for the pending time of an earlier round, and for a time of this round.
         for _ in 0..2 {
             let Some(now) = self.orders.unpaid_order_is_due(self.settings.ttl, self.after).await? else {
                 return Ok(());
@@ -116,7 +115,7 @@ impl UnpaidOrders {
         Ok(())
     }
 
-    /// Asks Kafka on a thread of its own, with no connection to the database held.
+    /// Asks Kafka on a blocking thread; holds no database connection.
     async fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&Progress) -> Result<T, ProgressError> + Send + 'static,
