@@ -83,7 +83,7 @@ impl OrderService {
                 if stop.is_cancelled() {
                     return Ok(());
                 }
-                let batch = self.store.forget_orders(status, age, *cursor, BATCH).await?;
+                let batch = self.store.delete_old_orders(status, age, *cursor, BATCH).await?;
                 deleted += batch.deleted;
                 *cursor = batch.next.unwrap_or_default();
                 if batch.next.is_none() {

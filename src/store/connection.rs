@@ -1,4 +1,4 @@
-//! The pools, and what is the same for every use of a connection: its settings, its bounds, and the second try of a read.
+//! The pools and the use of their connections: session settings, deadlines, and the retry of reads.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -18,20 +18,20 @@ use super::pool::{Pool, PooledConnection};
 use super::{Store, StoreError};
 use crate::domain::Order;
 
-/// How the service uses its database.
+/// The settings of the database.
 #[derive(Clone)]
 pub struct DatabaseSettings {
-    /// Where it is, and as whom.
+    /// Host, database, user and password.
     pub options: PgConnectOptions,
-    /// The most connections at once.
+    /// The maximum of connections.
     pub max_connections: u32,
-    /// How long one use of the store may wait for a free connection.
+    /// The timeout for acquiring a connection.
     pub acquire_timeout: Duration,
-    /// How long one use of the store may take altogether.
+    /// The deadline of one use of the store.
     pub deadline: Duration,
 }
 
-/// Without the options, which hold the password.
+/// Leaves out the options, which contain the password.
 impl fmt::Debug for DatabaseSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DatabaseSettings")
@@ -43,24 +43,24 @@ impl fmt::Debug for DatabaseSettings {
     }
 }
 
-/// What a session of the service sets, before `more`.
+/// The connect options with the settings of a session, and then `more`.
 fn session(settings: &DatabaseSettings, more: &[(&str, &str)]) -> PgConnectOptions {
-    // The server gives up a little before the client does, so that it is the one to clean up.
+    // The server times out shortly before the client, so that the server cleans up.
     let server_limit = (settings.deadline.as_millis() * 9 / 10).to_string();
     let options = settings.options.clone().options([
         ("statement_timeout", server_limit.as_str()),
         ("lock_timeout", server_limit.as_str()),
         ("idle_in_transaction_session_timeout", server_limit.as_str()),
-        // Every statement has an index. A plan that was cached while its table was empty would be a sequential
-        // scan, and would stay one while the table fills; so would one by statistics that are out of date. Where
-        // there is no other plan, its cost is beyond any bound of the just-in-time compiler.
+        // Every statement has an index. A plan that was cached while its table was empty, or made from outdated
+        // statistics, would be a sequential scan, and would stay one while the table grows. If there is no other plan,
+        // its cost exceeds every threshold of the JIT compiler.
         ("enable_seqscan", "off"),
         ("jit", "off"),
     ]);
     options.options(more.iter().copied())
 }
 
-/// A pool of connections, and the bounds of their use. Cheap to clone: every clone is the same pool.
+/// A connection pool with its deadlines. Cheap to clone: clones share the pool.
 #[derive(Clone, Debug)]
 pub(super) struct Database {
     pool: Pool,
@@ -68,8 +68,7 @@ pub(super) struct Database {
 }
 
 impl Database {
-    /// The database for the requests, and for their shared reads and lists: half of the connections that the settings
-    /// allow for each.
+    /// The database for requests, and the one for their shared reads and lists. Each gets half of the connections.
     pub(super) fn for_requests(settings: &DatabaseSettings) -> (Self, Self) {
         let reads = (settings.max_connections / 2).max(1);
         let others = settings.max_connections.saturating_sub(reads).max(1);
@@ -83,26 +82,26 @@ impl Database {
         Self { pool, settings: Arc::new(settings) }
     }
 
-    /// For reads along an index whose plan must not depend on statistics: the one plan without a sort, made once.
+    /// For reads along an index whose plan must not depend on statistics: the only plan without a sort, made once.
     ///
-    /// Where sorting is out, a list is read along the only index that has its sequence (`list.rs`). The plan is the same
-    /// for all values and for sets of any size, so planning anew for each would be wasted.
+    /// Without sorts, a list is read along the only index that has its order (`list.rs`). The plan is the same for all
+    /// values and for sets of any size, so a new plan for each would be wasted.
     fn for_reads(settings: DatabaseSettings) -> Self {
         let more = [("enable_sort", "off"), ("plan_cache_mode", "force_generic_plan")];
         Self::new(settings, &more)
     }
 
-    /// The same database by a pool of its own, with these settings of PostgreSQL.
+    /// The same database with its own pool, and with more session settings.
     pub(super) fn with_own_pool(&self, max_connections: u32, more: &[(&str, &str)]) -> Self {
         Self::new(DatabaseSettings { max_connections, ..(*self.settings).clone() }, more)
     }
 
-    /// How it is used.
+    /// The settings.
     pub(super) fn settings(&self) -> &DatabaseSettings {
         &self.settings
     }
 
-    /// Closes the connections that are idle and waits for those in use.
+    /// Closes all connections, and waits for those in use.
     pub(super) async fn close(&self) {
         self.pool.close().await;
     }
@@ -112,8 +111,8 @@ impl Database {
         Ok(self.pool.acquire().await?)
     }
 
-    /// Runs a statement that changes nothing, within the deadline. Where its connection was lost, perhaps while it was idle,
-    /// the statement runs once more on another.
+    /// Runs a read-only statement within the deadline. If its connection was lost, perhaps while idle, the statement is
+    /// retried once on another connection.
     pub(super) async fn read<T>(
         &self,
         mut statement: impl FnMut(&mut PgConnection) -> BoxFuture<'_, Result<T, sqlx::Error>> + Send,
@@ -122,19 +121,19 @@ impl Database {
             let mut connection = self.connection().await?;
             let mut result = statement(&mut connection).await.map_err(StoreError::from);
             if result.as_ref().is_err_and(StoreError::is_lost_connection) {
-                // Closed first: a pool may have no more than one.
+                // Dropped first, because the pool may have only one connection.
                 drop(connection);
                 connection = self.connection().await?;
                 result = statement(&mut connection).await.map_err(StoreError::from);
             }
             let result = result?;
-            connection.give_back();
+            connection.release();
             Ok(result)
         })
         .await
     }
 
-    /// Bounds one use of the store by its deadline.
+    /// Runs `work` within the deadline.
     pub(super) async fn bounded<T>(
         &self,
         work: impl Future<Output = Result<T, StoreError>>,
@@ -149,7 +148,7 @@ impl Store {
         self.database.connection().await
     }
 
-    /// Bounds one use of the store by its deadline.
+    /// Runs `work` within the deadline.
     pub(super) async fn bounded<T>(
         &self,
         work: impl Future<Output = Result<T, StoreError>>,
@@ -158,24 +157,24 @@ impl Store {
     }
 }
 
-/// Whether the commit of a write was sent, which decides what its failure means.
+/// Whether the commit of a write was sent. It decides whether a failure leaves the outcome unknown.
 #[derive(Debug, Default)]
 pub(super) struct CommitSent(AtomicBool);
 
 impl CommitSent {
-    /// From here on the write may be durable.
+    /// Marks that the write may be durable from now on.
     pub(super) fn mark(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Tells a write that failed from one whose outcome nobody knows.
-    pub(super) fn judge(&self, error: StoreError) -> StoreError {
+    /// The error of the write: `error`, or that the outcome is unknown.
+    pub(super) fn classify(&self, error: StoreError) -> StoreError {
         let sent = self.0.load(Ordering::Relaxed);
         if sent && !error.is_rolled_back() { StoreError::unknown(error) } else { error }
     }
 }
 
-/// A row of the history is written together with its version of the order, and never changed.
+/// The history row of a version is written with that version, and never changed.
 const FIND_VERSIONS: &str = "
 select order_id from order_history
 where order_id = any ($1) and (order_id, version, changed_at) in (
@@ -184,21 +183,21 @@ where order_id = any ($1) and (order_id, version, changed_at) in (
 ";
 
 impl Database {
-    /// Which of these versions of orders a transaction whose outcome is unknown made durable: all or none of those that
-    /// it wrote. They are looked for within the time that a connection may be waited for.
+    /// Finds the versions of orders that a transaction with an unknown outcome committed: all that it wrote, or none. Polls
+    /// for as long as a connection may be waited for.
     ///
-    /// What is found is certain; nothing is not: a commit that waits for a standby is not seen yet.
+    /// A found version is certain. A missing one is not: a commit that waits for a standby is not visible yet.
     pub(super) async fn find_written(&self, orders: &[&Order]) -> HashSet<Uuid> {
-        const LOOK_AGAIN: Duration = Duration::from_millis(50);
-        let look = async {
+        const POLL_INTERVAL: Duration = Duration::from_millis(50);
+        let poll = async {
             loop {
                 match self.find_versions(orders).await {
                     Ok(found) if !found.is_empty() => return found.into_iter().collect(),
-                    _ => sleep(LOOK_AGAIN).await,
+                    _ => sleep(POLL_INTERVAL).await,
                 }
             }
         };
-        timeout(self.settings.acquire_timeout, look).await.unwrap_or_default()
+        timeout(self.settings.acquire_timeout, poll).await.unwrap_or_default()
     }
 
     async fn find_versions(&self, orders: &[&Order]) -> Result<Vec<Uuid>, StoreError> {
@@ -209,7 +208,7 @@ impl Database {
             .bind(column(orders, |order| order.changed_at))
             .fetch_all(&mut *connection)
             .await?;
-        connection.give_back();
+        connection.release();
         Ok(found)
     }
 }

@@ -1,4 +1,4 @@
-//! What can go wrong with the database, by what the caller can do about it.
+//! Errors of the database, classified by what the caller can do.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -6,32 +6,32 @@ use std::sync::Arc;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 use thiserror::Error;
 
-/// Why the store could not do what it was asked.
+/// An error of the store.
 #[derive(Debug, Error)]
 pub enum StoreError {
-    /// The database is away or too busy; trying again later may help.
+    /// The database is away or overloaded; a later retry may succeed.
     #[error("the database is not available")]
     Unavailable(#[source] sqlx::Error),
-    /// PostgreSQL ended a statement of ours, because it ran or waited for a lock for too long.
+    /// PostgreSQL cancelled a statement that ran, or waited for a lock, for too long.
     #[error("a statement took longer than DATABASE_DEADLINE_MS allows")]
     Slow(#[source] sqlx::Error),
     /// The database did not answer within the deadline.
     #[error("the database did not answer within the deadline")]
     Deadline,
-    /// The database did not say in time whether it wrote: it may have, and it still may.
-    #[error("the database did not say in time whether it wrote")]
+    /// The database did not confirm in time whether it wrote. It may have, or may still do so.
+    #[error("the database did not confirm in time whether it wrote")]
     OutcomeUnknown(#[source] Arc<StoreError>),
-    /// What went wrong with all writes of a set.
+    /// The error of a set of writes, for each of them.
     #[error(transparent)]
     OfSet(Arc<StoreError>),
-    /// As many writes wait as may wait.
+    /// The maximum of waiting writes is reached.
     #[error("too many writes wait for the database")]
     TooManyWrites,
-    /// A statement was refused: a bug in the service, or a change to the database behind its back.
+    /// PostgreSQL refused a statement: a bug, or a change of the database by others.
     #[error("the database refused a statement")]
     Refused(#[source] sqlx::Error),
-    /// A row holds what the service never writes.
-    #[error("{table}.{column} of {id} holds what the service never writes")]
+    /// A row has a value that the service never writes.
+    #[error("{table}.{column} of {id} has a value that the service never writes")]
     Inconsistent {
         /// The table.
         table: &'static str,
@@ -46,12 +46,12 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// A failure that leaves open whether something was written.
+    /// The outcome is unknown because of `cause`.
     pub(crate) fn unknown(cause: Self) -> Self {
         Self::OutcomeUnknown(Arc::new(cause))
     }
 
-    /// The failure of a set, for one of its writes.
+    /// The error of a set, for one of its writes.
     pub(super) fn of_set(error: &Arc<Self>) -> Self {
         match &**error {
             Self::OutcomeUnknown(cause) => Self::OutcomeUnknown(Arc::clone(cause)),
@@ -73,12 +73,12 @@ impl StoreError {
         }
     }
 
-    /// Whether the connection was lost, which says nothing of what was sent on it.
+    /// Whether the connection was lost. What was sent on it may have been executed.
     pub(super) fn is_lost_connection(&self) -> bool {
         use sqlx::Error::{Database, Io, Protocol, Tls};
         match self {
             Self::Unavailable(Io(_) | Protocol(_) | Tls(_)) => true,
-            // The level of PostgreSQL's errors that end the connection.
+            // The severities that end the connection.
             Self::Unavailable(Database(error)) => {
                 let error = error.try_downcast_ref::<PgDatabaseError>();
                 error.is_some_and(|error| [PgSeverity::Fatal, PgSeverity::Panic].contains(&error.severity()))
@@ -87,12 +87,12 @@ impl StoreError {
         }
     }
 
-    /// Whether another transaction held a lock for longer than a statement may wait.
+    /// Whether waiting for a lock timed out.
     pub(super) fn is_lock_timeout(&self) -> bool {
         self.code().is_some_and(|code| code == LOCK_NOT_AVAILABLE)
     }
 
-    /// Whether trying again later may help.
+    /// Whether a later retry may succeed.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Unavailable(_)
@@ -105,11 +105,11 @@ impl StoreError {
         }
     }
 
-    /// Whether certainly nothing was written: PostgreSQL itself reported the failure of the statement and rolled it back,
-    /// or this service found the data wrong before it committed.
+    /// Whether certainly nothing was written: PostgreSQL reported the failure of the statement and rolled it back, or this
+    /// service found invalid data before it committed.
     ///
-    /// Of PostgreSQL's errors only the level ERROR says so. A connection that is terminated (FATAL) or a crash (PANIC) can
-    /// follow a commit, and what did not come from PostgreSQL says nothing of it.
+    /// Only PostgreSQL errors of severity ERROR prove it. A terminated connection (FATAL) or a crash (PANIC) can follow a
+    /// commit, and other errors prove nothing.
     pub(super) fn is_rolled_back(&self) -> bool {
         if matches!(self, Self::Inconsistent { .. } | Self::Render(_)) {
             return true;
@@ -122,13 +122,13 @@ impl StoreError {
         error.is_some_and(|error| error.severity() == PgSeverity::Error)
     }
 
-    /// Whether one of several writes may have caused the failure of their transaction.
+    /// Whether one of several writes may have caused the error of their transaction.
     pub(super) fn may_be_of_one_write(&self) -> bool {
         self.is_rolled_back()
             || matches!(self, Self::Refused(_) | Self::Inconsistent { .. } | Self::Render(_))
     }
 
-    /// Whether it is this work's own data that cannot be read or written, now and later; other work goes on.
+    /// Whether the data of this work is the cause, so that every retry fails; other work is not affected.
     pub fn is_about_the_data(&self) -> bool {
         use sqlx::Error::{ColumnDecode, Database, Decode, Encode};
         match self {
@@ -149,7 +149,7 @@ impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         if is_too_slow(&error) {
             Self::Slow(error)
-        } else if is_about_the_moment(&error) {
+        } else if is_temporary(&error) {
             Self::Unavailable(error)
         } else {
             Self::Refused(error)
@@ -157,19 +157,19 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
-/// Whether it is `statement_timeout` or `lock_timeout` (or an operator) that ended the statement.
+/// Whether `statement_timeout`, `lock_timeout` or an operator cancelled the statement.
 fn is_too_slow(error: &sqlx::Error) -> bool {
     const QUERY_CANCELED: &str = "57014";
     let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
     code.is_some_and(|code| [QUERY_CANCELED, LOCK_NOT_AVAILABLE].contains(&code.as_ref()))
 }
 
-/// Whether trying again later may help.
-pub(super) fn is_about_the_moment(error: &sqlx::Error) -> bool {
+/// Whether a later retry may succeed.
+pub(super) fn is_temporary(error: &sqlx::Error) -> bool {
     use sqlx::Error::{Database, Io, PoolClosed, PoolTimedOut, Protocol, Tls, WorkerCrashed};
     match error {
-        // Protocol: a connection that ends in the middle of its negotiation, as behind a load balancer
-        // without a server, reads as nonsense and not as an end.
+        // Protocol: a connection that ends during its negotiation, as behind a load balancer without a server, is
+        // reported as a protocol error.
         Io(_) | Tls(_) | Protocol(_) | PoolTimedOut | PoolClosed | WorkerCrashed => true,
         Database(refusal) => refusal.code().is_some_and(|code| is_transient(&code)),
         _ => false,
@@ -178,21 +178,21 @@ pub(super) fn is_about_the_moment(error: &sqlx::Error) -> bool {
 
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 
-/// PostgreSQL's error codes (appendix A of its manual) that are about the moment and not about the statement.
+/// The error codes (appendix A of PostgreSQL's manual) of temporary errors.
 fn is_transient(code: &str) -> bool {
     const CONNECTION: &str = "08";
     const RESOURCES: &str = "53";
     const OPERATOR: &str = "57";
     const ROLLBACK: &str = "40";
     const IDLE_IN_TRANSACTION: &str = "25P03";
-    // What a statement meets on a primary that has just become a standby.
+    // From a primary that has just become a standby.
     const READ_ONLY: &str = "25006";
     [CONNECTION, RESOURCES, OPERATOR, ROLLBACK].iter().any(|class| code.starts_with(class))
         || [LOCK_NOT_AVAILABLE, IDLE_IN_TRANSACTION, READ_ONLY].contains(&code)
 }
 
-/// Data exceptions and violated constraints, by the same appendix. Not those about the schema or about rights,
-/// which every statement would meet.
+/// Data exceptions and violated constraints, by the same appendix. Not errors of the schema or of privileges, which would
+/// affect every statement.
 fn is_about_the_data(code: &str) -> bool {
     const DATA: &str = "22";
     const CONSTRAINT: &str = "23";
@@ -204,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_about_the_moment_is_told_from_what_is_about_the_statement() {
+    fn temporary_errors_are_told_from_errors_of_the_statement() {
         for code in ["08006", "53300", "57P01", "57014", "40001", "55P03", "25P03", "25006"] {
             assert!(is_transient(code), "{code}");
         }
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_about_the_data_is_told_from_what_every_statement_would_meet() {
+    fn errors_of_the_data_are_told_from_errors_of_every_statement() {
         for code in ["22003", "22021", "23505", "23514"] {
             assert!(is_about_the_data(code), "{code}");
         }
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_ends_in_the_middle_of_its_negotiation_may_come_back() {
+    fn a_connection_that_ends_during_its_negotiation_is_a_temporary_error() {
         let cut = sqlx::Error::Protocol("unexpected response from SSLRequest: 0x00".to_owned());
         assert!(StoreError::from(cut).is_transient());
     }

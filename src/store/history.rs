@@ -1,4 +1,4 @@
-//! What happened to an order.
+//! Reading the history of an order.
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -29,7 +29,7 @@ struct HistoryRow {
 }
 
 impl Store {
-    /// The history of an order, for those who may see the order; nothing where there is none. One round trip.
+    /// The history of an order, for those who may see the order; none if there is no such order. One round trip.
     pub async fn find_history(&self, id: OrderId) -> Result<Option<Owned<Vec<HistoryEntry>>>, StoreError> {
         let rows: Vec<HistoryRow> = self
             .database

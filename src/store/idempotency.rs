@@ -78,7 +78,7 @@ impl Store {
                 .bind(window)
                 .fetch_one(&mut *connection)
                 .await?;
-            connection.give_back();
+            connection.release();
             Ok(keys.rows_affected() + recent.unsigned_abs())
         })
         .await

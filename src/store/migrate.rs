@@ -16,7 +16,7 @@ use thiserror::Error;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
-use super::error::is_about_the_moment;
+use super::error::is_temporary;
 use super::{DatabaseSettings, Store, StoreError};
 
 /// How long a statement may wait for a lock while others wait behind it.
@@ -70,7 +70,7 @@ impl From<MigrateError> for MigrationError {
     fn from(error: MigrateError) -> Self {
         use MigrateError::{Execute, ExecuteMigration};
         match error {
-            Execute(error) | ExecuteMigration(error, _) if is_about_the_moment(&error) => {
+            Execute(error) | ExecuteMigration(error, _) if is_temporary(&error) => {
                 Self::Unavailable(StoreError::Unavailable(error))
             }
             error => Self::Failed(error),
@@ -230,7 +230,7 @@ impl Store {
                 .bind(&versions)
                 .fetch_one(&mut *connection)
                 .await?;
-            connection.give_back();
+            connection.release();
             Ok(migrated)
         })
         .await

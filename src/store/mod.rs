@@ -1,7 +1,7 @@
-//! PostgreSQL: the only place with SQL.
+//! PostgreSQL: the only module with SQL.
 //!
-//! Nothing outside this module sees a connection or a transaction. A use case hands over plain data and is
-//! answered when it is durable.
+//! No other module sees a connection or a transaction. A use case passes plain data, and gets its answer when the data is
+//! durable.
 
 mod connection;
 mod error;
@@ -43,15 +43,15 @@ pub use place::{Deduplication, InsertOutcome};
 pub use stock::StockTimes;
 pub use unpaid::{UnpaidCursor, UnpaidPage};
 
-/// The database of the service. Cheap to clone: every clone is the same pool.
+/// The database of the service. Cheap to clone: clones share the pools.
 #[derive(Clone, Debug)]
 pub struct Store {
     database: Database,
-    /// For reads along an index.
+    /// The pool for shared reads and lists.
     readers: Database,
     order_reads: SharedRead<OrderReads>,
     customer_pages: SharedRead<CustomerPages>,
-    /// The connections on which placements are written.
+    /// The pool for placements.
     placing: Database,
     placements: GroupCommit<Placements>,
     updates: GroupCommit<Updates>,
@@ -60,8 +60,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// A store that connects when it is first asked, so that a database that is away delays the start and
-    /// does not prevent it.
+    /// Makes a store. It connects at its first use, so that the service can start before the database.
     pub fn new(settings: &DatabaseSettings, stock: StockTimes) -> Self {
         let (database, readers) = Database::for_requests(settings);
         let order_reads = OrderReads::start(&readers);
@@ -83,8 +82,8 @@ impl Store {
         }
     }
 
-    /// A store with a small pool of its own for everything but the shared reads and the lists, so that the requests and
-    /// the work in the background do not starve each other.
+    /// A store with its own small pool for everything except shared reads and lists, so that requests and background work do
+    /// not starve each other.
     #[must_use]
     pub fn with_own_pool(&self, max_connections: u32) -> Self {
         let database = self.database.with_own_pool(max_connections, &[]);
@@ -92,8 +91,8 @@ impl Store {
         Self { database, updates, ..self.clone() }
     }
 
-    /// A store for the relay: its pool's plans are index scans whatever the statistics say. The outbox is empty
-    /// at one moment and millions of rows long at the next, and a plan made for the one is wrong for the other.
+    /// A store for the relay, whose pool plans index scans whatever the statistics are. The outbox may be empty now and have
+    /// millions of rows a moment later, and a plan for the one is wrong for the other.
     #[must_use]
     pub fn for_relay(&self, max_connections: u32) -> Self {
         let more = [
@@ -106,13 +105,12 @@ impl Store {
         Self { database: self.database.with_own_pool(max_connections, &more), ..self.clone() }
     }
 
-    /// Resolves after something was committed to the outbox by this process. One permit is kept, so that a
-    /// commit between two waits is not missed.
+    /// Resolves after this process committed events. One permit is kept, so that a commit between two waits is not missed.
     pub async fn outbox_written(&self) {
         self.outbox_written.notified().await;
     }
 
-    /// Closes the connections that are idle and waits for those in use.
+    /// Closes all connections, and waits for those in use.
     pub async fn close(&self) {
         self.database.close().await;
         self.readers.close().await;

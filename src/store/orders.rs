@@ -1,4 +1,4 @@
-//! Reading orders and changing orders, several at once.
+//! Reading, locking and changing orders, many per statement.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,8 +18,8 @@ use crate::domain::{
     StatusChange,
 };
 
-/// Orders with their lines as three arrays: one round trip, and each amount stays a `numeric`. The lines come from their
-/// index in sequence, so nothing is sorted.
+/// Orders with their lines as three arrays: one round trip, and each amount stays a `numeric`. The lines come in order from
+/// their index, without a sort.
 macro_rules! select_orders {
     ($which:literal) => {
         concat!(
@@ -41,14 +41,14 @@ cross join lateral (
 
 const SELECT: &str = select_orders!("where o.id = any ($1)");
 
-/// Nobody else changes the order until the transaction ends. The lock comes before the new outbox row gets
-/// its position, which is why positions follow the sequence within an order.
+/// Locks the order until the end of the transaction. The lock precedes the position of a new outbox row, so positions follow
+/// the order of the events of an order.
 const LOCK_ONE: &str = select_orders!("where o.id = any ($1) for update of o");
 
-/// An order that somebody else has locked is left out: waiting for it would hold up the others.
+/// Skips orders that another transaction has locked: waiting for them would delay the others.
 const LOCK_GROUP: &str = select_orders!("where o.id = any ($1) for update of o skip locked");
 
-/// The new statuses, their rows of the history and their events, in one statement.
+/// Writes the new statuses, their history rows and their events, in one statement.
 const CHANGE_STATUS: &str = "
 with
     change as (
@@ -72,14 +72,14 @@ select bucket, event_id, order_id, version, event_type, payload, headers from ch
 ";
 
 impl Store {
-    /// The order, for those who may see it; nothing where there is none. Reads that arrive together share a round trip.
+    /// Reads an order, for those who may see it; none if there is no such order. Concurrent reads share a round trip.
     pub async fn find_order(&self, id: OrderId) -> Result<Option<Owned<Order>>, StoreError> {
         let order = self.order_reads.ask(id).await??;
         Ok(order.map(|order| Owned::new(order.customer.clone(), order)))
     }
 }
 
-/// Orders that are read together.
+/// Reads orders in sets.
 pub(super) struct OrderReads(Database);
 
 impl OrderReads {
@@ -97,12 +97,12 @@ impl ReadSet for OrderReads {
         let rows = self.0.read(|connection| {
             Box::pin(sqlx::query_as(SELECT).bind(column(ids, |id| id.0)).fetch_all(connection))
         });
-        Ok(deal(ids, rows.await?))
+        Ok(assign(ids, rows.await?))
     }
 }
 
-/// To each the order that it asked for, however often and in whatever sequence.
-fn deal(ids: &[OrderId], rows: Vec<OrderRow>) -> Vec<Result<Option<Order>, StoreError>> {
+/// Assigns the rows to the ids, which may repeat; the rows may have any order.
+fn assign(ids: &[OrderId], rows: Vec<OrderRow>) -> Vec<Result<Option<Order>, StoreError>> {
     let orders = rows.into_iter().map(|row| (OrderId(row.id), Order::try_from(row).map_err(Arc::new)));
     let orders: HashMap<OrderId, Result<Order, Arc<StoreError>>> = orders.collect();
     let answer = |id| match orders.get(id) {
@@ -113,8 +113,8 @@ fn deal(ids: &[OrderId], rows: Vec<OrderRow>) -> Vec<Result<Option<Order>, Store
     ids.iter().map(answer).collect()
 }
 
-/// These orders and what belongs to them, locked until the transaction ends. Missing are those that do not exist and,
-/// unless `wait`, those that somebody else has locked.
+/// Locks and loads these orders until the end of the transaction. Leaves out those that do not exist and, unless `wait`,
+/// those that another transaction has locked.
 pub(super) async fn lock(
     connection: &mut PgConnection,
     wanted: &[(OrderId, Option<i16>)],
@@ -133,7 +133,7 @@ pub(super) async fn lock(
     Ok(locked.collect())
 }
 
-/// Writes the new statuses, with their rows of the history and their events (invariant 1).
+/// Writes the new statuses with their history rows and events (invariant 1).
 pub(super) async fn write_statuses(
     connection: &mut PgConnection,
     aggregates: &[&OrderAggregate],
@@ -169,7 +169,7 @@ pub(super) async fn write_statuses(
     Ok(())
 }
 
-/// One column of the rows that a statement takes as arrays.
+/// A column of the rows of a statement, as an array.
 pub(super) fn column<'a, R, C>(rows: &'a [R], value: impl Fn(&'a R) -> C) -> Vec<C> {
     rows.iter().map(value).collect()
 }
@@ -242,7 +242,7 @@ mod tests {
     }
 
     proptest! {
-        /// PostgreSQL says nothing of the sequence of rows, and a set may ask for one order twice or for none that exists.
+        /// PostgreSQL returns rows in any order, and a set may ask for an order twice, or for a missing one.
         #[test]
         fn each_caller_of_a_set_gets_the_order_that_it_asked_for(
             asked in proptest::collection::vec(0_u128..8, 1..20),
@@ -250,9 +250,9 @@ mod tests {
         ) {
             let ids: Vec<OrderId> = asked.iter().map(|number| OrderId(Uuid::from_u128(*number))).collect();
             let rows = found.iter().filter(|number| asked.contains(number)).map(|number| row(*number));
-            let dealt = deal(&ids, rows.collect());
-            prop_assert_eq!(dealt.len(), ids.len());
-            for (id, order) in ids.iter().zip(dealt) {
+            let assigned = assign(&ids, rows.collect());
+            prop_assert_eq!(assigned.len(), ids.len());
+            for (id, order) in ids.iter().zip(assigned) {
                 let order = order.unwrap();
                 prop_assert_eq!(order.is_some(), id.0.as_u128() < 6);
                 prop_assert!(order.is_none_or(|order| order.id == *id));
@@ -261,11 +261,11 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_cannot_be_read_is_the_error_of_those_alone_who_asked_for_it() {
+    fn an_unreadable_row_is_an_error_only_for_those_who_asked_for_it() {
         let ids: Vec<OrderId> = [1, 2, 1].map(|number| OrderId(Uuid::from_u128(number))).to_vec();
         let broken = OrderRow { status: "LOST".to_owned(), ..row(1) };
-        let dealt = deal(&ids, vec![row(2), broken]);
-        assert_eq!(dealt.iter().map(Result::is_ok).collect::<Vec<_>>(), [false, true, false]);
+        let assigned = assign(&ids, vec![row(2), broken]);
+        assert_eq!(assigned.iter().map(Result::is_ok).collect::<Vec<_>>(), [false, true, false]);
     }
 
     /// pgbench runs this statement beside the benchmark: one order by its id.

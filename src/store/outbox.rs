@@ -219,7 +219,7 @@ impl Store {
             }
             let server = sqlx::query_scalar(SERVER).fetch_one(&mut *transaction).await?;
             transaction.commit().await?;
-            connection.give_back();
+            connection.release();
             Ok(Lease { floors, server })
         })
         .await
@@ -239,7 +239,7 @@ impl Store {
             let share = fair_share(count_others(&mut transaction, replica, duration).await?);
             let free: i64 = sqlx::query_scalar(FREE).fetch_one(&mut *transaction).await?;
             transaction.commit().await?;
-            connection.give_back();
+            connection.release();
             let held = i64::try_from(held).unwrap_or(i64::MAX);
             Ok(held > share || (held < share && free > 0))
         })
@@ -261,7 +261,7 @@ impl Store {
                 .bind(server)
                 .fetch_all(&mut *connection)
                 .await?;
-            connection.give_back();
+            connection.release();
             Ok(raised.into_iter().collect())
         })
         .await
@@ -273,7 +273,7 @@ impl Store {
             let mut connection = self.connection().await?;
             let (server, last_position) = sqlx::query_as(LAST_POSITION).fetch_one(&mut *connection).await?;
             let open = sqlx::query_as(WRITERS).fetch_all(&mut *connection).await?;
-            connection.give_back();
+            connection.release();
             Ok(OutboxWriters { server, last_position, open })
         })
         .await
@@ -290,7 +290,7 @@ impl Store {
             .bind(replica)
             .execute(&mut *connection)
             .await?;
-            connection.give_back();
+            connection.release();
             Ok(())
         })
         .await
@@ -317,7 +317,7 @@ impl Store {
                 .bind(server)
                 .fetch_all(&mut *connection)
                 .await?;
-            connection.give_back();
+            connection.release();
             Ok(events)
         })
         .await
@@ -329,7 +329,7 @@ impl Store {
         self.bounded(async {
             let mut connection = self.connection().await?;
             sqlx::query(DELETE).bind(buckets).bind(positions).execute(&mut *connection).await?;
-            connection.give_back();
+            connection.release();
             Ok(())
         })
         .await

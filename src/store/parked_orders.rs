@@ -150,7 +150,7 @@ impl Store {
                 .bind(error)
                 .execute(&mut *connection)
                 .await?;
-            connection.give_back();
+            connection.release();
             Ok(())
         })
         .await
@@ -162,7 +162,7 @@ impl Store {
             let mut connection = self.connection().await?;
             let mut parked: Vec<ParkedOrder> = sqlx::query_as(LIST).fetch_all(&mut *connection).await?;
             let waiting = waiting(&mut connection, &parked).await?;
-            connection.give_back();
+            connection.release();
             for order in &mut parked {
                 order.waiting = waiting.get(&order.order_id).copied().unwrap_or_default();
             }
@@ -194,7 +194,7 @@ impl Store {
                 .execute(&mut *transaction)
                 .await?;
             transaction.commit().await?;
-            connection.give_back();
+            connection.release();
             Ok(freed.rows_affected() > 0)
         })
         .await
@@ -205,7 +205,7 @@ impl Store {
         self.bounded(async {
             let mut connection = self.connection().await?;
             let parked = sqlx::query_as(STOCK).bind(limit).fetch_all(&mut *connection).await?;
-            connection.give_back();
+            connection.release();
             Ok(parked)
         })
         .await
@@ -231,7 +231,7 @@ impl Store {
                 }
             }
             transaction.commit().await?;
-            connection.give_back();
+            connection.release();
             Ok(resolved)
         })
         .await

@@ -226,7 +226,7 @@ impl KnownEvents {
             _ => {}
         }
         self.0.insert(payment.key.key.clone(), KnownEvent::of(payment));
-        rows.applied.push((Arc::clone(payment), outcome.clone()));
+        rows.applied.push((Arc::clone(payment), outcome));
         (Received::Applied(outcome), Some(aggregate))
     }
 }
@@ -318,7 +318,7 @@ impl Store {
         self.bounded(async {
             let mut connection = self.connection().await?;
             park(&mut connection, &[ParkedRecord { place, order, payload, error }]).await?;
-            connection.give_back();
+            connection.release();
             Ok(())
         })
         .await

@@ -352,11 +352,11 @@ async fn insert(
         let mut connection = database.connection().await?;
         commit.mark();
         let accepted: Vec<i64> = columns.bind(sqlx::query_scalar(INSERT)).fetch_all(&mut *connection).await?;
-        connection.give_back();
+        connection.release();
         Ok(accepted)
     };
     let accepted = timeout_at(deadline, work).await.unwrap_or(Err(StoreError::Deadline));
-    let accepted = accepted.map_err(|error| commit.judge(error))?;
+    let accepted = accepted.map_err(|error| commit.classify(error))?;
     let mut inserted = vec![false; set.len()];
     for number in accepted {
         let index = usize::try_from(number - 1).ok().and_then(|number| sorted.get(number));

@@ -1,8 +1,8 @@
 //! A pool of connections to PostgreSQL.
 //!
-//! sqlx's own pool sends a ping each time a connection is released, in a task of its own: a second round trip for each
-//! statement. Here a released connection is free for the next user at once. Its user decides whether it is sound; one
-//! that broke while it was idle is found by the error of its next use, or by a ping where it was idle for long.
+//! sqlx's own pool pings a connection whenever it is released, in a new task: a second round trip per statement. Here, a
+//! released connection is available at once. Its user releases it only if it is healthy. A connection that broke while
+//! idle is found by the error of its next use, or by a ping if it was idle for long.
 
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
@@ -19,16 +19,16 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// An idle connection is closed after this time.
 const IDLE_TIMEOUT: Duration = Duration::from_mins(10);
-/// A connection is not used for longer than this, so that no session of the server grows old.
+/// A connection is closed at this age, so that sessions of the server do not grow old.
 const MAX_LIFETIME: Duration = Duration::from_mins(30);
-/// A connection that was idle for longer than this is tried by a ping before it is used.
+/// A connection that was idle for longer is pinged before it is used.
 const PING_AFTER_IDLE: Duration = Duration::from_secs(1);
-/// How often the pool looks for idle connections to close.
+/// How often the pool closes old idle connections.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
-/// How long the end of a session may take.
+/// The timeout for closing a session.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A pool of connections. Cheap to clone: every clone is the same pool.
+/// A connection pool. Cheap to clone: clones share the pool.
 #[derive(Clone, Debug)]
 pub(super) struct Pool(Arc<Inner>);
 
@@ -37,8 +37,8 @@ struct Inner {
     options: PgConnectOptions,
     max_connections: u32,
     acquire_timeout: Duration,
-    /// One for each connection in use. Who holds one takes an idle connection, and opens one only where none is idle:
-    /// so there are never more connections than permits.
+    /// One permit per connection in use. Its holder takes an idle connection, and opens one only if none is idle. So there
+    /// are never more connections than permits.
     permits: Semaphore,
     idle: Mutex<IdleConnections>,
     is_closed: AtomicBool,
@@ -46,10 +46,10 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct IdleConnections {
-    /// The latest that was used is the first to be used again.
+    /// A stack: the connection that was used last is used next.
     stack: VecDeque<Idle>,
-    /// When a connection was last lost or given up. Those that were idle then are tried before they are used: a restart
-    /// of the server ends them all.
+    /// When a connection was last lost or dropped. Connections that were idle then are pinged before use, because a restart
+    /// of the server ends all of them.
     last_loss: Option<Instant>,
 }
 
@@ -60,27 +60,27 @@ struct Idle {
     since: Instant,
 }
 
-/// A connection of a [`Pool`], in use. Without [`PooledConnection::give_back`] it is closed when it is dropped (an error,
-/// a deadline, a caller who went away in the middle of a statement): its state is unknown.
+/// A connection in use. Unless it is returned by [`PooledConnection::release`], its drop closes it: after an error, a
+/// deadline, or a cancelled statement, its state is unknown.
 #[derive(Debug)]
 pub(super) struct PooledConnection {
     connection: PgConnection,
     opened: Instant,
-    /// Dropped after the connection.
+    /// Declared last, so that it is dropped after the connection.
     permit: Permit,
 }
 
-/// The right to have a connection.
+/// The permission to use a connection.
 #[derive(Debug)]
 struct Permit {
     pool: Arc<Inner>,
-    /// Whether its connection is idle again.
-    is_given_back: bool,
+    /// Whether its connection was returned to the pool.
+    is_released: bool,
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if !self.is_given_back {
+        if !self.is_released {
             self.pool.lock().last_loss = Some(Instant::now());
         }
         self.pool.permits.add_permits(1);
@@ -88,7 +88,7 @@ impl Drop for Permit {
 }
 
 impl Pool {
-    /// A pool that connects when it is first asked. Needs a Tokio runtime.
+    /// Makes a pool; it connects at its first use. Needs a Tokio runtime.
     pub(super) fn new(options: PgConnectOptions, max_connections: u32, acquire_timeout: Duration) -> Self {
         let permits = Semaphore::new(usize::try_from(max_connections).unwrap_or(Semaphore::MAX_PERMITS));
         let inner = Arc::new(Inner {
@@ -103,7 +103,7 @@ impl Pool {
         Self(inner)
     }
 
-    /// A connection, within the time that one may be waited for.
+    /// Acquires a connection within the acquire timeout.
     pub(super) async fn acquire(&self) -> Result<PooledConnection, Error> {
         let now = Instant::now();
         let deadline = now + self.0.acquire_timeout;
@@ -116,7 +116,7 @@ impl Pool {
             if is_suspect {
                 match timeout_at(deadline, idle.connection.ping()).await {
                     Ok(Ok(())) => {}
-                    // It broke while it was idle.
+                    // The connection broke while it was idle.
                     Ok(Err(_)) => continue,
                     Err(_) => return Err(Error::PoolTimedOut),
                 }
@@ -127,7 +127,7 @@ impl Pool {
         Ok(PooledConnection { connection, opened: Instant::now(), permit })
     }
 
-    /// Hands out no connection any more, waits for those in use and closes all.
+    /// Refuses new users, waits for the connections in use, and closes all.
     pub(super) async fn close(&self) {
         self.0.is_closed.store(true, Ordering::Release);
         let in_use = self.0.permits.acquire_many(self.0.max_connections).await;
@@ -146,8 +146,8 @@ impl Pool {
             },
         };
         permit.forget();
-        let permit = Permit { pool: Arc::clone(&self.0), is_given_back: false };
-        // It may have been closed meanwhile.
+        let permit = Permit { pool: Arc::clone(&self.0), is_released: false };
+        // The pool may have been closed since.
         self.refuse_if_closed().map(|()| permit)
     }
 
@@ -157,12 +157,12 @@ impl Pool {
 }
 
 impl Inner {
-    /// Nothing is half done after any statement under this lock, so a panic elsewhere spoils nothing.
+    /// Ignores poisoning: the state is consistent after every statement.
     fn lock(&self) -> MutexGuard<'_, IdleConnections> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The idle connection that was used last, and whether it has to be tried first.
+    /// The idle connection that was used last, and whether it must be pinged first.
     fn pop(&self, now: Instant) -> Option<(Idle, bool)> {
         let mut connections = self.lock();
         let idle = connections.stack.pop_back()?;
@@ -171,13 +171,13 @@ impl Inner {
         Some((idle, is_suspect))
     }
 
-    /// Opens a connection. A server that is just starting, or whose connections are all taken, is tried again.
+    /// Opens a connection. Retries while the server is starting, or has no free connection.
     async fn connect(&self, deadline: Instant) -> Result<PgConnection, Error> {
         const MAX_BACKOFF: Duration = Duration::from_millis(250);
         let mut backoff = Duration::from_millis(10);
         loop {
             match timeout_at(deadline, self.options.connect()).await {
-                Ok(Err(error)) if is_passing(&error) => {}
+                Ok(Err(error)) if is_transient(&error) => {}
                 Ok(connected) => return connected,
                 Err(_) => return Err(Error::PoolTimedOut),
             }
@@ -188,7 +188,7 @@ impl Inner {
         }
     }
 
-    /// The connections that were idle or open for too long.
+    /// Takes the connections that were idle or open for too long.
     fn take_old(&self) -> Vec<PgConnection> {
         let now = Instant::now();
         let is_old = |idle: &Idle| {
@@ -204,7 +204,7 @@ impl Inner {
     }
 }
 
-fn is_passing(error: &Error) -> bool {
+fn is_transient(error: &Error) -> bool {
     match error {
         Error::Io(error) => error.kind() == std::io::ErrorKind::ConnectionRefused,
         Error::Database(error) => DatabaseError::is_transient_in_connect_phase(&**error),
@@ -212,13 +212,13 @@ fn is_passing(error: &Error) -> bool {
     }
 }
 
-/// Ends a session well, so that the server frees it at once.
+/// Closes a session gracefully, so that the server frees it at once.
 async fn close(connection: PgConnection) {
-    // One that does not end in time is cut off.
+    // After the timeout the drop of the connection closes its socket.
     let _ = timeout(CLOSE_TIMEOUT, connection.close()).await;
 }
 
-/// Closes old connections until the pool is gone.
+/// Closes old connections until the pool is dropped.
 async fn sweep(pool: Weak<Inner>) {
     loop {
         sleep(SWEEP_INTERVAL).await;
@@ -230,14 +230,14 @@ async fn sweep(pool: Weak<Inner>) {
 }
 
 impl PooledConnection {
-    /// Ends the use well: the connection is free for the next user.
-    pub(super) fn give_back(self) {
+    /// Returns a healthy connection to the pool.
+    pub(super) fn release(self) {
         let Self { connection, opened, mut permit } = self;
-        // A transaction that was not ended, or a rollback that is still to be sent.
+        // A transaction is open, or a rollback is not sent yet: close the connection.
         if connection.is_in_transaction() || connection.should_flush() {
             return;
         }
-        permit.is_given_back = true;
+        permit.is_released = true;
         permit.pool.lock().stack.push_back(Idle { connection, opened, since: Instant::now() });
     }
 }

@@ -1,8 +1,8 @@
-//! Deleting what is older than an operator wants to keep: an order with everything that belongs to it, or nothing.
+//! Deleting old orders, each with everything that belongs to it.
 //!
-//! Parts alone cannot go: the stock job of a CONFIRMED order says what a cancellation gives back, that of a CREATED
-//! one which idempotency keys are used up, and a payment event that a repeat is one. Once the order is gone, a repeated
-//! payment is parked as one of an unknown order, and moves nothing.
+//! Parts of an order cannot be deleted alone: the stock job of a CONFIRMED order tells what a cancellation gives back, that
+//! of a CREATED order which idempotency keys are used, and payment events identify repeats. After the order is deleted, a
+//! repeated payment is parked as one of an unknown order, and changes nothing.
 
 use std::time::Duration;
 
@@ -13,20 +13,20 @@ use uuid::Uuid;
 use super::{Store, StoreError};
 use crate::domain::Status;
 
-/// How far the retention has come among the orders of one status, by `placed_at` and id.
+/// A position among the orders of one status, by `placed_at` and id.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RetentionCursor(Option<(DateTime<Utc>, Uuid)>);
 
-/// What one batch did.
+/// The result of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetentionBatch {
-    /// How many orders were deleted.
+    /// The number of deleted orders.
     pub deleted: u64,
-    /// Where the next batch begins; nothing where no older order is left.
+    /// The cursor of the next batch; none after the last order.
     pub next: Option<RetentionCursor>,
 }
 
-/// Along `orders_by_status`, from where the last batch ended, so that orders that stay are not read again and again.
+/// Reads along `orders_by_status` from the end of the last batch, so that orders that stay are not read repeatedly.
 const CANDIDATES: &str = "
 select id, placed_at, changed_at < now() - $2 as old from orders
 where status = $1 and placed_at < now() - $2
@@ -35,13 +35,13 @@ order by placed_at, id
 limit $5
 ";
 
-/// Whoever changes an order or its stock or its payments locks its row first. Orders that are locked now are for the
-/// next round.
+/// Every change of an order, its stock or its payments locks the row of the order first. Orders that are locked now are
+/// deleted in the next round.
 const LOCK: &str = "select id, status from orders where id = any ($1) for update skip locked";
 
-/// A statement of its own, so that it sees what was committed before the lock. An order stays as long as anything about
-/// it is unfinished or waits for a person: stock work, events, a refund that is due, a parked payment. With `limit 1`
-/// PostgreSQL probes the index once an order; without it, it may join the whole table.
+/// A separate statement, so that it sees everything that was committed before the lock. An order stays while anything about
+/// it is unfinished or waits for an operator: stock jobs, events, a due refund, a parked payment. With `limit 1`,
+/// PostgreSQL probes the index once per order; without it, it may join the whole table.
 const DELETE: &str = "
 with gone as materialized (
     select id from unnest($1::uuid[]) as locked (id)
@@ -61,9 +61,9 @@ delete from orders where id = any (array(select id from gone))
 ";
 
 impl Store {
-    /// Looks at up to `limit` orders of a status that were placed more than `age` ago, and deletes those that have not
-    /// changed since and of which nothing is unfinished.
-    pub async fn forget_orders(
+    /// Reads up to `limit` orders of a status that were placed more than `age` ago, and deletes those that have not changed
+    /// since and have nothing unfinished.
+    pub async fn delete_old_orders(
         &self,
         status: Status,
         age: Duration,
@@ -91,7 +91,7 @@ impl Store {
             let locked: Vec<Uuid> = unchanged.map(|(id, _)| id).collect();
             let deleted = sqlx::query(DELETE).bind(locked).execute(&mut *transaction).await?.rows_affected();
             transaction.commit().await?;
-            connection.give_back();
+            connection.release();
             Ok(RetentionBatch { deleted, next: last.filter(|_| is_full) })
         })
         .await

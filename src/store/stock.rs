@@ -1,4 +1,4 @@
-//! Stock jobs: written with the order they belong to. Who takes them up is in `stock_claims`.
+//! Reading and writing stock jobs, together with their orders. Claiming them is in `stock_claims`.
 
 use std::time::Duration;
 
@@ -9,22 +9,23 @@ use sqlx::query::Query;
 use sqlx::{PgConnection, Postgres};
 use uuid::Uuid;
 
+use super::orders::column;
 use super::{Store, StoreError};
 use crate::domain::aggregate::JobWrite;
 use crate::domain::stock::{JobState, StockJob, StockLine};
 use crate::domain::{Actor, Money, OrderAggregate, OrderId, ProductId, Quantity, TraceParent};
 
-/// How long stock work may take.
+/// The time limits of stock jobs.
 #[derive(Clone, Copy, Debug)]
 pub struct StockTimes {
-    /// For how long a job is its holder's; after a crash others take it up then.
+    /// The duration of a lease; after a crash, others claim the job then.
     pub lease: Duration,
-    /// After how long a job that has not come to its end is reported.
+    /// The age at which an unfinished job is reported.
     pub deadline: Duration,
 }
 
-/// The wanted jobs in the sequence of their numbers: that attempt, else the latest of the order. Each part is a
-/// look-up by the order's id, whatever the statistics say; the lines come in sequence from their index.
+/// Loads the wanted jobs in the order of their numbers: the given attempt, else the latest of the order. Each part is a
+/// look-up by the id of the order, whatever the statistics are; the lines come in order from their index.
 const LOAD: &str = "
 select wanted.order_id, job.attempt, job.state, job.paid, job.actor_role, job.actor_id, job.reason, job.traceparent,
        job.parked, job.failures, job.refusals, job.lease_token, lines.numbers, lines.products, lines.quantities,
@@ -54,8 +55,8 @@ left join lateral (
 order by wanted.number
 ";
 
-/// `next_attempt_at` alone decides when a job may be claimed: a job that somebody holds is due at the end of the
-/// lease, one that waits for an earlier attempt long after that attempt has woken it (`pause`).
+/// Only `next_attempt_at` decides when a job may be claimed. A held job is due at the end of its lease. A job that waits for
+/// an earlier attempt is due after `pause`, long after that attempt has woken it.
 const INSERT: &str = "
 with jobs as (
     insert into stock_jobs
@@ -73,9 +74,9 @@ select * from unnest($16::uuid[], $17::smallint[], $18::smallint[], $19::text[],
                      $22::text[], $23::timestamptz[])
 ";
 
-/// A job that turns round gets a deadline of its own. The lease is given up by its holder alone: between reading
-/// the job and this, another replica may have claimed it. What has not changed is not written. `any` bounds what
-/// is read to the jobs of these orders, whatever plan the statistics lead to.
+/// A job that turns to RETURNING gets a new deadline. Only its holder ends a lease, because another replica may have claimed
+/// the job since it was read. Unchanged rows are not written. `any` limits the reads to the jobs of these orders, whatever
+/// the plan.
 const UPDATE: &str = "
 with jobs as (
     update stock_jobs as job
@@ -105,9 +106,9 @@ where line.order_id = any ($1)
   and (line.state, line.last_error, line.sent_at) is distinct from (new.state, new.error, new.sent_at)
 ";
 
-/// Makes the attempts due that waited for these. Those that somebody holds are at work already. So are those that
-/// a claim has locked at this moment: they are due, and whoever claims them has to lock their order first, which
-/// is locked here. Waiting for them could end in a deadlock.
+/// Makes the attempts due that waited for these. Attempts with a holder are running already. So are those that a concurrent
+/// claim has locked: they are due, and the claim must lock their order, which is locked here. Waiting for them could
+/// deadlock.
 const WAKE_LATER_ATTEMPTS: &str = "
 update stock_jobs set next_attempt_at = now()
 where ctid = any (array(
@@ -122,22 +123,22 @@ where ctid = any (array(
 ";
 
 impl Store {
-    /// How far a job is. Nothing where there is no such job.
+    /// Reads a job; none if there is no such job.
     pub async fn stock_job(&self, order: OrderId, attempt: i16) -> Result<Option<StockJob>, StoreError> {
         self.bounded(async {
             let mut connection = self.connection().await?;
             let (job, _) = load_job(&mut connection, order, Some(attempt)).await?;
-            connection.give_back();
+            connection.release();
             Ok(job)
         })
         .await
     }
 }
 
-/// A job, if there is one, and what was paid for its order.
+/// A job, if there is one, and the paid amount of its order.
 pub(super) type Loaded = (Option<StockJob>, Option<Money>);
 
-/// One job of an order (that attempt, else the latest), and what was paid for the order.
+/// Loads a job of an order (the given attempt, else the latest), and the paid amount.
 pub(super) async fn load_job(
     connection: &mut PgConnection,
     order: OrderId,
@@ -147,7 +148,7 @@ pub(super) async fn load_job(
     Ok(loaded.into_iter().next().unwrap_or_default())
 }
 
-/// The same for many orders, in their sequence, by one statement.
+/// Loads the jobs of many orders, in their order, by one statement.
 pub(super) async fn load_jobs(
     connection: &mut PgConnection,
     wanted: &[(OrderId, Option<i16>)],
@@ -158,7 +159,7 @@ pub(super) async fn load_jobs(
     rows.into_iter().map(JobRow::into_loaded).collect()
 }
 
-/// Writes the stock jobs of these orders, which are locked; each order stands there once.
+/// Writes the stock jobs of these orders, which are locked and distinct.
 pub(super) async fn write_jobs(
     connection: &mut PgConnection,
     aggregates: &[&OrderAggregate],
@@ -174,11 +175,11 @@ pub(super) async fn write_jobs(
     if !updated.is_empty() {
         update(&mut *connection, &updated, times).await?;
     }
-    // A job that takes has never held up another.
-    let may_have_held_up = |job: &StockJob| matches!(job.state, JobState::Returning | JobState::Returned);
+    // A taking job has never blocked another.
+    let may_have_blocked = |job: &StockJob| matches!(job.state, JobState::Returning | JobState::Returned);
     let (orders, attempts): (Vec<Uuid>, Vec<i16>) = updated
         .iter()
-        .filter(|(job, _)| may_have_held_up(job) && !job.blocks_later_attempts())
+        .filter(|(job, _)| may_have_blocked(job) && !job.blocks_later_attempts())
         .map(|(job, _)| (job.order.0, job.attempt))
         .unzip();
     if !orders.is_empty() {
@@ -236,7 +237,7 @@ async fn update(
     Ok(())
 }
 
-/// The columns that both statements write.
+/// Binds the columns that both statements write.
 fn bind_jobs<'q>(
     query: Query<'q, Postgres, PgArguments>,
     jobs: &[&'q StockJob],
@@ -251,11 +252,6 @@ fn bind_jobs<'q>(
         .bind(column(jobs, |job| job.refusals))
         .bind(column(jobs, |job| job.pause()))
         .bind(column(jobs, |job| job.holder))
-}
-
-/// One array of a statement that writes many rows.
-fn column<'a, R, T>(rows: &'a [R], value: impl Fn(&'a R) -> T) -> Vec<T> {
-    rows.iter().map(value).collect()
 }
 
 fn lines_of<'a>(jobs: &[&'a StockJob]) -> Vec<(&'a StockJob, &'a StockLine)> {
@@ -293,7 +289,7 @@ impl JobRow {
         Ok((self.into_job()?, paid))
     }
 
-    /// Nothing where the order has no such job.
+    /// None if the order has no such job.
     fn into_job(self) -> Result<Option<StockJob>, StoreError> {
         let Some(attempt) = self.attempt else { return Ok(None) };
         let order = OrderId(self.order_id);

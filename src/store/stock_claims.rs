@@ -1,13 +1,12 @@
-//! The stock jobs that are due: which are claimed first, and how many there are.
+//! Claiming and counting due stock jobs.
 //!
-//! What a claim costs follows from what it returns: one column decides what is due, `next_attempt_at`, and each
-//! index below holds the open jobs by it: `stock_jobs_fresh` those that have not failed since their last progress,
-//! `stock_jobs_failed` the others. A job that is held is due at the end of its lease, one that waits for an
-//! earlier attempt long after that attempt has woken it (`stock`).
+//! The cost of a claim depends on what it returns. One column decides what is due, `next_attempt_at`, and two indexes have
+//! the open jobs by it: `stock_jobs_fresh` those without a failure since their last progress, `stock_jobs_failed` the
+//! others. A held job is due at the end of its lease; a job that waits for an earlier attempt is due long after that
+//! attempt has woken it (`stock`).
 //!
-//! A claim takes many jobs and writes down their calls in the same transaction. It waits for nobody: a job or an
-//! order that another transaction has locked stays due. So it cannot be part of a deadlock, although it locks jobs
-//! before their orders.
+//! A claim takes many jobs and records their calls in the same transaction. It never waits for a lock: a job or an order
+//! that another transaction has locked stays due. So it cannot deadlock, although it locks jobs before their orders.
 
 use std::collections::HashSet;
 
@@ -18,9 +17,8 @@ use super::update::write_aggregates;
 use super::{Store, StoreError, orders};
 use crate::domain::{OrderAggregate, OrderId};
 
-/// The jobs that are due, locked, at most $1. Fresh ones come first: the orders of a product that does not answer
-/// come up again and again, and the others would queue behind them. `leased_until` counts for jobs that a replica
-/// of an older release holds.
+/// Locks at most $1 due jobs, fresh ones first. The orders of a product that does not answer are due again and again, and the
+/// others would queue behind them. `leased_until` is for jobs that a replica of an older release holds.
 macro_rules! due {
     ($sequence:literal, $rest:literal) => {
         concat!(
@@ -65,8 +63,8 @@ from (select * from fresh union all select * from failed) due
 const DUE_OLDEST: &str = due_jobs!("asc");
 const DUE_NEWEST: &str = due_jobs!("desc");
 
-/// Claims jobs without reading them. The rows are found by their `ctid`, so that no statistics make the planner
-/// join the whole table.
+/// Claims jobs without reading their orders. The rows are found by `ctid`, so that the planner does not join the whole
+/// table.
 const CLAIM_UNREAD: &str = due!(
     "asc",
     "
@@ -77,8 +75,8 @@ returning order_id, attempt, deadline < now() as overdue, failures
 "
 );
 
-/// Readiness asks this often, so it looks at no more than $1 jobs of each kind. The oldest of those that failed,
-/// and the oldest of the others, are the ones that are overdue.
+/// Readiness runs this often, so it reads at most $1 jobs of each kind. The overdue jobs are among the oldest of the failed
+/// ones and of the others.
 const UNFINISHED: &str = "
 with open as (
     (select deadline from stock_jobs
@@ -107,13 +105,13 @@ from open
 /// Which jobs are claimed first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClaimOrder {
-    /// Those that wait for longest.
+    /// The jobs that have waited longest.
     OldestFirst,
-    /// The latest: while nothing is answered, those before it have been tried in vain.
+    /// The newest jobs. While no call is answered, the older ones have been tried without success.
     NewestFirst,
 }
 
-/// A job that is due.
+/// A due job.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
 pub struct DueJob {
     /// The order.
@@ -121,31 +119,31 @@ pub struct DueJob {
     pub order_id: OrderId,
     /// The attempt.
     pub attempt: i16,
-    /// Whether it should have come to its end before.
+    /// Whether it is past its deadline.
     pub overdue: bool,
-    /// How often in a row its calls brought nothing.
+    /// The number of batches in a row without progress.
     pub failures: i32,
 }
 
-/// What a claim of many jobs brought.
+/// The result of a claim.
 #[derive(Debug)]
 pub struct ClaimedJobs<T> {
-    /// The jobs that were claimed, each with what was decided.
+    /// The claimed jobs, each with the decision about it.
     pub jobs: Vec<(DueJob, T)>,
     /// Whether more jobs may be due.
     pub more: bool,
 }
 
-/// Work that has not come to its end, each figure up to [`Unfinished::MOST`].
+/// Counts of unfinished work, each up to [`Unfinished::MOST`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, sqlx::FromRow)]
 pub struct Unfinished {
-    /// All of it.
+    /// All open jobs.
     pub open: i64,
-    /// Past its deadline.
+    /// Jobs past their deadline.
     pub overdue: i64,
-    /// Waiting for a person.
+    /// Jobs that wait for an operator.
     pub parked: i64,
-    /// Orders whose events wait for a person.
+    /// Orders whose events wait for an operator.
     pub parked_orders: i64,
 }
 
@@ -155,8 +153,8 @@ impl Unfinished {
 }
 
 impl Store {
-    /// Locks up to `limit` jobs that are due, with their orders, lets `decide` claim each, and makes all changes
-    /// durable in one transaction. A job for which it decides nothing stays due.
+    /// Locks up to `limit` due jobs with their orders, lets `decide` claim each, and writes all changes in one transaction. A
+    /// job without a decision stays due.
     pub async fn claim_stock_jobs<T>(
         &self,
         limit: i64,
@@ -175,7 +173,7 @@ impl Store {
             let mut has_events = false;
             let mut claimed = ClaimedJobs { jobs: Vec::with_capacity(due.len()), more: is_full };
             if !due.is_empty() {
-                // Of two jobs of one order the first is claimed.
+                // Only the first job of an order is claimed.
                 let mut seen = HashSet::with_capacity(due.len());
                 let due: Vec<DueJob> = due.into_iter().filter(|job| seen.insert(job.order_id)).collect();
                 let wanted: Vec<_> = due.iter().map(|job| (job.order_id, Some(job.attempt))).collect();
@@ -196,7 +194,7 @@ impl Store {
                 write_aggregates(&mut transaction, &changed, self.stock).await?;
             }
             transaction.commit().await?;
-            connection.give_back();
+            connection.release();
             if has_events {
                 self.outbox_written.notify_one();
             }
@@ -205,8 +203,7 @@ impl Store {
         .await
     }
 
-    /// Claims one job that is due without reading it: for when a claim of many failed, because one of them may be
-    /// what cannot be read.
+    /// Claims one due job without reading it, after a claim of many failed: one of them may be unreadable.
     pub async fn claim_stock_job_unread(&self, holder: Uuid) -> Result<Option<DueJob>, StoreError> {
         self.bounded(async {
             let mut connection = self.connection().await?;
@@ -216,19 +213,19 @@ impl Store {
                 .bind(self.stock.lease)
                 .fetch_optional(&mut *connection)
                 .await?;
-            connection.give_back();
+            connection.release();
             Ok(job)
         })
         .await
     }
 
-    /// Counts the work that has not come to its end.
+    /// Counts the unfinished work.
     pub async fn unfinished_work(&self) -> Result<Unfinished, StoreError> {
         self.bounded(async {
             let mut connection = self.connection().await?;
             let counts =
                 sqlx::query_as(UNFINISHED).bind(Unfinished::MOST).fetch_one(&mut *connection).await?;
-            connection.give_back();
+            connection.release();
             Ok(counts)
         })
         .await

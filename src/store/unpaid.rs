@@ -1,4 +1,4 @@
-//! Orders that nobody pays for.
+//! Finding unpaid orders.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{Store, StoreError};
 use crate::domain::OrderId;
 
-/// The sort with the limit keeps PostgreSQL on `orders_by_status`, whatever its statistics say.
+/// The order with the limit makes PostgreSQL use `orders_by_status`, whatever its statistics are.
 const OLDEST_DUE: &str = "
 select now() as now,
        (
@@ -19,8 +19,8 @@ select now() as now,
        ) is not null as is_any_due
 ";
 
-/// One page along `orders_by_status`. An order whose stock is being taken has been paid or is being confirmed by
-/// an admin; one with a parked payment waits for a person. The limits keep each probe an index scan per order.
+/// A page along `orders_by_status`. An order whose stock is being taken was paid, or an admin is confirming it; an order with
+/// a parked payment waits for an operator. The limits keep each probe an index scan per order.
 const PAGE: &str = "
 select head.id, head.placed_at, job.found is null and parked.found is null as is_unpaid
 from (
@@ -38,7 +38,7 @@ left join lateral (
 order by head.placed_at, head.id
 ";
 
-/// How far the CREATED orders have been looked through, oldest first.
+/// A position among the CREATED orders, oldest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnpaidCursor {
     placed_at: DateTime<Utc>,
@@ -50,17 +50,17 @@ impl UnpaidCursor {
     pub const START: Self = Self { placed_at: DateTime::UNIX_EPOCH, id: Uuid::nil() };
 }
 
-/// Some of the CREATED orders.
+/// A page of CREATED orders.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnpaidPage {
-    /// Those that nobody has paid.
+    /// The unpaid ones.
     pub unpaid: Vec<OrderId>,
-    /// Where the next page begins; none after the last.
+    /// The cursor of the next page; none after the last.
     pub next: Option<UnpaidCursor>,
 }
 
 impl Store {
-    /// The time of the database, if an order behind `after` is CREATED for longer than `ttl`.
+    /// The time of the database, if an order after the cursor has been CREATED for longer than `ttl`.
     pub async fn unpaid_order_is_due(
         &self,
         ttl: Duration,
@@ -74,13 +74,13 @@ impl Store {
                 .bind(ttl)
                 .fetch_one(&mut *connection)
                 .await?;
-            connection.give_back();
+            connection.release();
             Ok(is_any_due.then_some(now))
         })
         .await
     }
 
-    /// The next `limit` orders behind `after` that are CREATED and were placed at `until` or before.
+    /// The next `limit` CREATED orders after the cursor that were placed by `until`.
     pub async fn unpaid_orders(
         &self,
         until: DateTime<Utc>,
@@ -96,7 +96,7 @@ impl Store {
                 .bind(limit)
                 .fetch_all(&mut *connection)
                 .await?;
-            connection.give_back();
+            connection.release();
             let next = rows.last().map(|(id, placed_at, _)| UnpaidCursor { placed_at: *placed_at, id: *id });
             let unpaid = rows.into_iter().filter(|(.., is_unpaid)| *is_unpaid);
             Ok(UnpaidPage { unpaid: unpaid.map(|(id, ..)| OrderId(id)).collect(), next })

@@ -1,6 +1,5 @@
-//! The one door for every change of an order. Changes that arrive together are committed together
-//! (`group_commit`): their orders are locked and loaded by one statement, each is decided on its own aggregate in
-//! memory, and all is written by a few statements and one commit.
+//! Every change of an existing order. Concurrent changes are committed together (`group_commit`): one statement locks and
+//! loads their orders, each change is decided on its aggregate in memory, and a few statements and one commit write all.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,24 +15,24 @@ use super::stock::StockTimes;
 use super::{Store, StoreError, orders, payments, stock};
 use crate::domain::{Order, OrderAggregate, OrderId};
 
-/// How updates are committed.
+/// Commits updates in groups.
 pub(super) struct Updates {
     database: Database,
     stock: StockTimes,
     outbox_written: Arc<Notify>,
 }
 
-/// A change of one order.
+/// A change of an order.
 #[derive(Debug)]
 pub(super) struct Update {
     order: OrderId,
-    /// The stock job that is at hand: this attempt, else the latest.
+    /// The stock job to load: this attempt, else the latest.
     job: Option<i16>,
     work: Work,
 }
 
 enum Work {
-    /// Changes the order, or refuses and leaves it as it was. The decision goes to who asked.
+    /// Changes the order, or refuses and leaves it unchanged. The decision is returned to the caller.
     Decide(Box<dyn FnMut(&mut OrderAggregate) -> Verdict + Send>),
     Payment(Arc<IncomingPayment>),
 }
@@ -53,7 +52,7 @@ enum Verdict {
     Refuse,
 }
 
-/// What became of an update.
+/// The result of an update.
 #[derive(Debug)]
 pub(super) enum Updated {
     NoOrder,
@@ -61,24 +60,23 @@ pub(super) enum Updated {
     Payment(Received),
 }
 
-/// What is to be written of a group, and what its callers learn afterwards.
+/// The writes and the answers of a group.
 #[derive(Default)]
 struct Writes {
-    /// In the sequence of the updates; nothing for one that is left out.
+    /// In the order of the updates; none for one that is left out.
     answers: Vec<Option<Updated>>,
     aggregates: Vec<OrderAggregate>,
     payments: PaymentRows,
-    /// An order that gets a new version in this transaction: by it the whole group can be found afterwards.
+    /// An order that gets a new version in this transaction. It shows afterwards whether the group was committed.
     witness: Option<Order>,
 }
 
 impl Store {
-    /// Locks the order, lets `decide` change it and what belongs to it, and makes all changes durable together
-    /// with the history and the event of a new status (invariant 1). Nothing where there is no such order.
+    /// Locks the order, lets `decide` change its aggregate, and writes all changes with the history and the event of a new
+    /// status (invariant 1). None if there is no such order.
     ///
-    /// `job` picks the stock job that is at hand: that attempt, else the latest. A refusal of `decide` leaves
-    /// everything as it was. `decide` may be called more than once, each time on the order as it is then; only what
-    /// its last call did and returned counts.
+    /// `job` selects the stock job: this attempt, else the latest. If `decide` refuses, nothing changes. `decide` may be
+    /// called repeatedly, each time with the present order; only the last call counts.
     pub async fn update_order<T: Send + 'static, E: Send + 'static>(
         &self,
         id: OrderId,
@@ -101,8 +99,8 @@ impl Store {
         }
     }
 
-    /// Applies a payment event to its order and remembers it, in one transaction. What a person has to look at
-    /// is parked in the same.
+    /// Applies a payment event to its order, stores its key, and parks it if an operator must look at it, in one
+    /// transaction.
     pub async fn receive_payment(&self, payment: Arc<IncomingPayment>) -> Result<Received, StoreError> {
         let update = Update { order: payment.order, job: None, work: Work::Payment(payment) };
         match self.updates.submit(update).await? {
@@ -119,7 +117,7 @@ impl Updates {
         outbox_written: &Arc<Notify>,
     ) -> GroupCommit<Self> {
         let settings = database.settings();
-        // Few writers: each takes a connection of the pool, and what waits for them shares the next commit.
+        // Few writers: each uses a connection, and the updates that wait share the next commit.
         let limits = Limits {
             group: 128,
             writers: 2,
@@ -132,8 +130,7 @@ impl Updates {
         GroupCommit::new(Self { database, stock, outbox_written }, limits)
     }
 
-    /// Whether a group whose commit was not answered is durable. A change of another thing than a status leaves no
-    /// version to look for.
+    /// Whether a group with an unknown outcome was committed. Only a change of a status leaves a version to look for.
     async fn is_durable(&self, writes: &Writes) -> bool {
         match &writes.witness {
             Some(order) => !self.database.find_written(&[order]).await.is_empty(),
@@ -153,7 +150,7 @@ impl Updates {
         let mut connection = self.database.connection().await?;
         let mut transaction = connection.begin().await?;
         let mut locked = orders::lock(&mut transaction, &wanted, is_alone).await?;
-        // Read under the locks, so that of two repeats the second finds the first.
+        // Read under the locks, so that the second of two repeats finds the first.
         let mut known = payments::known_events(&mut transaction, &incoming).await?;
         for update in updates {
             let aggregate = locked.remove(&update.order);
@@ -166,12 +163,12 @@ impl Updates {
         payments::write_events(&mut transaction, &writes.payments).await?;
         sent.mark();
         transaction.commit().await?;
-        connection.give_back();
+        connection.release();
         Ok(())
     }
 }
 
-/// Writes what changed of these orders, which are locked; each order stands there once.
+/// Writes the changes of these orders, which are locked and distinct.
 pub(super) async fn write_aggregates(
     connection: &mut PgConnection,
     aggregates: &[&OrderAggregate],
@@ -190,7 +187,7 @@ impl Update {
         }
     }
 
-    /// Decides in memory, and notes what is to be written.
+    /// Applies the update in memory, and adds its changes to `writes`.
     fn apply(
         &mut self,
         aggregate: Option<OrderAggregate>,
@@ -200,7 +197,7 @@ impl Update {
         let updated = match (&mut self.work, aggregate) {
             (Work::Payment(payment), aggregate) => {
                 let (received, aggregate) = known.apply(payment, aggregate, &mut writes.payments);
-                writes.note(aggregate);
+                writes.add(aggregate);
                 return Updated::Payment(received);
             }
             (Work::Decide(_), None) => return Updated::NoOrder,
@@ -208,7 +205,7 @@ impl Update {
                 Verdict::Refuse => return Updated::Decided(Box::new(aggregate.order)),
                 Verdict::Write => {
                     let order = Box::new(aggregate.order.clone());
-                    writes.note(Some(aggregate));
+                    writes.add(Some(aggregate));
                     order
                 }
             },
@@ -218,7 +215,7 @@ impl Update {
 }
 
 impl Writes {
-    fn note(&mut self, aggregate: Option<OrderAggregate>) {
+    fn add(&mut self, aggregate: Option<OrderAggregate>) {
         let Some(aggregate) = aggregate else { return };
         if aggregate.changes.status.is_some() && self.witness.is_none() {
             self.witness = Some(aggregate.order.clone());
@@ -244,7 +241,7 @@ impl Group for Updates {
     ) -> Result<Vec<Committed<Updated>>, StoreError> {
         let (sent, mut writes) = (CommitSent::default(), Writes::default());
         let written = timeout_at(deadline, self.write(updates, alone, &sent, &mut writes)).await;
-        let written = written.unwrap_or(Err(StoreError::Deadline)).map_err(|error| sent.judge(error));
+        let written = written.unwrap_or(Err(StoreError::Deadline)).map_err(|error| sent.classify(error));
         if let Err(error) = written
             && !(matches!(error, StoreError::OutcomeUnknown(_)) && self.is_durable(&writes).await)
         {

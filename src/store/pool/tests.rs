@@ -90,7 +90,7 @@ impl World {
     async fn use_one(&self) -> Result<(), Error> {
         let mut connection = self.pool.acquire().await?;
         connection.execute("select").await?;
-        connection.give_back();
+        connection.release();
         Ok(())
     }
 
@@ -198,7 +198,7 @@ async fn no_connection_within_the_time_is_an_error() {
     let world = World::new(1, Duration::from_millis(50)).await;
     let in_use = world.pool.acquire().await.unwrap();
     assert!(matches!(world.pool.acquire().await, Err(Error::PoolTimedOut)));
-    in_use.give_back();
+    in_use.release();
     world.use_one().await.unwrap();
     assert_eq!(world.opened(), 1);
 }
@@ -207,7 +207,7 @@ async fn no_connection_within_the_time_is_an_error() {
 async fn who_waits_for_a_connection_gets_the_one_that_comes_free_or_its_place() {
     let world = World::patient(1).await;
     let in_use = world.pool.acquire().await.unwrap();
-    let (used, ()) = tokio::join!(world.use_one(), async { in_use.give_back() });
+    let (used, ()) = tokio::join!(world.use_one(), async { in_use.release() });
     used.unwrap();
     let in_use = world.pool.acquire().await.unwrap();
     let (used, ()) = tokio::join!(world.use_one(), async { drop(in_use) });
@@ -234,11 +234,11 @@ async fn a_connection_with_an_open_transaction_or_an_unsent_rollback_is_never_us
     let mut connection = world.pool.acquire().await.unwrap();
     let transaction = connection.begin().await.unwrap();
     drop(transaction);
-    connection.give_back();
+    connection.release();
     let mut connection = world.pool.acquire().await.unwrap();
     let transaction = connection.begin().await.unwrap();
     std::mem::forget(transaction);
-    connection.give_back();
+    connection.release();
     world.use_one().await.unwrap();
     assert_eq!(world.opened(), 3);
 }
@@ -262,7 +262,7 @@ async fn after_the_loss_of_one_connection_those_that_were_idle_are_tried_before_
     let world = World::patient(3).await;
     let three = tokio::join!(world.pool.acquire(), world.pool.acquire(), world.pool.acquire());
     for connection in <[_; 3]>::from(three) {
-        connection.unwrap().give_back();
+        connection.unwrap().release();
     }
     world.mode.send_replace(Mode::End(3));
     eventually(|| world.server.open.load(SeqCst) == 0).await;
@@ -311,7 +311,7 @@ async fn a_pool_that_closes_waits_for_those_in_use_and_hands_out_no_more() {
     let ending = async {
         assert!(matches!(world.pool.acquire().await, Err(Error::PoolClosed)));
         assert_eq!(world.server.ended.load(SeqCst), 0, "it does not close what is in use");
-        in_use.give_back();
+        in_use.release();
     };
     tokio::join!(closing, ending);
     eventually(|| world.server.ended.load(SeqCst) == 2).await;
