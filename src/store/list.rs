@@ -1,9 +1,9 @@
-//! Lists of orders, newest first, by keyset: page 10,000 costs what page 1 costs, and inserts neither skip
-//! nor repeat a row.
+//! Lists of orders, newest first, with keyset pagination: page 10,000 costs as much as page 1, and inserts neither skip nor
+//! repeat a row.
 //!
-//! A page reads at most the rows that it shows and one more for each status, whatever the statistics say: for each
-//! combination of filters one index alone has the rows in the sequence of the list, and the connections of these
-//! reads do not sort (`connection.rs`).
+//! A page reads at most the rows that it shows and one more per status, whatever the statistics are. For each combination
+//! of filters, exactly one index has the rows in the order of the list, and these connections do not sort
+//! (`connection.rs`).
 
 use std::cmp::Reverse;
 
@@ -22,20 +22,20 @@ use super::shared_read::{Limits, ReadSet, SharedRead};
 use super::{Store, StoreError};
 use crate::domain::{CustomerId, Money, OrderId, OrderSummary, Status};
 
-/// The place between two rows of a list: everything older than this order.
+/// A position in a list: the next page starts after this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
-    /// When the last order of the page before was placed.
+    /// When the last order of the previous page was placed.
     pub placed_at: DateTime<Utc>,
-    /// Its id, for orders of the same microsecond.
+    /// Its id, to order those of the same microsecond.
     pub id: OrderId,
 }
 
-/// A hash of the filters of a list, in the cursors of its pages.
+/// A hash of the filters of a list, which its cursors contain.
 type Filters = [u8; 8];
 
 impl Cursor {
-    /// The opaque form: base64url of the microseconds since 1970, the id, and a hash of the list's filters.
+    /// The opaque form: base64url of the microseconds since 1970, the id, and the hash of the filters.
     pub fn encode(self, list: &ListQuery) -> String {
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&self.placed_at.timestamp_micros().to_be_bytes());
@@ -44,13 +44,13 @@ impl Cursor {
         URL_SAFE_NO_PAD.encode(bytes)
     }
 
-    /// Reads what [`Cursor::encode`] wrote for a list with the same filters.
+    /// Decodes a cursor of a list with the same filters.
     pub fn decode(text: &str, list: &ListQuery) -> Result<Self, &'static str> {
         const RULE: &str = "must be a cursor from the Link header of an earlier page";
         let bytes: [u8; 32] =
             URL_SAFE_NO_PAD.decode(text).ok().and_then(|bytes| bytes.try_into().ok()).ok_or(RULE)?;
         let micros = i64::from_be_bytes(bytes[..8].try_into().map_err(|_| RULE)?);
-        // Beyond these years PostgreSQL has no timestamp, and no order was placed there.
+        // PostgreSQL has no timestamps beyond these years.
         let placed_at = DateTime::from_timestamp_micros(micros)
             .filter(|time| (1970..10_000).contains(&chrono::Datelike::year(time)))
             .ok_or(RULE)?;
@@ -62,25 +62,25 @@ impl Cursor {
     }
 }
 
-/// Which orders a page shows.
+/// The filters and the position of a page.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ListQuery {
-    /// Only this customer's.
+    /// Only orders of this customer.
     pub customer: Option<CustomerId>,
-    /// Only those that are here in their life.
+    /// Only orders with this status.
     pub status: Option<Status>,
-    /// Only those placed at this moment or later.
+    /// Only orders placed at this time or later.
     pub from: Option<DateTime<Utc>>,
-    /// Only those placed before this moment.
+    /// Only orders placed before this time.
     pub to: Option<DateTime<Utc>>,
-    /// Only those after this place in the list.
+    /// Only orders after this position.
     pub after: Option<Cursor>,
-    /// How many at the most.
+    /// The maximum of orders.
     pub limit: u8,
 }
 
 impl ListQuery {
-    /// Tells lists with other filters apart. The size of a page is no filter.
+    /// The hash of the filters. The limit is no filter.
     fn filters(&self) -> Filters {
         let micros = |time: Option<DateTime<Utc>>| time.map(|time| time.timestamp_micros());
         let (customer, status) =
@@ -92,11 +92,11 @@ impl ListQuery {
     }
 }
 
-/// A page of a list, and the cursor of the next one where there is more.
+/// A page of a list, and the cursor of the next page, if there is one.
 pub type Page = (Vec<OrderSummary>, Option<Cursor>);
 
 impl Store {
-    /// A page of a list. Pages of all orders of one customer that are asked for together share a round trip.
+    /// Reads a page of a list. Concurrent pages of all orders of one customer share a round trip.
     pub async fn list_orders(&self, query: &ListQuery) -> Result<Page, StoreError> {
         if let Some(page) = CustomerPage::of(query) {
             return self.customer_pages.ask(page).await?;
@@ -110,8 +110,8 @@ impl Store {
         Ok(page_of(orders, query.limit))
     }
 
-    /// How PostgreSQL ran a page (`explain (analyze, buffers, format json)`), for the test of what a page reads. Not in
-    /// the production image, which has no use for it.
+    /// The plan of a page (`explain (analyze, buffers, format json)`), for the test of what a page reads. Not in the
+    /// production image.
     #[cfg(feature = "dev")]
     pub async fn explain_list(&self, query: &ListQuery) -> Result<serde_json::Value, StoreError> {
         const EXPLAIN: &str = "explain (analyze, buffers, timing off, format json) ";
@@ -129,7 +129,7 @@ impl Store {
     }
 }
 
-/// One row more than was asked for tells whether there is a next page.
+/// One row more than the limit shows that there is a next page.
 fn page_of(mut orders: Vec<OrderSummary>, limit: u8) -> Page {
     let more = orders.len() > usize::from(limit);
     orders.truncate(usize::from(limit));
@@ -157,13 +157,13 @@ impl CustomerPage {
     }
 }
 
-/// Pages of customers that are read together.
+/// Reads pages of customers in sets.
 pub(super) struct CustomerPages(Database);
 
 impl CustomerPages {
     pub(super) fn start(readers: &Database) -> SharedRead<Self> {
         let deadline = readers.settings().deadline;
-        // Up to 200 rows each.
+        // Each page has up to 200 rows.
         SharedRead::new(Self(readers.clone()), Limits { set: 32, readers: 2, waiting: 1024, deadline })
     }
 }
@@ -178,12 +178,12 @@ impl ReadSet for CustomerPages {
             push_customer_pages(&mut select, pages);
             Box::pin(async move { select.build_query_as().fetch_all(connection).await })
         });
-        Ok(deal(pages, rows.await?))
+        Ok(assign(pages, rows.await?))
     }
 }
 
-/// To each page the rows of its number.
-fn deal(pages: &[CustomerPage], rows: Vec<PageRow>) -> Vec<Result<Page, StoreError>> {
+/// Assigns the rows to the pages by number.
+fn assign(pages: &[CustomerPage], rows: Vec<PageRow>) -> Vec<Result<Page, StoreError>> {
     let mut orders: Vec<Result<Vec<OrderSummary>, StoreError>> =
         pages.iter().map(|_| Ok(Vec::new())).collect();
     for (number, id, status, total, placed_at) in rows {
@@ -197,7 +197,7 @@ fn deal(pages: &[CustomerPage], rows: Vec<PageRow>) -> Vec<Result<Page, StoreErr
         }
     }
     let newest_first = |mut orders: Vec<OrderSummary>| {
-        // They are in this sequence unless PostgreSQL joined them in another.
+        // Usually in this order already, but PostgreSQL may join in another.
         orders.sort_by_key(|order| Reverse((order.placed_at, order.id)));
         orders
     };
@@ -211,7 +211,7 @@ fn deal(pages: &[CustomerPage], rows: Vec<PageRow>) -> Vec<Result<Page, StoreErr
 /// The number of the page, counted from 1; id, status, total and time of an order.
 type PageRow = (i64, Uuid, String, Decimal, DateTime<Utc>);
 
-/// Each page along the index by customer, as one alone would be. The first page begins before any time.
+/// Reads each page along the index by customer, like a single page.
 fn push_customer_pages(sql: &mut QueryBuilder<Postgres>, pages: &[CustomerPage]) {
     sql.push(
         "select page.number, newest.id, newest.status, newest.total_amount, newest.placed_at from unnest(",
@@ -238,13 +238,13 @@ fn select_page(query: &ListQuery) -> QueryBuilder<Postgres> {
     sql
 }
 
-/// Only the conditions that are asked for are in the statement: a generic `$1 is null or …` would cost the
-/// planner its index. There are few combinations, and each is prepared once a connection.
+/// The statement has only the conditions of the query, because with a generic `$1 is null or …` the planner could not use
+/// the index. There are few combinations, and each is prepared once per connection.
 fn push_page(sql: &mut QueryBuilder<Postgres>, query: &ListQuery) {
     match (&query.customer, query.status) {
         (Some(customer), Some(status)) => {
-            // Along orders_by_customer_and_status. Written as two conditions, it could be read along an index by one
-            // of them, past all the rows that the other leaves out.
+            // Along orders_by_customer_and_status. With two conditions, PostgreSQL could use an index for one of them, and
+            // read all the rows that the other excludes.
             push_rows(
                 sql,
                 query,
@@ -255,7 +255,7 @@ fn push_page(sql: &mut QueryBuilder<Postgres>, query: &ListQuery) {
         (Some(customer), None) => push_rows(sql, query, "customer_id", customer.as_str().to_owned()),
         (None, Some(status)) => push_rows(sql, query, "status", status.to_string()),
         (None, None) => {
-            // Along orders_by_status, once a status: merged, not sorted.
+            // Along orders_by_status, once per status: merged, not sorted.
             let mut before = "select * from ((";
             for status in Status::VARIANTS {
                 sql.push(before);
@@ -270,15 +270,15 @@ fn push_page(sql: &mut QueryBuilder<Postgres>, query: &ListQuery) {
 
 const NEWEST_FIRST: &str = " order by placed_at desc, id desc";
 
-/// The rows whose `key` is `value`, of the times that are asked for.
+/// Selects the rows whose `key` is `value`, within the times of the query.
 fn push_rows(sql: &mut QueryBuilder<Postgres>, query: &ListQuery, key: &'static str, value: String) {
     sql.push("select id, customer_id, status, total_amount, placed_at from orders where ");
     sql.push(key).push(" = ").push_bind(value);
     if let Some(from) = query.from {
         sql.push(" and placed_at >= ").push_bind(from);
     }
-    // The earlier of both alone: reading along the index starts at one condition, and would pass over what lies
-    // between it and the other.
+    // Only the earlier of both limits: an index scan starts at one condition, and would read all rows between it and the
+    // other.
     match (query.to, query.after) {
         (Some(to), after) if after.is_none_or(|after| to <= after.placed_at) => {
             sql.push(" and placed_at < ").push_bind(to);
@@ -348,7 +348,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_cursor_survives_its_opaque_form_in_its_own_list_alone(
+        fn a_cursor_can_be_decoded_only_for_its_own_list(
             micros in 0_i64..253_402_300_800_000_000,
             id in any::<u128>(),
         ) {
@@ -367,7 +367,7 @@ mod tests {
         }
 
         #[test]
-        fn anything_else_is_refused_without_harm(text in ".{0,64}") {
+        fn any_other_text_is_refused(text in ".{0,64}") {
             let list = ListQuery::default();
             if let Ok(cursor) = Cursor::decode(&text, &list) {
                 prop_assert_eq!(cursor.encode(&list), text);
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_that_no_order_has_is_no_cursor() {
+    fn a_time_outside_of_postgresql_is_no_cursor() {
         let list = ListQuery::default();
         for micros in [i64::MIN, -1, i64::MAX] {
             let mut bytes = [7; 32];

@@ -1,8 +1,8 @@
-//! Bringing the schema up to date beside replicas that serve, and telling whether it is.
+//! Migrating the schema while replicas serve requests, and checking whether it is current.
 //!
-//! Whoever wants a lock after a migration that waits for one waits behind it. So a statement waits at most
-//! `LOCK_TIMEOUT`; then the migration starts again after a pause. Indexes on tables that grow are built
-//! `concurrently`, in files of one statement that begin with `-- no-transaction`.
+//! A migration that waits for a lock blocks all later lock requests. So a statement waits at most `LOCK_TIMEOUT`; then the
+//! migration is retried after a pause. Indexes on tables that grow are built `concurrently`, in files of one statement
+//! that begin with `-- no-transaction`.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -19,25 +19,25 @@ use tracing::warn;
 use super::error::is_temporary;
 use super::{DatabaseSettings, Store, StoreError};
 
-/// How long a statement may wait for a lock while others wait behind it.
+/// The lock timeout of a statement while others wait behind it.
 const LOCK_TIMEOUT: &str = "500ms";
-/// `concurrently` waits for the transactions that are open, and nobody waits behind it.
+/// `concurrently` waits for open transactions, but blocks no others.
 const CONCURRENT_LOCK_TIMEOUT: &str = "10min";
-/// The advisory lock is asked for again and again: whoever waits for it inside a statement holds a snapshot, and
-/// `concurrently` in the other replica would wait for that.
+/// The advisory lock is polled. A statement that waits for it would hold a snapshot, and `concurrently` in another replica
+/// would wait for that snapshot.
 const REPLICA_LOCK_TIMEOUT: &str = "100ms";
-/// How often one migration may miss its lock: about five minutes with the pauses between.
+/// How often a migration may miss its lock: about five minutes with the pauses.
 const ATTEMPTS: u32 = 60;
 
-/// Migrations whose file was changed after databases had applied it, with the SHA-384 of the file as it was. They
-/// built an index under a lock that stops writers. The old checksum is kept for new databases as well, so that a
-/// release with either file starts on a database of the other.
+/// Migrations whose file was changed after databases had applied it, with the SHA-384 of the old file, which built an index
+/// under a lock that blocks writers. New databases get the old checksum, too, so that a release with either file starts on
+/// a database of the other.
 const CHANGED: [(i64, &str); 2] = [
     (20_261_122_000_008, "wGPMPwlBIbrosPakLQpSkXLW6deiAHjmuPeq5l1/+OdP1tUwrJg6b0mOGlqa6mmn"),
     (20_261_122_000_009, "+FUb80zEVoBfb+0amt9fookIHkkkkzawAxQOMZ9x95JtwNA5dS/P9yOx3po5rR99"),
 ];
 
-/// The migrations of `migrations/`, compiled in, in the sequence in which they are applied.
+/// The compiled migrations of `migrations/`, in the order in which they are applied.
 fn migrations() -> Vec<Migration> {
     let compiled: Migrator = sqlx::migrate!();
     let mut migrations: Vec<Migration> = compiled.iter().cloned().collect();
@@ -50,18 +50,16 @@ fn migrations() -> Vec<Migration> {
     migrations
 }
 
-/// Why the schema could not be brought up to date.
+/// Why the migration failed.
 #[derive(Debug, Error)]
 pub enum MigrationError {
-    /// The database could not be reached; trying again later may help.
+    /// The database could not be reached; a later retry may succeed.
     #[error("the database is not available")]
     Unavailable(#[source] StoreError),
-    /// Other transactions hold a table for too long.
-    #[error(
-        "migration {0} did not get its lock: transactions that stay open hold its table (pg_stat_activity)"
-    )]
+    /// Other transactions hold a lock for too long.
+    #[error("migration {0} did not get its lock: long transactions hold its table (pg_stat_activity)")]
     Locked(i64, #[source] sqlx::Error),
-    /// A migration failed, or an applied one is not the one of this release.
+    /// A migration failed, or an applied one differs from that of this release.
     #[error("a migration failed")]
     Failed(#[source] MigrateError),
 }
@@ -78,11 +76,11 @@ impl From<MigrateError> for MigrationError {
     }
 }
 
-/// Applies what is pending, one replica at a time (an advisory lock on the database); returns the version
-/// that the schema then has.
+/// Applies the pending migrations, in one replica at a time (an advisory lock on the database). Returns the version of the
+/// schema.
 ///
-/// It uses a connection of its own: building an index may take longer than any request may. Only the
-/// connecting has the store's deadline; what comes after it is said in the log for as long as it takes.
+/// It uses its own connection, because building an index may take longer than any request. Only connecting has the
+/// deadline of the store; longer waits are logged.
 pub async fn migrate(settings: &DatabaseSettings) -> Result<i64, MigrationError> {
     let connecting = timeout(settings.deadline, PgConnection::connect_with(&settings.options));
     let connected = connecting.await.map_err(|_| StoreError::Deadline);
@@ -90,12 +88,10 @@ pub async fn migrate(settings: &DatabaseSettings) -> Result<i64, MigrationError>
     let migrations = migrations();
     let (mut missed_by, mut attempts) = (None, 0);
     loop {
-        watched("waiting for the lock of another replica that migrates", lock(&mut connection)).await?;
+        log_progress("waiting for the lock of another replica that migrates", lock(&mut connection)).await?;
         let (version, error) = match apply_pending(&mut connection, &migrations).await {
             Ok(()) => break,
-            Err(MigrateError::ExecuteMigration(error, version)) if missed_its_lock(&error) => {
-                (version, error)
-            }
+            Err(MigrateError::ExecuteMigration(error, version)) if missed_lock(&error) => (version, error),
             Err(error) => return Err(error.into()),
         };
         attempts = if missed_by == Some(version) { attempts + 1 } else { 1 };
@@ -103,49 +99,48 @@ pub async fn migrate(settings: &DatabaseSettings) -> Result<i64, MigrationError>
         if attempts == ATTEMPTS {
             return Err(MigrationError::Locked(version, error));
         }
-        warn!(version, attempts, "a migration waits for a table that others use: trying again after a pause");
+        warn!(version, attempts, "a migration did not get its lock: retrying after a pause");
         connection.unlock().await?;
         sleep(pause(attempts)).await;
     }
-    // It gives the advisory lock back as well.
+    // This also releases the advisory lock.
     connection.close().await.map_err(|error| MigrationError::Unavailable(error.into()))?;
     Ok(latest())
 }
 
-/// 1 s, doubled up to 5 s: those who waited behind the last attempt have gone through by then.
+/// 1 s, doubled up to 5 s, so that transactions that waited behind the last attempt can finish.
 fn pause(attempts: u32) -> Duration {
     const LONGEST: Duration = Duration::from_secs(5);
     Duration::from_millis(500).saturating_mul(2_u32.saturating_pow(attempts)).min(LONGEST)
 }
 
-/// Takes the lock that sqlx takes, so that releases that leave it to sqlx wait as well.
+/// Takes the same lock as sqlx, so that releases that use sqlx for it wait, too.
 async fn lock(connection: &mut PgConnection) -> Result<(), MigrateError> {
     const PAUSE: Duration = Duration::from_millis(100);
     loop {
         set_lock_timeout(connection, REPLICA_LOCK_TIMEOUT).await?;
         match connection.lock().await {
-            Err(MigrateError::Execute(error)) if missed_its_lock(&error) => sleep(PAUSE).await,
+            Err(MigrateError::Execute(error)) if missed_lock(&error) => sleep(PAUSE).await,
             locked => return locked,
         }
     }
 }
 
 async fn set_lock_timeout(connection: &mut PgConnection, lock_timeout: &str) -> Result<(), MigrateError> {
-    // What the role is given for its requests does not hold here.
+    // Overrides the settings of the role, which are for requests.
     let settings = AssertSqlSafe(format!("set statement_timeout = 0; set lock_timeout = '{lock_timeout}'"));
     connection.execute(settings).await?;
     Ok(())
 }
 
 /// `lock_not_available`, `deadlock_detected` (appendix A of PostgreSQL's manual).
-fn missed_its_lock(error: &sqlx::Error) -> bool {
+fn missed_lock(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
     code.is_some_and(|code| ["55P03", "40P01"].contains(&&*code))
 }
 
-/// Applies the migrations that are not applied yet, as `Migrator::run_direct` does, each with its lock timeout. One
-/// that is applied and not in this release is no error: while a new release rolls out, replicas of the old one still
-/// start.
+/// Applies the pending migrations like `Migrator::run_direct`, each with its lock timeout. An applied migration that is not
+/// in this release is no error, because replicas of an old release still start during a rollout.
 async fn apply_pending(connection: &mut PgConnection, migrations: &[Migration]) -> Result<(), MigrateError> {
     const TABLE: &str = "_sqlx_migrations";
     set_lock_timeout(connection, LOCK_TIMEOUT).await?;
@@ -167,18 +162,18 @@ async fn apply_pending(connection: &mut PgConnection, migrations: &[Migration]) 
                 )
                 .await?;
                 let applying = async {
-                    drop_what_a_failed_attempt_left(connection, migration).await?;
+                    drop_invalid_index(connection, migration).await?;
                     connection.apply(TABLE, migration).await
                 };
-                watched("still migrating", applying).await?;
+                log_progress("still migrating", applying).await?;
             }
         }
     }
     Ok(())
 }
 
-/// An index that was being built `concurrently` when the attempt ended stays as an invalid one.
-async fn drop_what_a_failed_attempt_left(
+/// Drops the invalid index that a failed `create index concurrently` left.
+async fn drop_invalid_index(
     connection: &mut PgConnection,
     migration: &Migration,
 ) -> Result<(), MigrateError> {
@@ -201,8 +196,8 @@ async fn drop_what_a_failed_attempt_left(
     Ok(())
 }
 
-/// Says in the log every few seconds what is being waited for.
-async fn watched<T>(what: &'static str, work: impl Future<Output = T>) -> T {
+/// Logs every few seconds that `work` is still running.
+async fn log_progress<T>(what: &'static str, work: impl Future<Output = T>) -> T {
     const PAUSE: Duration = Duration::from_secs(3);
     let started = Instant::now();
     let mut work = pin!(work);
@@ -215,7 +210,7 @@ async fn watched<T>(what: &'static str, work: impl Future<Output = T>) -> T {
 }
 
 impl Store {
-    /// Whether every migration of this release is applied; an error when the database cannot be asked.
+    /// Whether all migrations of this release are applied.
     pub async fn is_migrated(&self) -> Result<bool, StoreError> {
         let versions: Vec<i64> = migrations().iter().map(|migration| migration.version).collect();
         self.bounded(async {

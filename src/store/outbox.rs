@@ -1,4 +1,4 @@
-//! The outbox as the relay sees it: leases on buckets, events that are pending, events that are done.
+//! The outbox for the relay: leases on buckets, pending events, and acknowledged events.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,19 +11,19 @@ use super::{Store, StoreError};
 use crate::domain::OrderId;
 use crate::domain::event::BUCKETS;
 
-/// When the PostgreSQL server started: tells one server from another, such as the one that it failed over to.
+/// The start time of the PostgreSQL server. It identifies the server, for example after a failover.
 pub type ServerStart = DateTime<Utc>;
 
-/// The buckets that a replica holds.
+/// The buckets of a replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// Each bucket with its floor, as it is stored: the position where its reads begin.
+    /// Each bucket with its stored floor: the position where its reads start.
     pub floors: BTreeMap<i16, i64>,
-    /// The server that said so.
+    /// The server that the floors come from.
     pub server: ServerStart,
 }
 
-/// A part of a bucket.
+/// A range of positions in a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range {
     /// The bucket.
@@ -34,34 +34,34 @@ pub struct Range {
     pub to: i64,
 }
 
-/// A transaction that may have written to the outbox and has not ended.
+/// An open transaction that may have written to the outbox.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
 pub struct OutboxWriter {
-    /// Its virtual transaction id, which no other transaction of the server has while this one runs.
+    /// Its virtual transaction id, which is unique on the server while it runs.
     pub transaction: String,
     /// The server process; none for a prepared transaction.
     pub pid: Option<i32>,
 }
 
-/// The transactions that may still commit events at the positions given out so far.
+/// The open transactions that may still commit events at positions assigned so far.
 #[derive(Clone, Debug)]
 pub struct OutboxWriters {
-    /// The server that was asked.
+    /// The server.
     pub server: ServerStart,
-    /// The last position that was given out before `open` was read.
+    /// The last position that was assigned before `open` was read.
     pub last_position: i64,
-    /// Every transaction that held a position up to `last_position` and had not ended; others may be among them.
+    /// All open transactions with a position up to `last_position`, and perhaps others.
     pub open: Vec<OutboxWriter>,
 }
 
-/// An event that Kafka has not acknowledged yet.
+/// An event that Kafka has not acknowledged.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
 pub struct PendingEvent {
     /// Its bucket.
     pub bucket: i16,
-    /// Its place in the bucket.
+    /// Its position in the bucket.
     pub position: i64,
-    /// The order, also the key of the record.
+    /// The order, which is also the key of the record.
     #[sqlx(try_from = "Uuid")]
     pub order_id: OrderId,
     /// 1, 2, 3 … within the order.
@@ -78,15 +78,14 @@ impl From<Uuid> for OrderId {
     }
 }
 
-/// Registers the replica. Before [`FORGET`]: whoever waits here for the row that is its own holds no other yet.
+/// Registers the replica. Runs before [`FORGET`], so that a replica that waits here for its own row holds no other.
 const HEARTBEAT: &str = "
 insert into relay_replicas (replica, expires_at) values ($1, now() + $2)
 on conflict (replica) do update set expires_at = excluded.expires_at
 ";
 
-/// Forgets the replicas that are gone, and counts who is left. After an outage of the database all of them
-/// look gone to each other: rows that another replica has in hand are passed over, or each would wait for the
-/// other's.
+/// Deletes expired replicas, and counts the others. After an outage of the database, all replicas seem expired to each
+/// other. So rows that another replica has locked are skipped, or each would wait for the other.
 const FORGET: &str = "
 with gone as (
     delete from relay_replicas
@@ -99,7 +98,7 @@ with gone as (
 select count(*) from relay_replicas where replica <> $1 and expires_at >= now()
 ";
 
-/// Renews up to the fair share and lets go of the rest, so that a new replica finds something to do.
+/// Renews leases up to the fair share and releases the rest, so that a new replica gets buckets.
 const RENEW: &str = "
 with held as (
     select bucket, row_number() over (order by bucket) <= $3 as keep
@@ -114,7 +113,7 @@ where lease.bucket = held.bucket and lease.owner = $1
 returning lease.bucket, lease.floor, held.keep
 ";
 
-/// Takes buckets that nobody holds any more. Rows that another replica is just taking are passed over.
+/// Claims buckets without a holder. Skips rows that another replica is claiming.
 const CLAIM: &str = "
 update relay_leases
 set owner = $1, expires_at = now() + $2
@@ -130,11 +129,11 @@ returning bucket, floor
 
 const SERVER: &str = "select pg_postmaster_start_time()";
 
-/// Buckets that nobody holds.
+/// Counts the buckets without a holder.
 const FREE: &str = "select count(*) from relay_leases where expires_at < now()";
 
-/// A floor is true for ever, so whoever found it may store it, whoever holds the bucket now. It was found out on
-/// one server, and another one that lost its latest commits gives the same positions out again.
+/// A floor stays true forever, so any replica may store it, whoever holds the bucket now. It belongs to one server: another
+/// one that lost the latest commits assigns the same positions again.
 const RAISE: &str = "
 update relay_leases lease
 set floor = greatest(lease.floor, raised.floor)
@@ -143,13 +142,12 @@ where lease.bucket = raised.bucket and lease.floor < raised.floor and pg_postmas
 returning lease.bucket, lease.floor
 ";
 
-/// Before [`WRITERS`]: a transaction that got its position before this was read holds its lock already.
+/// Read before [`WRITERS`]: a transaction that took its position before this read holds its lock already.
 const LAST_POSITION: &str = "
 select pg_postmaster_start_time(), coalesce(pg_sequence_last_value(pg_get_serial_sequence('outbox', 'position')), 0)
 ";
 
-/// An insert locks the table before it asks for a position, and the lock is let go only after the transaction has
-/// become visible.
+/// An insert locks the table before it takes a position, and releases the lock after its transaction is visible.
 const WRITERS: &str = "
 select distinct virtualtransaction as transaction, pid
 from pg_locks
@@ -160,8 +158,8 @@ where locktype = 'relation'
   and granted
 ";
 
-/// Bounded by positions, because deleted rows cost as much as rows until they are cleaned away. The floors are
-/// those of one server: another one is not asked.
+/// Bounded by positions, because deleted rows cost as much as others until vacuum removes them. The floors belong to one
+/// server, so another one returns nothing.
 const PENDING: &str = "
 select event.bucket, event.position, event.order_id, event.sequence, event.payload, event.headers
 from unnest($1::smallint[], $2::bigint[], $3::bigint[]) as held (bucket, first, bound)
@@ -176,8 +174,8 @@ cross join lateral (
 where pg_postmaster_start_time() = $5
 ";
 
-/// One index probe an event: `offset 0` keeps the planner from joining the other way round. It does so where the
-/// outbox was analyzed while it was empty, and then each delete reads all deleted rows that a snapshot keeps.
+/// One index probe per event. `offset 0` prevents a join in the other direction, which the planner chooses if the outbox was
+/// analyzed while empty. Then each delete would read all deleted rows that an open snapshot keeps.
 const DELETE: &str = "
 delete from outbox
 where ctid = any (array(
@@ -192,7 +190,7 @@ where ctid = any (array(
 ";
 
 impl Store {
-    /// Renews the leases of `replica` for `duration`, and evens out the buckets among the replicas that live.
+    /// Renews the leases of `replica` for `duration`, and balances the buckets between the live replicas.
     pub async fn renew_lease(&self, replica: Uuid, duration: Duration) -> Result<Lease, StoreError> {
         self.bounded(async {
             let mut connection = self.connection().await?;
@@ -225,8 +223,8 @@ impl Store {
         .await
     }
 
-    /// Says that `replica` lives, and whether the `held` buckets are not its fair share: more, or fewer while
-    /// there are free ones. Cheaper than a renewal, which writes a row for each bucket.
+    /// Sends the heartbeat of `replica`, and checks whether it holds too many buckets, or too few while some are free.
+    /// Cheaper than a renewal, which writes a row per bucket.
     pub async fn is_share_unfair(
         &self,
         replica: Uuid,
@@ -246,7 +244,7 @@ impl Store {
         .await
     }
 
-    /// Stores floors that were found out on `server`; returns those that are stored, none on another server.
+    /// Stores floors that belong to `server`, and returns the stored ones; none on another server.
     pub async fn raise_floors(
         &self,
         server: ServerStart,
@@ -267,7 +265,7 @@ impl Store {
         .await
     }
 
-    /// The transactions that may have written to the outbox and have not ended.
+    /// Reads the open transactions that may have written to the outbox.
     pub async fn outbox_writers(&self) -> Result<OutboxWriters, StoreError> {
         self.bounded(async {
             let mut connection = self.connection().await?;
@@ -279,7 +277,7 @@ impl Store {
         .await
     }
 
-    /// Gives all leases of `replica` back at once, so that the others need not wait until they expire.
+    /// Releases all leases of `replica`, so that the others need not wait for their expiry.
     pub async fn release_lease(&self, replica: Uuid) -> Result<(), StoreError> {
         self.bounded(async {
             let mut connection = self.connection().await?;
@@ -296,8 +294,8 @@ impl Store {
         .await
     }
 
-    /// The oldest events of each range, at most `limit` a range, each bucket by position; those of parked orders
-    /// wait. Nothing on another server than that which said the floors.
+    /// Reads the oldest events of each range by position, at most `limit` per range, without those of parked orders. None on
+    /// another server than that of the floors.
     pub async fn pending_events(
         &self,
         server: ServerStart,
@@ -323,7 +321,7 @@ impl Store {
         .await
     }
 
-    /// Deletes events that Kafka acknowledged, each by its `(bucket, position)`.
+    /// Deletes acknowledged events by `(bucket, position)`.
     pub async fn delete_events(&self, done: &[(i16, i64)]) -> Result<(), StoreError> {
         let (buckets, positions): (Vec<i16>, Vec<i64>) = done.iter().copied().unzip();
         self.bounded(async {
@@ -336,7 +334,7 @@ impl Store {
     }
 }
 
-/// Registers the replica and counts the others that live.
+/// Registers the replica, and counts the other live ones.
 async fn count_others(
     connection: &mut PgConnection,
     replica: Uuid,
@@ -346,7 +344,7 @@ async fn count_others(
     sqlx::query_scalar(FORGET).bind(replica).fetch_one(connection).await
 }
 
-/// How many buckets one of `others + 1` replicas holds, rounded up so that none is left over.
+/// The number of buckets of each of `others + 1` replicas, rounded up so that all buckets are held.
 fn fair_share(others: i64) -> i64 {
     let replicas = others + 1;
     (i64::from(BUCKETS) + replicas - 1) / replicas

@@ -1,4 +1,4 @@
-//! What waits for a person, and what people do about it. Every deed is recorded in the transaction that does it.
+//! Parked orders and stock lines, and the actions of operators on them. Each action is recorded in its transaction.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use crate::domain::OrderId;
 use crate::domain::event::bucket_of;
 use crate::domain::stock::LineState;
 
-/// An order whose events wait.
+/// An order whose events wait for an operator.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
 pub struct ParkedOrder {
     /// The order.
@@ -19,18 +19,18 @@ pub struct ParkedOrder {
     pub order_id: OrderId,
     /// The event that Kafka refused.
     pub event_id: Uuid,
-    /// Its number within the order.
+    /// Its sequence number within the order.
     pub sequence: i32,
-    /// Why.
+    /// The error.
     pub error: String,
-    /// Since when.
+    /// When it was parked.
     pub parked_at: DateTime<Utc>,
-    /// How many events of the order wait.
+    /// The number of waiting events.
     #[sqlx(skip)]
     pub waiting: i64,
 }
 
-/// A line of stock work that waits.
+/// A line of a parked stock job.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
 pub struct ParkedStockLine {
     /// The order.
@@ -42,16 +42,15 @@ pub struct ParkedStockLine {
     pub line_number: i16,
     /// Its product.
     pub product_id: String,
-    /// How many.
+    /// The quantity.
     pub quantity: i32,
-    /// TAKING or RETURNING: what nobody knows the outcome of. TODO: what was refused without a reason that a
-    /// look-up confirmed.
+    /// TAKING or RETURNING: the outcome of its call is unknown. TODO: its take was refused, and no look-up confirmed why.
     pub state: String,
-    /// Why a person has to look at it.
+    /// Why an operator must look at it.
     pub parked: String,
 }
 
-/// Only while it still waits in the outbox: a replica that was slow may have seen it refused long ago.
+/// Parks an order only while the event is in the outbox: a slow replica may have seen the refusal long ago.
 const PARK: &str = "
 insert into parked_orders (order_id, event_id, sequence, error)
 select order_id, event_id, sequence, $3 from outbox where bucket = $1 and position = $2
@@ -60,13 +59,13 @@ on conflict do nothing
 
 const LIST: &str = "select * from parked_orders order by parked_at";
 
-/// The bucket says nothing that the order does not; it is the key of the outbox, which may be millions long.
+/// The bucket is redundant, but it is the key of the outbox, which may have millions of rows.
 const WAITING: &str = "
 select order_id, count(*) from outbox where bucket = any ($1) and order_id = any ($2) group by order_id
 ";
 
-/// Frees a parked order and gives its events new positions in their old sequence: the old ones may be below the
-/// relay's floor, where it does not look any more (`events/floor.rs`). By the bucket, as [`WAITING`].
+/// Frees a parked order and gives its events new positions in their old order. The old positions may be below the floor of
+/// the relay, which it does not read (`events/floor.rs`). Uses the bucket like [`WAITING`].
 macro_rules! free_order {
     ($which:literal, $insert:literal) => {
         concat!(
@@ -97,7 +96,7 @@ insert into interventions (order_id, action, detail, actor)
 
 const REPLAY: &str = free_order!("true", "select order_id, 'OUTBOX_REPLAY', event_id::text, $2 from parked");
 
-/// The event may be gone: a replica that was slow to learn of the parking sent it.
+/// The event may be gone: a slow replica that did not see the parking sent it.
 const SKIP: &str = free_order!(
     "event_id not in (select event_id from parked)",
     "select parked.order_id, 'OUTBOX_SKIP',
@@ -118,11 +117,11 @@ where job.state in ('TAKING', 'RETURNING')
 order by job.created_at, line.line_number
 ";
 
-/// First of all, as everybody does who writes the order's stock work or its events: whoever has read the stock work
-/// before and writes it back afterwards would undo the finding.
+/// Locks the order first, like every write to its stock job or its events. Otherwise a concurrent write of the stock job
+/// could overwrite the resolution.
 const LOCK_ORDER: &str = "select from orders where id = $1 for update";
 
-/// The job is due again when no line of it is left that nobody knows the outcome of.
+/// Resolves a line, and makes its job due again.
 const RESOLVE: &str = "
 with line as (
     update stock_lines line set state = $4, sent_at = null
@@ -140,7 +139,7 @@ select $1, 'STOCK_RESOLVE', format('attempt %s line %s: %s to %s', $2, $3, $5, $
 ";
 
 impl Store {
-    /// Parks the order of an event that Kafka refuses for itself.
+    /// Parks the order of an event that Kafka refuses as invalid.
     pub async fn park_order(&self, event: &PendingEvent, error: &str) -> Result<(), StoreError> {
         self.bounded(async {
             let mut connection = self.connection().await?;
@@ -156,7 +155,7 @@ impl Store {
         .await
     }
 
-    /// The orders that are parked, oldest first.
+    /// The parked orders, oldest first.
     pub async fn parked_orders(&self) -> Result<Vec<ParkedOrder>, StoreError> {
         self.bounded(async {
             let mut connection = self.connection().await?;
@@ -171,17 +170,17 @@ impl Store {
         .await
     }
 
-    /// Lets the relay try the events of a parked order again. Whether there was such an order.
+    /// Lets the relay retry the events of a parked order. Returns whether the order was parked.
     pub async fn replay_parked(&self, order: OrderId, actor: &str) -> Result<bool, StoreError> {
         self.free(order, REPLAY, actor).await
     }
 
-    /// Gives up the refused event of a parked order; the later ones go on. Whether there was such an order.
+    /// Drops the refused event of a parked order and frees the later ones. Returns whether the order was parked.
     pub async fn skip_parked(&self, order: OrderId, actor: &str) -> Result<bool, StoreError> {
         self.free(order, SKIP, actor).await
     }
 
-    /// The order is locked first: an event that somebody writes meanwhile comes after those that are moved.
+    /// Locks the order first, so that concurrent events come after those that are moved.
     async fn free(&self, order: OrderId, statement: &'static str, actor: &str) -> Result<bool, StoreError> {
         self.bounded(async {
             let mut connection = self.connection().await?;
@@ -200,7 +199,7 @@ impl Store {
         .await
     }
 
-    /// The lines of the oldest `limit` stock jobs that are parked.
+    /// The lines of the oldest `limit` parked stock jobs.
     pub async fn parked_stock(&self, limit: i64) -> Result<Vec<ParkedStockLine>, StoreError> {
         self.bounded(async {
             let mut connection = self.connection().await?;
@@ -211,8 +210,8 @@ impl Store {
         .await
     }
 
-    /// Writes down what a person found out about a parked line: whether its call was applied. Whether there
-    /// was such a line.
+    /// Records what an operator found out about a parked line: whether its call was applied. Returns whether the line was
+    /// parked.
     pub async fn resolve_stock(
         &self,
         (order, attempt, line): (OrderId, i16, i16),
@@ -238,7 +237,7 @@ impl Store {
     }
 }
 
-/// How many events of each of these orders wait in the outbox.
+/// The number of events of each order in the outbox.
 async fn waiting(
     connection: &mut PgConnection,
     parked: &[ParkedOrder],
@@ -250,8 +249,7 @@ async fn waiting(
     Ok(counts.into_iter().map(|(order, count)| (OrderId(order), count)).collect())
 }
 
-/// What "applied" and "not applied" make of a line: being taken, being given back, or refused without a reason
-/// that a look-up confirmed.
+/// The new states of a line that is being taken, that is being given back, or whose refusal no look-up confirmed.
 fn transitions(applied: bool) -> [(LineState, LineState); 3] {
     use LineState::{Returned, Returning, Taken, Taking, Todo};
     if applied {

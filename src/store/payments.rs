@@ -1,4 +1,4 @@
-//! What the Payment Service told us: remembered in the transaction of what it did.
+//! Payment events: their keys are stored in the transaction that applies them.
 
 use std::collections::HashMap;
 use std::iter;
@@ -15,7 +15,7 @@ use crate::domain::aggregate::Refund;
 use crate::domain::payments::{PaymentEvent, PaymentOutcome};
 use crate::domain::{OrderAggregate, OrderId, TraceParent};
 
-/// Where a record stands in Kafka.
+/// The position of a record in Kafka.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RecordPlace {
     /// The topic.
@@ -26,18 +26,17 @@ pub struct RecordPlace {
     pub offset: i64,
 }
 
-/// By which repeats of a payment event are told.
+/// The key that identifies repeats of a payment event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventKey {
     /// The key.
     pub key: String,
-    /// The key under which earlier releases remembered such an event, if another: it had the order in the place
-    /// of the entity.
+    /// The key that older releases stored for such an event, if it differs: it had the order instead of the entity.
     pub earlier: Option<String>,
 }
 
 impl EventKey {
-    /// A key that earlier releases made in the same way.
+    /// A key that older releases made in the same way.
     pub const fn new(key: String) -> Self {
         Self { key, earlier: None }
     }
@@ -50,36 +49,36 @@ impl EventKey {
 /// A payment event that can be applied.
 #[derive(Clone, Debug)]
 pub struct IncomingPayment {
-    /// By which repeats are told.
+    /// The key that identifies repeats.
     pub key: EventKey,
     /// The order.
     pub order: OrderId,
-    /// What happened.
+    /// The event.
     pub event: PaymentEvent,
-    /// The word on the wire.
+    /// The event type on the wire.
     pub event_type: &'static str,
-    /// Where it stands.
+    /// The position of its record.
     pub place: RecordPlace,
-    /// The record's own trace, else a new one.
+    /// The trace of the record, or a new one.
     pub trace: TraceParent,
-    /// The record as it came, for parking it.
+    /// The bytes of the record, for parking it.
     pub payload: Vec<u8>,
 }
 
-/// What became of an incoming payment.
+/// The result of an incoming payment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Received {
-    /// It was applied, with this outcome.
+    /// Applied, with this outcome.
     Applied(PaymentOutcome),
-    /// It was applied before.
+    /// Applied before.
     Repeated,
-    /// It has the key of another event: it was parked.
+    /// Parked, because another event has its key.
     OtherEvent,
-    /// There is no such order: it was parked.
+    /// Parked, because there is no such order.
     UnknownOrder,
 }
 
-/// Sorted, so that two transactions with the same keys do not wait for each other in a circle.
+/// Sorted, so that two transactions with the same keys do not deadlock.
 const REMEMBER: &str = "
 insert into payment_events
     (event_key, order_id, event_type, outcome, topic, partition, \"offset\", payload_sha256)
@@ -107,7 +106,7 @@ from payment_events
 where event_key = any($1)
 ";
 
-/// An event that was applied before under the key of another, or under the key that it had in earlier releases.
+/// An applied event with the key of a payment, or with its key of older releases.
 #[derive(sqlx::FromRow)]
 struct KnownEvent {
     event_key: String,
@@ -115,7 +114,7 @@ struct KnownEvent {
     topic: String,
     partition: i32,
     offset: i64,
-    /// Absent where an earlier release applied the event.
+    /// None if an older release applied the event.
     payload_sha256: Option<Vec<u8>>,
 }
 
@@ -137,8 +136,8 @@ impl KnownEvent {
         RecordPlace { topic: self.topic.clone(), partition: self.partition, offset: self.offset }
     }
 
-    /// Whether the payment is a repeat of this event: it has the same bytes. Where the bytes were not remembered,
-    /// the key has to do; not the earlier one, which two events of an order could share.
+    /// Whether the payment is a repeat of this event: it has the same bytes. If the bytes are not stored, the key decides, but
+    /// not the key of older releases, which two events of an order could share.
     fn is_repeated_by(&self, payment: &IncomingPayment) -> bool {
         match &self.payload_sha256 {
             Some(hash) => hash[..] == payment.payload_sha256(),
@@ -165,7 +164,7 @@ impl IncomingPayment {
 #[derive(Default)]
 pub(super) struct KnownEvents(HashMap<String, KnownEvent>);
 
-/// What payments of one transaction write besides their orders.
+/// The writes of the payments of a transaction, besides their orders.
 #[derive(Default)]
 pub(super) struct PaymentRows {
     applied: Vec<(Arc<IncomingPayment>, PaymentOutcome)>,
@@ -192,8 +191,7 @@ pub(super) async fn known_events(
 }
 
 impl KnownEvents {
-    /// Applies a payment to its order in memory, and notes what is to be written. The order comes back where it
-    /// changed.
+    /// Applies a payment to its order in memory, and adds its writes to `rows`. Returns the order if it may have changed.
     pub(super) fn apply(
         &mut self,
         payment: &Arc<IncomingPayment>,
@@ -254,7 +252,7 @@ pub(super) async fn write(
     Ok(())
 }
 
-/// Remembers the events that were applied, and parks what a person has to look at.
+/// Stores the keys of applied events, and parks the payments that an operator must look at.
 pub(super) async fn write_events(
     connection: &mut PgConnection,
     rows: &PaymentRows,
@@ -285,7 +283,7 @@ pub(super) async fn write_events(
     Ok(())
 }
 
-/// A record that a person has to look at.
+/// A record that an operator must look at.
 struct ParkedRecord<'a> {
     place: &'a RecordPlace,
     order: Option<OrderId>,
@@ -307,7 +305,7 @@ async fn park(connection: &mut PgConnection, records: &[ParkedRecord<'_>]) -> Re
 }
 
 impl Store {
-    /// Keeps a record that cannot be applied, for a person.
+    /// Parks a record that cannot be applied, for an operator.
     pub async fn park_payment(
         &self,
         place: &RecordPlace,
