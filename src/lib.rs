@@ -1,4 +1,4 @@
-//! The order service of ShopVerse: places orders, keeps them in PostgreSQL, publishes their events to Kafka.
+//! The order service of ShopVerse: places orders, stores them in PostgreSQL, and publishes their events to Kafka.
 //!
 //! # The map, in reading order
 //!
@@ -11,74 +11,77 @@
 //! payment-events ──► events/payments                 events/relay ──► order-events (Kafka)
 //! ```
 //!
-//! | module | what it is | in the platform's vocabulary |
+//! | module | content | name on the platform |
 //! |---|---|---|
-//! | [`domain`] | the rules, as plain data: state machine, money, lines, stock, payments, events | |
-//! | [`orders`] | what the service does, one use case a file | `OrderService` |
-//! | [`api`] | HTTP in: the route table, identity, errors, the `OpenAPI` document | `OrderController`, `GlobalExceptionHandler` |
-//! | [`store`] | PostgreSQL: the only place with SQL | `OrderRepository` |
-//! | [`products`] | the Product Service: look-ups with breaker and deadline, stock calls | `ProductClient` |
-//! | [`events`] | Kafka out (the relay) and in (payments) | `KafkaEventPublisher` |
-//! | [`config`] | every setting, checked at the start | |
-//! | `json` | how foreign JSON is read: objects as objects alone | |
-//! | [`kit`] | the files that `order-service kit` writes: manifests, dashboards, and the decisions behind all this (`kit/decisions`) | |
-//! | [`app`] | what starts, in what order, and how it stops | |
-//! | `dev` | the embedded stack behind `order-service dev` and the tests; not in the production image | |
+//! | [`domain`] | the business rules as plain data: state machine, money, lines, stock, payments, events | |
+//! | [`orders`] | the use cases, one per file | `OrderService` |
+//! | [`api`] | the HTTP API: routes, identity, errors, the `OpenAPI` document | `OrderController`, `GlobalExceptionHandler` |
+//! | [`store`] | PostgreSQL: the only module with SQL | `OrderRepository` |
+//! | [`products`] | the Product Service: look-ups with circuit breaker and deadline, stock calls | `ProductClient` |
+//! | [`events`] | Kafka: the relay publishes events, the consumer applies payments | `KafkaEventPublisher` |
+//! | [`config`] | all settings, validated at the start | |
+//! | `json` | reads JSON from other systems: objects, never arrays of their fields | |
+//! | [`kit`] | the files that `order-service kit` writes: manifests, dashboards, decision records (`kit/decisions`) | |
+//! | [`app`] | starts and stops the parts | |
+//! | `dev` | the embedded stack of `order-service dev` and the tests; not in the production image | |
 //!
-//! Arrows of import: `api → orders → {store, products} → domain`; `events → {orders, store} → domain`. `domain`
-//! knows no framework, no I/O and no async; only [`app`] sees everything.
+//! Imports: `api → orders → {store, products} → domain`; `events → {orders, store} → domain`. `domain` uses no framework,
+//! no I/O and no async; only [`app`] imports everything.
 //!
-//! # The invariants, each with the tests that show it
+//! # The way of a request, file by file
 //!
-//! 1. An order, its items, its history row and its `ORDER_PLACED` commit in one transaction, or none of them
-//!    does; so does a status change with its event. In `store/place.rs` and `store/update.rs`, many in one commit
-//!    (`store/group_commit.rs`). —
+//! * A placement: `api/orders.rs` → `orders/place.rs` → `products.rs` → `store/place.rs` → `events/relay.rs` →
+//!   `events/kafka.rs`.
+//! * A confirmation: `api/orders.rs` → `orders/change_status.rs` → `orders/confirm.rs` → `store/update.rs` →
+//!   `domain/aggregate.rs` → `orders/stock.rs` → `products/stock.rs` → `events/relay.rs`.
+//!
+//! # The invariants and their tests
+//!
+//! 1. An order, its items, its history row and its `ORDER_PLACED` are committed in one transaction; so is a status change
+//!    with its event. In `store/place.rs` and `store/update.rs`, many per commit (`store/group_commit.rs`). —
 //!    `place_order::an_order_is_answered_written_and_published`,
 //!    `database_outage::nothing_is_half_written_and_nothing_is_lost_when_the_database_goes_away_in_the_middle`
-//! 2. The request path never talks to Kafka; Kafka being away costs nothing but delay. —
+//! 2. The request path never uses Kafka; an outage of Kafka only delays events. —
 //!    `kafka_outage::orders_are_placed_while_kafka_is_away_and_every_event_arrives_when_it_is_back`
 //! 3. No network call while a transaction or a connection is held. —
 //!    `product_outage::no_connection_is_held_while_the_product_service_is_asked`
-//! 4. The events of an order reach Kafka in sequence, at least once, and a repeat is byte-identical. What is
-//!    deleted from the outbox was acknowledged. Reading costs what is pending, not what was deleted. — `relay::*`,
+//! 4. The events of an order reach Kafka in order, at least once, and a repeat is byte-identical. Only acknowledged events
+//!    are deleted from the outbox. Reading costs as much as is pending, not as much as was deleted. — `relay::*`,
 //!    `relay_floor::*`, and the arguments at [`events::relay`] and in `events/floor.rs`
-//! 5. A broker error never counts against an event; nothing is dropped because it waited long. Only an event
-//!    that is refused for itself parks, with its order. —
+//! 5. An error of the broker never counts against an event, and no event is dropped because of its age. Only an invalid
+//!    event is parked, with its order. —
 //!    `kafka_outage::errors_of_the_broker_lose_nothing_and_change_no_sequence`, `parking::*`
 //! 6. Money is decimal from the wire to the column and back. —
-//!    `read_orders::amounts_keep_their_decimals_wherever_they_are_shown`, and the laws in `domain/money.rs`
-//! 7. Ownership is decided in one place, on a typed identity; a handler cannot forget it. — `access::*`
-//! 8. Every wait has a deadline, every queue a bound, every retry a cap. —
+//!    `read_orders::amounts_keep_their_decimals_wherever_they_are_shown`, and the property tests in `domain/money.rs`
+//! 7. Ownership is checked in one place, on a typed identity; a handler cannot forget it. — `access::*`
+//! 8. Every wait has a deadline, every queue is bounded, and every retry is limited. —
 //!    `database_outage::a_database_that_swallows_packets_is_given_up_at_the_deadline`,
 //!    `product_outage::one_product_that_hangs_among_many_ends_the_placement_at_the_deadline_whatever_the_retries`,
 //!    `contract_errors::row_unavailable_while_there_is_too_much_to_do`,
 //!    `confirm_outage::a_product_service_that_is_away_is_asked_now_and_then_and_all_goes_on_when_it_is_back`
-//! 9. A client that hangs up does not stop a placement half way. — `client_hangs_up::*`
-//! 10. Any replica can die at any instruction; the others need nothing but PostgreSQL and Kafka to go on. —
+//! 9. A client that hangs up does not interrupt a placement. — `client_hangs_up::*`
+//! 10. Any replica can die at any instruction; the others continue its work from PostgreSQL and Kafka. —
 //!     `relay::what_a_killed_replica_held_is_taken_over_and_nothing_is_lost`, `proof::*`
 //! 11. An order is never CONFIRMED unless all its stock was taken; no line is taken or given back twice. —
-//!     `confirm_order::*`, and the law in `domain/stock/tests.rs`
+//!     `confirm_order::*`, and the property test in `domain/stock/tests.rs`
 //! 12. One key of one customer is one order. — `duplicates::*`
-//! 13. No order is cancelled for want of a payment that stood in the topic before its time was up; where Kafka
-//!     cannot be asked, nothing is cancelled. — `unpaid_orders::*`, and the argument in
-//!     `events/payments/unpaid.rs`
-//! 14. No payment vanishes: a record counts as a repeat only with the same bytes. —
+//! 13. No order is cancelled as unpaid if its payment was in the topic before its deadline. While Kafka cannot be reached,
+//!     nothing is cancelled. — `unpaid_orders::*`, and the argument in `events/payments/unpaid.rs`
+//! 14. No payment is lost: a record counts as a repeat only with the same bytes. —
 //!     `payments::a_repeat_that_has_other_bytes_is_parked`,
 //!     `payments::a_second_payment_within_the_same_second_is_kept`
-//! 15. Placements that wait for the same product share its next look-up, and none is priced by an answer that is
-//!     older than its request. — `products/tests/shared.rs`, and any interleaving in `products/singleflight/tests.rs`
-//! 16. Writes that share a commit share nothing else: each caller is answered after the commit, with its own
-//!     answer, once; a write that is refused spoils no other; no offset is stored beyond a payment that was not
-//!     applied. — the law in `store/group_commit/tests.rs`, `payment_faults::*`
-//! 17. Reads that share a statement share nothing else: it is sent after each of them has arrived, each caller gets its
-//!     own answer, once, and what it may see is decided for it alone. — `shared_reads::*`, and any interleaving in
-//!     `store/shared_read/tests.rs`
+//! 15. Placements that wait for the same product share its next look-up, and none is priced by an answer that is older than
+//!     its request. — `products/tests/shared.rs`, and the property test in `products/singleflight/tests.rs`
+//! 16. Writes share only their commit: each caller gets its own answer, once, after the commit; a refused write does not
+//!     affect others; no offset is stored beyond a payment that was not applied. — the property test in
+//!     `store/group_commit/tests.rs`, `payment_faults::*`
+//! 17. Reads share only their statement: it is sent after each of them has arrived, each caller gets its own answer, once,
+//!     and access is checked per caller. — `shared_reads::*`, and the property test in `store/shared_read/tests.rs`
 //!
 //! # Deliberately absent
 //!
-//! No cache (reads are one indexed round trip), no ORM, no traits with one implementation, no floats, no
-//! distributed lock service, no delivery "exactly once": consumers drop what they have seen by `eventId`, or by
-//! `sequence`.
+//! No cache (reads are one indexed round trip), no ORM, no traits with one implementation, no floats, no distributed lock
+//! service, no exactly-once delivery (consumers deduplicate by `eventId` or `sequence`).
 
 pub mod api;
 pub mod app;
