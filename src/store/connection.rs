@@ -175,7 +175,7 @@ impl CommitSent {
 }
 
 /// The history row of a version is written with that version, and never changed.
-const FIND_VERSIONS: &str = "
+pub(super) const FIND_VERSIONS: &str = "
 select order_id from order_history
 where order_id = any ($1) and (order_id, version, changed_at) in (
     select * from unnest($1::uuid[], $2::integer[], $3::timestamptz[])

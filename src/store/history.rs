@@ -7,7 +7,7 @@ use super::{Store, StoreError};
 use crate::domain::order::HistoryEntry;
 use crate::domain::{Actor, CustomerId, OrderId, Owned, Status};
 
-const SELECT: &str = "
+pub(super) const SELECT: &str = "
 select orders.customer_id, history.version, history.from_status, history.to_status, history.actor_role,
        history.actor_id, history.reason, history.changed_at
 from orders
@@ -17,7 +17,7 @@ order by history.version
 ";
 
 #[derive(sqlx::FromRow)]
-struct HistoryRow {
+pub(super) struct HistoryRow {
     customer_id: String,
     version: i32,
     from_status: Option<String>,

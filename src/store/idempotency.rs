@@ -19,7 +19,7 @@ pub struct KnownKey {
 }
 
 /// A row without an order comes from an older release, whose replicas claimed a key before they placed its order.
-const FIND: &str = "
+pub(super) const FIND: &str = "
 select known.fingerprint, orders.id, orders.total_amount
 from idempotency_keys known left join orders on orders.id = known.order_id
 where known.customer_id = $1 and known.key = $2 and known.expires_at > now()
@@ -28,7 +28,7 @@ where known.customer_id = $1 and known.key = $2 and known.expires_at > now()
 
 /// A row that was renewed is checked again later. The rows are locked first and then found by `ctid`, so that the plan does
 /// not depend on statistics.
-const DELETE_RECENT: &str = "
+pub(super) const DELETE_RECENT: &str = "
 with due as materialized (
     select ctid as place, placed_at < now() - $2 as is_over
     from recent_orders where check_after <= now() order by check_after limit $1

@@ -232,7 +232,7 @@ cross join lateral (
     );
 }
 
-fn select_page(query: &ListQuery) -> QueryBuilder<Postgres> {
+pub(super) fn select_page(query: &ListQuery) -> QueryBuilder<Postgres> {
     let mut sql = QueryBuilder::new("");
     push_page(&mut sql, query);
     sql
@@ -293,7 +293,7 @@ fn push_rows(sql: &mut QueryBuilder<Postgres>, query: &ListQuery, key: &'static 
 }
 
 #[derive(sqlx::FromRow)]
-struct SummaryRow {
+pub(super) struct SummaryRow {
     id: Uuid,
     customer_id: String,
     status: String,

@@ -18,6 +18,8 @@ pub mod place;
 mod pool;
 pub mod retention;
 mod shared_read;
+#[cfg(test)]
+mod statements;
 pub mod stock;
 pub mod stock_claims;
 mod unpaid;

@@ -20,10 +20,7 @@ use crate::domain::{
 
 /// Orders with their lines as three arrays: one round trip, and each amount stays a `numeric`. The lines come in order from
 /// their index, without a sort.
-macro_rules! select_orders {
-    ($which:literal) => {
-        concat!(
-            "
+pub(super) const SELECT: &str = "
 select o.id, o.customer_id, o.status, o.total_amount, o.placed_at, o.version, o.changed_at,
        items.products, items.quantities, items.prices
 from orders o
@@ -33,23 +30,39 @@ cross join lateral (
         select product_id, quantity, unit_price from order_items where order_id = o.id order by line_number
     ) line
 ) items
-",
-            $which
-        )
-    };
-}
-
-const SELECT: &str = select_orders!("where o.id = any ($1)");
+where o.id = any ($1)";
 
 /// Locks the order until the end of the transaction. The lock precedes the position of a new outbox row, so positions follow
 /// the order of the events of an order.
-const LOCK_ONE: &str = select_orders!("where o.id = any ($1) for update of o");
+pub(super) const LOCK_ONE: &str = "
+select o.id, o.customer_id, o.status, o.total_amount, o.placed_at, o.version, o.changed_at,
+       items.products, items.quantities, items.prices
+from orders o
+cross join lateral (
+    select array_agg(product_id) as products, array_agg(quantity) as quantities, array_agg(unit_price) as prices
+    from (
+        select product_id, quantity, unit_price from order_items where order_id = o.id order by line_number
+    ) line
+) items
+where o.id = any ($1)
+for update of o";
 
 /// Skips orders that another transaction has locked: waiting for them would delay the others.
-const LOCK_GROUP: &str = select_orders!("where o.id = any ($1) for update of o skip locked");
+pub(super) const LOCK_GROUP: &str = "
+select o.id, o.customer_id, o.status, o.total_amount, o.placed_at, o.version, o.changed_at,
+       items.products, items.quantities, items.prices
+from orders o
+cross join lateral (
+    select array_agg(product_id) as products, array_agg(quantity) as quantities, array_agg(unit_price) as prices
+    from (
+        select product_id, quantity, unit_price from order_items where order_id = o.id order by line_number
+    ) line
+) items
+where o.id = any ($1)
+for update of o skip locked";
 
 /// Writes the new statuses, their history rows and their events, in one statement.
-const CHANGE_STATUS: &str = "
+pub(super) const CHANGE_STATUS: &str = "
 with
     change as (
         select * from unnest(
@@ -175,7 +188,7 @@ pub(super) fn column<'a, R, C>(rows: &'a [R], value: impl Fn(&'a R) -> C) -> Vec
 }
 
 #[derive(sqlx::FromRow)]
-struct OrderRow {
+pub(super) struct OrderRow {
     id: Uuid,
     customer_id: String,
     status: String,

@@ -79,14 +79,14 @@ impl From<Uuid> for OrderId {
 }
 
 /// Registers the replica. Runs before [`FORGET`], so that a replica that waits here for its own row holds no other.
-const HEARTBEAT: &str = "
+pub(super) const HEARTBEAT: &str = "
 insert into relay_replicas (replica, expires_at) values ($1, now() + $2)
 on conflict (replica) do update set expires_at = excluded.expires_at
 ";
 
 /// Deletes expired replicas, and counts the others. After an outage of the database, all replicas seem expired to each
 /// other. So rows that another replica has locked are skipped, or each would wait for the other.
-const FORGET: &str = "
+pub(super) const FORGET: &str = "
 with gone as (
     delete from relay_replicas
     where replica in (
@@ -99,7 +99,7 @@ select count(*) from relay_replicas where replica <> $1 and expires_at >= now()
 ";
 
 /// Renews leases up to the fair share and releases the rest, so that a new replica gets buckets.
-const RENEW: &str = "
+pub(super) const RENEW: &str = "
 with held as (
     select bucket, row_number() over (order by bucket) <= $3 as keep
     from relay_leases
@@ -114,7 +114,7 @@ returning lease.bucket, lease.floor, held.keep
 ";
 
 /// Claims buckets without a holder. Skips rows that another replica is claiming.
-const CLAIM: &str = "
+pub(super) const CLAIM: &str = "
 update relay_leases
 set owner = $1, expires_at = now() + $2
 where bucket in (
@@ -127,14 +127,14 @@ where bucket in (
 returning bucket, floor
 ";
 
-const SERVER: &str = "select pg_postmaster_start_time()";
+pub(super) const SERVER: &str = "select pg_postmaster_start_time()";
 
 /// Counts the buckets without a holder.
-const FREE: &str = "select count(*) from relay_leases where expires_at < now()";
+pub(super) const FREE: &str = "select count(*) from relay_leases where expires_at < now()";
 
 /// A floor stays true forever, so any replica may store it, whoever holds the bucket now. It belongs to one server: another
 /// one that lost the latest commits assigns the same positions again.
-const RAISE: &str = "
+pub(super) const RAISE: &str = "
 update relay_leases lease
 set floor = greatest(lease.floor, raised.floor)
 from unnest($1::smallint[], $2::bigint[]) as raised (bucket, floor)
@@ -143,12 +143,12 @@ returning lease.bucket, lease.floor
 ";
 
 /// Read before [`WRITERS`]: a transaction that took its position before this read holds its lock already.
-const LAST_POSITION: &str = "
+pub(super) const LAST_POSITION: &str = "
 select pg_postmaster_start_time(), coalesce(pg_sequence_last_value(pg_get_serial_sequence('outbox', 'position')), 0)
 ";
 
 /// An insert locks the table before it takes a position, and releases the lock after its transaction is visible.
-const WRITERS: &str = "
+pub(super) const WRITERS: &str = "
 select distinct virtualtransaction as transaction, pid
 from pg_locks
 where locktype = 'relation'
@@ -160,7 +160,7 @@ where locktype = 'relation'
 
 /// Bounded by positions, because deleted rows cost as much as others until vacuum removes them. The floors belong to one
 /// server, so another one returns nothing.
-const PENDING: &str = "
+pub(super) const PENDING: &str = "
 select event.bucket, event.position, event.order_id, event.sequence, event.payload, event.headers
 from unnest($1::smallint[], $2::bigint[], $3::bigint[]) as held (bucket, first, bound)
 cross join lateral (
@@ -176,7 +176,7 @@ where pg_postmaster_start_time() = $5
 
 /// One index probe per event. `offset 0` prevents a join in the other direction, which the planner chooses if the outbox was
 /// analyzed while empty. Then each delete would read all deleted rows that an open snapshot keeps.
-const DELETE: &str = "
+pub(super) const DELETE: &str = "
 delete from outbox
 where ctid = any (array(
     select event.ctid

@@ -51,16 +51,16 @@ pub struct ParkedStockLine {
 }
 
 /// Parks an order only while the event is in the outbox: a slow replica may have seen the refusal long ago.
-const PARK: &str = "
+pub(super) const PARK: &str = "
 insert into parked_orders (order_id, event_id, sequence, error)
 select order_id, event_id, sequence, $3 from outbox where bucket = $1 and position = $2
 on conflict do nothing
 ";
 
-const LIST: &str = "select * from parked_orders order by parked_at";
+pub(super) const LIST: &str = "select * from parked_orders order by parked_at";
 
 /// The bucket is redundant, but it is the key of the outbox, which may have millions of rows.
-const WAITING: &str = "
+pub(super) const WAITING: &str = "
 select order_id, count(*) from outbox where bucket = any ($1) and order_id = any ($2) group by order_id
 ";
 
@@ -94,17 +94,18 @@ insert into interventions (order_id, action, detail, actor)
     };
 }
 
-const REPLAY: &str = free_order!("true", "select order_id, 'OUTBOX_REPLAY', event_id::text, $2 from parked");
+pub(super) const REPLAY: &str =
+    free_order!("true", "select order_id, 'OUTBOX_REPLAY', event_id::text, $2 from parked");
 
 /// The event may be gone: a slow replica that did not see the parking sent it.
-const SKIP: &str = free_order!(
+pub(super) const SKIP: &str = free_order!(
     "event_id not in (select event_id from parked)",
     "select parked.order_id, 'OUTBOX_SKIP',
        coalesce(payload, format('event %s was gone already', parked.event_id)), $2
 from parked left join event on event.event_id = parked.event_id"
 );
 
-const STOCK: &str = "
+pub(super) const STOCK: &str = "
 select line.order_id, line.attempt, line.line_number, line.product_id, line.quantity, line.state, job.parked
 from (
     select * from stock_jobs
@@ -119,10 +120,10 @@ order by job.created_at, line.line_number
 
 /// Locks the order first, like every write to its stock job or its events. Otherwise a concurrent write of the stock job
 /// could overwrite the resolution.
-const LOCK_ORDER: &str = "select from orders where id = $1 for update";
+pub(super) const LOCK_ORDER: &str = "select from orders where id = $1 for update";
 
 /// Resolves a line, and makes its job due again.
-const RESOLVE: &str = "
+pub(super) const RESOLVE: &str = "
 with line as (
     update stock_lines line set state = $4, sent_at = null
     from stock_jobs job

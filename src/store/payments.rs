@@ -79,7 +79,7 @@ pub enum Received {
 }
 
 /// Sorted, so that two transactions with the same keys do not deadlock.
-const REMEMBER: &str = "
+pub(super) const REMEMBER: &str = "
 insert into payment_events
     (event_key, order_id, event_type, outcome, topic, partition, \"offset\", payload_sha256)
 select * from unnest(
@@ -88,19 +88,20 @@ select * from unnest(
 order by event_key
 ";
 
-const PARK: &str = "
+pub(super) const PARK: &str = "
 insert into parked_payments (topic, partition, \"offset\", order_id, payload, error)
 select * from unnest($1::text[], $2::integer[], $3::bigint[], $4::uuid[], $5::bytea[], $6::text[])
 on conflict do nothing
 ";
 
-const PAY: &str = "insert into payments (order_id, amount) select * from unnest($1::uuid[], $2::numeric[])";
+pub(super) const PAY: &str =
+    "insert into payments (order_id, amount) select * from unnest($1::uuid[], $2::numeric[])";
 
-const REFUND: &str = "
+pub(super) const REFUND: &str = "
 insert into refunds_due (order_id, amount, reason) select * from unnest($1::uuid[], $2::numeric[], $3::text[])
 ";
 
-const FIND: &str = "
+pub(super) const FIND: &str = "
 select event_key, order_id, topic, partition, \"offset\", payload_sha256
 from payment_events
 where event_key = any($1)
@@ -108,7 +109,7 @@ where event_key = any($1)
 
 /// An applied event with the key of a payment, or with its key of older releases.
 #[derive(sqlx::FromRow)]
-struct KnownEvent {
+pub(super) struct KnownEvent {
     event_key: String,
     order_id: Uuid,
     topic: String,

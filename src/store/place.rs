@@ -68,7 +68,7 @@ pub struct PlacedOrder {
 /// It inserts nothing for an order whose deduplication row belongs to another order, and returns the numbers of the
 /// orders that it inserted. A concurrent request waits at that row. An order that this statement does not see was
 /// committed during that wait, so it is no older than this request, whatever the time of its row in `recent_orders`.
-const INSERT: &str = "
+pub(super) const INSERT: &str = "
 with
     given as materialized (
         select * from unnest(
@@ -127,7 +127,7 @@ with
 select number from accepted
 ";
 
-const FIND_RECENT: &str = "
+pub(super) const FIND_RECENT: &str = "
 select orders.id, orders.total_amount
 from recent_orders join orders on orders.id = recent_orders.order_id
 where recent_orders.customer_id = $1 and recent_orders.fingerprint = $2

@@ -27,7 +27,7 @@ pub struct RetentionBatch {
 }
 
 /// Reads along `orders_by_status` from the end of the last batch, so that orders that stay are not read repeatedly.
-const CANDIDATES: &str = "
+pub(super) const CANDIDATES: &str = "
 select id, placed_at, changed_at < now() - $2 as old from orders
 where status = $1 and placed_at < now() - $2
   and (placed_at, id) > (coalesce($3, '-infinity'), $4)
@@ -37,12 +37,12 @@ limit $5
 
 /// Every change of an order, its stock or its payments locks the row of the order first. Orders that are locked now are
 /// deleted in the next round.
-const LOCK: &str = "select id, status from orders where id = any ($1) for update skip locked";
+pub(super) const LOCK: &str = "select id, status from orders where id = any ($1) for update skip locked";
 
 /// A separate statement, so that it sees everything that was committed before the lock. An order stays while anything about
 /// it is unfinished or waits for an operator: stock jobs, events, a due refund, a parked payment. With `limit 1`,
 /// PostgreSQL probes the index once per order; without it, it may join the whole table.
-const DELETE: &str = "
+pub(super) const DELETE: &str = "
 with gone as materialized (
     select id from unnest($1::uuid[]) as locked (id)
     where (select true from stock_jobs

@@ -26,7 +26,7 @@ pub struct StockTimes {
 
 /// Loads the wanted jobs in the order of their numbers: the given attempt, else the latest of the order. Each part is a
 /// look-up by the id of the order, whatever the statistics are; the lines come in order from their index.
-const LOAD: &str = "
+pub(super) const LOAD: &str = "
 select wanted.order_id, job.attempt, job.state, job.paid, job.actor_role, job.actor_id, job.reason, job.traceparent,
        job.parked, job.failures, job.refusals, job.lease_token, lines.numbers, lines.products, lines.quantities,
        lines.states, lines.errors, lines.sent,
@@ -57,7 +57,7 @@ order by wanted.number
 
 /// Only `next_attempt_at` decides when a job may be claimed. A held job is due at the end of its lease. A job that waits for
 /// an earlier attempt is due after `pause`, long after that attempt has woken it.
-const INSERT: &str = "
+pub(super) const INSERT: &str = "
 with jobs as (
     insert into stock_jobs
         (order_id, attempt, state, paid, actor_role, actor_id, reason, traceparent, parked, failures, refusals,
@@ -77,7 +77,7 @@ select * from unnest($16::uuid[], $17::smallint[], $18::smallint[], $19::text[],
 /// A job that turns to RETURNING gets a new deadline. Only its holder ends a lease, because another replica may have claimed
 /// the job since it was read. Unchanged rows are not written. `any` limits the reads to the jobs of these orders, whatever
 /// the plan.
-const UPDATE: &str = "
+pub(super) const UPDATE: &str = "
 with jobs as (
     update stock_jobs as job
     set state = new.state, paid = new.paid, parked = new.parked, failures = new.failures, refusals = new.refusals,
@@ -109,7 +109,7 @@ where line.order_id = any ($1)
 /// Makes the attempts due that waited for these. Attempts with a holder are running already. So are those that a concurrent
 /// claim has locked: they are due, and the claim must lock their order, which is locked here. Waiting for them could
 /// deadlock.
-const WAKE_LATER_ATTEMPTS: &str = "
+pub(super) const WAKE_LATER_ATTEMPTS: &str = "
 update stock_jobs set next_attempt_at = now()
 where ctid = any (array(
     select later.ctid
@@ -259,7 +259,7 @@ fn lines_of<'a>(jobs: &[&'a StockJob]) -> Vec<(&'a StockJob, &'a StockLine)> {
 }
 
 #[derive(sqlx::FromRow)]
-struct JobRow {
+pub(super) struct JobRow {
     order_id: Uuid,
     attempt: Option<i16>,
     state: Option<String>,

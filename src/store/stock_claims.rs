@@ -19,17 +19,12 @@ use crate::domain::{OrderAggregate, OrderId};
 
 /// Locks at most $1 due jobs, fresh ones first. The orders of a product that does not answer are due again and again, and the
 /// others would queue behind them. `leased_until` is for jobs that a replica of an older release holds.
-macro_rules! due {
-    ($sequence:literal, $rest:literal) => {
-        concat!(
-            "
+pub(super) const DUE_OLDEST: &str = "
 with fresh as materialized (
     select ctid, order_id, attempt, deadline, failures from stock_jobs
     where state in ('TAKING', 'RETURNING') and parked is null and failures = 0
       and next_attempt_at <= now() and leased_until < now()
-    order by next_attempt_at ",
-            $sequence,
-            "
+    order by next_attempt_at asc
     limit $1
     for update skip locked
 ),
@@ -37,47 +32,64 @@ failed as materialized (
     select ctid, order_id, attempt, deadline, failures from stock_jobs
     where state in ('TAKING', 'RETURNING') and parked is null and failures > 0
       and next_attempt_at <= now() and leased_until < now()
-    order by next_attempt_at ",
-            $sequence,
-            "
+    order by next_attempt_at asc
     limit $1 - (select count(*) from fresh)
     for update skip locked
-)",
-            $rest
-        )
-    };
-}
-
-macro_rules! due_jobs {
-    ($sequence:literal) => {
-        due!(
-            $sequence,
-            "
+)
 select order_id, attempt, deadline < now() as overdue, failures
 from (select * from fresh union all select * from failed) due
-"
-        )
-    };
-}
+";
 
-const DUE_OLDEST: &str = due_jobs!("asc");
-const DUE_NEWEST: &str = due_jobs!("desc");
+/// The same as [`DUE_OLDEST`], newest first.
+pub(super) const DUE_NEWEST: &str = "
+with fresh as materialized (
+    select ctid, order_id, attempt, deadline, failures from stock_jobs
+    where state in ('TAKING', 'RETURNING') and parked is null and failures = 0
+      and next_attempt_at <= now() and leased_until < now()
+    order by next_attempt_at desc
+    limit $1
+    for update skip locked
+),
+failed as materialized (
+    select ctid, order_id, attempt, deadline, failures from stock_jobs
+    where state in ('TAKING', 'RETURNING') and parked is null and failures > 0
+      and next_attempt_at <= now() and leased_until < now()
+    order by next_attempt_at desc
+    limit $1 - (select count(*) from fresh)
+    for update skip locked
+)
+select order_id, attempt, deadline < now() as overdue, failures
+from (select * from fresh union all select * from failed) due
+";
 
 /// Claims jobs without reading their orders. The rows are found by `ctid`, so that the planner does not join the whole
 /// table.
-const CLAIM_UNREAD: &str = due!(
-    "asc",
-    "
+pub(super) const CLAIM_UNREAD: &str = "
+with fresh as materialized (
+    select ctid, order_id, attempt, deadline, failures from stock_jobs
+    where state in ('TAKING', 'RETURNING') and parked is null and failures = 0
+      and next_attempt_at <= now() and leased_until < now()
+    order by next_attempt_at asc
+    limit $1
+    for update skip locked
+),
+failed as materialized (
+    select ctid, order_id, attempt, deadline, failures from stock_jobs
+    where state in ('TAKING', 'RETURNING') and parked is null and failures > 0
+      and next_attempt_at <= now() and leased_until < now()
+    order by next_attempt_at asc
+    limit $1 - (select count(*) from fresh)
+    for update skip locked
+)
 update stock_jobs
 set lease_token = $2, leased_until = now() + $3, next_attempt_at = now() + $3
 where ctid = any (array(select ctid from fresh union all select ctid from failed))
 returning order_id, attempt, deadline < now() as overdue, failures
-"
-);
+";
 
 /// Readiness runs this often, so it reads at most $1 jobs of each kind. The overdue jobs are among the oldest of the failed
 /// ones and of the others.
-const UNFINISHED: &str = "
+pub(super) const UNFINISHED: &str = "
 with open as (
     (select deadline from stock_jobs
      where state in ('TAKING', 'RETURNING') and parked is null and failures > 0

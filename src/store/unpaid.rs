@@ -9,7 +9,7 @@ use super::{Store, StoreError};
 use crate::domain::OrderId;
 
 /// The order with the limit makes PostgreSQL use `orders_by_status`, whatever its statistics are.
-const OLDEST_DUE: &str = "
+pub(super) const OLDEST_DUE: &str = "
 select now() as now,
        (
            select placed_at from orders
@@ -21,7 +21,7 @@ select now() as now,
 
 /// A page along `orders_by_status`. An order whose stock is being taken was paid, or an admin is confirming it; an order with
 /// a parked payment waits for an operator. The limits keep each probe an index scan per order.
-const PAGE: &str = "
+pub(super) const PAGE: &str = "
 select head.id, head.placed_at, job.found is null and parked.found is null as is_unpaid
 from (
     select id, placed_at from orders
