@@ -29,6 +29,7 @@ const FILES: &[(&str, &str)] = &files![
     "decisions/0008-believe-the-gateways-headers.md",
     "decisions/0009-plans-do-not-depend-on-statistics.md",
     "decisions/0010-test-on-real-parts.md",
+    "decisions/0011-libraries-for-everything-but-orders.md",
     "grafana/order-service.json",
     "grafana/provisioning/dashboards/order-service.yml",
     "grafana/provisioning/datasources/prometheus.yml",
