@@ -139,7 +139,7 @@ impl Environment {
         let known: BTreeSet<&str> = self.asked.borrow().iter().chain(others).copied().collect();
         let mut lines: Vec<String> = Vec::new();
         for name in self.variables.keys().filter(|name| !known.contains(name.as_str())) {
-            let nearest = known.iter().map(|known| (edits(name, known), *known)).min();
+            let nearest = known.iter().map(|known| (strsim::levenshtein(name, known), *known)).min();
             let Some((edits, nearest)) = nearest else { continue };
             let first_word = |name: &str| name.split_once('_').map(|(word, _)| word.to_owned());
             let is_ours =
@@ -263,21 +263,6 @@ fn is_service_link(name: &str) -> bool {
         | [.., "PORT", port, "TCP" | "UDP" | "SCTP", "ADDR" | "PROTO"] => is_number(port),
         words => words.windows(2).any(|pair| pair == ["SERVICE", "PORT"]),
     }
-}
-
-/// The Levenshtein distance.
-fn edits(one: &str, other: &str) -> usize {
-    let other = other.as_bytes();
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (line, from) in one.bytes().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], line + 1);
-        for (column, to) in other.iter().enumerate() {
-            let exchanged = diagonal + usize::from(from != *to);
-            diagonal = row[column + 1];
-            row[column + 1] = exchanged.min(diagonal + 1).min(row[column] + 1);
-        }
-    }
-    row[other.len()]
 }
 
 const DAY: u64 = 24 * 60 * 60;
