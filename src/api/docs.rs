@@ -4,6 +4,7 @@
 //! that reads slowly keeps nobody out) and show nothing of any order.
 
 mod asyncapi;
+mod headers;
 mod openapi;
 mod problems;
 

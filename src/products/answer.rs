@@ -4,28 +4,14 @@ use reqwest::Response;
 use serde::de::{self, IgnoredAny};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Number, Value};
-use thiserror::Error;
 
 use super::Product;
-use super::failure::Failure;
+use super::failure::{Failure, InvalidAnswer};
 use crate::domain::{Money, ProductId};
 use crate::json::Object;
 
 /// The longest body that is read. A product takes less than a kilobyte.
 const MAX_BYTES: usize = 256 * 1024;
-
-/// Why an answer is invalid.
-#[derive(Debug, Error)]
-pub(super) enum InvalidAnswer {
-    #[error("it is longer than {MAX_BYTES} bytes")]
-    TooLong,
-    #[error("it is not JSON")]
-    NotJson(#[source] serde_json::Error),
-    #[error("it is not a product")]
-    Malformed(#[source] serde_json::Error),
-    #[error("it is about another product")]
-    OtherProduct,
-}
 
 /// Reads the product in the body of a 200.
 pub(super) async fn read(response: Response, id: &ProductId) -> Result<Product, Failure> {
@@ -35,11 +21,14 @@ pub(super) async fn read(response: Response, id: &ProductId) -> Result<Product, 
 /// Reads a body up to [`MAX_BYTES`].
 pub(super) async fn body(mut response: Response) -> Result<Vec<u8>, Failure> {
     let announced = response.content_length().map_or(Ok(0), usize::try_from);
-    let announced = announced.ok().filter(|length| *length <= MAX_BYTES).ok_or(InvalidAnswer::TooLong)?;
+    let announced = announced
+        .ok()
+        .filter(|length| *length <= MAX_BYTES)
+        .ok_or(InvalidAnswer::TooLong { limit: MAX_BYTES })?;
     let mut body = Vec::with_capacity(announced);
     while let Some(chunk) = response.chunk().await? {
         if body.len() + chunk.len() > MAX_BYTES {
-            return Err(InvalidAnswer::TooLong.into());
+            return Err(InvalidAnswer::TooLong { limit: MAX_BYTES }.into());
         }
         body.extend_from_slice(&chunk);
     }

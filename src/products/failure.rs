@@ -6,7 +6,6 @@ use std::time::Duration;
 use reqwest::StatusCode;
 use thiserror::Error;
 
-use super::answer::InvalidAnswer;
 use super::circuit_breaker::CallResult;
 use crate::telemetry::error_chain;
 
@@ -25,6 +24,19 @@ pub(super) enum Failure {
     Status(StatusCode),
     #[error("the answer is invalid")]
     InvalidAnswer(#[source] Arc<InvalidAnswer>),
+}
+
+/// Why an answer is invalid.
+#[derive(Debug, Error)]
+pub(super) enum InvalidAnswer {
+    #[error("it is longer than {limit} bytes")]
+    TooLong { limit: usize },
+    #[error("it is not JSON")]
+    NotJson(#[source] serde_json::Error),
+    #[error("it is not a product")]
+    Malformed(#[source] serde_json::Error),
+    #[error("it is about another product")]
+    OtherProduct,
 }
 
 impl Failure {
@@ -93,7 +105,7 @@ mod tests {
             assert!(!Failure::Status(StatusCode::from_u16(status).unwrap()).is_transient(), "{status}");
         }
         assert!(Failure::TimedOut { after: Duration::ZERO }.is_transient());
-        assert!(!Failure::from(InvalidAnswer::TooLong).is_transient());
+        assert!(!Failure::from(InvalidAnswer::TooLong { limit: 1 }).is_transient());
         assert!(!Failure::NotPermitted.is_transient() && !Failure::Overloaded.is_transient());
     }
 

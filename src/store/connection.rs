@@ -13,7 +13,6 @@ use sqlx::postgres::PgConnectOptions;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
-use super::orders::column;
 use super::pool::{Pool, PooledConnection};
 use super::{Store, StoreError};
 use crate::domain::Order;
@@ -155,6 +154,11 @@ impl Store {
     ) -> Result<T, StoreError> {
         self.database.bounded(work).await
     }
+}
+
+/// A column of the rows of a statement, as an array.
+pub(super) fn column<'a, R, C>(rows: &'a [R], value: impl Fn(&'a R) -> C) -> Vec<C> {
+    rows.iter().map(value).collect()
 }
 
 /// Whether the commit of a write was sent. It decides whether a failure leaves the outcome unknown.

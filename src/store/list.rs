@@ -16,8 +16,7 @@ use sqlx::{Postgres, QueryBuilder};
 use strum::VariantArray;
 use uuid::Uuid;
 
-use super::connection::Database;
-use super::orders::column;
+use super::connection::{Database, column};
 use super::shared_read::{Limits, ReadSet, SharedRead};
 use super::{Store, StoreError};
 use crate::domain::{CustomerId, Money, OrderId, OrderSummary, Status};

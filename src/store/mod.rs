@@ -18,10 +18,10 @@ pub mod place;
 mod pool;
 pub mod retention;
 mod shared_read;
-#[cfg(test)]
-mod statements;
 pub mod stock;
 pub mod stock_claims;
+#[cfg(test)]
+mod tests;
 mod unpaid;
 mod update;
 

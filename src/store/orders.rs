@@ -8,7 +8,7 @@ use rust_decimal::Decimal;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::connection::Database;
+use super::connection::{Database, column};
 use super::shared_read::{Limits, ReadSet, SharedRead};
 use super::{Store, StoreError, stock};
 use crate::domain::aggregate::Changes;
@@ -180,11 +180,6 @@ pub(super) async fn write_statuses(
         .execute(connection)
         .await?;
     Ok(())
-}
-
-/// A column of the rows of a statement, as an array.
-pub(super) fn column<'a, R, C>(rows: &'a [R], value: impl Fn(&'a R) -> C) -> Vec<C> {
-    rows.iter().map(value).collect()
 }
 
 #[derive(sqlx::FromRow)]

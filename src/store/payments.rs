@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::orders::column;
+use super::connection::column;
 use super::{Store, StoreError};
 use crate::domain::aggregate::Refund;
 use crate::domain::payments::{PaymentEvent, PaymentOutcome};

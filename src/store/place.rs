@@ -10,9 +10,8 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-use super::connection::{CommitSent, Database};
+use super::connection::{CommitSent, Database, column};
 use super::group_commit::{Committed, Group, GroupCommit, Limits};
-use super::orders::column;
 use super::{Store, StoreError};
 use crate::domain::event::bucket_of;
 use crate::domain::{CustomerId, Money, Order, OrderEvent, OrderId, Role, TraceParent};

@@ -9,7 +9,7 @@ use sqlx::query::Query;
 use sqlx::{PgConnection, Postgres};
 use uuid::Uuid;
 
-use super::orders::column;
+use super::connection::column;
 use super::{Store, StoreError};
 use crate::domain::aggregate::JobWrite;
 use crate::domain::stock::{JobState, StockJob, StockLine};

@@ -1,8 +1,6 @@
 //! The `OpenAPI` document: what the handlers say of themselves, and what is the same for all of them.
 
-use axum::http::StatusCode;
 use serde_json::json;
-use utoipa::openapi::header::Header;
 use utoipa::openapi::link::Link;
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::request_body::RequestBody;
@@ -14,6 +12,7 @@ use utoipa::openapi::{
     Server, Type,
 };
 
+use super::headers::{self, add_header};
 use super::problems;
 use crate::api::problem::kinds::{
     self, INTERNAL, INVALID_REQUEST, PAYLOAD_TOO_LARGE, REQUEST_TIMEOUT, UNAUTHENTICATED, UNAVAILABLE,
@@ -126,65 +125,8 @@ fn add_components(components: &mut Components) {
         let scheme = SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::with_description(header, about)));
         components.security_schemes.insert(name.to_owned(), scheme.into());
     }
-    for (name, about, example) in HEADERS {
-        components.headers.insert((*name).to_owned(), text_header(about, example).into());
-    }
-    components.headers.insert(RETRY_AFTER.to_owned(), retry_after().into());
+    headers::add_components(components);
     problems::add_components(components);
-}
-
-const RETRY_AFTER: &str = "Retry-After";
-
-/// The headers that belong to a status or to every answer.
-const HEADERS: &[(&str, &str, &str)] = &[
-    (
-        "X-Request-Id",
-        "By which the log is searched: the request's own, or a new one.",
-        "0198c1f2-8c2e-7f00-b1c0-1f6f0d1f2a3b",
-    ),
-    (
-        "Cache-Control",
-        "Kept by the caller alone, and asked for again each time (RFC 9111).",
-        "private, no-cache",
-    ),
-    (
-        "WWW-Authenticate",
-        "How callers prove who they are, to the gateway (RFC 9110, 11.6.1).",
-        "Bearer realm=\"ShopVerse\"",
-    ),
-    ("Allow", "The methods that the path has (RFC 9110, 10.2.1).", "GET,HEAD,POST"),
-    ("Accept", "The type that a body must have, where it had another.", "application/json"),
-    ("Accept-Encoding", "The coding that a body may have, where it had another.", "identity"),
-];
-
-fn text_header(about: &str, example: &str) -> Header {
-    let mut header = Header::new(ObjectBuilder::new().schema_type(Type::String));
-    header.description = Some(about.to_owned());
-    header.example = Some(json!(example));
-    header
-}
-
-fn retry_after() -> Header {
-    let mut header = Header::new(ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1)));
-    header.description = Some("After how many seconds to try again (RFC 9110, 10.2.3).".to_owned());
-    header.example = Some(json!(1));
-    header
-}
-
-pub(super) fn header(name: &str) -> RefOr<Header> {
-    RefOr::Ref(Ref::new(format!("#/components/headers/{name}")))
-}
-
-/// The headers of an answer that has this status.
-pub(super) fn headers_of(status: StatusCode, code: &str) -> &'static [&'static str] {
-    match status {
-        StatusCode::UNAUTHORIZED => &["WWW-Authenticate"],
-        StatusCode::METHOD_NOT_ALLOWED => &["Allow"],
-        StatusCode::UNSUPPORTED_MEDIA_TYPE => &["Accept", "Accept-Encoding"],
-        StatusCode::SERVICE_UNAVAILABLE => &[RETRY_AFTER],
-        _ if code == kinds::REQUEST_IN_PROGRESS.code => &[RETRY_AFTER],
-        _ => &[],
-    }
 }
 
 /// Examples of parameters. They stand in the schemas: one of the parameter itself is filled in by the page, and sent.
@@ -297,8 +239,4 @@ fn add_headers(operation: &mut Operation, is_order_call: bool) {
             add("Cache-Control");
         }
     }
-}
-
-pub(super) fn add_header(response: &mut Response, name: &str) {
-    response.headers.insert(name.to_owned(), header(name));
 }

@@ -10,7 +10,7 @@ use utoipa::openapi::{
     ResponseBuilder, Type,
 };
 
-use super::openapi::{add_header, headers_of};
+use super::headers::{add_header, headers_of};
 use crate::api::error::RETRY_SOON;
 use crate::api::problem::kinds::{self, Kind, TYPE_PREFIX};
 use crate::api::problem::{MEDIA_TYPE, Problem};
