@@ -405,7 +405,7 @@ impl Relay {
         }
     }
 
-    async fn let_go(&mut self) {
+    async fn release_leases(&mut self) {
         self.held = None;
         if let Err(error) = self.store.release_lease(self.replica).await {
             warn!(error = error_chain(&error), "the leases could not be released; they will expire");
