@@ -26,6 +26,7 @@ use crate::events::{KafkaSettings, RelaySettings};
 use crate::orders::{ConfirmSettings, DuplicateSettings, HousekeepingSettings, OrderSettings};
 use crate::products::ProductSettings;
 use crate::store::{DatabaseSettings, StockTimes};
+pub use crate::telemetry::{LogConfig, LogFormat};
 
 /// All settings of `serve`.
 #[derive(Clone, Debug)]
@@ -67,24 +68,6 @@ pub struct LifecycleSettings {
     pub shutdown_delay: Duration,
     /// The time limit of the stop after that.
     pub shutdown_timeout: Duration,
-}
-
-/// The format of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// One JSON object per line.
-    Json,
-    /// Text for humans.
-    Human,
-}
-
-/// The settings of the log, which are needed first.
-#[derive(Clone, Debug)]
-pub struct LogConfig {
-    /// The format.
-    pub format: LogFormat,
-    /// A level, or directives of `tracing-subscriber`.
-    pub filter: String,
 }
 
 /// The default address: this machine only.

@@ -8,7 +8,23 @@ use std::time::{Duration, Instant};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
-use crate::config::{LogConfig, LogFormat};
+/// The format of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object per line.
+    Json,
+    /// Text for humans.
+    Human,
+}
+
+/// The settings of the log, which are needed first.
+#[derive(Clone, Debug)]
+pub struct LogConfig {
+    /// The format.
+    pub format: LogFormat,
+    /// A level, or directives of `tracing-subscriber`.
+    pub filter: String,
+}
 
 /// An error and all its causes, in one line.
 pub fn error_chain(error: &dyn Error) -> String {

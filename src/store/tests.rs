@@ -155,7 +155,7 @@ async fn outbox_and_retention(checked: &mut Checked) {
     checked.reads::<outbox::OutboxWriter>("outbox::WRITERS", outbox::WRITERS, &[]).await;
     checked.reads::<PendingEvent>("outbox::PENDING", outbox::PENDING, &[]).await;
     checked.writes("outbox::DELETE", outbox::DELETE).await;
-    let age = [type_of::<String>(), type_of::<Duration>()];
+    let age = [type_of::<String>(), type_of::<Duration>(), type_of::<DateTime<Utc>>()];
     checked.reads::<(Uuid, DateTime<Utc>, bool)>("retention::CANDIDATES", retention::CANDIDATES, &age).await;
     checked.reads::<(Uuid, String)>("retention::LOCK", retention::LOCK, &[]).await;
     checked.writes("retention::DELETE", retention::DELETE).await;
