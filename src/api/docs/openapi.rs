@@ -8,8 +8,7 @@ use utoipa::openapi::schema::Schema;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::tag::Tag;
 use utoipa::openapi::{
-    Components, Contact, InfoBuilder, LicenseBuilder, ObjectBuilder, OpenApi, RefOr, Required, Response,
-    Server, Type,
+    Components, Contact, InfoBuilder, LicenseBuilder, ObjectBuilder, OpenApi, RefOr, Required, Server, Type,
 };
 
 use super::headers::{self, add_header};
