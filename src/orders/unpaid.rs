@@ -43,7 +43,7 @@ impl OrderService {
                     Ok(is_cancelled) => cancelled += usize::from(is_cancelled),
                     Err(error) if error.is_transient() => return Err(error),
                     Err(error) => {
-                        error!(order = %id, error = error_chain(&error), "an unpaid order could not be cancelled")
+                        error!(order = %id, error = error_chain(&error), "an unpaid order could not be cancelled");
                     }
                 }
             }

@@ -153,7 +153,7 @@ impl CircuitBreaker {
                 tracing::warn!(%state, open_ms, "circuit breaker opened: too many product look-ups fail");
             }
             State::HalfOpen => {
-                tracing::info!(%state, "circuit breaker half-open: probing the Product Service")
+                tracing::info!(%state, "circuit breaker half-open: probing the Product Service");
             }
             State::Closed => tracing::info!(%state, "circuit breaker closed: product look-ups work again"),
         }
