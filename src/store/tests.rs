@@ -77,7 +77,7 @@ fn type_of<T: Type<Postgres>>() -> PgTypeInfo {
 async fn every_statement_fits_the_migrated_schema() {
     let server = dev::Postgres::start().await.unwrap();
     let options = server.url().parse().unwrap();
-    let deadline = Duration::from_secs(60);
+    let deadline = Duration::from_mins(1);
     let settings = DatabaseSettings { options, max_connections: 2, acquire_timeout: deadline, deadline };
     migrate::migrate(&settings).await.unwrap();
     let connection = PgConnection::connect_with(&settings.options).await.unwrap();
@@ -172,7 +172,7 @@ fn declared() -> Vec<String> {
         let constants =
             text.split("const ").skip(1).filter_map(|constant| constant.split_once(": &str = \""));
         let sql = constants.filter(|(_, text)| {
-            let word = text.trim_start().split_whitespace().next().unwrap_or_default();
+            let word = text.split_whitespace().next().unwrap_or_default();
             ["select", "with", "insert", "update", "delete"].contains(&word)
         });
         sql.map(|(name, _)| format!("{module}::{name}")).collect::<Vec<_>>()
