@@ -60,7 +60,7 @@ pub struct ApiSettings {
 /// alone, admission: identity, body, permit, deadline. Few, as each costs every request a future of its own.
 pub fn router(orders: OrderService, health: Health, settings: &ApiSettings, topics: &Topics<'_>) -> Router {
     let admission = admission::Admission::new(health.lifecycle.clone(), settings);
-    let docs = docs::router(&openapi(), &asyncapi(topics), settings.docs);
+    let docs = docs::router(openapi, topics, settings.docs);
     let api = Router::from(order_routes())
         // Before the layers, so that it is behind them: who is not known is not told which methods there are.
         .method_not_allowed_fallback(method_not_allowed)
