@@ -27,6 +27,9 @@ pub enum StoreError {
     /// As many writes wait as may wait.
     #[error("too many writes wait for the database")]
     TooManyWrites,
+    /// As many reads wait as may wait.
+    #[error("too many reads wait for the database")]
+    TooManyReads,
     /// A statement was refused: a bug in the service, or a change to the database behind its back.
     #[error("the database refused a statement")]
     Refused(#[source] sqlx::Error),
@@ -99,7 +102,8 @@ impl StoreError {
             | Self::Slow(_)
             | Self::Deadline
             | Self::OutcomeUnknown(_)
-            | Self::TooManyWrites => true,
+            | Self::TooManyWrites
+            | Self::TooManyReads => true,
             Self::OfSet(error) => error.is_transient(),
             Self::Refused(_) | Self::Inconsistent { .. } | Self::Render(_) => false,
         }
@@ -140,7 +144,8 @@ impl StoreError {
             | Self::Slow(_)
             | Self::Deadline
             | Self::OutcomeUnknown(_)
-            | Self::TooManyWrites => false,
+            | Self::TooManyWrites
+            | Self::TooManyReads => false,
         }
     }
 }

@@ -29,6 +29,7 @@ use tokio::sync::Notify;
 
 use connection::Database;
 use group_commit::GroupCommit;
+use idempotency::KeyReads;
 use list::CustomerPages;
 use orders::OrderReads;
 use place::Placements;
@@ -51,6 +52,7 @@ pub struct Store {
     readers: Database,
     order_reads: SharedRead<OrderReads>,
     customer_pages: SharedRead<CustomerPages>,
+    key_reads: SharedRead<KeyReads>,
     /// The connections on which placements are written.
     placing: Database,
     placements: GroupCommit<Placements>,
@@ -66,6 +68,7 @@ impl Store {
         let (database, readers) = Database::for_requests(settings);
         let order_reads = OrderReads::start(&readers);
         let customer_pages = CustomerPages::start(&readers);
+        let key_reads = KeyReads::start(&readers);
         let placing = place::pool(&database);
         let outbox_written = Arc::<Notify>::default();
         let placements = Placements::start(&placing, &database, &outbox_written);
@@ -75,6 +78,7 @@ impl Store {
             readers,
             order_reads,
             customer_pages,
+            key_reads,
             placing,
             placements,
             updates,
