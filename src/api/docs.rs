@@ -1,12 +1,14 @@
 //! What describes the service: the `OpenAPI` document and a page that shows it, and the `AsyncAPI` document.
 //!
-//! Everything is rendered once, before the first request. These routes need no identity, take no permit (so a client
+//! Each is rendered once, when it is first asked for, so that the start does not wait for it. These routes need no identity, take no permit (so a client
 //! that reads slowly keeps nobody out) and show nothing of any order.
 
 mod asyncapi;
 mod headers;
 mod openapi;
 mod problems;
+
+use std::sync::{Arc, LazyLock};
 
 use axum::Router;
 use axum::body::Bytes;
@@ -34,7 +36,6 @@ pub enum DocsPage {
 }
 
 /// A document that does not change while the process runs.
-#[derive(Clone)]
 struct Document {
     body: Bytes,
     etag: HeaderValue,
@@ -85,26 +86,39 @@ pub(super) fn asyncapi(topics: &Topics<'_>) -> Value {
     asyncapi::document(topics)
 }
 
+/// A document that is rendered when it is first asked for.
+type Rendered = Arc<LazyLock<Document, Box<dyn FnOnce() -> Document + Send>>>;
+
 /// The routes of the documents, and of the page where there is one.
-pub(super) fn router(openapi: &OpenApi, asyncapi: &Value, page: DocsPage) -> Router {
-    let openapi = Document::new(openapi.to_json().unwrap_or_default(), JSON);
-    let documents = serve("/openapi.json", openapi.clone())
+pub(super) fn router(openapi: fn() -> OpenApi, topics: &Topics<'_>, page: DocsPage) -> Router {
+    let openapi = rendered(move || Document::new(openapi().to_json().unwrap_or_default(), JSON));
+    let (orders, payments) = (topics.orders.to_owned(), topics.payments.to_owned());
+    let asyncapi = rendered(move || {
+        let document = asyncapi(&Topics { orders: &orders, payments: &payments });
+        Document::new(document.to_string(), JSON)
+    });
+    let documents = serve("/openapi.json", Arc::clone(&openapi))
         .merge(serve("/v3/api-docs", openapi))
-        .merge(serve("/asyncapi.json", Document::new(asyncapi.to_string(), JSON)));
-    let index = match page {
+        .merge(serve("/asyncapi.json", asyncapi));
+    let caller = match page {
         DocsPage::Off => return documents,
-        DocsPage::On => INDEX.replace("CALLER", ""),
-        DocsPage::Dev => INDEX.replace("CALLER", "dev"),
+        DocsPage::On => "",
+        DocsPage::Dev => "dev",
     };
+    let fixed = |body: &'static [u8], headers| rendered(move || Document::new(body, headers));
     documents
-        .merge(serve("/docs", Document::new(index, HTML)))
-        .merge(serve("/docs/page.js", Document::new(PAGE_SCRIPT, SCRIPT)))
-        .merge(serve("/docs/swagger-ui-bundle.js", Document::new(SWAGGER_UI, PACKED_SCRIPT)))
-        .merge(serve("/docs/swagger-ui.css", Document::new(SWAGGER_UI_STYLE, PACKED_STYLE)))
+        .merge(serve("/docs", rendered(move || Document::new(INDEX.replace("CALLER", caller), HTML))))
+        .merge(serve("/docs/page.js", fixed(PAGE_SCRIPT.as_bytes(), SCRIPT)))
+        .merge(serve("/docs/swagger-ui-bundle.js", fixed(SWAGGER_UI, PACKED_SCRIPT)))
+        .merge(serve("/docs/swagger-ui.css", fixed(SWAGGER_UI_STYLE, PACKED_STYLE)))
 }
 
-fn serve(path: &str, document: Document) -> Router {
-    let answer = async |State(document): State<Document>, headers: HeaderMap| document.answer(&headers);
+fn rendered(render: impl FnOnce() -> Document + Send + 'static) -> Rendered {
+    Arc::new(LazyLock::new(Box::new(render)))
+}
+
+fn serve(path: &str, document: Rendered) -> Router {
+    let answer = async |State(document): State<Rendered>, headers: HeaderMap| document.answer(&headers);
     Router::new().route(path, get(answer)).with_state(document)
 }
 
@@ -118,11 +132,11 @@ impl Document {
         Self { body, etag, headers }
     }
 
-    fn answer(self, headers: &HeaderMap) -> Response {
+    fn answer(&self, headers: &HeaderMap) -> Response {
         let mut response = if self.is_known(headers) {
             StatusCode::NOT_MODIFIED.into_response()
         } else {
-            Response::new(self.body.into())
+            Response::new(self.body.clone().into())
         };
         let headers = response.headers_mut();
         headers
@@ -130,7 +144,7 @@ impl Document {
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         // Kept, and asked for again with the ETag: another version of the service has another document.
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-        headers.insert(ETAG, self.etag);
+        headers.insert(ETAG, self.etag.clone());
         response
     }
 

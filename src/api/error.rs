@@ -25,6 +25,8 @@ impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         if matches!(error, StoreError::OutcomeUnknown(_)) {
             Self::outcome_unknown(RETRY_SOON).with_cause(error)
+        } else if matches!(error, StoreError::TooManyWrites | StoreError::TooManyReads) {
+            Self::unavailable("The service has too much to do.", RETRY_SOON).with_cause(error)
         } else if error.is_slow() {
             Self::unavailable("The database took too long.", RETRY_SOON).with_cause(error)
         } else if error.is_transient() {

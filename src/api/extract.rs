@@ -101,17 +101,21 @@ fn received(request: &mut Request) -> Result<Bytes, Problem> {
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
-    let refuse = |path: &serde_path_to_error::Path, error: &serde_json::Error| {
-        Problem::invalid(pointer(path), describe(error))
-    };
     let mut strict = serde_json::Deserializer::from_slice(body);
     WellFormed::deserialize(&mut strict)
         .and_then(|_| strict.end())
         .map_err(|error| Problem::invalid("", describe(&error)))?;
+    let typed = serde_json::from_slice(body);
+    typed.map(|Object(value)| value).map_err(|error| refuse::<T>(body, &error))
+}
+
+/// Says where the body is wrong. It is read once more for that, because noting each place costs more than the reading.
+fn refuse<T: DeserializeOwned>(body: &[u8], error: &serde_json::Error) -> Problem {
     let mut typed = serde_json::Deserializer::from_slice(body);
-    let Object(value) =
-        serde_path_to_error::deserialize(&mut typed).map_err(|error| refuse(error.path(), error.inner()))?;
-    Ok(value)
+    match serde_path_to_error::deserialize::<_, Object<T>>(&mut typed) {
+        Err(error) => Problem::invalid(pointer(error.path()), describe(error.inner())),
+        Ok(_) => Problem::invalid("", describe(error)),
+    }
 }
 
 /// The error of serde, shortened, because it may quote the body.

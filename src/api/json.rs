@@ -1,9 +1,11 @@
 //! JSON as strictly as RFC 8259 allows: duplicate keys are refused (RFC 7493, 2.3), at every depth.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
 
-use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::Deserialize;
+use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_path_to_error::{Path, Segment};
 
 /// Any JSON text without duplicate keys; only its errors matter.
@@ -27,8 +29,8 @@ impl<'de> Visitor<'de> for AnyValue {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<WellFormed, A::Error> {
-        let mut keys = HashSet::new();
-        while let Some(key) = map.next_key::<String>()? {
+        let mut keys = Keys::default();
+        while let Some(Key(key)) = map.next_key()? {
             map.next_value::<WellFormed>()?;
             if !keys.insert(key) {
                 return Err(de::Error::custom("an object has a duplicate key"));
@@ -67,6 +69,33 @@ impl<'de> Visitor<'de> for AnyValue {
     }
 }
 
+/// A key, which is copied only where it has escapes.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// The keys of one object. Few objects have many, and few keys are compared without hashing them.
+#[derive(Default)]
+struct Keys<'a> {
+    few: Vec<Cow<'a, str>>,
+    many: HashSet<Cow<'a, str>>,
+}
+
+impl<'a> Keys<'a> {
+    const FEW: usize = 16;
+
+    /// Whether the key is new.
+    fn insert(&mut self, key: Cow<'a, str>) -> bool {
+        if !self.many.is_empty() || self.few.len() == Self::FEW {
+            self.many.extend(self.few.drain(..));
+            return self.many.insert(key);
+        }
+        let is_new = !self.few.contains(&key);
+        self.few.push(key);
+        is_new
+    }
+}
+
 /// The JSON pointer (RFC 6901) to the place of an error.
 pub(super) fn pointer(path: &Path) -> String {
     path.iter()
@@ -91,6 +120,19 @@ mod tests {
         for good in ["{}", "[1,-2,3.5,1e400,null,true,\"x\"]", r#"{"a":{"b":1},"c":{"b":2}}"#] {
             assert!(is_well_formed(good), "{good}");
         }
+    }
+
+    #[test]
+    fn a_duplicate_is_found_among_many_keys_and_behind_escapes() {
+        let keys = |last: &str| {
+            let first: Vec<String> = (0..100).map(|number| format!("\"k{number}\":{number}")).collect();
+            format!("{{{},\"{last}\":0}}", first.join(","))
+        };
+        assert!(is_well_formed(&keys("k100")));
+        for duplicate in ["k0", "k15", "k16", "k99", r"\u006b0"] {
+            assert!(!is_well_formed(&keys(duplicate)), "{duplicate}");
+        }
+        assert!(!is_well_formed(r#"{"a":1,"\u0061":2}"#));
     }
 
     #[test]

@@ -60,7 +60,7 @@ pub struct ApiSettings {
 /// permit, deadline). There are few layers, because each one costs every request a future.
 pub fn router(orders: OrderService, health: Health, settings: &ApiSettings, topics: &Topics<'_>) -> Router {
     let admission = admission::Admission::new(health.lifecycle.clone(), settings);
-    let docs = docs::router(&openapi(), &asyncapi(topics), settings.docs);
+    let docs = docs::router(openapi, topics, settings.docs);
     let api = Router::from(order_routes())
         // Added before the layers, so it is behind them: unauthenticated callers get 401, not 405.
         .method_not_allowed_fallback(method_not_allowed)

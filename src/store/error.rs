@@ -27,6 +27,9 @@ pub enum StoreError {
     /// The maximum of waiting writes is reached.
     #[error("too many writes wait for the database")]
     TooManyWrites,
+    /// As many reads wait as may wait.
+    #[error("too many reads wait for the database")]
+    TooManyReads,
     /// PostgreSQL refused a statement: a bug, or a change of the database by others.
     #[error("the database refused a statement")]
     Refused(#[source] sqlx::Error),
@@ -99,7 +102,8 @@ impl StoreError {
             | Self::Slow(_)
             | Self::Deadline
             | Self::OutcomeUnknown(_)
-            | Self::TooManyWrites => true,
+            | Self::TooManyWrites
+            | Self::TooManyReads => true,
             Self::OfSet(error) => error.is_transient(),
             Self::Refused(_) | Self::Inconsistent { .. } | Self::Render(_) => false,
         }
@@ -140,7 +144,8 @@ impl StoreError {
             | Self::Slow(_)
             | Self::Deadline
             | Self::OutcomeUnknown(_)
-            | Self::TooManyWrites => false,
+            | Self::TooManyWrites
+            | Self::TooManyReads => false,
         }
     }
 }

@@ -5,7 +5,9 @@ use std::time::Duration;
 use rust_decimal::Decimal;
 use uuid::Uuid;
 
+use super::connection::{Database, column};
 use super::place::PlacedOrder;
+use super::shared_read::{Limits, ReadSet, SharedRead};
 use super::{Store, StoreError};
 use crate::domain::CustomerId;
 
@@ -18,13 +20,64 @@ pub struct KnownKey {
     pub order: Option<PlacedOrder>,
 }
 
-/// A row without an order comes from an older release, whose replicas claimed a key before they placed its order.
+/// Reads each key by its primary key, whatever the statistics are, and checks afterwards whether it is still valid. A row
+/// without an order comes from an older release, whose replicas claimed a key before they placed its order.
 pub(super) const FIND: &str = "
-select known.fingerprint, orders.id, orders.total_amount
-from idempotency_keys known left join orders on orders.id = known.order_id
-where known.customer_id = $1 and known.key = $2 and known.expires_at > now()
-  and (known.order_id is not null or known.locked_until > now())
+select asked.number, known.fingerprint, orders.id, orders.total_amount
+from unnest($1::text[], $2::text[]) with ordinality as asked (customer_id, key, number)
+cross join lateral (
+    select fingerprint, order_id, locked_until, expires_at from idempotency_keys
+    where customer_id = asked.customer_id and key = asked.key
+    offset 0
+) known
+left join lateral (
+    select id, total_amount from orders where id = known.order_id
+    offset 0
+) orders on true
+where known.expires_at > now() and (known.order_id is not null or known.locked_until > now())
 ";
+
+/// Reads keys in sets.
+pub(super) struct KeyReads(Database);
+
+impl KeyReads {
+    pub(super) fn start(readers: &Database) -> SharedRead<Self> {
+        let deadline = readers.settings().deadline;
+        SharedRead::new(Self(readers.clone()), Limits { set: 128, readers: 2, waiting: 1024, deadline })
+    }
+}
+
+/// The number of the question, from 1; the fingerprint; id and total of the order.
+pub(super) type KeyRow = (i64, Vec<u8>, Option<Uuid>, Option<Decimal>);
+
+impl ReadSet for KeyReads {
+    /// The customer and the key.
+    type Question = (CustomerId, String);
+    type Answer = Result<Option<KnownKey>, StoreError>;
+
+    async fn read(&self, keys: &[Self::Question]) -> Result<Vec<Self::Answer>, StoreError> {
+        let rows = self.0.read(|connection| {
+            let find = sqlx::query_as(FIND)
+                .bind(column(keys, |(customer, _)| customer.as_str().to_owned()))
+                .bind(column(keys, |(_, key)| key.clone()));
+            Box::pin(find.fetch_all(connection))
+        });
+        Ok(assign(keys.len(), rows.await?))
+    }
+}
+
+/// Assigns the rows to the questions by number.
+fn assign(questions: usize, rows: Vec<KeyRow>) -> Vec<Result<Option<KnownKey>, StoreError>> {
+    let mut answers: Vec<_> = std::iter::repeat_with(|| Ok(None)).take(questions).collect();
+    for (number, fingerprint, id, total) in rows {
+        let order = id.zip(total).map(|(id, total)| PlacedOrder::read(id, total)).transpose();
+        let known = order.map(|order| Some(KnownKey { fingerprint, order }));
+        if let Some(answer) = usize::try_from(number - 1).ok().and_then(|index| answers.get_mut(index)) {
+            *answer = known;
+        }
+    }
+    answers
+}
 
 /// A row that was renewed is checked again later. The rows are locked first and then found by `ctid`, so that the plan does
 /// not depend on statistics.
@@ -46,16 +99,9 @@ select (select count(*) from renewed) + (select count(*) from forgotten)
 ";
 
 impl Store {
-    /// Finds a key of the customer; none if it is free.
+    /// Finds a key of the customer; none if it is free. Concurrent reads share a round trip.
     pub async fn find_key(&self, customer: &CustomerId, key: &str) -> Result<Option<KnownKey>, StoreError> {
-        let found = self.database.read(|connection| {
-            let find = sqlx::query_as(FIND).bind(customer.as_str().to_owned()).bind(key.to_owned());
-            Box::pin(find.fetch_optional(connection))
-        });
-        let found: Option<(Vec<u8>, Option<Uuid>, Option<Decimal>)> = found.await?;
-        let Some((fingerprint, id, total)) = found else { return Ok(None) };
-        let order = id.zip(total).map(|(id, total)| PlacedOrder::read(id, total)).transpose()?;
-        Ok(Some(KnownKey { fingerprint, order }))
+        self.key_reads.ask((customer.clone(), key.to_owned())).await?
     }
 
     /// Deletes expired keys, and rows of recent orders past `window`; at most `limit` of each. Returns how many rows it
@@ -82,5 +128,34 @@ impl Store {
             Ok(keys.rows_affected() + recent.unsigned_abs())
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// PostgreSQL returns rows in any order.
+        #[test]
+        fn each_question_of_a_set_gets_its_own_key(
+            known in proptest::collection::vec(any::<bool>(), 1..20)
+                .prop_flat_map(|known| (Just(known.clone()), Just((0..known.len()).collect::<Vec<_>>()).prop_shuffle())),
+        ) {
+            let (known, sequence) = known;
+            let row = |index: &usize| -> KeyRow {
+                let id = Uuid::from_u128(*index as u128);
+                (i64::try_from(index + 1).unwrap(), vec![0; 32], Some(id), Some(Decimal::ONE))
+            };
+            let rows = sequence.iter().filter(|index| known[**index]).map(row).collect();
+            let dealt = assign(known.len(), rows);
+            prop_assert_eq!(dealt.len(), known.len());
+            for (index, answer) in dealt.into_iter().enumerate() {
+                let order = answer.unwrap().map(|key| key.order.unwrap().id.0.as_u128());
+                prop_assert_eq!(order, known[index].then_some(index as u128));
+            }
+        }
     }
 }

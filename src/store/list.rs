@@ -208,7 +208,7 @@ fn assign(pages: &[CustomerPage], rows: Vec<PageRow>) -> Vec<Result<Page, StoreE
 }
 
 /// The number of the page, counted from 1; id, status, total and time of an order.
-type PageRow = (i64, Uuid, String, Decimal, DateTime<Utc>);
+pub(super) type PageRow = (i64, Uuid, String, Decimal, DateTime<Utc>);
 
 /// Reads each page along the index by customer, like a single page.
 fn push_customer_pages(sql: &mut QueryBuilder<Postgres>, pages: &[CustomerPage]) {

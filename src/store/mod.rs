@@ -31,6 +31,7 @@ use tokio::sync::Notify;
 
 use connection::Database;
 use group_commit::GroupCommit;
+use idempotency::KeyReads;
 use list::CustomerPages;
 use orders::OrderReads;
 use place::Placements;
@@ -53,6 +54,7 @@ pub struct Store {
     readers: Database,
     order_reads: SharedRead<OrderReads>,
     customer_pages: SharedRead<CustomerPages>,
+    key_reads: SharedRead<KeyReads>,
     /// The pool for placements.
     placing: Database,
     placements: GroupCommit<Placements>,
@@ -67,6 +69,7 @@ impl Store {
         let (database, readers) = Database::for_requests(settings);
         let order_reads = OrderReads::start(&readers);
         let customer_pages = CustomerPages::start(&readers);
+        let key_reads = KeyReads::start(&readers);
         let placing = place::pool(&database);
         let outbox_written = Arc::<Notify>::default();
         let placements = Placements::start(&placing, &database, &outbox_written);
@@ -76,6 +79,7 @@ impl Store {
             readers,
             order_reads,
             customer_pages,
+            key_reads,
             placing,
             placements,
             updates,

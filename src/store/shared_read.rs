@@ -91,7 +91,7 @@ impl<R: ReadSet> SharedRead<R> {
         {
             let mut state = self.lock();
             if state.queue.len() >= limits.waiting {
-                return Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut));
+                return Err(StoreError::TooManyReads);
             }
             state.queue.push_back((question, answer));
             if state.readers < limits.readers {

@@ -109,9 +109,7 @@ async fn orders_and_lists(checked: &mut Checked) {
 async fn placements_and_payments(checked: &mut Checked) {
     checked.reads::<(i64,)>("place::INSERT", place::INSERT, &[]).await;
     checked.reads::<(Uuid, Decimal)>("place::FIND_RECENT", place::FIND_RECENT, &[]).await;
-    checked
-        .reads::<(Vec<u8>, Option<Uuid>, Option<Decimal>)>("idempotency::FIND", idempotency::FIND, &[])
-        .await;
+    checked.reads::<idempotency::KeyRow>("idempotency::FIND", idempotency::FIND, &[]).await;
     let age = [type_of::<i64>(), type_of::<Duration>()];
     checked.reads::<(i64,)>("idempotency::DELETE_RECENT", idempotency::DELETE_RECENT, &age).await;
     checked.reads::<payments::KnownEvent>("payments::FIND", payments::FIND, &[]).await;

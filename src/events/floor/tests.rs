@@ -12,6 +12,8 @@ use crate::domain::OrderId;
 const ORDERS: u8 = 4;
 const BUCKETS: i16 = 2;
 const LIMIT: usize = 2;
+/// One for each bucket.
+const LANES: usize = 2;
 
 /// Far apart, so that a bounded range holds few of them.
 const STRIDE: i64 = RANGE / 3;
@@ -124,7 +126,15 @@ struct Relay {
     lease: Option<Lease>,
     /// The last position, read before the writers are.
     last_position: Option<i64>,
-    turn: Option<(Reading, Vec<PendingEvent>)>,
+    lanes: [Lane; LANES],
+}
+
+/// What a lane does between a read and the delete.
+#[derive(Default)]
+struct Lane {
+    batch: Option<(Reading, Vec<PendingEvent>)>,
+    /// What it read last; further batches of its turn are read by the same plan.
+    plan: Option<Reading>,
     done: Vec<(i16, i64)>,
     sent: usize,
     stuck: BTreeSet<OrderId>,
@@ -157,9 +167,14 @@ impl Relay {
         self.lease = Some(Lease { floors: floors.collect(), server: server() });
     }
 
-    fn read(&mut self, world: &World) {
+    /// Reads a lane's next batch: by the plan of its last one, or by a new plan.
+    fn read(&mut self, world: &World, lane: u8, again: bool) {
         let Some(lease) = &self.lease else { return };
-        let reading = Reading::plan(lease, self.settling.settled(server()), LIMIT);
+        let lane = usize::from(lane) % self.lanes.len();
+        let reading = self.lanes[lane].plan.take().filter(|_| again).unwrap_or_else(|| {
+            let reading = Reading::plan(lease, self.settling.settled(server()), LIMIT);
+            reading.split(self.lanes.len()).swap_remove(lane)
+        });
         let pending = reading.ranges.iter().flat_map(|range| {
             let rows = world.outbox.range((range.bucket, range.from)..(range.bucket, range.to));
             let rows = rows.filter(|(_, event)| !world.parked.contains(&event.order));
@@ -173,13 +188,29 @@ impl Relay {
             })
         });
         let pending = pending.collect();
-        self.turn = Some((reading, pending));
-        (self.done, self.sent, self.stuck) = (Vec::new(), 0, BTreeSet::new());
+        self.lanes[lane] = Lane { batch: Some((reading, pending)), ..Lane::default() };
     }
 
-    /// Sends the next event of the turn; a later one only when the earlier ones of its order are acknowledged.
+    fn finish(&mut self, world: &mut World, lane: u8) {
+        let lane = &mut self.lanes[usize::from(lane) % LANES];
+        let Some((reading, pending)) = lane.batch.take() else { return };
+        for place in &lane.done {
+            world.outbox.remove(place);
+        }
+        let Some(lease) = &mut self.lease else { return };
+        for (bucket, floor) in reading.floors(&positions(&pending), &lane.done) {
+            let stored = world.floors.entry(bucket).or_default();
+            *stored = floor.max(*stored);
+            lease.floors.insert(bucket, *stored);
+        }
+        lane.plan = Some(reading);
+    }
+}
+
+impl Lane {
+    /// Sends the next event; a later one only when the earlier ones of its order are acknowledged.
     fn send(&mut self, world: &mut World, fate: u8) {
-        let Some((_, pending)) = &self.turn else { return };
+        let Some((_, pending)) = &self.batch else { return };
         let Some(event) = pending.get(self.sent) else { return };
         self.sent += 1;
         if self.stuck.contains(&event.order_id) {
@@ -206,19 +237,6 @@ impl Relay {
             }
         }
     }
-
-    fn finish(&mut self, world: &mut World) {
-        let Some((reading, pending)) = self.turn.take() else { return };
-        for place in &self.done {
-            world.outbox.remove(place);
-        }
-        let Some(lease) = &mut self.lease else { return };
-        for (bucket, floor) in reading.floors(&positions(&pending), &self.done) {
-            let stored = world.floors.entry(bucket).or_default();
-            *stored = floor.max(*stored);
-            lease.floors.insert(bucket, *stored);
-        }
-    }
 }
 
 fn step(world: &mut World, relays: &mut [Relay; 2], (what, a, b): (u8, u8, u8)) {
@@ -229,10 +247,10 @@ fn step(world: &mut World, relays: &mut [Relay; 2], (what, a, b): (u8, u8, u8)) 
         5 => world.end(a.into(), b % 2 == 0),
         6 | 7 => relay.observe(world),
         8 => relay.renew(world),
-        9 | 10 => relay.read(world),
-        11..=13 => relay.send(world, b),
+        9 | 10 => relay.read(world, b, b / 2 % 2 == 1),
+        11..=13 => relay.lanes[usize::from(a / 2) % LANES].send(world, b),
         14 if b % 4 == 0 => *relay = Relay::default(),
-        14 => relay.finish(world),
+        14 => relay.finish(world, a / 2),
         _ => world.replay(a % ORDERS),
     }
 }
@@ -243,14 +261,16 @@ fn settle(world: &mut World, relay: &mut Relay) -> Result<(), TestCaseError> {
         world.end(0, true);
     }
     (0..ORDERS).for_each(|order| world.replay(order));
-    relay.turn = None;
+    relay.lanes = Default::default();
     relay.last_position = None;
     relay.renew(world);
     for _ in 0..1_000 {
         relay.observe(world);
-        relay.read(world);
-        (0..LIMIT * usize::try_from(BUCKETS).unwrap()).for_each(|_| relay.send(world, 7));
-        relay.finish(world);
+        for (number, lane) in (0..).zip(0..relay.lanes.len()) {
+            relay.read(world, number, false);
+            (0..LIMIT).for_each(|_| relay.lanes[lane].send(world, 7));
+            relay.finish(world, number);
+        }
         world.floors_are_true()?;
         if world.outbox.is_empty() && world.floors.values().all(|floor| *floor > world.last_position) {
             return Ok(());
