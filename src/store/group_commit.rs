@@ -1,13 +1,13 @@
-//! Group commit: writes that arrive while a commit is under way share the next one.
+//! Group commit: writes that arrive during a commit share the next one.
 //!
-//! There is no timer: a write that finds a writer free leaves at once. A writer takes everything that waits, up to
-//! a bound, commits it together and answers each caller after that commit, never before. Only the commit is shared:
+//! There is no timer: a write that finds a free writer is sent at once. A writer takes all waiting writes up to a limit,
+//! commits them together, and answers each caller after the commit, never before. Writes share only the commit:
 //!
-//! * Refusals: a group that the database refuses is tried again write by write, and only the guilty one gets the error.
+//! * Refusals: if the database refuses a group, its writes are retried one by one, and only the invalid one gets the error.
 //! * Locks: a write that would wait for another transaction is left out of its group and committed alone.
-//! * Deadlines: a write that still waits at its caller's deadline is never sent. One that a writer has taken is looked
-//!   for a moment longer; then its outcome is unknown.
-//! * Callers: one that goes away withdraws a write that no writer has taken, and changes nothing after that.
+//! * Deadlines: a write that still waits at the deadline of its caller is never sent. The caller of a write that was taken
+//!   waits a moment longer; then the outcome is unknown.
+//! * Callers: a caller that leaves withdraws a write that was not taken, and affects nothing else.
 
 use std::collections::{HashSet, VecDeque};
 use std::panic::AssertUnwindSafe;
@@ -21,21 +21,21 @@ use tokio::time::{Instant, timeout_at};
 
 use super::StoreError;
 
-/// One kind of write, and how it is committed.
+/// A kind of write, and how it is committed.
 pub(super) trait Group: Send + Sync + 'static {
     /// A write.
     type Item: Send + 'static;
-    /// What its caller learns.
+    /// The answer to its caller.
     type Answer: Send + 'static;
 
-    /// Two writes of one key are never under way at once, and are committed in the sequence of their arrival.
-    /// Different writes may share a key; the second waits for the first.
+    /// Two writes with the same key are never in progress at once, and are committed in the order of their arrival. Different
+    /// writes may share a key; the second one waits for the first.
     fn key(item: &Self::Item) -> Option<u64>;
 
-    /// Commits these writes in one transaction before `deadline`; one answer for each, in the same sequence.
+    /// Commits these writes in one transaction before `deadline`; returns one answer per write, in the same order.
     ///
-    /// It may be called again with the same items. `alone`: there is one item, and it may wait for a lock, because it
-    /// holds up nobody. An error says that nothing was committed, except [`StoreError::OutcomeUnknown`].
+    /// It may be called again with the same items. With `alone` there is one item, and it may wait for a lock, because it
+    /// blocks no others. An error means that nothing was committed, except [`StoreError::OutcomeUnknown`].
     fn commit(
         &self,
         items: &mut [Self::Item],
@@ -44,33 +44,33 @@ pub(super) trait Group: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<Committed<Self::Answer>>, StoreError>> + Send;
 }
 
-/// What became of a write whose group was committed.
+/// The result of a write whose group was committed.
 #[derive(Debug)]
 pub(super) enum Committed<A> {
-    /// It was committed, or decided without a write.
+    /// Committed, or decided without a write.
     Answer(A),
-    /// It would have waited for a lock, and is to be committed alone.
+    /// Left out, because it would have waited for a lock; it must be committed alone.
     LeftOut,
 }
 
-/// How much is under way at once.
+/// The limits of a kind of write.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// Writes in one commit.
+    /// The maximum of writes in one commit.
     pub(super) group: usize,
-    /// Groups under way at once.
+    /// The maximum of concurrent groups.
     pub(super) writers: usize,
-    /// Writes that are committed alone at once.
+    /// The maximum of concurrent writes that are committed alone.
     pub(super) alone: usize,
-    /// Writes that wait; more are refused.
+    /// The maximum of waiting writes; more are refused.
     pub(super) waiting: usize,
-    /// How long one write may take, waiting included.
+    /// The deadline of a write, including its wait.
     pub(super) deadline: Duration,
-    /// How long after that a caller waits to learn what became of a write that was sent.
-    pub(super) settle: Duration,
+    /// How long after the deadline a caller waits for the outcome of a write that was sent.
+    pub(super) grace: Duration,
 }
 
-/// The writes of one kind of one process. Cheap to clone.
+/// The writes of one kind in this process. Cheap to clone.
 pub(super) struct GroupCommit<G: Group>(Arc<Inner<G>>);
 
 struct Inner<G: Group> {
@@ -82,30 +82,30 @@ struct Inner<G: Group> {
 
 struct State<G: Group> {
     queue: VecDeque<(G::Item, Caller<G>)>,
-    /// How many writes have come so far: the next one's number.
+    /// The number of writes so far, which numbers the next one.
     arrived: u64,
-    keys_under_way: HashSet<u64>,
+    keys_in_progress: HashSet<u64>,
     writers: usize,
 }
 
-/// Writes of one group, and who waits for each.
+/// The writes of a group, and their callers.
 type Taken<G> = (Vec<<G as Group>::Item>, Vec<Caller<G>>);
 
-/// Who waits for a write.
+/// The caller of a write.
 struct Caller<G: Group> {
     number: u64,
     deadline: Instant,
     answer: oneshot::Sender<Result<G::Answer, StoreError>>,
-    /// Set while the write is under way.
-    key: Option<KeyUnderWay<G>>,
+    /// Set while the write is in progress.
+    key: Option<KeyInProgress<G>>,
 }
 
-/// The key of a write that is under way, until this is dropped.
-struct KeyUnderWay<G: Group>(GroupCommit<G>, u64);
+/// The key of a write in progress; its drop frees the key.
+struct KeyInProgress<G: Group>(GroupCommit<G>, u64);
 
-impl<G: Group> Drop for KeyUnderWay<G> {
+impl<G: Group> Drop for KeyInProgress<G> {
     fn drop(&mut self) {
-        self.0.lock().keys_under_way.remove(&self.1);
+        self.0.lock().keys_in_progress.remove(&self.1);
     }
 }
 
@@ -122,8 +122,8 @@ impl<G: Group> fmt::Debug for GroupCommit<G> {
 }
 
 impl<G: Group> Caller<G> {
-    /// Answers, after the write's key is free again. A caller that has gone away is told nothing.
-    fn tell(self, result: Result<G::Answer, StoreError>) {
+    /// Frees the key of the write, then answers the caller, if it still waits.
+    fn answer(self, result: Result<G::Answer, StoreError>) {
         drop(self.key);
         let _ = self.answer.send(result);
     }
@@ -131,15 +131,16 @@ impl<G: Group> Caller<G> {
 
 impl<G: Group> GroupCommit<G> {
     pub(super) fn new(group: G, limits: Limits) -> Self {
-        let state = State { queue: VecDeque::new(), arrived: 0, keys_under_way: HashSet::new(), writers: 0 };
+        let state =
+            State { queue: VecDeque::new(), arrived: 0, keys_in_progress: HashSet::new(), writers: 0 };
         let alone = Semaphore::new(limits.alone);
         Self(Arc::new(Inner { group, limits, alone, state: Mutex::new(state) }))
     }
 
-    /// Commits a write together with those that wait with it, and answers after the commit.
+    /// Commits a write together with others, and returns its answer after the commit.
     ///
-    /// At the deadline it fails with [`StoreError::Deadline`] where nothing was sent, else a moment later with
-    /// [`StoreError::OutcomeUnknown`], unless the writer learns by then what became of the write.
+    /// At the deadline it fails with [`StoreError::Deadline`] if the write was not sent; otherwise a moment later with
+    /// [`StoreError::OutcomeUnknown`], unless the outcome is known by then.
     pub(super) async fn submit(&self, item: G::Item) -> Result<G::Answer, StoreError> {
         let limits = &self.0.limits;
         let deadline = Instant::now() + limits.deadline;
@@ -155,22 +156,22 @@ impl<G: Group> GroupCommit<G> {
             self.start_writer(&mut state);
             number
         };
-        let mut told = timeout_at(deadline, &mut answered).await;
-        if told.is_err() {
+        let mut result = timeout_at(deadline, &mut answered).await;
+        if result.is_err() {
             if self.withdraw(number) {
                 return Err(StoreError::Deadline);
             }
-            told = timeout_at(deadline + limits.settle, answered).await;
+            result = timeout_at(deadline + limits.grace, answered).await;
         }
-        // Without an answer the writer still waits for the database, or the runtime ends.
-        told.ok().and_then(Result::ok).unwrap_or_else(|| Err(StoreError::unknown(StoreError::Deadline)))
+        // No answer: the writer still waits for the database, or the runtime is shutting down.
+        result.ok().and_then(Result::ok).unwrap_or_else(|| Err(StoreError::unknown(StoreError::Deadline)))
     }
 
-    /// Takes a write back that no writer has taken. Whether it could be.
+    /// Withdraws a write if no writer has taken it; returns whether it did.
     fn withdraw(&self, number: u64) -> bool {
         let mut state = self.lock();
-        let place = state.queue.iter().position(|(_, caller)| caller.number == number);
-        place.and_then(|place| state.queue.remove(place)).is_some()
+        let index = state.queue.iter().position(|(_, caller)| caller.number == number);
+        index.and_then(|index| state.queue.remove(index)).is_some()
     }
 
     fn lock(&self) -> MutexGuard<'_, State<G>> {
@@ -189,7 +190,7 @@ impl<G: Group> GroupCommit<G> {
         }
     }
 
-    /// The next group. Where there is none the writer ends, under the same lock, so that no write is left behind.
+    /// Takes the next group. Without one the writer ends, under the same lock, so that no write is left behind.
     fn take(&self) -> Option<Taken<G>> {
         let (now, mut later, mut items, mut callers) =
             (Instant::now(), VecDeque::new(), Vec::new(), Vec::new());
@@ -201,13 +202,13 @@ impl<G: Group> GroupCommit<G> {
                 continue;
             }
             if caller.deadline <= now {
-                caller.tell(Err(StoreError::Deadline));
+                caller.answer(Err(StoreError::Deadline));
                 continue;
             }
             match G::key(&item) {
-                Some(key) if !state.keys_under_way.insert(key) => later.push_back((item, caller)),
+                Some(key) if !state.keys_in_progress.insert(key) => later.push_back((item, caller)),
                 key => {
-                    caller.key = key.map(|key| KeyUnderWay(self.clone(), key));
+                    caller.key = key.map(|key| KeyInProgress(self.clone(), key));
                     items.push(item);
                     callers.push(caller);
                 }
@@ -222,14 +223,14 @@ impl<G: Group> GroupCommit<G> {
         Some((items, callers))
     }
 
-    /// Commits a group before the last of its deadlines; a caller whose own is earlier does not wait for it.
+    /// Commits a group before the latest deadline of its callers. A caller with an earlier deadline does not wait for it.
     async fn commit_group(&self, mut items: Vec<G::Item>, callers: Vec<Caller<G>>) {
         let deadline = callers.iter().map(|caller| caller.deadline).max().unwrap_or_else(Instant::now);
         match self.commit(&mut items, false, deadline).await {
             Ok(committed) => {
                 for ((item, caller), committed) in iter::zip(items, callers).zip(committed) {
                     match committed {
-                        Committed::Answer(answer) => caller.tell(Ok(answer)),
+                        Committed::Answer(answer) => caller.answer(Ok(answer)),
                         Committed::LeftOut => self.spawn_alone(item, caller),
                     }
                 }
@@ -242,13 +243,13 @@ impl<G: Group> GroupCommit<G> {
             Err(error) => {
                 let error = Arc::new(error);
                 for caller in callers {
-                    caller.tell(Err(StoreError::of_set(&error)));
+                    caller.answer(Err(StoreError::of_set(&error)));
                 }
             }
         }
     }
 
-    /// Commits a write in a transaction of its own, in a task of its own: it may wait for a lock.
+    /// Commits a write alone, in its own task, because it may wait for a lock.
     fn spawn_alone(&self, mut item: G::Item, caller: Caller<G>) {
         let this = self.clone();
         tokio::spawn(async move {
@@ -256,17 +257,17 @@ impl<G: Group> GroupCommit<G> {
                 Ok(_permit) => this.commit(slice::from_mut(&mut item), true, caller.deadline).await,
                 Err(_) => Err(StoreError::Deadline),
             };
-            caller.tell(committed.and_then(|mut committed| match committed.pop() {
+            caller.answer(committed.and_then(|mut committed| match committed.pop() {
                 Some(Committed::Answer(answer)) => Ok(answer),
                 Some(Committed::LeftOut) | None => Err(StoreError::Deadline),
             }));
-            // For a write that waits for this one's key.
+            // For a write that waits for the key of this one.
             this.start_writer(&mut this.lock());
         });
     }
 
-    /// Where the connection was lost before anything could be committed, as all are after a restart of the database,
-    /// it is tried once more.
+    /// Commits, with one retry if the connection was lost before the commit was sent. After a restart of the database, all
+    /// connections are lost.
     async fn commit(
         &self,
         items: &mut [G::Item],
@@ -280,7 +281,7 @@ impl<G: Group> GroupCommit<G> {
         }
     }
 
-    /// A panic is a bug. It must not end the writer, and the commit may have been sent before.
+    /// Catches a panic, which is a bug. It must not end the writer, and the commit may have been sent before it.
     async fn try_commit(
         &self,
         items: &mut [G::Item],

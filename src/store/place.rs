@@ -269,7 +269,7 @@ impl Placements {
             alone: 8,
             waiting: 1024,
             deadline: settings.deadline,
-            settle: settings.acquire_timeout,
+            grace: settings.acquire_timeout,
         };
         let placements =
             Self { sets: sets.clone(), alone: alone.clone(), outbox_written: Arc::clone(outbox_written) };

@@ -1,9 +1,8 @@
-//! Shared reads: reads of one kind that arrive while one is under way travel together in the next.
+//! Shared reads: reads of one kind that arrive during a statement share the next one.
 //!
-//! There is no timer: a read that finds a reader free leaves at once. A reader takes every read that waits, up to a
-//! bound, and answers each caller from one statement. A statement is shared only by callers that arrived before it was
-//! sent, so no caller gets an answer that is older than its request. Nothing else is shared: each caller has its own
-//! deadline, and one that goes away is not read for, unless the statement was sent already.
+//! There is no timer: a read that finds a free reader is sent at once. A reader takes all waiting reads up to a limit, and
+//! answers each caller from one statement. Callers share only a statement that is sent after they arrived, so no answer is
+//! older than its request. Each caller has its own deadline, and one that leaves before the statement is not read for.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -18,35 +17,35 @@ use tracing::error;
 
 use super::StoreError;
 
-/// One kind of read.
+/// A kind of read.
 pub(super) trait ReadSet: Send + Sync + 'static {
-    /// What one caller asks for.
+    /// The request of a caller.
     type Question: Send + Sync + 'static;
-    /// What this caller learns.
+    /// The answer to a caller.
     type Answer: Send + 'static;
 
-    /// Reads for all of them by one statement; one answer for each, in the same sequence. The error of a set is the
-    /// error of each of its callers.
+    /// Reads for all callers by one statement; returns one answer per question, in the same order. An error is that of each
+    /// caller.
     fn read(
         &self,
         questions: &[Self::Question],
     ) -> impl Future<Output = Result<Vec<Self::Answer>, StoreError>> + Send;
 }
 
-/// How much is under way at once.
+/// The limits of a kind of read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// Reads in one statement.
+    /// The maximum of reads in one statement.
     pub(super) set: usize,
-    /// Statements under way at once.
+    /// The maximum of concurrent statements.
     pub(super) readers: usize,
-    /// Reads that wait; more are refused.
+    /// The maximum of waiting reads; more are refused.
     pub(super) waiting: usize,
-    /// How long one read may take, waiting included.
+    /// The deadline of a read, including its wait.
     pub(super) deadline: Duration,
 }
 
-/// The reads of one kind of one process. Cheap to clone.
+/// The reads of one kind in this process. Cheap to clone.
 pub(super) struct SharedRead<R: ReadSet>(Arc<Inner<R>>);
 
 struct Inner<R: ReadSet> {
@@ -60,10 +59,10 @@ struct State<R: ReadSet> {
     readers: usize,
 }
 
-/// Who waits for a read.
+/// A waiting caller.
 type Caller<R> = oneshot::Sender<Result<<R as ReadSet>::Answer, StoreError>>;
 
-/// What is read together, and who waits for each.
+/// The questions of a statement, and their callers.
 type Set<R> = (Vec<<R as ReadSet>::Question>, Vec<Caller<R>>);
 
 impl<R: ReadSet> Clone for SharedRead<R> {
@@ -84,7 +83,7 @@ impl<R: ReadSet> SharedRead<R> {
         Self(Arc::new(Inner { read, limits, state: Mutex::new(state) }))
     }
 
-    /// Reads together with those that wait.
+    /// Reads together with other callers.
     pub(super) async fn ask(&self, question: R::Question) -> Result<R::Answer, StoreError> {
         let limits = &self.0.limits;
         let (answer, answered) = oneshot::channel();
@@ -99,7 +98,7 @@ impl<R: ReadSet> SharedRead<R> {
                 tokio::spawn(self.clone().run());
             }
         }
-        // Without an answer the reader has panicked, or the runtime ends.
+        // No answer: the reader has panicked, or the runtime is shutting down.
         timeout(limits.deadline, answered)
             .await
             .ok()
@@ -111,10 +110,10 @@ impl<R: ReadSet> SharedRead<R> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads set after set until nobody waits.
+    /// Reads set after set until no caller waits.
     async fn run(self) {
         while let Some((questions, callers)) = self.take() {
-            // A panic is a bug, and it must not end the reader.
+            // Catches a panic, which is a bug and must not end the reader.
             match AssertUnwindSafe(self.0.read.read(&questions)).catch_unwind().await {
                 Ok(Ok(answers)) => answer(callers, answers.into_iter().map(Ok)),
                 Ok(Err(error)) => {
@@ -126,7 +125,7 @@ impl<R: ReadSet> SharedRead<R> {
         }
     }
 
-    /// The next set. Where there is none the reader ends, under the same lock, so that no read is left behind.
+    /// Takes the next set. Without one the reader ends, under the same lock, so that no read is left behind.
     fn take(&self) -> Option<Set<R>> {
         let mut state = self.lock();
         let most = state.queue.len().min(self.0.limits.set);
@@ -147,7 +146,7 @@ impl<R: ReadSet> SharedRead<R> {
     }
 }
 
-/// Tells each caller its own answer. One that has gone away is told nothing.
+/// Answers each caller that still waits.
 fn answer<A>(callers: Vec<oneshot::Sender<A>>, answers: impl Iterator<Item = A>) {
     for (caller, answer) in callers.into_iter().zip(answers) {
         let _ = caller.send(answer);

@@ -124,7 +124,7 @@ impl Updates {
             alone: 2,
             waiting: 4096,
             deadline: settings.deadline,
-            settle: settings.acquire_timeout,
+            grace: settings.acquire_timeout,
         };
         let (database, outbox_written) = (database.clone(), Arc::clone(outbox_written));
         GroupCommit::new(Self { database, stock, outbox_written }, limits)

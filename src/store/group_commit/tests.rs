@@ -17,7 +17,7 @@ const LIMITS: Limits = Limits {
     alone: 2,
     waiting: 12,
     deadline: Duration::from_millis(100),
-    settle: Duration::from_millis(30),
+    grace: Duration::from_millis(30),
 };
 
 /// What the database does with a group that has such a write.
@@ -153,7 +153,7 @@ impl Group for Fake {
             resume_unwind(Box::new("planned"));
         }
         if is(Mood::LosesTheAnswer) || is(Mood::Hangs) {
-            sleep(LIMITS.settle * 2).await;
+            sleep(LIMITS.grace * 2).await;
             return Err(StoreError::unknown(StoreError::Deadline));
         }
         let answer =
@@ -168,7 +168,7 @@ type Told = Option<Result<usize, StoreError>>;
 async fn call(commits: GroupCommit<Fake>, write: Write) -> Told {
     let (began, fake) = (Instant::now(), commits.0.group.clone());
     let told = timeout(Duration::from_millis(write.patience), commits.submit(write)).await.ok();
-    let longest = commits.0.limits.deadline + commits.0.limits.settle + Duration::from_millis(2);
+    let longest = commits.0.limits.deadline + commits.0.limits.grace + Duration::from_millis(2);
     assert!(began.elapsed() <= longest, "its deadline is its own");
     if let Some(Ok(_)) = told {
         assert_eq!(fake.book.lock().unwrap().times().get(&write.id), Some(&1), "answered before the commit");
