@@ -92,8 +92,6 @@ pub mod domain;
 pub mod events;
 mod json;
 pub mod kit;
-#[cfg(test)]
-mod layers;
 pub mod lifecycle;
 pub mod orders;
 pub mod products;

@@ -189,7 +189,7 @@ async fn run(writes: Vec<Write>, fake: Fake, limits: Limits) -> Vec<Told> {
     // What nobody waits for any more comes to its end, too.
     sleep(limits.deadline * 8).await;
     let state = commits.lock();
-    assert_eq!((state.queue.len(), state.keys_under_way.len(), state.writers), (0, 0, 0));
+    assert_eq!((state.queue.len(), state.keys_in_progress.len(), state.writers), (0, 0, 0));
     told
 }
 
