@@ -10,8 +10,8 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
-use super::account;
-use super::programs::Programs;
+use super::binaries::Binaries;
+use super::run_as;
 
 const VERSION: &str = "18.6.0";
 const BASE: &str = "https://repo1.maven.org/maven2/io/zonky/test/postgres";
@@ -72,13 +72,13 @@ fn build() -> Option<Build> {
 }
 
 /// Fetches the programs once; later calls find them in the cache.
-pub(super) async fn programs() -> Result<Programs, FetchError> {
+pub(super) async fn programs() -> Result<Binaries, FetchError> {
     let here = || format!("{} on {}", std::env::consts::OS, std::env::consts::ARCH);
     let build = build().ok_or_else(|| FetchError::Platform(here()))?;
     let cache = cache();
     let home = cache.join(format!("postgresql-{VERSION}"));
-    if let Some(programs) = Programs::in_folder(&home.join("bin")) {
-        return Ok(programs);
+    if let Some(binaries) = Binaries::in_folder(&home.join("bin")) {
+        return Ok(binaries);
     }
     fs::create_dir_all(&cache)?;
     // Next to its final place, so that it gets there in one step: a half-made copy is never taken for a whole
@@ -92,7 +92,7 @@ pub(super) async fn programs() -> Result<Programs, FetchError> {
     unpacking.map_err(std::io::Error::other)??;
     let moved = fs::rename(&unpacked, &home);
     // Where the move failed, another process may have been faster.
-    Programs::in_folder(&home.join("bin")).ok_or_else(|| match moved {
+    Binaries::in_folder(&home.join("bin")).ok_or_else(|| match moved {
         Err(error) => error.into(),
         Ok(()) => FetchError::Unpack("initdb or postgres is missing".to_owned()),
     })
@@ -140,7 +140,7 @@ fn unpack(jar: &Path, target: &Path) -> Result<(), FetchError> {
 /// Root's server runs as another user, who could not reach root's home.
 fn cache() -> PathBuf {
     let var = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let root = account::am_root().unwrap_or(false);
+    let root = run_as::am_root().unwrap_or(false);
     let base = if root {
         PathBuf::from("/var/cache")
     } else {

@@ -2,12 +2,12 @@
 //! without a container or an installation. Each part is replaced by a real one where the environment names
 //! it.
 
-mod account;
+mod binaries;
 pub mod fetch;
 pub mod kafka;
 pub mod postgres;
 pub mod products;
-mod programs;
+mod run_as;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};

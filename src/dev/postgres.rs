@@ -12,8 +12,8 @@ use sqlx::{Connection as _, PgConnection};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::DevError;
-use super::account::{self, Account};
-use super::programs::Programs;
+use super::binaries::Binaries;
+use super::run_as::{self, RunAs};
 
 const SUPERVISOR: &str = include_str!("postgres.sh");
 
@@ -69,7 +69,7 @@ impl Postgres {
 
     /// Starts a server of the given durability.
     pub async fn start_with(durability: Durability) -> Result<Self, DevError> {
-        let mut supervisor = Supervisor::spawn(&Programs::find_or_fetch().await?, durability)?;
+        let mut supervisor = Supervisor::spawn(&Binaries::find_or_fetch().await?, durability)?;
         let deadline = Instant::now() + READY_WITHIN;
         let mut tried = 0;
         loop {
@@ -137,11 +137,11 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    fn spawn(programs: &Programs, durability: Durability) -> Result<Self, DevError> {
-        let account = account::for_postgres()?;
+    fn spawn(binaries: &Binaries, durability: Durability) -> Result<Self, DevError> {
+        let run_as = run_as::for_postgres()?;
         let folder = tempfile::Builder::new()
             .prefix("order-service-postgres-")
-            .tempdir_in(account::temp_dir(account.as_ref()))
+            .tempdir_in(run_as::temp_dir(run_as.as_ref()))
             .map_err(DevError::io("make a temporary folder"))?;
         let for_tests = match durability {
             Durability::Default => [].as_slice(),
@@ -151,7 +151,7 @@ impl Supervisor {
         command
             .args(["-c", SUPERVISOR, "postgres"])
             .arg(folder.path())
-            .args([&programs.initdb, &programs.postgres])
+            .args([&binaries.initdb, &binaries.postgres])
             .args(["-D", "data"])
             .args(SETTINGS.iter().chain(for_tests).flat_map(|setting| ["-c", setting]))
             // Nothing of ours, PGPORT or PGDATA say, shall reach the server.
@@ -164,7 +164,7 @@ impl Supervisor {
             .stderr(Stdio::null())
             // Ctrl-C in the terminal is ours alone: PostgreSQL has to outlive the draining of the service.
             .process_group(0);
-        if let Some(Account { uid, gid }) = account {
+        if let Some(RunAs { uid, gid }) = run_as {
             std::os::unix::fs::chown(folder.path(), Some(uid), Some(gid))
                 .map_err(DevError::io("hand over the temporary folder"))?;
             command.gid(gid).uid(uid);
@@ -276,7 +276,7 @@ mod tests {
     async fn notices_a_lost_port_and_leaves_nothing_behind() -> Result<(), DevError> {
         let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(DevError::io("listen"))?;
         let port = taken.local_addr().map_err(DevError::io("listen"))?.port();
-        let mut supervisor = Supervisor::spawn(&Programs::find_or_fetch().await?, Durability::ForTests)?;
+        let mut supervisor = Supervisor::spawn(&Binaries::find_or_fetch().await?, Durability::ForTests)?;
         let deadline = Instant::now() + READY_WITHIN;
         assert!(matches!(supervisor.serve(port, deadline).await?, Served::Ended));
         drop(taken);

@@ -25,8 +25,8 @@
 //!
 //! `/demo/requests/{id}` also counts groups: calls for `a1-x` and `a1-y` are counted as `a1`, too.
 
-mod book;
-mod fault;
+mod fault_injection;
+mod ledger;
 mod routes;
 
 use std::io;
@@ -40,7 +40,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::DevError;
-use book::Book;
+use ledger::Ledger;
 
 /// How long calls may go on after the stop. Those that hang on purpose end at once.
 const STOPPED_WITHIN: Duration = Duration::from_secs(5);
@@ -62,7 +62,7 @@ impl DemoProducts {
         let bound = listener.local_addr().map_err(failed())?;
         let stopping = CancellationToken::new();
         let app =
-            routes::router(Arc::new(Shop { book: Mutex::new(Book::demo()), stopping: stopping.clone() }));
+            routes::router(Arc::new(Shop { ledger: Mutex::new(Ledger::demo()), stopping: stopping.clone() }));
         let stopped = stopping.clone().cancelled_owned();
         let server =
             tokio::spawn(async move { axum::serve(listener, app).with_graceful_shutdown(stopped).await });
@@ -90,14 +90,14 @@ impl Drop for DemoProducts {
 }
 
 struct Shop {
-    book: Mutex<Book>,
+    ledger: Mutex<Ledger>,
     stopping: CancellationToken,
 }
 
 impl Shop {
-    /// Everything in the book is whole after every statement, so a panic elsewhere spoils nothing.
-    fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Everything in the ledger is whole after every statement, so a panic elsewhere spoils nothing.
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

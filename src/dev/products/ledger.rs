@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Number, Value, json};
 
-use super::fault::{Call, Fault, Plan};
+use super::fault_injection::{Call, Fault, FaultPlan};
 
 /// Id, name, description, price, stock, brand, category. Prices are text: a float would not keep 2499.10.
 const CATALOGUE: [(&str, &str, &str, &str, u64, &str, &str); 8] = [
@@ -77,20 +77,20 @@ pub(super) struct Calls {
 pub(super) type Answer = (StatusCode, Value);
 
 #[derive(Debug, Default)]
-pub(super) struct Book {
+pub(super) struct Ledger {
     products: BTreeMap<String, Product>,
     /// Every first answer by its `Idempotency-Key`.
     answers: HashMap<String, (Change, Answer)>,
     /// The keys of the stock changes that are under way.
     under_way: HashSet<String>,
-    ledger: Vec<Entry>,
-    faults: HashMap<String, Plan>,
+    entries: Vec<Entry>,
+    faults: HashMap<String, FaultPlan>,
     calls: HashMap<String, Calls>,
 }
 
-impl Book {
+impl Ledger {
     pub(super) fn demo() -> Self {
-        let mut book = Self::default();
+        let mut ledger = Self::default();
         for (id, name, description, price, stock, brand, category) in CATALOGUE {
             let text = |text: &str| Some(text.to_owned());
             // Every price above is a number.
@@ -104,9 +104,9 @@ impl Book {
                 brand: text(brand),
                 category: text(category),
             };
-            book.put(id, product);
+            ledger.put(id, product);
         }
-        book.put(
+        ledger.put(
             WITHDRAWN,
             NewProduct {
                 price: Number::from(799),
@@ -118,8 +118,8 @@ impl Book {
                 category: None,
             },
         );
-        book.withdraw(WITHDRAWN);
-        book
+        ledger.withdraw(WITHDRAWN);
+        ledger
     }
 
     pub(super) fn put(&mut self, id: &str, new: NewProduct) {
@@ -191,7 +191,7 @@ impl Book {
             return (StatusCode::CONFLICT, refusal);
         };
         product.stock = after;
-        self.ledger.push(Entry {
+        self.entries.push(Entry {
             product_id: change.product.clone(),
             change: signed,
             stock: after,
@@ -200,12 +200,12 @@ impl Book {
         (StatusCode::OK, json!(product))
     }
 
-    pub(super) fn ledger(&self, product: Option<&str>) -> Vec<&Entry> {
+    pub(super) fn entries(&self, product: Option<&str>) -> Vec<&Entry> {
         let wanted = |entry: &&Entry| product.is_none_or(|id| id == entry.product_id);
-        self.ledger.iter().filter(wanted).collect()
+        self.entries.iter().filter(wanted).collect()
     }
 
-    pub(super) fn set_fault(&mut self, id: &str, plan: Option<Plan>) {
+    pub(super) fn set_fault(&mut self, id: &str, plan: Option<FaultPlan>) {
         match plan {
             Some(plan) => self.faults.insert(id.to_owned(), plan),
             None => self.faults.remove(id),
@@ -266,7 +266,7 @@ fn unknown(id: &str) -> Answer {
 
 #[cfg(test)]
 mod tests {
-    use super::{Book, CATALOGUE, Call, Change, StatusCode, WITHDRAWN};
+    use super::{CATALOGUE, Call, Change, Ledger, StatusCode, WITHDRAWN};
 
     fn reduce(quantity: u64) -> Change {
         let product = "PROD456".to_owned();
@@ -275,32 +275,32 @@ mod tests {
 
     #[test]
     fn prices_stay_as_written() {
-        let book = Book::demo();
+        let ledger = Ledger::demo();
         for (id, .., price, _, _, _) in CATALOGUE {
-            let (status, body) = book.read(id);
+            let (status, body) = ledger.read(id);
             assert_eq!(status, StatusCode::OK);
             assert_eq!(body["price"].to_string(), price);
         }
-        assert_eq!(book.read(WITHDRAWN).0, StatusCode::NOT_FOUND);
+        assert_eq!(ledger.read(WITHDRAWN).0, StatusCode::NOT_FOUND);
     }
 
     #[test]
     fn one_key_changes_stock_once() {
-        let mut book = Book::demo();
+        let mut ledger = Ledger::demo();
         let key = || Some("key".to_owned());
-        let first = book.change(reduce(2), key());
+        let first = ledger.change(reduce(2), key());
         assert_eq!(first.1["stock"], 18);
-        assert_eq!(book.change(reduce(2), key()), first);
-        assert_eq!(book.change(reduce(3), key()).0, StatusCode::UNPROCESSABLE_ENTITY);
-        assert_eq!(book.ledger(Some("PROD456")).len(), 1);
+        assert_eq!(ledger.change(reduce(2), key()), first);
+        assert_eq!(ledger.change(reduce(3), key()).0, StatusCode::UNPROCESSABLE_ENTITY);
+        assert_eq!(ledger.entries(Some("PROD456")).len(), 1);
     }
 
     #[test]
     fn stock_never_goes_below_nothing() {
-        let mut book = Book::demo();
-        assert_eq!(book.change(reduce(21), None).0, StatusCode::CONFLICT);
-        assert_eq!(book.change(reduce(20), None).0, StatusCode::OK);
-        assert_eq!(book.change(reduce(1), None).0, StatusCode::CONFLICT);
-        assert_eq!(book.ledger(None).len(), 1);
+        let mut ledger = Ledger::demo();
+        assert_eq!(ledger.change(reduce(21), None).0, StatusCode::CONFLICT);
+        assert_eq!(ledger.change(reduce(20), None).0, StatusCode::OK);
+        assert_eq!(ledger.change(reduce(1), None).0, StatusCode::CONFLICT);
+        assert_eq!(ledger.entries(None).len(), 1);
     }
 }

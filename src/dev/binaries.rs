@@ -8,16 +8,16 @@ use super::{DevError, fetch};
 
 /// The programs that make a database and serve it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Programs {
+pub(super) struct Binaries {
     pub(super) initdb: PathBuf,
     pub(super) postgres: PathBuf,
 }
 
-impl Programs {
+impl Binaries {
     /// This machine's own programs; fetched ones where there are none.
     pub(super) async fn find_or_fetch() -> Result<Self, DevError> {
-        if let Some(programs) = Self::installed() {
-            return Ok(programs);
+        if let Some(binaries) = Self::installed() {
+            return Ok(binaries);
         }
         fetch::programs().await.map_err(|cause| DevError::NoPostgres {
             install: if cfg!(target_os = "macos") {
@@ -42,8 +42,8 @@ impl Programs {
     pub(super) fn in_folder(folder: &Path) -> Option<Self> {
         // The server runs elsewhere than we do: a relative entry of PATH would lead nowhere there.
         let folder = folder.canonicalize().ok()?;
-        let programs = Self { initdb: folder.join("initdb"), postgres: folder.join("postgres") };
-        (programs.initdb.is_file() && programs.postgres.is_file()).then_some(programs)
+        let binaries = Self { initdb: folder.join("initdb"), postgres: folder.join("postgres") };
+        (binaries.initdb.is_file() && binaries.postgres.is_file()).then_some(binaries)
     }
 }
 
