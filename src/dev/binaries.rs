@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-use super::{DevError, fetch};
+use super::DevError;
+use super::fetch::{self, FetchError};
 
 /// The programs that make a database and serve it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,7 +20,7 @@ impl Binaries {
         if let Some(binaries) = Self::installed() {
             return Ok(binaries);
         }
-        fetch::programs().await.map_err(|cause| DevError::NoPostgres {
+        Self::fetch().await.map_err(|cause| DevError::NoPostgres {
             install: if cfg!(target_os = "macos") {
                 "brew install postgresql"
             } else {
@@ -27,6 +28,12 @@ impl Binaries {
             },
             cause,
         })
+    }
+
+    async fn fetch() -> Result<Self, FetchError> {
+        let folder = fetch::bin_folder().await?;
+        let missing = || FetchError::Unpack(format!("{} lacks initdb or postgres", folder.display()));
+        Self::in_folder(&folder).ok_or_else(missing)
     }
 
     fn installed() -> Option<Self> {
@@ -39,7 +46,7 @@ impl Binaries {
             .find_map(|folder| Self::in_folder(&folder))
     }
 
-    pub(super) fn in_folder(folder: &Path) -> Option<Self> {
+    fn in_folder(folder: &Path) -> Option<Self> {
         // The server runs elsewhere than we do: a relative entry of PATH would lead nowhere there.
         let folder = folder.canonicalize().ok()?;
         let binaries = Self { initdb: folder.join("initdb"), postgres: folder.join("postgres") };

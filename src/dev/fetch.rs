@@ -10,7 +10,6 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
-use super::binaries::Binaries;
 use super::run_as;
 
 const VERSION: &str = "18.6.0";
@@ -71,14 +70,14 @@ fn build() -> Option<Build> {
     Some(Build { platform, sha256 })
 }
 
-/// Fetches the programs once; later calls find them in the cache.
-pub(super) async fn programs() -> Result<Binaries, FetchError> {
+/// The folder of the programs. Fetches them once; later calls find them in the cache.
+pub(super) async fn bin_folder() -> Result<PathBuf, FetchError> {
     let here = || format!("{} on {}", std::env::consts::OS, std::env::consts::ARCH);
     let build = build().ok_or_else(|| FetchError::Platform(here()))?;
     let cache = cache();
     let home = cache.join(format!("postgresql-{VERSION}"));
-    if let Some(binaries) = Binaries::in_folder(&home.join("bin")) {
-        return Ok(binaries);
+    if home.exists() {
+        return Ok(home.join("bin"));
     }
     fs::create_dir_all(&cache)?;
     // Next to its final place, so that it gets there in one step: a half-made copy is never taken for a whole
@@ -91,11 +90,11 @@ pub(super) async fn programs() -> Result<Binaries, FetchError> {
     let unpacking = tokio::task::spawn_blocking(move || unpack(&jar, &target)).await;
     unpacking.map_err(std::io::Error::other)??;
     let moved = fs::rename(&unpacked, &home);
-    // Where the move failed, another process may have been faster.
-    Binaries::in_folder(&home.join("bin")).ok_or_else(|| match moved {
-        Err(error) => error.into(),
-        Ok(()) => FetchError::Unpack("initdb or postgres is missing".to_owned()),
-    })
+    match moved {
+        // Where the move failed, another process may have been faster.
+        Err(error) if !home.exists() => Err(error.into()),
+        _ => Ok(home.join("bin")),
+    }
 }
 
 async fn download(build: &Build, target: &Path) -> Result<(), FetchError> {
