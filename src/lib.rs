@@ -23,7 +23,7 @@
 //! | `json` | how foreign JSON is read: objects as objects alone | |
 //! | [`kit`] | the files that `order-service kit` writes: manifests, dashboards, and the decisions behind all this (`kit/decisions`) | |
 //! | [`app`] | what starts, in what order, and how it stops | |
-//! | `dev` | the embedded stack behind `order-service dev` and the tests; not in the production image | |
+//! | `dev` | the embedded stack behind `order-service dev` and the tests, and the console in the browser; not in the production image | |
 //!
 //! Arrows of import: `api → orders → {store, products} → domain`; `events → {orders, store} → domain`. `domain`
 //! knows no framework, no I/O and no async; only [`app`] sees everything.

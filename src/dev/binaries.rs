@@ -30,6 +30,17 @@ impl Binaries {
         })
     }
 
+    /// Whether this is the server of that major version, which is what its data folder names.
+    pub(super) fn is_version(&self, major: &str) -> Result<bool, DevError> {
+        let answer = Command::new(&self.postgres).arg("--version").output();
+        let answer = answer.map_err(DevError::io("ask PostgreSQL for its version"))?;
+        // `postgres (PostgreSQL) 17.6 (Debian 17.6-1)`
+        let text = String::from_utf8_lossy(&answer.stdout);
+        let version = text.split_whitespace().nth(2).unwrap_or_default();
+        let version: String = version.chars().take_while(char::is_ascii_digit).collect();
+        Ok(version == major)
+    }
+
     async fn fetch() -> Result<Self, FetchError> {
         let folder = fetch::bin_folder().await?;
         let missing = || FetchError::Unpack(format!("{} lacks initdb or postgres", folder.display()));

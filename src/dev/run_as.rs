@@ -37,10 +37,16 @@ pub(super) fn temp_dir(run_as: Option<&RunAs>) -> PathBuf {
 }
 
 fn open_to_all(folder: &Path) -> bool {
-    let allows = |path: &Path, bits: u32| {
-        fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & bits == bits)
-    };
-    allows(folder, 0o003) && folder.ancestors().all(|parent| allows(parent, 0o001))
+    allows(folder, 0o003) && can_be_reached(folder)
+}
+
+/// Whether any user can come to what is in the folder.
+pub(super) fn can_be_reached(folder: &Path) -> bool {
+    folder.ancestors().all(|parent| allows(parent, 0o001))
+}
+
+fn allows(path: &Path, bits: u32) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & bits == bits)
 }
 
 fn find(passwd: &str, name: &str) -> Option<RunAs> {

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+use super::Outage;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Call {
     Read,
@@ -21,6 +23,16 @@ pub(super) enum Fault {
     Hang,
     LoseAnswer,
     Endless,
+}
+
+impl From<Outage> for Fault {
+    fn from(outage: Outage) -> Self {
+        match outage {
+            Outage::Errors => Self::Status(StatusCode::SERVICE_UNAVAILABLE),
+            Outage::Hangs => Self::Hang,
+            Outage::LosesAnswers => Self::LoseAnswer,
+        }
+    }
 }
 
 /// A fault as a test describes it. One flat struct: serde cannot read numbers of arbitrary precision in

@@ -1,12 +1,18 @@
 //! What the demo Product Service knows: products, stock changes, faults and calls.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::Path;
 
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Number, Value, json};
 
+use super::Outage;
 use super::fault_injection::{Call, Fault, FaultPlan};
+use crate::dev::DevError;
+use crate::dev::data::{DataFolder, whole_lines};
 
 /// Id, name, description, price, stock, brand, category. Prices are text: a float would not keep 2499.10.
 const CATALOGUE: [(&str, &str, &str, &str, u64, &str, &str); 8] = [
@@ -37,7 +43,7 @@ pub(super) struct Product {
 }
 
 /// A product as a test describes it.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 pub(super) struct NewProduct {
     price: Number,
     stock: u64,
@@ -49,7 +55,7 @@ pub(super) struct NewProduct {
 }
 
 /// A stock change as it was asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 pub(super) struct Change {
     pub(super) product: String,
     pub(super) call: Call,
@@ -74,6 +80,15 @@ pub(super) struct Calls {
     now: u64,
 }
 
+/// A change of the ledger, as a line of its file.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Line {
+    Put(String, NewProduct),
+    Withdraw(String),
+    Change(Change, Option<String>),
+}
+
 pub(super) type Answer = (StatusCode, Value);
 
 #[derive(Debug, Default)]
@@ -85,14 +100,23 @@ pub(super) struct Ledger {
     under_way: HashSet<String>,
     entries: Vec<Entry>,
     faults: HashMap<String, FaultPlan>,
+    /// A fault of every call; it comes before the fault of a product.
+    outage: Option<Outage>,
     calls: HashMap<String, Calls>,
+    /// The file that every change is appended to, with `dev --data`.
+    file: Option<File>,
 }
 
 impl Ledger {
     pub(super) fn demo() -> Self {
         let mut ledger = Self::default();
+        ledger.add_catalogue();
+        ledger
+    }
+
+    fn add_catalogue(&mut self) {
+        let text = |text: &str| Some(text.to_owned());
         for (id, name, description, price, stock, brand, category) in CATALOGUE {
-            let text = |text: &str| Some(text.to_owned());
             // Every price above is a number.
             let Ok(price) = serde_json::from_str(price) else { continue };
             let product = NewProduct {
@@ -104,9 +128,9 @@ impl Ledger {
                 brand: text(brand),
                 category: text(category),
             };
-            ledger.put(id, product);
+            self.put(id, product);
         }
-        ledger.put(
+        self.put(
             WITHDRAWN,
             NewProduct {
                 price: Number::from(799),
@@ -118,11 +142,47 @@ impl Ledger {
                 category: None,
             },
         );
-        ledger.withdraw(WITHDRAWN);
-        ledger
+        self.withdraw(WITHDRAWN);
     }
 
-    pub(super) fn put(&mut self, id: &str, new: NewProduct) {
+    /// The ledger of a data folder; a new folder gets the demo catalogue.
+    pub(super) fn open(folder: &DataFolder) -> Result<Self, DevError> {
+        let path = folder.products();
+        if !path.exists() {
+            write_catalogue(&path).map_err(DevError::io("write products.jsonl of --data"))?;
+        }
+        let (file, lines) = whole_lines(&path).map_err(DevError::io("read products.jsonl of --data"))?;
+        let mut ledger = Self::default();
+        for (number, line) in lines.iter().enumerate() {
+            let unreadable = |error| {
+                folder.refuse(format!("has no readable line {} in products.jsonl: {error}", number + 1))
+            };
+            match serde_json::from_str(line).map_err(unreadable)? {
+                Line::Put(id, product) => ledger.put(&id, product),
+                Line::Withdraw(id) => ledger.withdraw(&id),
+                Line::Change(change, key) => ledger.change(change, key),
+            };
+        }
+        ledger.file = Some(file);
+        Ok(ledger)
+    }
+
+    /// Appends a change to the file, before it is made. If that fails, nothing changes and the answer is a 500.
+    fn append(&mut self, line: &Line) -> Result<(), Answer> {
+        let Some(file) = &mut self.file else { return Ok(()) };
+        let written = serde_json::to_string(line)
+            .map_err(io::Error::from)
+            .and_then(|text| file.write_all(format!("{text}\n").as_bytes()));
+        written.map_err(|error| {
+            let why = json!({"error": format!("products.jsonl cannot be written: {error}")});
+            (StatusCode::INTERNAL_SERVER_ERROR, why)
+        })
+    }
+
+    pub(super) fn put(&mut self, id: &str, new: NewProduct) -> Answer {
+        if let Err(failure) = self.append(&Line::Put(id.to_owned(), new.clone())) {
+            return failure;
+        }
         let or = |given: Option<String>, default: &str| given.unwrap_or_else(|| default.to_owned());
         let product = Product {
             id: id.to_owned(),
@@ -136,16 +196,18 @@ impl Ledger {
             withdrawn: false,
         };
         self.products.insert(product.id.clone(), product);
+        self.read(id)
     }
 
     pub(super) fn withdraw(&mut self, id: &str) -> Answer {
-        match self.products.get_mut(id) {
-            Some(product) => {
-                product.withdrawn = true;
-                (StatusCode::OK, json!({}))
-            }
-            None => unknown(id),
+        if !self.products.contains_key(id) {
+            return unknown(id);
         }
+        if let Err(failure) = self.append(&Line::Withdraw(id.to_owned())) {
+            return failure;
+        }
+        self.products.entry(id.to_owned()).and_modify(|product| product.withdrawn = true);
+        (StatusCode::OK, json!({}))
     }
 
     pub(super) fn read(&self, id: &str) -> Answer {
@@ -176,8 +238,7 @@ impl Ledger {
     }
 
     fn apply(&mut self, change: &Change, key: Option<String>) -> Answer {
-        let Some(product) = self.products.get_mut(&change.product).filter(|product| !product.withdrawn)
-        else {
+        let Some(product) = self.products.get(&change.product).filter(|product| !product.withdrawn) else {
             return unknown(&change.product);
         };
         let (after, signed) = match change.call {
@@ -190,14 +251,17 @@ impl Ledger {
                 json!({"error": "not enough", "requested": change.quantity, "available": product.stock});
             return (StatusCode::CONFLICT, refusal);
         };
-        product.stock = after;
+        if let Err(failure) = self.append(&Line::Change(change.clone(), key.clone())) {
+            return failure;
+        }
+        self.products.entry(change.product.clone()).and_modify(|product| product.stock = after);
         self.entries.push(Entry {
             product_id: change.product.clone(),
             change: signed,
             stock: after,
             idempotency_key: key,
         });
-        (StatusCode::OK, json!(product))
+        self.read(&change.product)
     }
 
     pub(super) fn entries(&self, product: Option<&str>) -> Vec<&Entry> {
@@ -212,9 +276,24 @@ impl Ledger {
         };
     }
 
+    pub(super) fn catalogue(&self) -> Vec<Value> {
+        self.products.values().filter(|product| !product.withdrawn).map(|product| json!(product)).collect()
+    }
+
+    pub(super) fn set_outage(&mut self, outage: Option<Outage>) {
+        self.outage = outage;
+    }
+
+    pub(super) fn outage(&self) -> Option<Outage> {
+        self.outage
+    }
+
     /// Counts a call that begins, and tells what shall go wrong with it.
     pub(super) fn begin(&mut self, id: &str, call: Call) -> Option<Fault> {
         self.count(id);
+        if let Some(outage) = self.outage {
+            return Some(outage.into());
+        }
         let plan = self.faults.get_mut(id)?;
         let fault = plan.next(call);
         if plan.is_over() {
@@ -253,6 +332,14 @@ impl Ledger {
     pub(super) fn calls(&self, name: &str) -> Calls {
         self.calls.get(name).copied().unwrap_or_default()
     }
+}
+
+/// Writes the demo catalogue to a new file. It is renamed once it is complete.
+fn write_catalogue(path: &Path) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut ledger = Ledger { file: Some(File::create(&new)?), ..Ledger::default() };
+    ledger.add_catalogue();
+    fs::rename(&new, path)
 }
 
 /// The product itself, and its group: what stands before the first hyphen.

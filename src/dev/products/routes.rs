@@ -158,11 +158,7 @@ async fn until_stopped(shop: &Shop, wait: impl Future<Output = ()>) {
 
 async fn put_product(State(shop): Shared, Path(id): Path<String>, body: Bytes) -> Response {
     match serde_json::from_slice(&body) {
-        Ok(new) => {
-            let mut ledger = shop.ledger();
-            ledger.put(&id, new);
-            answer(ledger.read(&id))
-        }
+        Ok(new) => answer(shop.ledger().put(&id, new)),
         Err(error) => answer(bad(&error.to_string())),
     }
 }
