@@ -23,7 +23,7 @@
 //! | `json` | reads JSON from other systems: objects, never arrays of their fields | |
 //! | [`kit`] | the files that `order-service kit` writes: manifests, dashboards, decision records (`kit/decisions`) | |
 //! | [`app`] | starts and stops the parts | |
-//! | `dev` | the embedded stack of `order-service dev` and the tests; not in the production image | |
+//! | `dev` | the embedded stack behind `order-service dev` and the tests, and the console in the browser; not in the production image | |
 //!
 //! Imports: `api → orders → {store, products} → domain`; `events → {orders, store} → domain`. `domain` uses no framework,
 //! no I/O and no async; only [`app`] imports everything.

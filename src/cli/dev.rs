@@ -1,14 +1,18 @@
 //! `dev`: the service with everything around it, on this machine.
 
-use std::io::Write;
+use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use order_service::api::DocsPage;
 use order_service::app::{App, AppError};
 use order_service::config::{Config, Environment, LogConfig};
 use order_service::dev::products::DemoProducts;
-use order_service::dev::{Stack, kafka};
+use order_service::dev::{Console, ConsoleSettings, DataFolder, Stack, kafka};
 use order_service::telemetry;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -17,17 +21,50 @@ use super::{Failure, stop_signal};
 /// Where the demo Product Service listens when nothing else is said.
 const DEMO_PRODUCTS_ADDRESS: &str = "127.0.0.1:8081";
 
+/// Defaults of `dev`: it stops without delay, and after a kill another replica takes over events and payments within
+/// seconds.
+const DEV_DEFAULTS: [(&str, &str); 4] = [
+    ("SHUTDOWN_DELAY_MS", "0"),
+    ("KAFKA_DELIVERY_TIMEOUT_MS", "3000"),
+    ("RELAY_LEASE_MS", "7000"),
+    ("KAFKA_SESSION_TIMEOUT_MS", "6000"),
+];
+
 /// Starts the parts that the environment does not name, then the service; stops all of it on Ctrl-C.
-pub(super) async fn run(env: &Environment) -> Result<(), Failure> {
+/// With `data`, that folder keeps what there is for the next start.
+pub(super) async fn run(env: &Environment, data: Option<&Path>) -> Result<(), Failure> {
     telemetry::start(&log_config(env)?)?;
     let stop = stop_signal()?;
     let program = std::env::current_exe()?;
-    let starting = stop.run_until_cancelled(Stack::start(&program, |name| env.optional(name)));
+    let data = match data {
+        Some(folder) => Some(DataFolder::open(folder).await?),
+        None => None,
+    };
+    let starting =
+        stop.run_until_cancelled(Stack::start_in(data.as_ref(), &program, |name| env.optional(name)));
     // What was started of it until then goes with it.
-    let Some(stack) = starting.await.transpose()? else { return Ok(()) };
-    let outcome = run_service(env, &stack, &stop).await;
-    stack.stop().await;
+    let Some(stack) = starting.await.transpose()?.map(Arc::new) else { return Ok(()) };
+    let parts = Parts { program, stack, data };
+    let outcome = run_service(env, &parts, &stop).await;
+    let Parts { stack, data, .. } = parts;
+    if let Some(stack) = take_stack(stack).await {
+        stack.stop().await;
+    }
+    drop(data);
     outcome
+}
+
+/// The stack, once no request of the console uses it any more. `None` after a timeout: it then ends with this process.
+async fn take_stack(stack: Arc<Stack>) -> Option<Stack> {
+    const WITHIN: Duration = Duration::from_secs(5);
+    const POLL: Duration = Duration::from_millis(10);
+    let waiting = async {
+        while Arc::strong_count(&stack) > 1 {
+            sleep(POLL).await;
+        }
+    };
+    let _ = timeout(WITHIN, waiting).await;
+    Arc::into_inner(stack)
 }
 
 /// For people, and quiet: warnings and what the service itself says.
@@ -37,27 +74,53 @@ fn log_config(env: &Environment) -> Result<LogConfig, Failure> {
     Ok(LogConfig::read(&env.clone().or(defaults))?)
 }
 
-async fn run_service(env: &Environment, stack: &Stack, stop: &CancellationToken) -> Result<(), Failure> {
+/// Everything around the service.
+struct Parts {
+    program: PathBuf,
+    stack: Arc<Stack>,
+    data: Option<DataFolder>,
+}
+
+async fn run_service(env: &Environment, parts: &Parts, stop: &CancellationToken) -> Result<(), Failure> {
+    let Parts { program, stack, data } = parts;
     let env = env
         .clone()
         .with("DATABASE_URL", stack.database_url())
         .with("KAFKA_BOOTSTRAP_SERVERS", stack.kafka())
         .with("PRODUCT_SERVICE_URL", stack.product_service())
-        .or([("SHUTDOWN_DELAY_MS".to_owned(), "0".to_owned())]);
+        .or(DEV_DEFAULTS.map(|(name, value)| (name.to_owned(), value.to_owned())));
     let mut config = Config::read(&env)?;
     config.api.docs = DocsPage::Dev;
+    let mut journal = None;
     if let Some(cluster) = &stack.cluster {
         // The embedded broker has no admin API.
         for topic in [&config.kafka.topic, &config.kafka.payments.topic] {
             cluster.create_topic(topic, config.kafka.partitions)?;
         }
+        if let Some(data) = data {
+            journal = Some(cluster.restore(data).await?);
+        }
     }
+    let kafka = config.kafka.clone();
     let app = Box::pin(start_service(&env, config)).await?;
+    let mut console = None;
     if stop.run_until_cancelled(app.ready()).await == Some(true) {
-        show(&env, stack, app.address)?;
+        let settings = ConsoleSettings {
+            stack: Arc::clone(stack),
+            kafka,
+            replica: app.address,
+            program: program.clone(),
+            env: env.clone(),
+            journal,
+        };
+        let console = console.insert(Console::start(settings).await?);
+        show(&env, parts, app.address, console.address())?;
     }
-    app.run_until(stop.cancelled()).await?;
-    Ok(())
+    let outcome = app.run_until(stop.cancelled()).await;
+    if let Some(console) = console {
+        console.stop().await;
+    }
+    Ok(outcome?)
 }
 
 /// On the default port, or on a free one if another service has that and nobody asked for it by name.
@@ -73,17 +136,20 @@ async fn start_service(env: &Environment, config: Config) -> Result<App, AppErro
     }
 }
 
-fn show(env: &Environment, stack: &Stack, http: SocketAddr) -> std::io::Result<()> {
+fn show(env: &Environment, parts: &Parts, http: SocketAddr, console: SocketAddr) -> std::io::Result<()> {
     let secret = env.optional("GATEWAY_SECRET");
     let secret = secret.map(|secret| format!(" -H 'X-Gateway-Secret: {secret}'")).unwrap_or_default();
+    let Parts { stack, data, .. } = parts;
+    let data = data.as_ref().map(|data| format!("\n  data             {}", data.path().display()));
     let screen = format!(
         "
-The order service is up. Ctrl-C stops everything.
+The order service is up. Ctrl-C stops everything. The console shows it in the browser.
 
+  console          http://{console}
   http             http://{http}
   postgres         {postgres}
   kafka            {kafka}
-  product-service  {products}
+  product-service  {products}{data}
 
 Place a first order:
 
@@ -95,6 +161,7 @@ Place a first order:
         postgres = stack.database_url(),
         kafka = stack.kafka(),
         products = stack.product_service(),
+        data = data.unwrap_or_default(),
     );
     let mut out = std::io::stdout().lock();
     out.write_all(screen.as_bytes())?;
@@ -115,6 +182,27 @@ pub(super) async fn demo_products(env: &Environment) -> Result<(), Failure> {
     stop.cancelled().await;
     products.stop().await;
     Ok(())
+}
+
+/// One more replica for the process that started this one, until that closes the standard input.
+pub(super) async fn replica(env: &Environment) -> Result<(), Failure> {
+    telemetry::start(&log_config(env)?)?;
+    let mut config = Config::read(env)?;
+    config.api.docs = DocsPage::Dev;
+    let stop = CancellationToken::new();
+    let stopping = stop.clone();
+    std::thread::spawn(move || {
+        // Nothing is ever written to it: reading ends when it is closed.
+        let _ = std::io::stdin().read(&mut [0]);
+        stopping.cancel();
+    });
+    let app = Box::pin(App::start(config)).await?;
+    if stop.run_until_cancelled(app.ready()).await == Some(true) {
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{}", app.address)?;
+        out.flush()?;
+    }
+    Ok(app.run_until(stop.cancelled()).await?)
 }
 
 /// The Kafka cluster alone, for the process that started this one.

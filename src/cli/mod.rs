@@ -51,10 +51,18 @@ enum Command {
     },
     /// Run everything on this machine: PostgreSQL, a Kafka broker, a demo Product Service and the service
     #[cfg(feature = "dev")]
-    Dev,
+    Dev {
+        /// Keep orders, stock and the records of Kafka in this folder, for the next start
+        #[arg(long, value_name = "FOLDER")]
+        data: Option<PathBuf>,
+    },
     /// Run the demo Product Service alone
     #[cfg(feature = "dev")]
     DemoProducts,
+    /// Run one more replica for `dev`, until its standard input ends
+    #[cfg(feature = "dev")]
+    #[command(hide = true, name = order_service::dev::replica::COMMAND)]
+    DevReplica,
     /// Run the Kafka cluster of `dev` and of the tests, which command it through standard input
     #[cfg(feature = "dev")]
     #[command(hide = true, name = order_service::dev::kafka::COMMAND)]
@@ -102,9 +110,11 @@ async fn execute(command: &Command, env: &Environment) -> Result<(), Failure> {
             healthcheck::run(config::read_bind_address(env)?, probe).await
         }
         #[cfg(feature = "dev")]
-        Command::Dev => Box::pin(dev::run(env)).await,
+        Command::Dev { data } => Box::pin(dev::run(env, data.as_deref())).await,
         #[cfg(feature = "dev")]
         Command::DemoProducts => dev::demo_products(env).await,
+        #[cfg(feature = "dev")]
+        Command::DevReplica => Box::pin(dev::replica(env)).await,
         #[cfg(feature = "dev")]
         Command::EmbeddedKafka { brokers } => dev::embedded_kafka(*brokers),
     }

@@ -10,8 +10,7 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
-use super::account;
-use super::programs::Programs;
+use super::run_as;
 
 const VERSION: &str = "18.6.0";
 const BASE: &str = "https://repo1.maven.org/maven2/io/zonky/test/postgres";
@@ -71,14 +70,14 @@ fn build() -> Option<Build> {
     Some(Build { platform, sha256 })
 }
 
-/// Fetches the programs once; later calls find them in the cache.
-pub(super) async fn programs() -> Result<Programs, FetchError> {
+/// The folder of the programs. Fetches them once; later calls find them in the cache.
+pub(super) async fn bin_folder() -> Result<PathBuf, FetchError> {
     let here = || format!("{} on {}", std::env::consts::OS, std::env::consts::ARCH);
     let build = build().ok_or_else(|| FetchError::Platform(here()))?;
     let cache = cache();
     let home = cache.join(format!("postgresql-{VERSION}"));
-    if let Some(programs) = Programs::in_folder(&home.join("bin")) {
-        return Ok(programs);
+    if home.exists() {
+        return Ok(home.join("bin"));
     }
     fs::create_dir_all(&cache)?;
     // Next to its final place, so that it gets there in one step: a half-made copy is never taken for a whole
@@ -91,11 +90,11 @@ pub(super) async fn programs() -> Result<Programs, FetchError> {
     let unpacking = tokio::task::spawn_blocking(move || unpack(&jar, &target)).await;
     unpacking.map_err(std::io::Error::other)??;
     let moved = fs::rename(&unpacked, &home);
-    // Where the move failed, another process may have been faster.
-    Programs::in_folder(&home.join("bin")).ok_or_else(|| match moved {
-        Err(error) => error.into(),
-        Ok(()) => FetchError::Unpack("initdb or postgres is missing".to_owned()),
-    })
+    match moved {
+        // Where the move failed, another process may have been faster.
+        Err(error) if !home.exists() => Err(error.into()),
+        _ => Ok(home.join("bin")),
+    }
 }
 
 async fn download(build: &Build, target: &Path) -> Result<(), FetchError> {
@@ -140,7 +139,7 @@ fn unpack(jar: &Path, target: &Path) -> Result<(), FetchError> {
 /// Root's server runs as another user, who could not reach root's home.
 fn cache() -> PathBuf {
     let var = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let root = account::am_root().unwrap_or(false);
+    let root = run_as::am_root().unwrap_or(false);
     let base = if root {
         PathBuf::from("/var/cache")
     } else {

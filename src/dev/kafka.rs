@@ -4,6 +4,7 @@
 //! once, so the cluster must not live in the process of the service or of the tests.
 
 mod cluster;
+mod journal;
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;
@@ -16,9 +17,10 @@ use std::time::Duration;
 
 use rdkafka::types::RDKafkaRespErr;
 
-use super::DevError;
+use super::{DataFolder, DevError};
 
 pub use cluster::run;
+pub use journal::Journal;
 
 /// Addresses every broker at once where a broker's number is asked for.
 pub const ALL_BROKERS: i32 = -1;
@@ -41,7 +43,7 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(30);
 ///   an injected error that hits one of several batches on their way loses it: the producer takes the
 ///   acknowledgement of a later batch for one of the earlier;
 /// * hide what a transaction has not committed, or keep the offsets that were committed in one;
-/// * keep anything on disk: its records end with its process;
+/// * keep anything on disk: its records end with its process ([`restore`](Self::restore) publishes them again);
 /// * keep much: of each partition only the newest 5 MiB (or 100,000 batches), older ones vanish
 ///   without a word;
 /// * create, change, list or delete topics, groups or settings for an admin client
@@ -77,6 +79,11 @@ impl Kafka {
     /// Creates a topic, each partition on as many brokers as Kafka's default asks for (at most three).
     pub fn create_topic(&self, name: &str, partitions: i32) -> Result<(), DevError> {
         self.tell(&format!("create-topic {name} {partitions}"))
+    }
+
+    /// Publishes the records of earlier starts that the folder holds, and opens it for new ones. The topics must exist.
+    pub async fn restore(&self, data: &DataFolder) -> Result<Journal, DevError> {
+        Journal::restore(data, &self.bootstrap_servers).await
     }
 
     /// Cuts the broker's connections and refuses new ones until [`broker_up`](Self::broker_up).

@@ -2,20 +2,25 @@
 //! without a container or an installation. Each part is replaced by a real one where the environment names
 //! it.
 
-mod account;
+mod binaries;
+pub mod console;
+mod data;
 pub mod fetch;
 pub mod kafka;
 pub mod postgres;
 pub mod products;
-mod programs;
+pub mod replica;
+mod run_as;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rdkafka::error::KafkaError;
 use thiserror::Error;
 
+pub use console::{Console, ConsoleSettings};
+pub use data::DataFolder;
 pub use kafka::Kafka;
 pub use postgres::Postgres;
 pub use products::DemoProducts;
@@ -60,6 +65,20 @@ pub enum DevError {
     /// The process of the embedded cluster was told something else than its commands.
     #[error("{0:?} is no command of the embedded Kafka")]
     UnknownCommand(String),
+    /// The folder of `dev --data` cannot be used.
+    #[error("--data {}: it {why}", folder.display())]
+    Data {
+        /// The folder.
+        folder: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// The second replica ended, or did not serve in time.
+    #[error("the second replica did not start; the log says why")]
+    ReplicaNotReady,
+    /// No HTTP client can be made.
+    #[error("the HTTP client of the console cannot be made")]
+    Http(#[from] reqwest::Error),
     /// The operating system refused.
     #[error("could not {what}")]
     Io {
@@ -99,6 +118,15 @@ impl Stack {
         program: &Path,
         get: impl Fn(&'static str) -> Option<String>,
     ) -> Result<Self, DevError> {
+        Self::start_in(None, program, get).await
+    }
+
+    /// As [`start`](Self::start), with the data of a folder.
+    pub async fn start_in(
+        data: Option<&DataFolder>,
+        program: &Path,
+        get: impl Fn(&'static str) -> Option<String>,
+    ) -> Result<Self, DevError> {
         let given = |name: &'static str| get(name).filter(|value| !value.trim().is_empty());
         let (kafka, cluster) = match given("KAFKA_BOOTSTRAP_SERVERS") {
             Some(servers) => (servers, None),
@@ -108,13 +136,18 @@ impl Stack {
         };
         let (product_service, products) = match given("PRODUCT_SERVICE_URL") {
             Some(url) => (url, None),
-            None => DemoProducts::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+            None => DemoProducts::start_in(data, SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
                 .await
                 .map(|demo| (demo.url().to_owned(), Some(demo)))?,
         };
-        let (database_url, postgres) = match given("DATABASE_URL") {
-            Some(url) => (url, None),
-            None => Postgres::start().await.map(|server| (server.url().to_owned(), Some(server)))?,
+        let (database_url, postgres) = if let Some(url) = given("DATABASE_URL") {
+            (url, None)
+        } else {
+            let server = match data {
+                Some(data) => Postgres::start_in(data).await?,
+                None => Postgres::start().await?,
+            };
+            (server.url().to_owned(), Some(server))
         };
         Ok(Self { postgres, cluster, products, database_url, kafka, product_service })
     }

@@ -1,4 +1,4 @@
-//! A real PostgreSQL server in a temporary folder, for as long as this process lives.
+//! A real PostgreSQL server in a temporary folder, or in that of `dev --data`, for as long as this process lives.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -11,9 +11,9 @@ use std::time::Duration;
 use sqlx::{Connection as _, PgConnection};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::DevError;
-use super::account::{self, Account};
-use super::programs::Programs;
+use super::binaries::Binaries;
+use super::run_as::{self, RunAs};
+use super::{DataFolder, DevError};
 
 const SUPERVISOR: &str = include_str!("postgres.sh");
 
@@ -41,8 +41,8 @@ const LOG_TAIL_LINES: usize = 20;
 
 /// A running PostgreSQL server with an empty database, user `postgres`, no password, on 127.0.0.1.
 ///
-/// It stops and its folder disappears with [`stop`](Self::stop), on drop, and when this process dies in
-/// whatever way. It needs no async runtime to stay alive. For root, who may not run PostgreSQL, it runs as
+/// It stops with [`stop`](Self::stop), on drop, and when this process dies in whatever way; then its folder is removed,
+/// unless it is kept. It needs no async runtime to stay alive. For root, who may not run PostgreSQL, it runs as
 /// another user.
 #[derive(Debug)]
 pub struct Postgres {
@@ -69,7 +69,27 @@ impl Postgres {
 
     /// Starts a server of the given durability.
     pub async fn start_with(durability: Durability) -> Result<Self, DevError> {
-        let mut supervisor = Supervisor::spawn(&Programs::find_or_fetch().await?, durability)?;
+        Self::serve(Supervisor::spawn(&Binaries::find_or_fetch().await?, durability, None)?).await
+    }
+
+    /// Starts a server on the database of a data folder, with PostgreSQL's own durability. The database stays when the
+    /// server stops.
+    pub async fn start_in(data: &DataFolder) -> Result<Self, DevError> {
+        let binaries = Binaries::find_or_fetch().await?;
+        let version_of_data = fs::read_to_string(data.postgres().join("data/PG_VERSION"));
+        if let Ok(made_by) = version_of_data
+            && !binaries.is_version(made_by.trim())?
+        {
+            return Err(data.refuse(format!(
+                "was made by PostgreSQL {}, and {} is another version: install that one, or name a new folder",
+                made_by.trim(),
+                binaries.postgres.display(),
+            )));
+        }
+        Self::serve(Supervisor::spawn(&binaries, Durability::Default, Some(data))?).await
+    }
+
+    async fn serve(mut supervisor: Supervisor) -> Result<Self, DevError> {
         let deadline = Instant::now() + READY_WITHIN;
         let mut tried = 0;
         loop {
@@ -112,13 +132,53 @@ impl Postgres {
         }
     }
 
-    /// Stops the server and removes its folder; both are done when this returns.
+    /// Stops the server and removes its folder, unless that is kept; both are done when this returns.
     pub async fn stop(mut self) {
         if let Some(mut child) = self.supervisor.let_go() {
             // Nobody can do anything about a failure here, and the supervisor bounds its own time.
             let _ = tokio::task::spawn_blocking(move || child.wait()).await;
         }
     }
+}
+
+/// The folder that the server works in.
+enum Home {
+    /// The supervisor removes it.
+    Temporary(tempfile::TempDir),
+    Kept(PathBuf),
+}
+
+impl Home {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Temporary(folder) => folder.path(),
+            Self::Kept(folder) => folder,
+        }
+    }
+
+    fn keep(self) -> PathBuf {
+        match self {
+            Self::Temporary(folder) => folder.keep(),
+            Self::Kept(folder) => folder,
+        }
+    }
+}
+
+/// Prepares PostgreSQL's folder in a data folder. Log, process id and exit files of an earlier server are removed.
+fn kept_folder(data: &DataFolder, run_as: Option<&RunAs>) -> Result<PathBuf, DevError> {
+    let folder = data.postgres();
+    if run_as.is_some() && !run_as::can_be_reached(data.path()) {
+        let why = "cannot be reached by the user that PostgreSQL runs as instead of root: name one below /tmp or /var";
+        return Err(data.refuse(why.to_owned()));
+    }
+    fs::create_dir_all(&folder).map_err(DevError::io("make the folder of PostgreSQL"))?;
+    let entries = fs::read_dir(&folder).map_err(DevError::io("read the folder of PostgreSQL"))?;
+    for entry in entries.flatten().filter(|entry| entry.file_name() != "data") {
+        if entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            fs::remove_file(entry.path()).map_err(DevError::io("tidy the folder of PostgreSQL"))?;
+        }
+    }
+    Ok(folder)
 }
 
 enum Served {
@@ -137,12 +197,23 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    fn spawn(programs: &Programs, durability: Durability) -> Result<Self, DevError> {
-        let account = account::for_postgres()?;
-        let folder = tempfile::Builder::new()
-            .prefix("order-service-postgres-")
-            .tempdir_in(account::temp_dir(account.as_ref()))
-            .map_err(DevError::io("make a temporary folder"))?;
+    fn spawn(
+        binaries: &Binaries,
+        durability: Durability,
+        data: Option<&DataFolder>,
+    ) -> Result<Self, DevError> {
+        let run_as = run_as::for_postgres()?;
+        let folder = match data {
+            Some(data) => Home::Kept(kept_folder(data, run_as.as_ref())?),
+            None => Home::Temporary(
+                tempfile::Builder::new()
+                    .prefix("order-service-postgres-")
+                    .tempdir_in(run_as::temp_dir(run_as.as_ref()))
+                    .map_err(DevError::io("make a temporary folder"))?,
+            ),
+        };
+        let lock =
+            data.map(DataFolder::lock).transpose().map_err(DevError::io("hand over the lock of --data"))?;
         let for_tests = match durability {
             Durability::Default => [].as_slice(),
             Durability::ForTests => &FOR_TESTS,
@@ -150,8 +221,9 @@ impl Supervisor {
         let mut command = Command::new("sh");
         command
             .args(["-c", SUPERVISOR, "postgres"])
+            .arg(if data.is_some() { "keep" } else { "remove" })
             .arg(folder.path())
-            .args([&programs.initdb, &programs.postgres])
+            .args([&binaries.initdb, &binaries.postgres])
             .args(["-D", "data"])
             .args(SETTINGS.iter().chain(for_tests).flat_map(|setting| ["-c", setting]))
             // Nothing of ours, PGPORT or PGDATA say, shall reach the server.
@@ -160,23 +232,17 @@ impl Supervisor {
             .env("LC_ALL", "C")
             .current_dir("/")
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(lock.map_or_else(Stdio::null, Stdio::from))
             .stderr(Stdio::null())
             // Ctrl-C in the terminal is ours alone: PostgreSQL has to outlive the draining of the service.
             .process_group(0);
-        if let Some(Account { uid, gid }) = account {
+        if let Some(RunAs { uid, gid }) = run_as {
             std::os::unix::fs::chown(folder.path(), Some(uid), Some(gid))
                 .map_err(DevError::io("hand over the temporary folder"))?;
             command.gid(gid).uid(uid);
         }
         let mut child = command.spawn().map_err(DevError::io("run sh"))?;
-        Ok(Self {
-            lifeline: child.stdin.take(),
-            child: Some(child),
-            // From here on the supervisor removes it.
-            folder: folder.keep(),
-            run: 0,
-        })
+        Ok(Self { lifeline: child.stdin.take(), child: Some(child), folder: folder.keep(), run: 0 })
     }
 
     /// Starts the server and waits until it answers.
@@ -203,9 +269,11 @@ impl Supervisor {
             connection.close().await?;
             Ok::<_, sqlx::Error>(served)
         };
-        // Only the name: the path may lead through links.
-        let ours =
-            |served: &str| Path::new(served).parent().and_then(Path::file_name) == self.folder.file_name();
+        // Either path may lead through links.
+        let ours = |served: &str| {
+            let folders = [Path::new(served), &self.folder.join("data")].map(Path::canonicalize);
+            matches!(folders, [Ok(served), Ok(ours)] if served == ours)
+        };
         matches!(timeout(ANSWERS_WITHIN, attempt).await, Ok(Ok(served)) if ours(&served))
     }
 
@@ -276,7 +344,8 @@ mod tests {
     async fn notices_a_lost_port_and_leaves_nothing_behind() -> Result<(), DevError> {
         let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(DevError::io("listen"))?;
         let port = taken.local_addr().map_err(DevError::io("listen"))?.port();
-        let mut supervisor = Supervisor::spawn(&Programs::find_or_fetch().await?, Durability::ForTests)?;
+        let mut supervisor =
+            Supervisor::spawn(&Binaries::find_or_fetch().await?, Durability::ForTests, None)?;
         let deadline = Instant::now() + READY_WITHIN;
         assert!(matches!(supervisor.serve(port, deadline).await?, Served::Ended));
         drop(taken);

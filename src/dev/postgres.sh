@@ -1,21 +1,26 @@
 # Keeps one PostgreSQL server for one order-service process:
-#   sh -c <this> postgres FOLDER INITDB SERVER [ARGUMENT...]
+#   sh -c <this> postgres keep|remove FOLDER INITDB SERVER [ARGUMENT...]
 #
 # Standard input is the lifeline. The kernel closes it when that process ends, however it ends (SIGKILL
-# included), and then the server stops and the folder goes. Until then every line is a command:
+# included), and then the server stops and the folder goes, unless it is kept. Until then every line is a command:
 #   start RUN PORT   makes the database where there is none yet, and starts the server
 #   crash            ends the server as a crash would
 # The file "exit.RUN" tells that this run of the server, or the making of its database, has ended.
 
-folder=$1 initdb=$2
-shift 2
+end=$1 folder=$2 initdb=$3
+shift 3
 run=0
 # Only the lifeline decides.
 trap '' HUP INT TERM
-cd "$folder" && exec >>log 2>&1 || exit 1
+# Standard output is the lock of a folder that is kept: this shell and the server hold it until they have ended.
+cd "$folder" && exec 3>&1 >>log 2>&1 || exit 1
+# Data that is kept has to survive a power cut.
+[ "$end" = keep ] && sync= || sync=--no-sync
 
 make_database() {
-    "$initdb" -D data -U postgres -A trust -E UTF8 --locale=C --no-sync </dev/null
+    # Whole or not at all: a database that is half made looks like one.
+    rm -rf data.new
+    "$initdb" -D data.new -U postgres -A trust -E UTF8 --locale=C $sync </dev/null && mv data.new data
 }
 
 serve() {
@@ -28,7 +33,7 @@ serve() {
 start() {
     rm -f pid
     if [ ! -e data/PG_VERSION ] && ! make_database; then
-        rm -rf data
+        rm -rf data.new
         echo failed >"exit.$run"
         return
     fi
@@ -57,6 +62,7 @@ while read -r command next port; do
     esac
 done
 halt INT QUIT KILL
+[ "$end" = keep ] && exit
 cd / || exit 1
 # After a KILL the server's children may still be writing for a moment.
 rm -rf "$folder" || { sleep 1 && rm -rf "$folder"; }

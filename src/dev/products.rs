@@ -25,8 +25,8 @@
 //!
 //! `/demo/requests/{id}` also counts groups: calls for `a1-x` and `a1-y` are counted as `a1`, too.
 
-mod book;
-mod fault;
+mod fault_injection;
+mod ledger;
 mod routes;
 
 use std::io;
@@ -34,13 +34,15 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::DevError;
-use book::Book;
+use super::{DataFolder, DevError};
+use ledger::Ledger;
 
 /// How long calls may go on after the stop. Those that hang on purpose end at once.
 const STOPPED_WITHIN: Duration = Duration::from_secs(5);
@@ -52,21 +54,55 @@ pub struct DemoProducts {
     url: String,
     stopping: CancellationToken,
     server: JoinHandle<io::Result<()>>,
+    shop: Arc<Shop>,
+}
+
+/// A fault of every call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outage {
+    /// Every call is answered 503.
+    Errors,
+    /// No call is answered.
+    Hangs,
+    /// Every call is carried out, and its answer lost.
+    LosesAnswers,
 }
 
 impl DemoProducts {
     /// Starts with the demo catalogue; port 0 takes a free one.
     pub async fn start(addr: SocketAddr) -> Result<Self, DevError> {
+        Self::start_in(None, addr).await
+    }
+
+    /// As [`start`](Self::start), with the catalogue, stock and keys of a data folder.
+    pub async fn start_in(data: Option<&DataFolder>, addr: SocketAddr) -> Result<Self, DevError> {
+        let ledger = data.map_or_else(|| Ok(Ledger::demo()), Ledger::open)?;
         let failed = || DevError::io("listen for the demo Product Service");
         let listener = TcpListener::bind(addr).await.map_err(failed())?;
         let bound = listener.local_addr().map_err(failed())?;
         let stopping = CancellationToken::new();
-        let app =
-            routes::router(Arc::new(Shop { book: Mutex::new(Book::demo()), stopping: stopping.clone() }));
+        let shop = Arc::new(Shop { ledger: Mutex::new(ledger), stopping: stopping.clone() });
+        let app = routes::router(Arc::clone(&shop));
         let stopped = stopping.clone().cancelled_owned();
         let server =
             tokio::spawn(async move { axum::serve(listener, app).with_graceful_shutdown(stopped).await });
-        Ok(Self { url: format!("http://{}", reachable(bound)), stopping, server })
+        Ok(Self { url: format!("http://{}", reachable(bound)), stopping, server, shop })
+    }
+
+    /// The products that are sold, by id, each as `GET /api/products/{id}` shows it.
+    pub fn catalogue(&self) -> Vec<Value> {
+        self.shop.ledger().catalogue()
+    }
+
+    /// Makes all calls fail until told otherwise; `None` ends it.
+    pub fn set_outage(&self, outage: Option<Outage>) {
+        self.shop.ledger().set_outage(outage);
+    }
+
+    /// The fault of every call now.
+    pub fn outage(&self) -> Option<Outage> {
+        self.shop.ledger().outage()
     }
 
     /// Where it is, as a `PRODUCT_SERVICE_URL`.
@@ -89,15 +125,16 @@ impl Drop for DemoProducts {
     }
 }
 
+#[derive(Debug)]
 struct Shop {
-    book: Mutex<Book>,
+    ledger: Mutex<Ledger>,
     stopping: CancellationToken,
 }
 
 impl Shop {
-    /// Everything in the book is whole after every statement, so a panic elsewhere spoils nothing.
-    fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Everything in the ledger is whole after every statement, so a panic elsewhere spoils nothing.
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

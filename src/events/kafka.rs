@@ -281,7 +281,7 @@ impl Publisher {
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// The configuration of a connection.
-pub(super) fn connection_config(settings: &KafkaSettings) -> ClientConfig {
+pub(crate) fn connection_config(settings: &KafkaSettings) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", &settings.bootstrap_servers)

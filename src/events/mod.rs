@@ -8,6 +8,8 @@ pub mod payments;
 pub mod relay;
 mod topic;
 
+#[cfg(feature = "dev")]
+pub(crate) use kafka::connection_config;
 pub use kafka::{KafkaHealth, KafkaSettings, PublishError, Publisher, Secret, Sent};
 pub use payments::{PaymentConsumer, PaymentSettings, UnpaidOrders, UnpaidSettings};
 pub use relay::{Relay, RelaySettings};

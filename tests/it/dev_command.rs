@@ -32,8 +32,17 @@ struct Parts {
 impl Dev {
     /// Starts it and reads its screen.
     fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// Starts it on a folder of data.
+    fn start_in(data: &TempDir) -> Self {
+        Self::start_with(&["--data", data.path().to_str().unwrap()])
+    }
+
+    fn start_with(arguments: &[&str]) -> Self {
         let environment = Environment::default().with("PATH", path()).with("LOG_FILTER", "error");
-        let mut child = command("dev", &environment).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = command("dev", &environment).args(arguments).stdout(Stdio::piped()).spawn().unwrap();
         let (lines, printed) = mpsc::channel();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         std::thread::spawn(move || {
@@ -67,6 +76,47 @@ impl Dev {
         (head.lines().next().unwrap().to_owned(), serde_json::from_str(body).unwrap())
     }
 
+    /// Asks for something at a part. The status and the body of the answer.
+    async fn call(&self, method: &str, part: &str, path: &str, body: &str) -> (u16, Value) {
+        let request = reqwest::Client::new()
+            .request(method.parse().unwrap(), format!("{}{path}", self.address(part)))
+            .header("X-User-Email", "admin@example.com")
+            .header("X-User-Role", "ADMIN")
+            .header("Content-Type", "application/json");
+        let answer = request.body(body.to_owned()).send().await.unwrap();
+        (answer.status().as_u16(), serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap())
+    }
+
+    async fn status_of(&self, order: &str) -> Value {
+        let (_, order) = self.call("GET", "http", &format!("/api/orders/{order}"), "").await;
+        order["status"].clone()
+    }
+
+    async fn stock_of(&self, product: &str) -> Value {
+        let (_, product) = self.call("GET", "product-service", &format!("/api/products/{product}"), "").await;
+        product["stock"].clone()
+    }
+
+    fn topic(&self, name: &str) -> Topic {
+        Topic { bootstrap_servers: self.address("kafka").to_owned(), name: name.to_owned() }
+    }
+
+    /// Starts the second replica; its process.
+    async fn start_second_replica(&self) -> String {
+        let (status, answer) = self.call("PUT", "console", "/parts/replica", r#"{"state":"up"}"#).await;
+        assert_eq!(status, 200, "{answer}");
+        let mut events = reqwest::get(format!("{}/events", self.address("console"))).await.unwrap();
+        let mut told = String::new();
+        loop {
+            told += &String::from_utf8_lossy(&events.chunk().await.unwrap().expect("more events"));
+            if let Some((_, after)) = told.split_once("\"pid\":")
+                && let Some(end) = after.find(|c: char| !c.is_ascii_digit())
+            {
+                return after[..end].to_owned();
+            }
+        }
+    }
+
     async fn connect(&self) -> PgConnection {
         PgConnection::connect(self.address("postgres")).await.unwrap()
     }
@@ -84,6 +134,21 @@ impl Dev {
             kafka_address: self.address("kafka").to_owned(),
         }
     }
+}
+
+/// An empty folder that PostgreSQL's user can reach, too.
+fn data_folder() -> TempDir {
+    let folder = tempfile::tempdir_in("/tmp").unwrap();
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+    folder
+}
+
+/// What `dev` says of a folder that it does not start with.
+fn refusal(data: &TempDir) -> String {
+    let environment = Environment::default().with("PATH", path());
+    let output = command("dev", &environment).arg("--data").arg(data.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    String::from_utf8(output.stderr).unwrap()
 }
 
 fn path() -> String {
@@ -120,6 +185,11 @@ impl SlowPrograms {
     }
 }
 
+async fn ends(name: &str, pid: &str) {
+    let alive = || Command::new("kill").args(["-0", pid]).stderr(Stdio::null()).status();
+    eventually(&format!("{name} ends"), async || !alive().unwrap().success()).await;
+}
+
 impl Drop for Dev {
     fn drop(&mut self) {
         // It may have ended already.
@@ -130,8 +200,7 @@ impl Drop for Dev {
 
 impl Parts {
     async fn are_gone_without_a_trace(&self) {
-        let alive = || Command::new("kill").args(["-0", &self.postgres_pid]).stderr(Stdio::null()).status();
-        eventually("PostgreSQL ends", async || !alive().unwrap().success()).await;
+        ends("PostgreSQL", &self.postgres_pid).await;
         eventually("its folder goes", async || !self.postgres_folder.exists()).await;
         eventually("Kafka ends", async || TcpStream::connect(&self.kafka_address).is_err()).await;
     }
@@ -231,4 +300,114 @@ async fn even_a_kill_leaves_nothing_behind() {
 
     assert_eq!(exit_code(&mut dev.child), None);
     parts.are_gone_without_a_trace().await;
+}
+
+#[tokio::test]
+async fn with_data_the_next_start_finds_orders_stock_and_events() {
+    let data = data_folder();
+    let mut dev = Dev::start_in(&data);
+    let (_, placed) = dev.first_order();
+    let order = placed["orderId"].as_str().unwrap().to_owned();
+    let path = format!("/api/orders/{order}/status");
+    let (status, _) = dev.call("PUT", "http", &path, r#"{"status":"CONFIRMED"}"#).await;
+    assert_eq!((status, dev.stock_of("PROD123").await), (200, 48.into()));
+    let events = dev.topic("order-events").records(2).await;
+    let (_, ledger) = dev.call("GET", "product-service", "/demo/ledger", "").await;
+    let pid = dev.parts().await.postgres_pid;
+
+    signal(&dev.child, "INT");
+    assert_eq!(exit_code(&mut dev.child), Some(0));
+    ends("PostgreSQL", &pid).await;
+    let dev = Dev::start_in(&data);
+
+    assert_eq!(dev.status_of(&order).await, "CONFIRMED");
+    assert_eq!(dev.stock_of("PROD123").await, 48);
+    assert_eq!(dev.call("GET", "product-service", "/demo/ledger", "").await.1, ledger);
+    assert_eq!(dev.topic("order-events").records(2).await, events);
+    // The keys of the stock are there, too: giving back knows what was taken.
+    let (status, _) = dev.call("PUT", "http", &path, r#"{"status":"CANCELLED"}"#).await;
+    assert_eq!(status, 200);
+    eventually("the stock is given back", async || dev.stock_of("PROD123").await == 50).await;
+    let all = dev.topic("order-events").records(3).await;
+    let of_order: Vec<i64> = all.iter().map(crate::support::Record::sequence).collect();
+    assert_eq!(of_order, [1, 2, 3]);
+}
+
+#[tokio::test]
+async fn with_data_the_next_start_finds_the_orders_even_after_a_kill() {
+    let data = data_folder();
+    let mut dev = Dev::start_in(&data);
+    let (_, placed) = dev.first_order();
+
+    signal(&dev.child, "KILL");
+    assert_eq!(exit_code(&mut dev.child), None);
+    let dev = Dev::start_in(&data);
+
+    assert_eq!(dev.status_of(placed["orderId"].as_str().unwrap()).await, "CREATED");
+}
+
+#[test]
+fn data_that_is_in_use_is_refused() {
+    let data = data_folder();
+    let _first = Dev::start_in(&data);
+
+    let refusal = refusal(&data);
+
+    assert!(refusal.contains("--data") && refusal.contains("in use by another"), "{refusal}");
+}
+
+#[test]
+fn data_of_others_and_of_another_postgresql_is_refused_and_left_alone() {
+    let data = data_folder();
+    fs::write(data.path().join("letter.txt"), "dear").unwrap();
+    let of_others = refusal(&data);
+    assert!(of_others.contains("--data") && of_others.contains("is not empty"), "{of_others}");
+    assert_eq!(fs::read_dir(data.path()).unwrap().count(), 1);
+
+    let data = data_folder();
+    let version = data.path().join("postgres/data/PG_VERSION");
+    fs::create_dir_all(version.parent().unwrap()).unwrap();
+    fs::write(&version, "9\n").unwrap();
+    fs::write(data.path().join("order-service-dev"), "").unwrap();
+    let of_another = refusal(&data);
+    assert!(of_another.contains("--data") && of_another.contains("PostgreSQL 9"), "{of_another}");
+    assert_eq!(fs::read_to_string(&version).unwrap(), "9\n");
+}
+
+#[tokio::test]
+async fn the_second_replica_of_the_console_ends_with_dev_however_that_ends() {
+    for (signal_name, code) in [("INT", Some(0)), ("KILL", None)] {
+        let mut dev = Dev::start();
+        let replica = dev.start_second_replica().await;
+
+        signal(&dev.child, signal_name);
+
+        assert_eq!(exit_code(&mut dev.child), code);
+        ends("the second replica", &replica).await;
+    }
+}
+
+#[tokio::test]
+async fn the_console_places_an_order_for_its_own_page_and_for_no_other() {
+    let dev = Dev::start();
+    let body = r#"{"items":[{"productId":"PROD123","quantity":1}]}"#;
+
+    let (status, placed) = dev.call("POST", "console", "/api/orders", body).await;
+
+    assert_eq!((status, &placed["status"]), (201, &"CREATED".into()));
+    let console = dev.address("console");
+    assert!(console.starts_with("http://127.0.0.1:"), "{console}");
+    let page = reqwest::get(console).await.unwrap();
+    assert!(page.headers()["content-security-policy"].to_str().unwrap().starts_with("default-src 'none'"));
+    for (header, value, status) in [
+        ("Host", "evil.example", 421),
+        ("Origin", "http://evil.example", 403),
+        ("Sec-Fetch-Site", "cross-site", 403),
+        ("Content-Type", "text/plain", 415),
+    ] {
+        let request = reqwest::Client::new().post(format!("{console}/api/orders")).body(body);
+        let answer = request.header(header, value).send().await.unwrap();
+        assert_eq!(answer.status(), status, "{header}");
+        assert!(answer.headers().get("access-control-allow-origin").is_none());
+    }
 }

@@ -16,8 +16,8 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::Shop;
-use super::book::{Answer, Change};
-use super::fault::{Call, Fault, Plan};
+use super::fault_injection::{Call, Fault, FaultPlan};
+use super::ledger::{Answer, Change};
 
 const ENDLESS_CHUNK: Bytes = Bytes::from_static(&[b' '; 8192]);
 
@@ -28,7 +28,7 @@ pub(super) fn router(shop: Arc<Shop>) -> Router {
         .route("/api/products/{id}/restore-stock", post(restore))
         .route("/demo/products/{id}", put(put_product).delete(withdraw))
         .route("/demo/products/{id}/fault", put(put_fault).delete(end_fault))
-        .route("/demo/ledger", get(async |State(shop): Shared| json_of(&shop.book().ledger(None))))
+        .route("/demo/ledger", get(async |State(shop): Shared| json_of(&shop.ledger().entries(None))))
         .route("/demo/ledger/{id}", get(ledger_of))
         .route("/demo/requests/{id}", get(calls))
         .route("/health", get(healthy))
@@ -49,9 +49,9 @@ async fn healthy() -> Response {
 }
 
 async fn read(State(shop): Shared, Path(id): Path<String>) -> Response {
-    let (book, product) = (Arc::clone(&shop), id.clone());
+    let (owner, product) = (Arc::clone(&shop), id.clone());
     let running = Running { shop, id, key: None };
-    call(running, Call::Read, move || book.book().read(&product)).await
+    call(running, Call::Read, move || owner.ledger().read(&product)).await
 }
 
 async fn reduce(shop: Shared, id: Path<String>, headers: HeaderMap, body: Bytes) -> Response {
@@ -77,10 +77,10 @@ async fn change(
         Ok(_) => Err(bad("the quantity has to be positive")),
         Err(error) => Err(bad(&error.to_string())),
     };
-    let (book, held) = (Arc::clone(&shop), key.clone());
+    let (owner, held) = (Arc::clone(&shop), key.clone());
     let running = Running { shop, id: product, key: held };
     let work = move || match change {
-        Ok(change) => book.book().change(change, key),
+        Ok(change) => owner.ledger().change(change, key),
         Err(bad) => bad,
     };
     call(running, kind, work).await
@@ -99,22 +99,22 @@ struct StillRunning;
 impl Running {
     /// Counts the call, and tells what shall go wrong with it.
     fn begin(&mut self, kind: Call) -> Result<Option<Fault>, StillRunning> {
-        let mut book = self.shop.book();
+        let mut ledger = self.shop.ledger();
         // The key is the other one's: this one must not let it go.
-        if self.key.take_if(|key| !book.hold(key)).is_some() {
-            book.count(&self.id);
+        if self.key.take_if(|key| !ledger.hold(key)).is_some() {
+            ledger.count(&self.id);
             return Err(StillRunning);
         }
-        Ok(book.begin(&self.id, kind))
+        Ok(ledger.begin(&self.id, kind))
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let mut book = self.shop.book();
-        book.end(&self.id);
+        let mut ledger = self.shop.ledger();
+        ledger.end(&self.id);
         if let Some(key) = &self.key {
-            book.let_go(key);
+            ledger.let_go(key);
         }
     }
 }
@@ -158,23 +158,19 @@ async fn until_stopped(shop: &Shop, wait: impl Future<Output = ()>) {
 
 async fn put_product(State(shop): Shared, Path(id): Path<String>, body: Bytes) -> Response {
     match serde_json::from_slice(&body) {
-        Ok(new) => {
-            let mut book = shop.book();
-            book.put(&id, new);
-            answer(book.read(&id))
-        }
+        Ok(new) => answer(shop.ledger().put(&id, new)),
         Err(error) => answer(bad(&error.to_string())),
     }
 }
 
 async fn withdraw(State(shop): Shared, Path(id): Path<String>) -> Response {
-    answer(shop.book().withdraw(&id))
+    answer(shop.ledger().withdraw(&id))
 }
 
 async fn put_fault(State(shop): Shared, Path(id): Path<String>, body: Bytes) -> Response {
-    match Plan::parse(&body) {
+    match FaultPlan::parse(&body) {
         Ok(plan) => {
-            shop.book().set_fault(&id, Some(plan));
+            shop.ledger().set_fault(&id, Some(plan));
             answer((StatusCode::OK, json!({})))
         }
         Err(error) => answer(bad(&error)),
@@ -182,16 +178,16 @@ async fn put_fault(State(shop): Shared, Path(id): Path<String>, body: Bytes) -> 
 }
 
 async fn end_fault(State(shop): Shared, Path(id): Path<String>) -> Response {
-    shop.book().set_fault(&id, None);
+    shop.ledger().set_fault(&id, None);
     answer((StatusCode::OK, json!({})))
 }
 
 async fn ledger_of(State(shop): Shared, Path(id): Path<String>) -> Response {
-    json_of(&shop.book().ledger(Some(&id)))
+    json_of(&shop.ledger().entries(Some(&id)))
 }
 
 async fn calls(State(shop): Shared, Path(id): Path<String>) -> Response {
-    json_of(&shop.book().calls(&id))
+    json_of(&shop.ledger().calls(&id))
 }
 
 fn bad(why: &str) -> Answer {

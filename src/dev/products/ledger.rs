@@ -1,12 +1,18 @@
 //! What the demo Product Service knows: products, stock changes, faults and calls.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::Path;
 
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Number, Value, json};
 
-use super::fault::{Call, Fault, Plan};
+use super::Outage;
+use super::fault_injection::{Call, Fault, FaultPlan};
+use crate::dev::DevError;
+use crate::dev::data::{DataFolder, whole_lines};
 
 /// Id, name, description, price, stock, brand, category. Prices are text: a float would not keep 2499.10.
 const CATALOGUE: [(&str, &str, &str, &str, u64, &str, &str); 8] = [
@@ -37,7 +43,7 @@ pub(super) struct Product {
 }
 
 /// A product as a test describes it.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 pub(super) struct NewProduct {
     price: Number,
     stock: u64,
@@ -49,7 +55,7 @@ pub(super) struct NewProduct {
 }
 
 /// A stock change as it was asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 pub(super) struct Change {
     pub(super) product: String,
     pub(super) call: Call,
@@ -74,25 +80,43 @@ pub(super) struct Calls {
     now: u64,
 }
 
+/// A change of the ledger, as a line of its file.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Line {
+    Put(String, NewProduct),
+    Withdraw(String),
+    Change(Change, Option<String>),
+}
+
 pub(super) type Answer = (StatusCode, Value);
 
 #[derive(Debug, Default)]
-pub(super) struct Book {
+pub(super) struct Ledger {
     products: BTreeMap<String, Product>,
     /// Every first answer by its `Idempotency-Key`.
     answers: HashMap<String, (Change, Answer)>,
     /// The keys of the stock changes that are under way.
     under_way: HashSet<String>,
-    ledger: Vec<Entry>,
-    faults: HashMap<String, Plan>,
+    entries: Vec<Entry>,
+    faults: HashMap<String, FaultPlan>,
+    /// A fault of every call; it comes before the fault of a product.
+    outage: Option<Outage>,
     calls: HashMap<String, Calls>,
+    /// The file that every change is appended to, with `dev --data`.
+    file: Option<File>,
 }
 
-impl Book {
+impl Ledger {
     pub(super) fn demo() -> Self {
-        let mut book = Self::default();
+        let mut ledger = Self::default();
+        ledger.add_catalogue();
+        ledger
+    }
+
+    fn add_catalogue(&mut self) {
+        let text = |text: &str| Some(text.to_owned());
         for (id, name, description, price, stock, brand, category) in CATALOGUE {
-            let text = |text: &str| Some(text.to_owned());
             // Every price above is a number.
             let Ok(price) = serde_json::from_str(price) else { continue };
             let product = NewProduct {
@@ -104,9 +128,9 @@ impl Book {
                 brand: text(brand),
                 category: text(category),
             };
-            book.put(id, product);
+            self.put(id, product);
         }
-        book.put(
+        self.put(
             WITHDRAWN,
             NewProduct {
                 price: Number::from(799),
@@ -118,11 +142,47 @@ impl Book {
                 category: None,
             },
         );
-        book.withdraw(WITHDRAWN);
-        book
+        self.withdraw(WITHDRAWN);
     }
 
-    pub(super) fn put(&mut self, id: &str, new: NewProduct) {
+    /// The ledger of a data folder; a new folder gets the demo catalogue.
+    pub(super) fn open(folder: &DataFolder) -> Result<Self, DevError> {
+        let path = folder.products();
+        if !path.exists() {
+            write_catalogue(&path).map_err(DevError::io("write products.jsonl of --data"))?;
+        }
+        let (file, lines) = whole_lines(&path).map_err(DevError::io("read products.jsonl of --data"))?;
+        let mut ledger = Self::default();
+        for (number, line) in lines.iter().enumerate() {
+            let unreadable = |error| {
+                folder.refuse(format!("has no readable line {} in products.jsonl: {error}", number + 1))
+            };
+            match serde_json::from_str(line).map_err(unreadable)? {
+                Line::Put(id, product) => ledger.put(&id, product),
+                Line::Withdraw(id) => ledger.withdraw(&id),
+                Line::Change(change, key) => ledger.change(change, key),
+            };
+        }
+        ledger.file = Some(file);
+        Ok(ledger)
+    }
+
+    /// Appends a change to the file, before it is made. If that fails, nothing changes and the answer is a 500.
+    fn append(&mut self, line: &Line) -> Result<(), Answer> {
+        let Some(file) = &mut self.file else { return Ok(()) };
+        let written = serde_json::to_string(line)
+            .map_err(io::Error::from)
+            .and_then(|text| file.write_all(format!("{text}\n").as_bytes()));
+        written.map_err(|error| {
+            let why = json!({"error": format!("products.jsonl cannot be written: {error}")});
+            (StatusCode::INTERNAL_SERVER_ERROR, why)
+        })
+    }
+
+    pub(super) fn put(&mut self, id: &str, new: NewProduct) -> Answer {
+        if let Err(failure) = self.append(&Line::Put(id.to_owned(), new.clone())) {
+            return failure;
+        }
         let or = |given: Option<String>, default: &str| given.unwrap_or_else(|| default.to_owned());
         let product = Product {
             id: id.to_owned(),
@@ -136,16 +196,18 @@ impl Book {
             withdrawn: false,
         };
         self.products.insert(product.id.clone(), product);
+        self.read(id)
     }
 
     pub(super) fn withdraw(&mut self, id: &str) -> Answer {
-        match self.products.get_mut(id) {
-            Some(product) => {
-                product.withdrawn = true;
-                (StatusCode::OK, json!({}))
-            }
-            None => unknown(id),
+        if !self.products.contains_key(id) {
+            return unknown(id);
         }
+        if let Err(failure) = self.append(&Line::Withdraw(id.to_owned())) {
+            return failure;
+        }
+        self.products.entry(id.to_owned()).and_modify(|product| product.withdrawn = true);
+        (StatusCode::OK, json!({}))
     }
 
     pub(super) fn read(&self, id: &str) -> Answer {
@@ -176,8 +238,7 @@ impl Book {
     }
 
     fn apply(&mut self, change: &Change, key: Option<String>) -> Answer {
-        let Some(product) = self.products.get_mut(&change.product).filter(|product| !product.withdrawn)
-        else {
+        let Some(product) = self.products.get(&change.product).filter(|product| !product.withdrawn) else {
             return unknown(&change.product);
         };
         let (after, signed) = match change.call {
@@ -190,31 +251,49 @@ impl Book {
                 json!({"error": "not enough", "requested": change.quantity, "available": product.stock});
             return (StatusCode::CONFLICT, refusal);
         };
-        product.stock = after;
-        self.ledger.push(Entry {
+        if let Err(failure) = self.append(&Line::Change(change.clone(), key.clone())) {
+            return failure;
+        }
+        self.products.entry(change.product.clone()).and_modify(|product| product.stock = after);
+        self.entries.push(Entry {
             product_id: change.product.clone(),
             change: signed,
             stock: after,
             idempotency_key: key,
         });
-        (StatusCode::OK, json!(product))
+        self.read(&change.product)
     }
 
-    pub(super) fn ledger(&self, product: Option<&str>) -> Vec<&Entry> {
+    pub(super) fn entries(&self, product: Option<&str>) -> Vec<&Entry> {
         let wanted = |entry: &&Entry| product.is_none_or(|id| id == entry.product_id);
-        self.ledger.iter().filter(wanted).collect()
+        self.entries.iter().filter(wanted).collect()
     }
 
-    pub(super) fn set_fault(&mut self, id: &str, plan: Option<Plan>) {
+    pub(super) fn set_fault(&mut self, id: &str, plan: Option<FaultPlan>) {
         match plan {
             Some(plan) => self.faults.insert(id.to_owned(), plan),
             None => self.faults.remove(id),
         };
     }
 
+    pub(super) fn catalogue(&self) -> Vec<Value> {
+        self.products.values().filter(|product| !product.withdrawn).map(|product| json!(product)).collect()
+    }
+
+    pub(super) fn set_outage(&mut self, outage: Option<Outage>) {
+        self.outage = outage;
+    }
+
+    pub(super) fn outage(&self) -> Option<Outage> {
+        self.outage
+    }
+
     /// Counts a call that begins, and tells what shall go wrong with it.
     pub(super) fn begin(&mut self, id: &str, call: Call) -> Option<Fault> {
         self.count(id);
+        if let Some(outage) = self.outage {
+            return Some(outage.into());
+        }
         let plan = self.faults.get_mut(id)?;
         let fault = plan.next(call);
         if plan.is_over() {
@@ -255,6 +334,14 @@ impl Book {
     }
 }
 
+/// Writes the demo catalogue to a new file. It is renamed once it is complete.
+fn write_catalogue(path: &Path) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut ledger = Ledger { file: Some(File::create(&new)?), ..Ledger::default() };
+    ledger.add_catalogue();
+    fs::rename(&new, path)
+}
+
 /// The product itself, and its group: what stands before the first hyphen.
 fn counted_as(id: &str) -> impl Iterator<Item = &str> {
     std::iter::once(id).chain(id.split_once('-').map(|(group, _)| group))
@@ -266,7 +353,7 @@ fn unknown(id: &str) -> Answer {
 
 #[cfg(test)]
 mod tests {
-    use super::{Book, CATALOGUE, Call, Change, StatusCode, WITHDRAWN};
+    use super::{CATALOGUE, Call, Change, Ledger, StatusCode, WITHDRAWN};
 
     fn reduce(quantity: u64) -> Change {
         let product = "PROD456".to_owned();
@@ -275,32 +362,32 @@ mod tests {
 
     #[test]
     fn prices_stay_as_written() {
-        let book = Book::demo();
+        let ledger = Ledger::demo();
         for (id, .., price, _, _, _) in CATALOGUE {
-            let (status, body) = book.read(id);
+            let (status, body) = ledger.read(id);
             assert_eq!(status, StatusCode::OK);
             assert_eq!(body["price"].to_string(), price);
         }
-        assert_eq!(book.read(WITHDRAWN).0, StatusCode::NOT_FOUND);
+        assert_eq!(ledger.read(WITHDRAWN).0, StatusCode::NOT_FOUND);
     }
 
     #[test]
     fn one_key_changes_stock_once() {
-        let mut book = Book::demo();
+        let mut ledger = Ledger::demo();
         let key = || Some("key".to_owned());
-        let first = book.change(reduce(2), key());
+        let first = ledger.change(reduce(2), key());
         assert_eq!(first.1["stock"], 18);
-        assert_eq!(book.change(reduce(2), key()), first);
-        assert_eq!(book.change(reduce(3), key()).0, StatusCode::UNPROCESSABLE_ENTITY);
-        assert_eq!(book.ledger(Some("PROD456")).len(), 1);
+        assert_eq!(ledger.change(reduce(2), key()), first);
+        assert_eq!(ledger.change(reduce(3), key()).0, StatusCode::UNPROCESSABLE_ENTITY);
+        assert_eq!(ledger.entries(Some("PROD456")).len(), 1);
     }
 
     #[test]
     fn stock_never_goes_below_nothing() {
-        let mut book = Book::demo();
-        assert_eq!(book.change(reduce(21), None).0, StatusCode::CONFLICT);
-        assert_eq!(book.change(reduce(20), None).0, StatusCode::OK);
-        assert_eq!(book.change(reduce(1), None).0, StatusCode::CONFLICT);
-        assert_eq!(book.ledger(None).len(), 1);
+        let mut ledger = Ledger::demo();
+        assert_eq!(ledger.change(reduce(21), None).0, StatusCode::CONFLICT);
+        assert_eq!(ledger.change(reduce(20), None).0, StatusCode::OK);
+        assert_eq!(ledger.change(reduce(1), None).0, StatusCode::CONFLICT);
+        assert_eq!(ledger.entries(None).len(), 1);
     }
 }

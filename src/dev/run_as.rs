@@ -10,13 +10,13 @@ const ROOT: u32 = 0;
 
 /// The user that PostgreSQL runs as instead of root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Account {
+pub(super) struct RunAs {
     pub(super) uid: u32,
     pub(super) gid: u32,
 }
 
 /// `None` where the current user will do.
-pub(super) fn for_postgres() -> Result<Option<Account>, DevError> {
+pub(super) fn for_postgres() -> Result<Option<RunAs>, DevError> {
     if !am_root()? {
         return Ok(None);
     }
@@ -31,19 +31,25 @@ pub(super) fn am_root() -> Result<bool, DevError> {
 }
 
 /// The machine's folder for temporary files, or `/tmp` where the other user could not work in that one.
-pub(super) fn temp_dir(account: Option<&Account>) -> PathBuf {
+pub(super) fn temp_dir(run_as: Option<&RunAs>) -> PathBuf {
     let usual = std::env::temp_dir();
-    if account.is_none() || open_to_all(&usual) { usual } else { PathBuf::from("/tmp") }
+    if run_as.is_none() || open_to_all(&usual) { usual } else { PathBuf::from("/tmp") }
 }
 
 fn open_to_all(folder: &Path) -> bool {
-    let allows = |path: &Path, bits: u32| {
-        fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & bits == bits)
-    };
-    allows(folder, 0o003) && folder.ancestors().all(|parent| allows(parent, 0o001))
+    allows(folder, 0o003) && can_be_reached(folder)
 }
 
-fn find(passwd: &str, name: &str) -> Option<Account> {
+/// Whether any user can come to what is in the folder.
+pub(super) fn can_be_reached(folder: &Path) -> bool {
+    folder.ancestors().all(|parent| allows(parent, 0o001))
+}
+
+fn allows(path: &Path, bits: u32) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & bits == bits)
+}
+
+fn find(passwd: &str, name: &str) -> Option<RunAs> {
     passwd.lines().find_map(|line| {
         let mut fields = line.split(':');
         if fields.next()? != name {
@@ -51,19 +57,19 @@ fn find(passwd: &str, name: &str) -> Option<Account> {
         }
         let uid = fields.nth(1)?.parse().ok()?;
         let gid = fields.next()?.parse().ok()?;
-        (uid != ROOT).then_some(Account { uid, gid })
+        (uid != ROOT).then_some(RunAs { uid, gid })
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Account, find};
+    use super::{RunAs, find};
 
     #[test]
     fn reads_uid_and_gid() {
         let passwd =
             "root:x:0:0::/root:/bin/sh\npostgres:x:101:104:PostgreSQL,,,:/var/lib/postgresql:/bin/bash\n";
-        assert_eq!(find(passwd, "postgres"), Some(Account { uid: 101, gid: 104 }));
+        assert_eq!(find(passwd, "postgres"), Some(RunAs { uid: 101, gid: 104 }));
         assert_eq!(find(passwd, "nobody"), None);
         assert_eq!(find(passwd, "root"), None);
     }

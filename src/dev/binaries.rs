@@ -4,22 +4,23 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-use super::{DevError, fetch};
+use super::DevError;
+use super::fetch::{self, FetchError};
 
 /// The programs that make a database and serve it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Programs {
+pub(super) struct Binaries {
     pub(super) initdb: PathBuf,
     pub(super) postgres: PathBuf,
 }
 
-impl Programs {
+impl Binaries {
     /// This machine's own programs; fetched ones where there are none.
     pub(super) async fn find_or_fetch() -> Result<Self, DevError> {
-        if let Some(programs) = Self::installed() {
-            return Ok(programs);
+        if let Some(binaries) = Self::installed() {
+            return Ok(binaries);
         }
-        fetch::programs().await.map_err(|cause| DevError::NoPostgres {
+        Self::fetch().await.map_err(|cause| DevError::NoPostgres {
             install: if cfg!(target_os = "macos") {
                 "brew install postgresql"
             } else {
@@ -27,6 +28,23 @@ impl Programs {
             },
             cause,
         })
+    }
+
+    /// Whether this is the server of that major version, which is what its data folder names.
+    pub(super) fn is_version(&self, major: &str) -> Result<bool, DevError> {
+        let answer = Command::new(&self.postgres).arg("--version").output();
+        let answer = answer.map_err(DevError::io("ask PostgreSQL for its version"))?;
+        // `postgres (PostgreSQL) 17.6 (Debian 17.6-1)`
+        let text = String::from_utf8_lossy(&answer.stdout);
+        let version = text.split_whitespace().nth(2).unwrap_or_default();
+        let version: String = version.chars().take_while(char::is_ascii_digit).collect();
+        Ok(version == major)
+    }
+
+    async fn fetch() -> Result<Self, FetchError> {
+        let folder = fetch::bin_folder().await?;
+        let missing = || FetchError::Unpack(format!("{} lacks initdb or postgres", folder.display()));
+        Self::in_folder(&folder).ok_or_else(missing)
     }
 
     fn installed() -> Option<Self> {
@@ -39,11 +57,11 @@ impl Programs {
             .find_map(|folder| Self::in_folder(&folder))
     }
 
-    pub(super) fn in_folder(folder: &Path) -> Option<Self> {
+    fn in_folder(folder: &Path) -> Option<Self> {
         // The server runs elsewhere than we do: a relative entry of PATH would lead nowhere there.
         let folder = folder.canonicalize().ok()?;
-        let programs = Self { initdb: folder.join("initdb"), postgres: folder.join("postgres") };
-        (programs.initdb.is_file() && programs.postgres.is_file()).then_some(programs)
+        let binaries = Self { initdb: folder.join("initdb"), postgres: folder.join("postgres") };
+        (binaries.initdb.is_file() && binaries.postgres.is_file()).then_some(binaries)
     }
 }
 

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+use super::Outage;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Call {
     Read,
@@ -21,6 +23,16 @@ pub(super) enum Fault {
     Hang,
     LoseAnswer,
     Endless,
+}
+
+impl From<Outage> for Fault {
+    fn from(outage: Outage) -> Self {
+        match outage {
+            Outage::Errors => Self::Status(StatusCode::SERVICE_UNAVAILABLE),
+            Outage::Hangs => Self::Hang,
+            Outage::LosesAnswers => Self::LoseAnswer,
+        }
+    }
 }
 
 /// A fault as a test describes it. One flat struct: serde cannot read numbers of arbitrary precision in
@@ -48,13 +60,13 @@ enum Kind {
 }
 
 #[derive(Debug)]
-pub(super) struct Plan {
+pub(super) struct FaultPlan {
     fault: Fault,
     times_left: Option<u64>,
     on: Option<Call>,
 }
 
-impl Plan {
+impl FaultPlan {
     pub(super) fn parse(text: &[u8]) -> Result<Self, String> {
         let given: Description = serde_json::from_slice(text).map_err(|error| error.to_string())?;
         let fault = match given.kind {
@@ -86,11 +98,11 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
-    use super::{Call, Fault, Plan, StatusCode};
+    use super::{Call, Fault, FaultPlan, StatusCode};
 
     #[test]
     fn ends_after_so_many_calls_of_its_kind() -> Result<(), String> {
-        let mut plan = Plan::parse(br#"{"kind":"status","status":500,"times":2,"on":"reduce-stock"}"#)?;
+        let mut plan = FaultPlan::parse(br#"{"kind":"status","status":500,"times":2,"on":"reduce-stock"}"#)?;
         let fault = Some(Fault::Status(StatusCode::INTERNAL_SERVER_ERROR));
         assert_eq!(plan.next(Call::Read), None);
         assert_eq!(plan.next(Call::ReduceStock), fault);
@@ -104,7 +116,7 @@ mod tests {
     #[test]
     fn refuses_what_it_does_not_understand() {
         for text in ["", "{}", r#"{"kind":"slow"}"#, r#"{"kind":"hang","tims":1}"#] {
-            assert!(Plan::parse(text.as_bytes()).is_err(), "{text}");
+            assert!(FaultPlan::parse(text.as_bytes()).is_err(), "{text}");
         }
     }
 }
