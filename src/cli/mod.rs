@@ -1,9 +1,12 @@
 //! `serve`, `migrate`, `healthcheck`; and, where the embedded stack is compiled in, `dev` and `demo-products`.
 
+mod check;
 #[cfg(feature = "dev")]
 mod dev;
 mod healthcheck;
 mod operate;
+mod output;
+mod payments;
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -33,11 +36,15 @@ enum Command {
     /// Bring the database schema up to date, then exit
     Migrate,
     /// List, replay or skip events that Kafka refuses
-    #[command(subcommand)]
-    Outbox(operate::OutboxCommand),
+    Outbox(operate::OutboxArgs),
     /// List or resolve stock movements of which nobody knows the outcome
-    #[command(subcommand)]
-    Stock(operate::StockCommand),
+    Stock(operate::StockArgs),
+    /// List, retry or settle payments that could not be applied
+    Payments(payments::PaymentsArgs),
+    /// List the refunds that are due, or say that one is done
+    Refunds(payments::RefundsArgs),
+    /// Check that the database keeps what the service promises; exit code 1 where it does not
+    Check(check::CheckArgs),
     /// Write the description of the API, manifests, dashboards and decisions of this version into a new folder
     Kit {
         /// A folder that is not there yet, or empty
@@ -102,8 +109,11 @@ async fn execute(command: &Command, env: &Environment) -> Result<(), Failure> {
     match command {
         Command::Serve => serve(env).await,
         Command::Migrate => migrate(env).await,
-        Command::Outbox(command) => operate::outbox(command, env).await,
-        Command::Stock(command) => operate::stock(command, env).await,
+        Command::Outbox(args) => operate::outbox(args, env).await,
+        Command::Stock(args) => operate::stock(args, env).await,
+        Command::Payments(args) => payments::payments(args, env).await,
+        Command::Refunds(args) => payments::refunds(args, env).await,
+        Command::Check(args) => check::check(args, env).await,
         Command::Kit { folder } => write_kit(folder),
         Command::Healthcheck { live } => {
             let probe = if *live { "live" } else { "ready" };

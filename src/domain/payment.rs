@@ -3,6 +3,7 @@
 
 use super::aggregate::{Confirmation, OrderAggregate, Refund, reason};
 use super::order::Change;
+use super::words::words;
 use super::{Actor, Money, Status, TraceParent};
 
 /// What happened at the Payment Service.
@@ -31,7 +32,32 @@ pub enum PaymentOutcome {
     AmountMismatch,
 }
 
+words! {
+    /// Why a record of the payment topic is parked.
+    ParkReason {
+        /// Not the amount of the order.
+        AmountMismatch = "AMOUNT_MISMATCH",
+        /// The order was paid before, by another payment.
+        PaidAgain = "PAID_AGAIN",
+        /// It has the key of another event, and other bytes.
+        KeyReused = "KEY_REUSED",
+        /// There is no such order.
+        UnknownOrder = "UNKNOWN_ORDER",
+        /// It is no payment event.
+        Undecodable = "UNDECODABLE",
+        /// The database refuses what it says.
+        Unwritable = "UNWRITABLE",
+        /// A release that gave no reason parked it.
+        Other = "OTHER",
+    }
+}
+
 impl PaymentOutcome {
+    /// Whether its record is parked as well.
+    pub const fn is_parked(&self) -> bool {
+        matches!(self, Self::PaidAgain | Self::AmountMismatch)
+    }
+
     /// Whether money came that the order does not account for.
     pub const fn needs_a_person(&self) -> bool {
         matches!(self, Self::RefundDue | Self::PaidAgain | Self::AmountMismatch)

@@ -3,6 +3,7 @@
 
 pub(crate) mod decode;
 mod progress;
+mod retry;
 mod unpaid;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -23,12 +24,14 @@ use tracing::{debug, error, info, warn};
 
 use super::KafkaSettings;
 use super::kafka::connection_config;
+use crate::domain::payment::ParkReason;
 use crate::domain::{OrderId, TraceParent};
 use crate::orders::OrderService;
 use crate::store::StoreError;
 use crate::store::payments::{IncomingPayment, Received, RecordPlace};
 use crate::telemetry::chain as chain_of;
 use decode::{Decoded, decode};
+pub use retry::{Retried, retry_parked};
 pub use unpaid::{UnpaidOrders, UnpaidSettings};
 
 /// What is read of the Payment Service.
@@ -174,8 +177,16 @@ impl PaymentConsumer {
             Decoded::Payment { key, order, event, event_type } => {
                 let (trace, offset) = (record.trace.clone(), place.offset);
                 let (place, payload) = (place.clone(), payload.clone());
-                let payment =
-                    Arc::new(IncomingPayment { key, order, event, event_type, place, trace, payload });
+                let payment = Arc::new(IncomingPayment {
+                    key,
+                    order,
+                    event,
+                    event_type,
+                    place,
+                    trace,
+                    payload,
+                    retried_by: None,
+                });
                 match self.orders.receive_payment(Arc::clone(&payment)).await {
                     Ok(Received::Repeated) => debug!(%order, event_type, offset, "a payment was repeated"),
                     Ok(Received::OtherEvent) => {
@@ -184,6 +195,8 @@ impl PaymentConsumer {
                     Ok(Received::UnknownOrder) => {
                         warn!(%order, event_type, offset, "parked a payment of no order");
                     }
+                    // Only said of one that an operator retries.
+                    Ok(Received::NotParked) => {}
                     Ok(Received::Applied(outcome)) if outcome.needs_a_person() => {
                         warn!(%order, event_type, offset, ?outcome, "a payment waits for a person");
                     }
@@ -193,7 +206,8 @@ impl PaymentConsumer {
                         let error = chain_of(&refusal);
                         error!(%order, event_type, offset, error, "parked a payment that cannot be written");
                         let IncomingPayment { place, payload, .. } = &*payment;
-                        return self.orders.park_payment(place, Some(order), payload, &error).await;
+                        let why = (ParkReason::Unwritable, error.as_str());
+                        return self.orders.park_payment(place, Some(order), payload, why).await;
                     }
                     Err(error) => return Err(error),
                 }
@@ -201,7 +215,8 @@ impl PaymentConsumer {
             }
             Decoded::Undecodable { order, error } => {
                 warn!(?place, error, "parked a record that is no payment event");
-                self.orders.park_payment(place, order, payload, &error).await
+                let why = (ParkReason::Undecodable, error.as_str());
+                self.orders.park_payment(place, order, payload, why).await
             }
         }
     }

@@ -33,7 +33,7 @@ left join lateral (
     select true as found from stock_jobs where order_id = head.id and state = 'TAKING' limit 1
 ) job on true
 left join lateral (
-    select true as found from parked_payments where order_id = head.id limit 1
+    select true as found from parked_payments where order_id = head.id and settled_at is null limit 1
 ) parked on true
 order by head.placed_at, head.id
 ";

@@ -3,6 +3,7 @@
 //! Nothing outside this module sees a connection or a transaction. A use case hands over plain data and is
 //! answered when it is durable.
 
+pub mod check;
 mod connection;
 mod error;
 mod expire;
@@ -18,6 +19,7 @@ pub mod payments;
 pub mod place;
 mod pool;
 pub mod retention;
+pub mod settle;
 mod shared_read;
 pub mod stock;
 pub mod stock_queue;

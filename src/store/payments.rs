@@ -1,7 +1,9 @@
 //! What the Payment Service told us: remembered in the transaction of what it did.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::iter;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use rust_decimal::Decimal;
@@ -12,11 +14,11 @@ use uuid::Uuid;
 use super::orders::column;
 use super::{Store, StoreError};
 use crate::domain::aggregate::Refund;
-use crate::domain::payment::{PaymentEvent, PaymentOutcome};
+use crate::domain::payment::{ParkReason, PaymentEvent, PaymentOutcome};
 use crate::domain::{OrderAggregate, OrderId, TraceParent};
 
 /// Where a record stands in Kafka.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, sqlx::FromRow)]
 pub struct RecordPlace {
     /// The topic.
     pub topic: String,
@@ -24,6 +26,27 @@ pub struct RecordPlace {
     pub partition: i32,
     /// The offset.
     pub offset: i64,
+}
+
+/// `topic/partition/offset`.
+impl fmt::Display for RecordPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.topic, self.partition, self.offset)
+    }
+}
+
+impl FromStr for RecordPlace {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let read = || {
+            let mut parts = text.rsplitn(3, '/');
+            let (offset, partition) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+            let topic = parts.next().filter(|topic| !topic.is_empty())?.to_owned();
+            Some(Self { topic, partition, offset })
+        };
+        read().ok_or("must be topic/partition/offset, such as payment-events/2/1234")
+    }
 }
 
 /// By which repeats of a payment event are told.
@@ -64,6 +87,8 @@ pub struct IncomingPayment {
     pub trace: TraceParent,
     /// The record as it came, for parking it.
     pub payload: Vec<u8>,
+    /// The operator who applies it again, after it was parked.
+    pub retried_by: Option<String>,
 }
 
 /// What became of an incoming payment.
@@ -77,6 +102,8 @@ pub enum Received {
     OtherEvent,
     /// There is no such order: it was parked.
     UnknownOrder,
+    /// An operator retries it, and it does not wait any more: nothing was done.
+    NotParked,
 }
 
 /// Sorted, so that two transactions with the same keys do not wait for each other in a circle.
@@ -90,9 +117,26 @@ order by event_key
 ";
 
 const PARK: &str = "
-insert into parked_payments (topic, partition, \"offset\", order_id, payload, error)
-select * from unnest($1::text[], $2::integer[], $3::bigint[], $4::uuid[], $5::bytea[], $6::text[])
+insert into parked_payments (topic, partition, \"offset\", order_id, payload, reason, error)
+select * from unnest($1::text[], $2::integer[], $3::bigint[], $4::uuid[], $5::bytea[], $6::text[], $7::text[])
 on conflict do nothing
+";
+
+/// Locked after the order, so that nobody settles it meanwhile.
+const LOCK_PARKED: &str = "
+select topic, partition, \"offset\" from parked_payments
+where topic = $1 and partition = $2 and \"offset\" = $3 and settled_at is null
+for update
+";
+
+/// What became of a parked payment that an operator applied again: it is settled, or waits for another reason.
+const RETRIED: &str = "
+with record as (
+    update parked_payments
+    set settled_at = case when $4::text is null then now() end, reason = coalesce($4, reason), error = coalesce($5, error)
+    where topic = $1 and partition = $2 and \"offset\" = $3
+)
+insert into interventions (order_id, action, detail, actor) values ($6, 'PAYMENT_RETRY', $7, $8)
 ";
 
 const PAY: &str = "insert into payments (order_id, amount) select * from unnest($1::uuid[], $2::numeric[])";
@@ -163,13 +207,17 @@ impl IncomingPayment {
 
 /// The events that payments at hand may repeat: those of the database, and those of the same transaction.
 #[derive(Default)]
-pub(super) struct KnownEvents(HashMap<String, KnownEvent>);
+pub(super) struct KnownEvents {
+    events: HashMap<String, KnownEvent>,
+    /// The records that an operator retries and that still wait.
+    parked: HashSet<RecordPlace>,
+}
 
 /// What payments of one transaction write besides their orders.
 #[derive(Default)]
 pub(super) struct PaymentRows {
     applied: Vec<(Arc<IncomingPayment>, PaymentOutcome)>,
-    parked: Vec<(Arc<IncomingPayment>, String)>,
+    parked: Vec<(Arc<IncomingPayment>, ParkReason, String)>,
 }
 
 impl PaymentRows {
@@ -187,8 +235,15 @@ pub(super) async fn known_events(
         return Ok(KnownEvents::default());
     }
     let keys: Vec<&String> = payments.iter().flat_map(|payment| payment.key.all()).collect();
-    let events: Vec<KnownEvent> = sqlx::query_as(FIND).bind(keys).fetch_all(connection).await?;
-    Ok(KnownEvents(events.into_iter().map(|event| (event.event_key.clone(), event)).collect()))
+    let events: Vec<KnownEvent> = sqlx::query_as(FIND).bind(keys).fetch_all(&mut *connection).await?;
+    let mut parked = HashSet::new();
+    for payment in payments.iter().filter(|payment| payment.retried_by.is_some()) {
+        let RecordPlace { topic, partition, offset } = &payment.place;
+        let lock = sqlx::query_as(LOCK_PARKED).bind(topic).bind(partition).bind(offset);
+        parked.extend(lock.fetch_optional(&mut *connection).await?);
+    }
+    let events = events.into_iter().map(|event| (event.event_key.clone(), event)).collect();
+    Ok(KnownEvents { events, parked })
 }
 
 impl KnownEvents {
@@ -200,32 +255,35 @@ impl KnownEvents {
         aggregate: Option<OrderAggregate>,
         rows: &mut PaymentRows,
     ) -> (Received, Option<OrderAggregate>) {
-        let mut park = |error: String| rows.parked.push((Arc::clone(payment), error));
+        if payment.retried_by.is_some() && !self.parked.contains(&payment.place) {
+            return (Received::NotParked, None);
+        }
+        let mut park = |reason, error: String| rows.parked.push((Arc::clone(payment), reason, error));
         let Some(mut aggregate) = aggregate else {
-            park("there is no such order".to_owned());
+            park(ParkReason::UnknownOrder, "there is no such order".to_owned());
             return (Received::UnknownOrder, None);
         };
-        let mut known = payment.key.all().filter_map(|key| self.0.get(key)).peekable();
+        let mut known = payment.key.all().filter_map(|key| self.events.get(key)).peekable();
         if let Some(first) = known.peek() {
             let error = first.is_not_repeated();
             if known.any(|event| event.is_repeated_by(payment)) {
                 return (Received::Repeated, None);
             }
-            park(error);
+            park(ParkReason::KeyReused, error);
             return (Received::OtherEvent, None);
         }
         let total = aggregate.order.total;
         let outcome = aggregate.apply_payment(payment.event, &payment.trace);
         match (&outcome, payment.event) {
             (PaymentOutcome::AmountMismatch, PaymentEvent::Succeeded(amount)) => {
-                park(format!("{amount} was paid and the order costs {total}"));
+                park(ParkReason::AmountMismatch, format!("{amount} was paid and the order costs {total}"));
             }
             (PaymentOutcome::PaidAgain, PaymentEvent::Succeeded(amount)) => {
-                park(format!("{amount} was paid and the order was paid before"));
+                park(ParkReason::PaidAgain, format!("{amount} was paid and the order was paid before"));
             }
             _ => {}
         }
-        self.0.insert(payment.key.key.clone(), KnownEvent::of(payment));
+        self.events.insert(payment.key.key.clone(), KnownEvent::of(payment));
         rows.applied.push((Arc::clone(payment), outcome.clone()));
         (Received::Applied(outcome), Some(aggregate))
     }
@@ -273,15 +331,51 @@ pub(super) async fn write_events(
             .execute(&mut *connection)
             .await?;
     }
-    if !parked.is_empty() {
-        let records = column(parked, |(payment, error)| ParkedRecord {
+    let new = parked.iter().filter(|(payment, ..)| payment.retried_by.is_none());
+    let records: Vec<ParkedRecord<'_>> = new
+        .map(|(payment, reason, error)| ParkedRecord {
             place: &payment.place,
             order: Some(payment.order),
             payload: &payment.payload,
+            reason: *reason,
             error,
-        });
+        })
+        .collect();
+    if !records.is_empty() {
         park(connection, &records).await?;
     }
+    for (payment, outcome) in applied.iter().filter(|(payment, _)| payment.retried_by.is_some()) {
+        let parked = parked.iter().find(|(parked, ..)| Arc::ptr_eq(parked, payment));
+        write_retried(
+            connection,
+            payment,
+            outcome,
+            parked.map(|(_, reason, error)| (*reason, error.as_str())),
+        )
+        .await?;
+    }
+    Ok(())
+}
+
+/// `parked_again`: why the payment waits for a person all the same.
+async fn write_retried(
+    connection: &mut PgConnection,
+    payment: &IncomingPayment,
+    outcome: &PaymentOutcome,
+    parked_again: Option<(ParkReason, &str)>,
+) -> Result<(), StoreError> {
+    let place = &payment.place;
+    sqlx::query(RETRIED)
+        .bind(&place.topic)
+        .bind(place.partition)
+        .bind(place.offset)
+        .bind(parked_again.map(|(reason, _)| reason.as_str()))
+        .bind(parked_again.map(|(_, error)| error))
+        .bind(payment.order.0)
+        .bind(format!("{place}: {}", outcome.as_str()))
+        .bind(&payment.retried_by)
+        .execute(connection)
+        .await?;
     Ok(())
 }
 
@@ -290,6 +384,7 @@ struct ParkedRecord<'a> {
     place: &'a RecordPlace,
     order: Option<OrderId>,
     payload: &'a [u8],
+    reason: ParkReason,
     error: &'a str,
 }
 
@@ -300,6 +395,7 @@ async fn park(connection: &mut PgConnection, records: &[ParkedRecord<'_>]) -> Re
         .bind(column(records, |record| record.place.offset))
         .bind(column(records, |record| record.order.map(|order| order.0)))
         .bind(column(records, |record| record.payload))
+        .bind(column(records, |record| record.reason.as_str()))
         .bind(column(records, |record| record.error))
         .execute(connection)
         .await?;
@@ -313,11 +409,11 @@ impl Store {
         place: &RecordPlace,
         order: Option<OrderId>,
         payload: &[u8],
-        error: &str,
+        (reason, error): (ParkReason, &str),
     ) -> Result<(), StoreError> {
         self.bounded(async {
             let mut connection = self.connection().await?;
-            park(&mut connection, &[ParkedRecord { place, order, payload, error }]).await?;
+            park(&mut connection, &[ParkedRecord { place, order, payload, reason, error }]).await?;
             connection.give_back();
             Ok(())
         })

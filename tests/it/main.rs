@@ -37,6 +37,8 @@ mod kit;
 mod list_orders;
 mod logs;
 mod map;
+mod operate_check;
+mod operate_payments;
 mod outcome_unknown;
 mod parking;
 mod payment_faults;

@@ -5,6 +5,7 @@ mod description;
 mod events;
 mod history;
 mod kafka;
+mod operate;
 mod payment;
 mod process;
 mod promises;

@@ -1,0 +1,180 @@
+//! `check`: whether the database keeps what the service promises.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use order_service::config::Environment;
+use order_service::domain::OrderId;
+use order_service::store::check::{Broken, CheckCursor, CheckPart, CheckStep, invariants};
+use order_service::store::{Store, StoreError};
+use serde_json::{Value, json};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::operate::store;
+use super::output::{self, Output};
+use super::{Failure, stop_signal};
+
+/// Rows of one step.
+const PAGE: i64 = 500;
+/// As many findings are kept; all are counted.
+const MOST_KEPT: usize = 10_000;
+/// How often in a row a step may fail before the check gives up.
+const ATTEMPTS: u32 = 10;
+
+#[derive(Args)]
+#[command(
+    after_help = "It only reads, beside a service that serves, a page of rows at a time. Interrupted, it is safe to start \
+                  again. Exit code 0: nothing is wrong. 1: something is, and the list names it.\n\n\
+                  Examples:\n  order-service check\n  order-service check --json > check.json\n  \
+                  order-service check --list"
+)]
+pub(super) struct CheckArgs {
+    /// Look at the orders after this one alone, where an interrupted check said so
+    #[arg(long, value_name = "ORDER", value_parser = OrderId::parse)]
+    after: Option<OrderId>,
+    /// Say what is checked, and check nothing
+    #[arg(long)]
+    list: bool,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// What a check has found so far.
+#[derive(Default)]
+struct Findings {
+    rows: BTreeMap<&'static str, usize>,
+    broken: Vec<Broken>,
+    /// With those that are not kept.
+    count: usize,
+}
+
+pub(super) async fn check(args: &CheckArgs, env: &Environment) -> Result<(), Failure> {
+    if args.list {
+        return list(args.output);
+    }
+    let (store, stop) = (store(env)?, stop_signal()?);
+    if !store.is_migrated().await? {
+        return Err("migrations are pending: run `order-service migrate` first".into());
+    }
+    let start = args.after.map_or_else(CheckCursor::start, |order| CheckCursor::after(order.0));
+    let bar = progress_bar(store.estimate_check().await?);
+    let mut findings = Findings::default();
+    let interrupted_at = walk(&store, start, &mut findings, &bar, &stop).await;
+    bar.finish_and_clear();
+    let interrupted_at = interrupted_at?;
+    findings.show(args.output, interrupted_at.is_none())?;
+    match interrupted_at {
+        Some(at) => Err(match at.order() {
+            Some(order) => format!("interrupted; `order-service check --after {order}` goes on").into(),
+            None => "interrupted; start again".into(),
+        }),
+        None if findings.count > 0 => Err(format!("{} contradictions", findings.count).into()),
+        None => Ok(()),
+    }
+}
+
+/// Where it was interrupted, if it was.
+async fn walk(
+    store: &Store,
+    start: CheckCursor,
+    findings: &mut Findings,
+    bar: &ProgressBar,
+    stop: &CancellationToken,
+) -> Result<Option<CheckCursor>, Failure> {
+    let (mut next, mut limit) = (Some(start), PAGE);
+    while let Some(at) = next {
+        let step = tokio::select! {
+            step = try_step(store, &at, &mut limit) => step?,
+            () = stop.cancelled() => return Ok(Some(at)),
+        };
+        bar.inc(step.rows as u64);
+        bar.set_message(name(step.part));
+        next = step.next.clone();
+        findings.add(step);
+    }
+    Ok(None)
+}
+
+/// A step that is too slow is tried with half the rows; one that finds no database after a pause.
+async fn try_step(store: &Store, at: &CheckCursor, limit: &mut i64) -> Result<CheckStep, StoreError> {
+    const PAUSE: Duration = Duration::from_secs(1);
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        match store.check_step(at, *limit).await {
+            Err(error) if error.is_transient() && attempts < ATTEMPTS => {
+                *limit = (*limit / 2).max(1);
+                sleep(PAUSE).await;
+            }
+            step => return step,
+        }
+    }
+}
+
+const fn name(part: CheckPart) -> &'static str {
+    match part {
+        CheckPart::Schema => "schema",
+        CheckPart::Events => "pendingEvents",
+        CheckPart::Keys => "idempotencyKeys",
+        CheckPart::Recent => "recentOrders",
+        CheckPart::Payments => "paymentEvents",
+        CheckPart::Orders => "orders",
+    }
+}
+
+/// On standard error, and on a terminal alone.
+fn progress_bar(rows: i64) -> ProgressBar {
+    let bar = ProgressBar::new(rows.max(1).unsigned_abs());
+    let style =
+        ProgressStyle::with_template("{msg:16} {wide_bar} {human_pos} of about {human_len} rows, {eta}");
+    style.map_or_else(|_| bar.clone(), |style| bar.clone().with_style(style))
+}
+
+impl Findings {
+    fn add(&mut self, step: CheckStep) {
+        *self.rows.entry(name(step.part)).or_default() += step.rows;
+        self.count += step.broken.len();
+        let room = MOST_KEPT.saturating_sub(self.broken.len());
+        self.broken.extend(step.broken.into_iter().take(room));
+    }
+
+    fn show(&self, output: Output, complete: bool) -> Result<(), Failure> {
+        if output.is_json() {
+            let result = json!({
+                "complete": complete,
+                "checked": self.rows,
+                "brokenTotal": self.count,
+                "broken": self.broken.iter().map(as_json).collect::<Vec<Value>>(),
+            });
+            return output.result(&result, "");
+        }
+        let checked: Vec<String> = self.rows.iter().map(|(part, rows)| format!("{part} {rows}")).collect();
+        let none = format!("Nothing is wrong. Checked: {}.", checked.join(", "));
+        let order = |row: &Value| row["orderId"].as_str().unwrap_or("-").to_owned();
+        let text = |name: &'static str| move |row: &Value| row[name].as_str().unwrap_or_default().to_owned();
+        let rows: Vec<Value> = self.broken.iter().map(as_json).collect();
+        output.rows(
+            &rows,
+            &[("INVARIANT", &text("invariant")), ("ORDER", &order), ("FOUND", &text("detail"))],
+            &none,
+        )
+    }
+}
+
+fn as_json(broken: &Broken) -> Value {
+    json!({
+        "invariant": broken.invariant, "says": broken.says, "orderId": broken.order, "detail": broken.detail,
+    })
+}
+
+fn list(output: Output) -> Result<(), Failure> {
+    let rows: Vec<Value> =
+        invariants().into_iter().map(|(name, says)| json!({"invariant": name, "says": says})).collect();
+    let text = |name: &'static str| move |row: &Value| row[name].as_str().unwrap_or_default().to_owned();
+    let columns: [output::Column<'_, Value>; 2] =
+        [("INVARIANT", &text("invariant")), ("WHAT HOLDS", &text("says"))];
+    output.rows(&rows, &columns, "")
+}
