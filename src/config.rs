@@ -3,6 +3,7 @@
 //! `.env.example` lists them all with a sentence each; a test holds the two together.
 
 mod environment;
+mod in_force;
 mod kafka;
 mod products;
 #[cfg(test)]
@@ -16,6 +17,8 @@ use sqlx::postgres::PgConnectOptions;
 use tracing_subscriber::EnvFilter;
 
 pub use environment::{Environment, InvalidConfig};
+pub use in_force::{Setting, Source, settings_in_force};
+pub use kafka::is_topic;
 use kafka::kafka;
 pub(crate) use kafka::{ORDER_EVENTS, PAYMENT_EVENTS};
 use products::products;
@@ -99,7 +102,7 @@ const SHORTEST_RETENTION: Duration = Duration::from_hours(30 * 24);
 impl Config {
     /// Reads everything and reports everything that is wrong at once.
     pub fn read(env: &Environment) -> Result<Self, InvalidConfig> {
-        let delivery_timeout = env.millis("KAFKA_DELIVERY_TIMEOUT_MS", 10 * SECOND, 100..=5 * MINUTE);
+        let delivery_timeout = delivery_timeout(env);
         let (api, database) = (api(env), database(env));
         let longest_commit = database.deadline + database.acquire_timeout;
         let config = products(env).map(|products| Self {
@@ -216,6 +219,14 @@ pub fn read_store(env: &Environment) -> Result<(DatabaseSettings, StockTimes), I
     env.finish(Some(settings))
 }
 
+/// What `events replay` needs.
+pub fn read_replay(
+    env: &Environment,
+) -> Result<(DatabaseSettings, StockTimes, KafkaSettings), InvalidConfig> {
+    let settings = (database(env), stock(env), kafka(env, delivery_timeout(env)));
+    env.finish(Some(settings))
+}
+
 /// Where `healthcheck` asks: the port of `BIND_ADDRESS`, on this machine.
 pub fn read_bind_address(env: &Environment) -> Result<SocketAddr, InvalidConfig> {
     let address = bind_address(env);
@@ -281,6 +292,10 @@ fn housekeeping(env: &Environment) -> HousekeepingSettings {
         order_retention: env.span("ORDER_RETENTION", Duration::from_hours(100 * 365 * 24)),
         interval: env.millis("HOUSEKEEPING_INTERVAL_MS", 10 * SECOND, 10..=60 * MINUTE),
     }
+}
+
+fn delivery_timeout(env: &Environment) -> Duration {
+    env.millis("KAFKA_DELIVERY_TIMEOUT_MS", 10 * SECOND, 100..=5 * MINUTE)
 }
 
 fn relay(env: &Environment, delivery_timeout: Duration) -> RelaySettings {

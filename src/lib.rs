@@ -74,6 +74,15 @@
 //!     own answer, once, and what it may see is decided for it alone. — `shared_reads::*`, and any interleaving in
 //!     `store/shared_read/tests.rs`
 //!
+//! `order-service check` looks for contradictions to those of them that a snapshot of the database shows, beside replicas
+//! that serve (`store/check/invariants.rs`). — `operate_check::*`
+//!
+//! # What operators do
+//!
+//! `outbox`, `stock`, `payments`, `refunds`, `events replay`, `check` and `config` are in `src/cli`, their statements in
+//! `store/parking.rs`, `store/settle.rs`, `store/replay.rs` and `store/check.rs`. Whatever one of them does is in
+//! `interventions`. — `operate_payments::*`, `operate_events::*`, `parking::*`
+//!
 //! # Deliberately absent
 //!
 //! No cache (reads are one indexed round trip), no ORM, no traits with one implementation, no floats, no

@@ -55,10 +55,7 @@ pub(super) async fn check(args: &CheckArgs, env: &Environment) -> Result<(), Fai
     if args.list {
         return list(args.output);
     }
-    let (store, stop) = (store(env)?, stop_signal()?);
-    if !store.is_migrated().await? {
-        return Err("migrations are pending: run `order-service migrate` first".into());
-    }
+    let (store, stop) = (store(env).await?, stop_signal()?);
     let start = args.after.map_or_else(CheckCursor::start, |order| CheckCursor::after(order.0));
     let bar = progress_bar(store.estimate_check().await?);
     let mut findings = Findings::default();
@@ -82,17 +79,17 @@ async fn walk(
     start: CheckCursor,
     findings: &mut Findings,
     bar: &ProgressBar,
-    stop: &CancellationToken,
+    interrupted: &CancellationToken,
 ) -> Result<Option<CheckCursor>, Failure> {
     let (mut next, mut limit) = (Some(start), PAGE);
     while let Some(at) = next {
-        let step = tokio::select! {
+        let mut step = tokio::select! {
             step = try_step(store, &at, &mut limit) => step?,
-            () = stop.cancelled() => return Ok(Some(at)),
+            () = interrupted.cancelled() => return Ok(Some(at)),
         };
         bar.inc(step.rows as u64);
         bar.set_message(name(step.part));
-        next = step.next.clone();
+        next = step.next.take();
         findings.add(step);
     }
     Ok(None)

@@ -86,7 +86,7 @@ enum Finding {
 }
 
 pub(super) async fn outbox(args: &OutboxArgs, env: &Environment) -> Result<(), Failure> {
-    let store = store(env)?;
+    let store = store(env).await?;
     let (found, action, deed) = match &args.command {
         OutboxCommand::List => return list_outbox(&store, args.output).await,
         OutboxCommand::Replay(deed) => (store.replay_parked(deed.order, &deed.by).await?, "replay", deed),
@@ -135,7 +135,7 @@ async fn list_outbox(store: &Store, output: Output) -> Result<(), Failure> {
 }
 
 pub(super) async fn stock(args: &StockArgs, env: &Environment) -> Result<(), Failure> {
-    let store = store(env)?;
+    let store = store(env).await?;
     let Resolve { order, attempt, line, finding, by } = match &args.command {
         StockCommand::List => return list_stock(&store, args.output).await,
         StockCommand::Resolve(resolve) => resolve,
@@ -189,8 +189,16 @@ async fn list_stock(store: &Store, output: Output) -> Result<(), Failure> {
     )
 }
 
-/// The database, for one command.
-pub(super) fn store(env: &Environment) -> Result<Store, Failure> {
+/// The database, for one command. Its schema must be that of this release.
+pub(super) async fn store(env: &Environment) -> Result<Store, Failure> {
     let (database, stock) = config::read_store(env)?;
-    Ok(Store::new(&DatabaseSettings { max_connections: 2, ..database }, stock))
+    migrated(Store::new(&DatabaseSettings { max_connections: 2, ..database }, stock)).await
+}
+
+/// The store, unless migrations are pending.
+pub(super) async fn migrated(store: Store) -> Result<Store, Failure> {
+    if store.is_migrated().await? {
+        return Ok(store);
+    }
+    Err("migrations are pending: run `order-service migrate` first".into())
 }

@@ -40,7 +40,8 @@ impl Output {
 
     /// Prints one result: a sentence, or a JSON object.
     pub(super) fn result(self, value: &Value, sentence: &str) -> Result<(), Failure> {
-        if self.json { print(&value.to_string()) } else { print(&visible(sentence)) }
+        let lines: Vec<String> = sentence.lines().map(visible).collect();
+        print(&if self.json { value.to_string() } else { lines.join("\n") })
     }
 
     /// Whether JSON is wanted.

@@ -16,7 +16,7 @@ use super::output::{self, Output};
 
 /// How many rows a list has unless asked otherwise, and at most.
 const LIMIT: i64 = 1_000;
-const LARGEST_LIMIT: i64 = 100_000;
+const LARGEST_LIMIT: i64 = 10_000;
 
 #[derive(Args)]
 pub(super) struct PaymentsArgs {
@@ -105,7 +105,7 @@ enum RefundsCommand {
 }
 
 pub(super) async fn payments(args: &PaymentsArgs, env: &Environment) -> Result<(), Failure> {
-    let (store, output) = (store(env)?, args.output);
+    let (store, output) = (store(env).await?, args.output);
     match &args.command {
         PaymentsCommand::List { limit, payload } => list_payments(&store, (*payload, *limit), output).await,
         PaymentsCommand::Retry(record) => retry(&store, record, output).await,
@@ -184,7 +184,7 @@ async fn list_payments(store: &Store, (payload, limit): (bool, i64), output: Out
 }
 
 pub(super) async fn refunds(args: &RefundsArgs, env: &Environment) -> Result<(), Failure> {
-    let (store, output) = (store(env)?, args.output);
+    let (store, output) = (store(env).await?, args.output);
     let (order, by, note) = match &args.command {
         RefundsCommand::List { limit } => return list_refunds(&store, *limit, output).await,
         RefundsCommand::Done { order, by, note } => (*order, by, note),

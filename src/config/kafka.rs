@@ -59,11 +59,16 @@ fn min_insync_replicas(env: &Environment, replication: i32) -> Option<i32> {
 /// The name of a topic. Kafka's own rule; it also keeps out a leading `^`, which librdkafka takes for a pattern.
 fn topic(env: &Environment, variable: &'static str, default: &str) -> String {
     let topic = env.text(variable, default);
-    let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    if topic.is_empty() || topic.len() > 249 || !topic.chars().all(legal) {
+    if !is_topic(&topic) {
         env.refuse(variable, "must be 1 to 249 letters, digits, '.', '_' or '-'");
     }
     topic
+}
+
+/// Whether a text can be the name of a topic.
+pub fn is_topic(text: &str) -> bool {
+    let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    (1..=249).contains(&text.len()) && text.chars().all(legal)
 }
 
 /// How the payments are read.

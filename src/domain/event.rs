@@ -3,8 +3,9 @@
 //! What is rendered here is stored in the outbox as text and published as it stands, so that a repeat is
 //! byte-identical whatever version of the service sends it.
 
-use chrono::{DateTime, TimeDelta};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -69,22 +70,24 @@ pub struct OrderEvent {
     pub payload: String,
     /// The headers of the record: a JSON array of `[name, value]`.
     pub headers: String,
+    /// The trace of what caused it, as in the headers.
+    pub traceparent: String,
 }
 
 impl OrderEvent {
     /// The event of an order that was just placed.
     pub fn placed(order: &Order, trace: &TraceParent) -> Result<Self, serde_json::Error> {
-        Self::placed_as(Uuid::now_v7(), order, trace)
+        Self::placed_as(Uuid::now_v7(), order, trace.to_string())
     }
 
-    fn placed_as(id: Uuid, order: &Order, trace: &TraceParent) -> Result<Self, serde_json::Error> {
+    fn placed_as(id: Uuid, order: &Order, traceparent: String) -> Result<Self, serde_json::Error> {
         let metadata = PlacedMetadata {
             event_id: id,
             sequence: order.version,
             status: order.status,
             items: &order.lines,
         };
-        Self::render(id, order, EventType::OrderPlaced, trace, metadata)
+        Self::render(id, order, EventType::OrderPlaced, traceparent, metadata)
     }
 
     /// The event of an order that `change` has just moved.
@@ -101,18 +104,43 @@ impl OrderEvent {
             reason: change.reason.as_deref(),
             refund_due: change.refund_due,
         };
-        Self::render(id, order, EventType::OrderStatusUpdated, &change.trace, metadata)
+        Self::render(id, order, EventType::OrderStatusUpdated, change.trace.to_string(), metadata)
+    }
+
+    /// The event of a change, as it was first published. `order` gives what never changes.
+    ///
+    /// Where the id or the trace were not written down, they are derived from the order and the sequence: always the same.
+    pub fn recorded(order: &Order, change: &RecordedChange) -> Result<Self, serde_json::Error> {
+        let derived = change.derived(order.id);
+        let id = change.event_id.unwrap_or(derived.0);
+        let traceparent = change.traceparent.clone().unwrap_or(derived.1);
+        let order = Order {
+            status: change.to,
+            version: change.sequence,
+            changed_at: change.changed_at,
+            ..order.clone()
+        };
+        let Some(previous_status) = change.from else { return Self::placed_as(id, &order, traceparent) };
+        let metadata = StatusUpdatedMetadata {
+            event_id: id,
+            sequence: order.version,
+            status: order.status,
+            previous_status,
+            reason: change.reason.as_deref(),
+            refund_due: change.refund_due,
+        };
+        Self::render(id, &order, EventType::OrderStatusUpdated, traceparent, metadata)
     }
 
     fn render<M: Serialize>(
         id: Uuid,
         order: &Order,
         event_type: EventType,
-        trace: &TraceParent,
+        traceparent: String,
         metadata: M,
     ) -> Result<Self, serde_json::Error> {
         let timestamp = time::rfc3339(order.changed_at);
-        let headers = headers(id, event_type, order.id, &timestamp, trace);
+        let headers = headers(id, event_type, order.id, &timestamp, &traceparent);
         let envelope = Envelope {
             event_type,
             service: ServiceName::OrderService,
@@ -129,7 +157,41 @@ impl OrderEvent {
             event_type,
             payload: serde_json::to_string(&envelope)?,
             headers: serde_json::to_string(&headers)?,
+            traceparent,
         })
+    }
+}
+
+/// A change of an order, as its history has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordedChange {
+    /// The version of the order that the change made.
+    pub sequence: i32,
+    /// The status before; none when it was placed.
+    pub from: Option<Status>,
+    /// The status from then on.
+    pub to: Status,
+    /// Why, where that was said.
+    pub reason: Option<String>,
+    /// When.
+    pub changed_at: DateTime<Utc>,
+    /// What had to go back to the customer because of it.
+    pub refund_due: Option<Money>,
+    /// The id of its event; none where a release wrote the row that did not keep it.
+    pub event_id: Option<Uuid>,
+    /// The trace of what caused it; none likewise.
+    pub traceparent: Option<String>,
+}
+
+impl RecordedChange {
+    /// An id (`UUIDv8`, RFC 9562) and a `traceparent` that follow from the order and the sequence alone.
+    fn derived(&self, order: OrderId) -> (Uuid, String) {
+        let hash: [u8; 32] = Sha256::digest(format!("order-service event {order} {}", self.sequence)).into();
+        let mut halves = [[0; 16]; 2];
+        halves.as_flattened_mut().copy_from_slice(&hash);
+        let id = uuid::Builder::from_custom_bytes(halves[0]).into_uuid();
+        let parent = id.as_u64_pair().1;
+        (id, format!("00-{:032x}-{parent:016x}-00", u128::from_be_bytes(halves[1])))
     }
 }
 
@@ -139,7 +201,7 @@ fn headers(
     event_type: EventType,
     order: OrderId,
     timestamp: &str,
-    trace: &TraceParent,
+    traceparent: &str,
 ) -> [(&'static str, String); 8] {
     [
         ("ce_specversion", "1.0".to_owned()),
@@ -149,7 +211,7 @@ fn headers(
         ("ce_subject", order.to_string()),
         ("ce_time", timestamp.to_owned()),
         ("content-type", "application/json".to_owned()),
-        ("traceparent", trace.to_string()),
+        ("traceparent", traceparent.to_owned()),
     ]
 }
 
@@ -229,7 +291,7 @@ pub(crate) fn examples() -> Option<[OrderEvent; 2]> {
     let mut order = Order::place(customer, vec![line])?;
     order.id = OrderId::parse("0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10").ok()?;
     order.changed_at = DateTime::from_timestamp_micros(1_769_000_000_123_456)?;
-    let placed = OrderEvent::placed_as(FIRST, &order, &trace).ok()?;
+    let placed = OrderEvent::placed_as(FIRST, &order, trace.to_string()).ok()?;
     order.status = Status::Cancelled;
     order.version = 2;
     order.changed_at += TimeDelta::seconds(30);

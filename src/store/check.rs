@@ -117,7 +117,7 @@ impl<K> Page<K> {
 }
 
 /// All changes that are committed at its first statement, and no later ones.
-const SNAPSHOT: &str = "begin isolation level repeatable read read only";
+pub(super) const SNAPSHOT: &str = "begin isolation level repeatable read read only";
 
 const LAST_POSITION: &str =
     "select coalesce(pg_sequence_last_value(pg_get_serial_sequence('outbox', 'position')), 0)";
@@ -146,6 +146,9 @@ select coalesce(sum(greatest(reltuples, 0)), 0)::bigint from pg_class
 where oid = any (array['orders', 'payment_events', 'outbox', 'idempotency_keys', 'recent_orders']::regclass[])
 ";
 
+const ESTIMATE_ORDERS: &str =
+    "select greatest(reltuples, 0)::bigint from pg_class where oid = 'orders'::regclass";
+
 impl Store {
     /// About how many rows a whole check looks at, by PostgreSQL's statistics.
     pub async fn estimate_check(&self) -> Result<i64, StoreError> {
@@ -154,6 +157,17 @@ impl Store {
             let rows = sqlx::query_scalar(ESTIMATE).fetch_one(&mut *connection).await?;
             connection.give_back();
             Ok(rows)
+        })
+        .await
+    }
+
+    /// About how many orders there are, by PostgreSQL's statistics.
+    pub async fn estimate_orders(&self) -> Result<i64, StoreError> {
+        self.bounded(async {
+            let mut connection = self.connection().await?;
+            let orders = sqlx::query_scalar(ESTIMATE_ORDERS).fetch_one(&mut *connection).await?;
+            connection.give_back();
+            Ok(orders)
         })
         .await
     }

@@ -18,6 +18,7 @@ pub mod parking;
 pub mod payments;
 pub mod place;
 mod pool;
+pub mod replay;
 pub mod retention;
 pub mod settle;
 mod shared_read;

@@ -54,9 +54,9 @@ with
     change as (
         select * from unnest(
             $1::uuid[], $2::text[], $3::integer[], $4::timestamptz[], $5::text[], $6::text[], $7::text[], $8::text[],
-            $9::smallint[], $10::uuid[], $11::text[], $12::text[], $13::text[]
+            $9::smallint[], $10::uuid[], $11::text[], $12::text[], $13::text[], $14::text[]
         ) as change (order_id, status, version, changed_at, from_status, actor_role, actor_id, reason,
-                     bucket, event_id, event_type, payload, headers)
+                     bucket, event_id, event_type, payload, headers, traceparent)
     ),
     changed as (
         update orders set status = change.status, version = change.version, changed_at = change.changed_at
@@ -64,8 +64,9 @@ with
     ),
     history as (
         insert into order_history
-            (order_id, version, from_status, to_status, actor_role, actor_id, reason, changed_at)
-        select order_id, version, from_status, status, actor_role, actor_id, reason, changed_at from change
+            (order_id, version, from_status, to_status, actor_role, actor_id, reason, changed_at, event_id, traceparent)
+        select order_id, version, from_status, status, actor_role, actor_id, reason, changed_at, event_id, traceparent
+        from change
     )
 insert into outbox (bucket, event_id, order_id, sequence, event_type, payload, headers)
 select bucket, event_id, order_id, version, event_type, payload, headers from change
@@ -164,6 +165,7 @@ pub(super) async fn write_statuses(
         .bind(column(&events, |event| event.event_type.as_str()))
         .bind(column(&events, |event| event.payload.as_str()))
         .bind(column(&events, |event| event.headers.as_str()))
+        .bind(column(&events, |event| event.traceparent.as_str()))
         .execute(connection)
         .await?;
     Ok(())
@@ -175,7 +177,7 @@ pub(super) fn column<'a, R, C>(rows: &'a [R], value: impl Fn(&'a R) -> C) -> Vec
 }
 
 #[derive(sqlx::FromRow)]
-struct OrderRow {
+pub(super) struct OrderRow {
     id: Uuid,
     customer_id: String,
     status: String,

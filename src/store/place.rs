@@ -73,10 +73,10 @@ with
     given as materialized (
         select * from unnest(
             $1::uuid[], $2::text[], $3::numeric[], $4::timestamptz[], $5::text[], $6::smallint[], $7::uuid[], $8::text[],
-            $9::text[], $10::bytea[], $11::timestamptz[], $12::text[], $13::timestamptz[]
+            $9::text[], $10::bytea[], $11::timestamptz[], $12::text[], $13::timestamptz[], $19::text[]
         ) with ordinality as given (
             id, customer_id, total_amount, placed_at, actor_role, bucket, event_id, payload, headers, fingerprint, since,
-            key, key_expires_at, number
+            key, key_expires_at, traceparent, number
         )
     ),
     recent as (
@@ -117,8 +117,9 @@ with
         join accepted using (number)
     ),
     history as (
-        insert into order_history (order_id, version, to_status, actor_role, actor_id, changed_at)
-        select id, 1, 'CREATED', actor_role, customer_id, placed_at from accepted
+        insert into order_history
+            (order_id, version, to_status, actor_role, actor_id, changed_at, event_id, traceparent)
+        select id, 1, 'CREATED', actor_role, customer_id, placed_at, event_id, traceparent from accepted
     ),
     told as (
         insert into outbox (bucket, event_id, order_id, sequence, event_type, payload, headers)
@@ -379,6 +380,7 @@ struct Columns<'a> {
     event_ids: Vec<Uuid>,
     payloads: Vec<&'a str>,
     headers: Vec<&'a str>,
+    traces: Vec<&'a str>,
     fingerprints: Vec<Option<&'a [u8]>>,
     since: Vec<Option<DateTime<Utc>>>,
     keys: Vec<Option<&'a str>>,
@@ -409,6 +411,7 @@ impl<'a> Columns<'a> {
         self.event_ids.push(event.id);
         self.payloads.push(&event.payload);
         self.headers.push(&event.headers);
+        self.traces.push(&event.traceparent);
         let (fingerprint, since, key, expires_at) = match guard {
             Guard::None => (None, None, None, None),
             Guard::Window { fingerprint, since } => (Some(fingerprint), Some(*since), None, None),
@@ -452,5 +455,6 @@ impl<'a> Columns<'a> {
             .bind(self.line_products)
             .bind(self.line_quantities)
             .bind(self.line_prices)
+            .bind(self.traces)
     }
 }

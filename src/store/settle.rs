@@ -22,7 +22,7 @@ pub struct ParkedPayment {
     pub error: String,
     /// Since when.
     pub parked_at: DateTime<Utc>,
-    /// The record's value, where it was asked for.
+    /// The record's value, where it was asked for; in a list its first 64 KiB.
     pub payload: Option<Vec<u8>>,
 }
 
@@ -40,7 +40,7 @@ pub struct RefundDue {
 }
 
 const LIST: &str = "
-select topic, partition, \"offset\", order_id, reason, error, parked_at, case when $1 then payload end as payload
+select topic, partition, \"offset\", order_id, reason, error, parked_at, case when $1 then substr(payload, 1, 65536) end as payload
 from parked_payments
 where settled_at is null
 order by parked_at

@@ -38,6 +38,8 @@ mod list_orders;
 mod logs;
 mod map;
 mod operate_check;
+mod operate_config;
+mod operate_events;
 mod operate_payments;
 mod outcome_unknown;
 mod parking;

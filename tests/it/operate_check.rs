@@ -196,10 +196,10 @@ async fn each_planted_contradiction_is_named_with_its_order() {
 }
 
 /// Places, pays, confirms and cancels until it is told to stop.
-async fn trade(shop: &Shop, client: u32, product: &str, stop: &CancellationToken) {
+async fn trade(shop: &Shop, client: u32, product: &str, closing: &CancellationToken) {
     let customer = format!("customer-{client}@example.com");
     for round in 0.. {
-        if stop.is_cancelled() {
+        if closing.is_cancelled() {
             return;
         }
         let quantity = round % 50 + 1;
@@ -223,8 +223,8 @@ async fn trade(shop: &Shop, client: u32, product: &str, stop: &CancellationToken
 async fn a_busy_shop_that_is_well_is_not_accused() {
     let shop = paying_shop().await;
     let phone = shop.product("phone", "10", 1_000_000).await;
-    let stop = CancellationToken::new();
-    let clients = join_all((0..4).map(|client| trade(&shop, client, &phone, &stop)));
+    let closing = CancellationToken::new();
+    let clients = join_all((0..4).map(|client| trade(&shop, client, &phone, &closing)));
     let checks = async {
         eventually("the shop is busy", async || shop.count("payment_events").await >= 20).await;
         for _ in 0..5 {
@@ -234,7 +234,7 @@ async fn a_busy_shop_that_is_well_is_not_accused() {
             let more = async || shop.count("orders").await.unsigned_abs() > orders + 5;
             eventually("the shop goes on", more).await;
         }
-        stop.cancel();
+        closing.cancel();
     };
 
     join(clients, checks).await;
