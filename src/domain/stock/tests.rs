@@ -72,12 +72,14 @@ impl Book {
 
 /// Runs the job until it ends, losing answers and the recording of outcomes by `fates`.
 fn run(job: &mut StockJob, book: &mut Book, fates: &[u8], cancel_at: Option<usize>) {
+    // As many as by default: these refusals are confirmed, and must not park the lines beside them.
+    let rules = CallRules { refusal_retries: 20, ..HONOURED };
     let mut fates = fates.iter().copied().chain(std::iter::repeat(9));
     for step in 0..200 {
         if cancel_at == Some(step) && job.state != JobState::Returned {
             job.give_back();
         }
-        let calls = job.next_calls(HONOURED);
+        let calls = job.next_calls(rules);
         let outcomes: Vec<_> = calls.iter().map(|call| book.call(call, fates.next().unwrap())).collect();
         // A crash between the calls and the recording: the outcomes are lost.
         if fates.next() != Some(2) {
@@ -85,12 +87,12 @@ fn run(job: &mut StockJob, book: &mut Book, fates: &[u8], cancel_at: Option<usiz
                 job.record(call, outcome, ME);
             }
         }
-        job.state = match job.verdict() {
-            Verdict::Unfinished => job.state,
-            Verdict::AllTaken => JobState::Taken,
-            Verdict::Refused => JobState::Returning,
-            Verdict::AllReturned => JobState::Returned,
-        };
+        match job.verdict() {
+            Verdict::Unfinished => {}
+            Verdict::AllTaken => job.state = JobState::Taken,
+            Verdict::Refused => job.give_back(),
+            Verdict::AllReturned => job.state = JobState::Returned,
+        }
         if job.state == JobState::Returned
             || (job.state == JobState::Taken && cancel_at.is_none_or(|at| at < step))
         {
