@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use order_service::config::Environment;
 use order_service::domain::OrderId;
 use order_service::store::check::{Broken, CheckCursor, CheckPart, CheckStep, invariants};
@@ -14,7 +14,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::operate::store;
-use super::output::{self, Output};
+use super::output::{Output, progress_bar, text};
 use super::{Failure, stop_signal};
 
 /// Rows of one step.
@@ -57,7 +57,8 @@ pub(super) async fn check(args: &CheckArgs, env: &Environment) -> Result<(), Fai
     }
     let (store, stop) = (store(env).await?, stop_signal()?);
     let start = args.after.map_or_else(CheckCursor::start, |order| CheckCursor::after(order.0));
-    let bar = progress_bar(store.estimate_check().await?);
+    let rows = store.estimate_check().await?.unsigned_abs();
+    let bar = progress_bar(rows, "{msg:16} {wide_bar} {human_pos} of about {human_len} rows, {eta}");
     let mut findings = Findings::default();
     let interrupted_at = walk(&store, start, &mut findings, &bar, &stop).await;
     bar.finish_and_clear();
@@ -122,14 +123,6 @@ const fn name(part: CheckPart) -> &'static str {
     }
 }
 
-/// On standard error, and on a terminal alone.
-fn progress_bar(rows: i64) -> ProgressBar {
-    let bar = ProgressBar::new(rows.max(1).unsigned_abs());
-    let style =
-        ProgressStyle::with_template("{msg:16} {wide_bar} {human_pos} of about {human_len} rows, {eta}");
-    style.map_or_else(|_| bar.clone(), |style| bar.clone().with_style(style))
-}
-
 impl Findings {
     fn add(&mut self, step: CheckStep) {
         *self.rows.entry(name(step.part)).or_default() += step.rows;
@@ -150,12 +143,10 @@ impl Findings {
         }
         let checked: Vec<String> = self.rows.iter().map(|(part, rows)| format!("{part} {rows}")).collect();
         let none = format!("Nothing is wrong. Checked: {}.", checked.join(", "));
-        let order = |row: &Value| row["orderId"].as_str().unwrap_or("-").to_owned();
-        let text = |name: &'static str| move |row: &Value| row[name].as_str().unwrap_or_default().to_owned();
         let rows: Vec<Value> = self.broken.iter().map(as_json).collect();
         output.rows(
             &rows,
-            &[("INVARIANT", &text("invariant")), ("ORDER", &order), ("FOUND", &text("detail"))],
+            &[("INVARIANT", &text("invariant")), ("ORDER", &text("orderId")), ("FOUND", &text("detail"))],
             &none,
         )
     }
@@ -170,8 +161,5 @@ fn as_json(broken: &Broken) -> Value {
 fn list(output: Output) -> Result<(), Failure> {
     let rows: Vec<Value> =
         invariants().into_iter().map(|(name, says)| json!({"invariant": name, "says": says})).collect();
-    let text = |name: &'static str| move |row: &Value| row[name].as_str().unwrap_or_default().to_owned();
-    let columns: [output::Column<'_, Value>; 2] =
-        [("INVARIANT", &text("invariant")), ("WHAT HOLDS", &text("says"))];
-    output.rows(&rows, &columns, "")
+    output.rows(&rows, &[("INVARIANT", &text("invariant")), ("WHAT HOLDS", &text("says"))], "")
 }

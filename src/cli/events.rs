@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
 use order_service::config::{self, Environment};
 use order_service::domain::{OrderId, time};
 use order_service::events::{KafkaSettings, PublishError, Replay, ReplayProgress};
@@ -13,7 +12,7 @@ use order_service::store::{DatabaseSettings, Store};
 use serde_json::json;
 
 use super::operate::migrated;
-use super::output::{self, Output};
+use super::output::{self, Output, progress_bar};
 use super::{BadArgument, Failure, stop_signal};
 
 #[derive(Args)]
@@ -89,7 +88,8 @@ pub(super) async fn events(args: &EventsArgs, env: &Environment) -> Result<(), F
     let store = migrated(Store::new(&DatabaseSettings { max_connections: 2, ..database }, stock)).await?;
     let kafka = KafkaSettings { topic: replay.topic.clone(), ..kafka };
     let stop = stop_signal()?;
-    let bar = progress_bar(replay.expected(&store).await?);
+    let expected = replay.expected(&store).await?;
+    let bar = progress_bar(expected, "{wide_bar} {human_pos} of about {human_len} orders, {msg}, {eta}");
     let prepared = Replay::prepare(store.clone(), kafka, range, replay.rate).await;
     let mut sender = prepared.map_err(|error| match error {
         PublishError::NoTopic(topic) => {
@@ -188,12 +188,4 @@ impl ReplayArgs {
             None => error,
         })
     }
-}
-
-/// On standard error, and on a terminal alone.
-fn progress_bar(orders: u64) -> ProgressBar {
-    let bar = ProgressBar::new(orders.max(1));
-    let style =
-        ProgressStyle::with_template("{wide_bar} {human_pos} of about {human_len} orders, {msg}, {eta}");
-    style.map_or_else(|_| bar.clone(), |style| bar.clone().with_style(style))
 }

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -48,6 +49,18 @@ impl Output {
     pub(super) const fn is_json(self) -> bool {
         self.json
     }
+}
+
+/// A cell of a row that is JSON: the text under this name, or `-`.
+pub(super) fn text(name: &'static str) -> impl Fn(&Value) -> String {
+    move |row| row[name].as_str().unwrap_or("-").to_owned()
+}
+
+/// On standard error, and on a terminal alone.
+pub(super) fn progress_bar(total: u64, template: &str) -> ProgressBar {
+    let bar = ProgressBar::new(total.max(1));
+    let style = ProgressStyle::with_template(template);
+    style.map_or_else(|_| bar.clone(), |style| bar.clone().with_style(style))
 }
 
 /// A line on standard output.

@@ -7,7 +7,7 @@ use order_service::telemetry::chain;
 use serde_json::{Value, json};
 
 use super::Failure;
-use super::output::Output;
+use super::output::{Output, text};
 
 #[derive(Args)]
 pub(super) struct ConfigArgs {
@@ -82,7 +82,6 @@ fn show(
     let (settings, invalid) = settings_in_force(env, process);
     let row = |setting: &Setting| json!({"name": setting.name, "value": setting.value, "source": setting.source.as_str()});
     let rows: Vec<Value> = settings.iter().map(row).collect();
-    let text = |name: &'static str| move |row: &Value| row[name].as_str().unwrap_or("-").to_owned();
     output.rows(
         &rows,
         &[("SETTING", &text("name")), ("VALUE", &text("value")), ("FROM", &text("source"))],

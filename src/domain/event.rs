@@ -3,6 +3,8 @@
 //! What is rendered here is stored in the outbox as text and published as it stands, so that a repeat is
 //! byte-identical whatever version of the service sends it.
 
+use std::cell::LazyCell;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -11,8 +13,7 @@ use uuid::Uuid;
 
 use super::aggregate::reason;
 use super::{
-    Actor, CustomerId, Line, Money, Order, OrderId, ProductId, Quantity, Status, StatusChange, TraceParent,
-    time,
+    CustomerId, Line, Money, Order, OrderId, ProductId, Quantity, Status, StatusChange, TraceParent, time,
 };
 
 /// How many buckets the orders are dealt into. The relay's replicas share the work by bucket, so this is also
@@ -92,44 +93,48 @@ impl OrderEvent {
 
     /// The event of an order that `change` has just moved.
     pub fn status_updated(order: &Order, change: &StatusChange) -> Result<Self, serde_json::Error> {
-        Self::status_updated_as(Uuid::now_v7(), order, change)
+        let why = (change.reason.as_deref(), change.refund_due);
+        Self::status_updated_as(Uuid::now_v7(), order, change.from, why, change.trace.to_string())
     }
 
-    fn status_updated_as(id: Uuid, order: &Order, change: &StatusChange) -> Result<Self, serde_json::Error> {
+    fn status_updated_as(
+        id: Uuid,
+        order: &Order,
+        previous_status: Status,
+        (reason, refund_due): (Option<&str>, Option<Money>),
+        traceparent: String,
+    ) -> Result<Self, serde_json::Error> {
         let metadata = StatusUpdatedMetadata {
             event_id: id,
             sequence: order.version,
             status: order.status,
-            previous_status: change.from,
-            reason: change.reason.as_deref(),
-            refund_due: change.refund_due,
+            previous_status,
+            reason,
+            refund_due,
         };
-        Self::render(id, order, EventType::OrderStatusUpdated, change.trace.to_string(), metadata)
+        Self::render(id, order, EventType::OrderStatusUpdated, traceparent, metadata)
     }
 
     /// The event of a change, as it was first published. `order` gives what never changes.
     ///
     /// Where the id or the trace were not written down, they are derived from the order and the sequence: always the same.
     pub fn recorded(order: &Order, change: &RecordedChange) -> Result<Self, serde_json::Error> {
-        let derived = change.derived(order.id);
-        let id = change.event_id.unwrap_or(derived.0);
-        let traceparent = change.traceparent.clone().unwrap_or(derived.1);
+        let derived = LazyCell::new(|| change.derived(order.id));
+        let id = change.event_id.unwrap_or_else(|| derived.0);
+        let traceparent = change.traceparent.clone().unwrap_or_else(|| derived.1.clone());
         let order = Order {
             status: change.to,
             version: change.sequence,
             changed_at: change.changed_at,
             ..order.clone()
         };
-        let Some(previous_status) = change.from else { return Self::placed_as(id, &order, traceparent) };
-        let metadata = StatusUpdatedMetadata {
-            event_id: id,
-            sequence: order.version,
-            status: order.status,
-            previous_status,
-            reason: change.reason.as_deref(),
-            refund_due: change.refund_due,
-        };
-        Self::render(id, &order, EventType::OrderStatusUpdated, traceparent, metadata)
+        match change.from {
+            None => Self::placed_as(id, &order, traceparent),
+            Some(from) => {
+                let why = (change.reason.as_deref(), change.refund_due);
+                Self::status_updated_as(id, &order, from, why, traceparent)
+            }
+        }
     }
 
     fn render<M: Serialize>(
@@ -295,19 +300,15 @@ pub(crate) fn examples() -> Option<[OrderEvent; 2]> {
     order.status = Status::Cancelled;
     order.version = 2;
     order.changed_at += TimeDelta::seconds(30);
-    let change = StatusChange {
-        from: Status::Created,
-        actor: Actor::payment(),
-        reason: Some(reason::PAYMENT_FAILED.to_owned()),
-        refund_due: None,
-        trace,
-    };
-    Some([placed, OrderEvent::status_updated_as(SECOND, &order, &change).ok()?])
+    let why = (Some(reason::PAYMENT_FAILED), None);
+    let updated = OrderEvent::status_updated_as(SECOND, &order, Status::Created, why, trace.to_string());
+    Some([placed, updated.ok()?])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::Actor;
 
     fn an_order() -> Order {
         let line = |id: &str, quantity, price: &str| Line {

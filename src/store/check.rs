@@ -104,13 +104,13 @@ impl CheckCursor {
 }
 
 /// One page along a key: what to look at, and whether more follows.
-struct Page<K> {
-    keys: Vec<K>,
-    is_full: bool,
+pub(super) struct Page<K> {
+    pub(super) keys: Vec<K>,
+    pub(super) is_full: bool,
 }
 
 impl<K> Page<K> {
-    fn of(keys: Vec<K>, limit: i64) -> Self {
+    pub(super) fn of(keys: Vec<K>, limit: i64) -> Self {
         let is_full = i64::try_from(keys.len()).is_ok_and(|count| count >= limit);
         Self { keys, is_full }
     }
@@ -152,34 +152,27 @@ const ESTIMATE_ORDERS: &str =
 impl Store {
     /// About how many rows a whole check looks at, by PostgreSQL's statistics.
     pub async fn estimate_check(&self) -> Result<i64, StoreError> {
-        self.bounded(async {
-            let mut connection = self.connection().await?;
-            let rows = sqlx::query_scalar(ESTIMATE).fetch_one(&mut *connection).await?;
-            connection.give_back();
-            Ok(rows)
-        })
-        .await
+        self.estimate(ESTIMATE).await
     }
 
     /// About how many orders there are, by PostgreSQL's statistics.
     pub async fn estimate_orders(&self) -> Result<i64, StoreError> {
-        self.bounded(async {
-            let mut connection = self.connection().await?;
-            let orders = sqlx::query_scalar(ESTIMATE_ORDERS).fetch_one(&mut *connection).await?;
-            connection.give_back();
-            Ok(orders)
+        self.estimate(ESTIMATE_ORDERS).await
+    }
+
+    async fn estimate(&self, statement: &'static str) -> Result<i64, StoreError> {
+        self.with_connection(async |connection| {
+            Ok(sqlx::query_scalar(statement).fetch_one(connection).await?)
         })
         .await
     }
 
     /// Looks at the next rows, at most `limit`, in one snapshot.
     pub async fn check_step(&self, from: &CheckCursor, limit: i64) -> Result<CheckStep, StoreError> {
-        self.bounded(async {
-            let mut connection = self.connection().await?;
+        self.with_connection(async |connection| {
             let mut transaction = connection.begin_with(SNAPSHOT).await?;
             let step = step(&mut transaction, &from.0, limit).await?;
             transaction.commit().await?;
-            connection.give_back();
             Ok(step)
         })
         .await

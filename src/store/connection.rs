@@ -149,6 +149,20 @@ impl Store {
         self.database.connection().await
     }
 
+    /// Runs `work` on a connection from the pool, within the deadline. The connection is given back where it succeeds.
+    pub(super) async fn with_connection<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.bounded(async {
+            let mut connection = self.connection().await?;
+            let result = work(&mut connection).await?;
+            connection.give_back();
+            Ok(result)
+        })
+        .await
+    }
+
     /// Bounds one use of the store by its deadline.
     pub(super) async fn bounded<T>(
         &self,

@@ -41,6 +41,8 @@ cross join lateral (
 
 const SELECT: &str = select_orders!("where o.id = any ($1)");
 
+pub(super) const SELECT_BY_ID: &str = select_orders!("where o.id = any ($1) order by o.id");
+
 /// Nobody else changes the order until the transaction ends. The lock comes before the new outbox row gets
 /// its position, which is why positions follow the sequence within an order.
 const LOCK_ONE: &str = select_orders!("where o.id = any ($1) for update of o");

@@ -158,11 +158,9 @@ impl Store {
 
     /// The orders that are parked, oldest first.
     pub async fn parked_orders(&self) -> Result<Vec<ParkedOrder>, StoreError> {
-        self.bounded(async {
-            let mut connection = self.connection().await?;
+        self.with_connection(async |connection| {
             let mut parked: Vec<ParkedOrder> = sqlx::query_as(LIST).fetch_all(&mut *connection).await?;
-            let waiting = waiting(&mut connection, &parked).await?;
-            connection.give_back();
+            let waiting = waiting(connection, &parked).await?;
             for order in &mut parked {
                 order.waiting = waiting.get(&order.order_id).copied().unwrap_or_default();
             }
@@ -183,8 +181,7 @@ impl Store {
 
     /// The order is locked first: an event that somebody writes meanwhile comes after those that are moved.
     async fn free(&self, order: OrderId, statement: &'static str, actor: &str) -> Result<bool, StoreError> {
-        self.bounded(async {
-            let mut connection = self.connection().await?;
+        self.with_connection(async |connection| {
             let mut transaction = connection.begin().await?;
             sqlx::query(LOCK_ORDER).bind(order.0).execute(&mut *transaction).await?;
             let freed = sqlx::query(statement)
@@ -194,7 +191,6 @@ impl Store {
                 .execute(&mut *transaction)
                 .await?;
             transaction.commit().await?;
-            connection.give_back();
             Ok(freed.rows_affected() > 0)
         })
         .await
@@ -202,11 +198,8 @@ impl Store {
 
     /// The lines of the oldest `limit` stock jobs that are parked.
     pub async fn parked_stock(&self, limit: i64) -> Result<Vec<ParkedStockLine>, StoreError> {
-        self.bounded(async {
-            let mut connection = self.connection().await?;
-            let parked = sqlx::query_as(STOCK).bind(limit).fetch_all(&mut *connection).await?;
-            connection.give_back();
-            Ok(parked)
+        self.with_connection(async |connection| {
+            Ok(sqlx::query_as(STOCK).bind(limit).fetch_all(connection).await?)
         })
         .await
     }
@@ -219,8 +212,7 @@ impl Store {
         applied: bool,
         actor: &str,
     ) -> Result<bool, StoreError> {
-        self.bounded(async {
-            let mut connection = self.connection().await?;
+        self.with_connection(async |connection| {
             let mut transaction = connection.begin().await?;
             sqlx::query(LOCK_ORDER).bind(order.0).execute(&mut *transaction).await?;
             let mut resolved = false;
@@ -231,7 +223,6 @@ impl Store {
                 }
             }
             transaction.commit().await?;
-            connection.give_back();
             Ok(resolved)
         })
         .await

@@ -2,9 +2,11 @@
 
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
+use sqlx::Connection;
 use uuid::Uuid;
 
-use super::orders::{OrderRow, column};
+use super::check::{Page, SNAPSHOT};
+use super::orders::{OrderRow, SELECT_BY_ID, column};
 use super::{Store, StoreError};
 use crate::domain::event::RecordedChange;
 use crate::domain::{Money, Order, OrderId, Status};
@@ -43,20 +45,6 @@ const PAGE_OF_TIME: &str = "
 select id, changed_at >= $3 and placed_at < $4 as is_wanted from orders where id > $1 order by id limit $2
 ";
 
-const ORDERS: &str = "
-select o.id, o.customer_id, o.status, o.total_amount, o.placed_at, o.version, o.changed_at,
-       items.products, items.quantities, items.prices
-from orders o
-cross join lateral (
-    select array_agg(product_id) as products, array_agg(quantity) as quantities, array_agg(unit_price) as prices
-    from (
-        select product_id, quantity, unit_price from order_items where order_id = o.id order by line_number
-    ) line
-) items
-where o.id = any ($1)
-order by o.id
-";
-
 /// A payment that came after the cancellation is no part of its event.
 const CHANGES: &str = "
 select history.order_id, history.version, history.from_status, history.to_status, history.reason, history.changed_at,
@@ -92,10 +80,8 @@ impl Store {
         after: OrderId,
         limit: i64,
     ) -> Result<ReplayPage, StoreError> {
-        self.bounded(async {
-            let mut connection = self.connection().await?;
-            let mut transaction =
-                sqlx::Connection::begin_with(&mut *connection, super::check::SNAPSHOT).await?;
+        self.with_connection(async |connection| {
+            let mut transaction = connection.begin_with(SNAPSHOT).await?;
             let page = match range {
                 ReplayRange::Orders(ids) => {
                     let ids = column(ids, |id| id.0);
@@ -105,18 +91,14 @@ impl Store {
                     sqlx::query_as(PAGE_OF_TIME).bind(after.0).bind(limit).bind(from).bind(to)
                 }
             };
-            let page: Vec<(Uuid, bool)> = page.fetch_all(&mut *transaction).await?;
-            let wanted: Vec<Uuid> =
-                page.iter().filter(|(_, is_wanted)| *is_wanted).map(|(id, _)| *id).collect();
-            let orders: Vec<OrderRow> =
-                sqlx::query_as(ORDERS).bind(&wanted).fetch_all(&mut *transaction).await?;
-            let changes: Vec<ChangeRow> =
-                sqlx::query_as(CHANGES).bind(&wanted).fetch_all(&mut *transaction).await?;
+            let page: Page<(Uuid, bool)> = Page::of(page.fetch_all(&mut *transaction).await?, limit);
+            let wanted = page.keys.iter().filter(|(_, is_wanted)| *is_wanted);
+            let wanted: Vec<Uuid> = wanted.map(|(id, _)| *id).collect();
+            let orders = sqlx::query_as(SELECT_BY_ID).bind(&wanted).fetch_all(&mut *transaction).await?;
+            let changes = sqlx::query_as(CHANGES).bind(&wanted).fetch_all(&mut *transaction).await?;
             transaction.commit().await?;
-            connection.give_back();
-            let is_full = i64::try_from(page.len()).is_ok_and(|count| count >= limit);
-            let next = page.last().filter(|_| is_full).map(|(id, _)| OrderId(*id));
-            Ok(ReplayPage { orders: together(orders, changes, range)?, looked_at: page.len(), next })
+            let next = page.keys.last().filter(|_| page.is_full).map(|(id, _)| OrderId(*id));
+            Ok(ReplayPage { orders: together(orders, changes, range)?, looked_at: page.keys.len(), next })
         })
         .await
     }
@@ -129,11 +111,9 @@ impl Store {
         actor: &str,
     ) -> Result<(), StoreError> {
         const RECORD: &str = "insert into interventions (order_id, action, detail, actor) values ($1, 'EVENTS_REPLAY', $2, $3)";
-        self.bounded(async {
-            let mut connection = self.connection().await?;
+        self.with_connection(async |connection| {
             let record = sqlx::query(RECORD).bind(order.map(|order| order.0)).bind(detail).bind(actor);
-            record.execute(&mut *connection).await?;
-            connection.give_back();
+            record.execute(connection).await?;
             Ok(())
         })
         .await

@@ -82,24 +82,17 @@ impl Store {
         with_payload: bool,
         limit: i64,
     ) -> Result<Vec<ParkedPayment>, StoreError> {
-        self.bounded(async {
-            let mut connection = self.connection().await?;
-            let list = sqlx::query_as(LIST).bind(with_payload).bind(limit);
-            let parked = list.fetch_all(&mut *connection).await?;
-            connection.give_back();
-            Ok(parked)
+        self.with_connection(async |connection| {
+            Ok(sqlx::query_as(LIST).bind(with_payload).bind(limit).fetch_all(connection).await?)
         })
         .await
     }
 
     /// One record that waits, with its value. Nothing where it does not wait.
     pub async fn parked_payment(&self, place: &RecordPlace) -> Result<Option<ParkedPayment>, StoreError> {
-        self.bounded(async {
-            let mut connection = self.connection().await?;
+        self.with_connection(async |connection| {
             let find = sqlx::query_as(FIND).bind(&place.topic).bind(place.partition).bind(place.offset);
-            let parked = find.fetch_optional(&mut *connection).await?;
-            connection.give_back();
-            Ok(parked)
+            Ok(find.fetch_optional(connection).await?)
         })
         .await
     }
@@ -111,41 +104,31 @@ impl Store {
         note: &str,
         actor: &str,
     ) -> Result<bool, StoreError> {
-        self.bounded(async {
-            let mut connection = self.connection().await?;
-            let settled = sqlx::query(SETTLE)
+        self.with_connection(async |connection| {
+            let settle = sqlx::query(SETTLE)
                 .bind(&place.topic)
                 .bind(place.partition)
                 .bind(place.offset)
                 .bind(format!("{place}: {note}"))
-                .bind(actor)
-                .execute(&mut *connection)
-                .await?;
-            connection.give_back();
-            Ok(settled.rows_affected() > 0)
+                .bind(actor);
+            Ok(settle.execute(connection).await?.rows_affected() > 0)
         })
         .await
     }
 
     /// The `limit` refunds that are due for longest.
     pub async fn refunds_due(&self, limit: i64) -> Result<Vec<RefundDue>, StoreError> {
-        self.bounded(async {
-            let mut connection = self.connection().await?;
-            let refunds = sqlx::query_as(REFUNDS).bind(limit).fetch_all(&mut *connection).await?;
-            connection.give_back();
-            Ok(refunds)
+        self.with_connection(async |connection| {
+            Ok(sqlx::query_as(REFUNDS).bind(limit).fetch_all(connection).await?)
         })
         .await
     }
 
     /// Marks the refund of an order as paid back. Whether one was due.
     pub async fn refund_done(&self, order: Uuid, note: &str, actor: &str) -> Result<bool, StoreError> {
-        self.bounded(async {
-            let mut connection = self.connection().await?;
+        self.with_connection(async |connection| {
             let done = sqlx::query(REFUND_DONE).bind(order).bind(note).bind(actor);
-            let done = done.execute(&mut *connection).await?;
-            connection.give_back();
-            Ok(done.rows_affected() > 0)
+            Ok(done.execute(connection).await?.rows_affected() > 0)
         })
         .await
     }

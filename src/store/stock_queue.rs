@@ -224,12 +224,8 @@ impl Store {
 
     /// Counts the work that has not come to its end.
     pub async fn unfinished_work(&self) -> Result<Unfinished, StoreError> {
-        self.bounded(async {
-            let mut connection = self.connection().await?;
-            let counts =
-                sqlx::query_as(UNFINISHED).bind(Unfinished::MOST).fetch_one(&mut *connection).await?;
-            connection.give_back();
-            Ok(counts)
+        self.with_connection(async |connection| {
+            Ok(sqlx::query_as(UNFINISHED).bind(Unfinished::MOST).fetch_one(connection).await?)
         })
         .await
     }

@@ -9,6 +9,8 @@ use crate::support::{Payment, Record, Shop, Topic, command, eventually, expect_h
 
 const ADA: &str = "ada@example.com";
 
+const ALL_TIME: [&str; 4] = ["--from", "2020-01-01T00:00:00Z", "--to", "2100-01-01T00:00:00Z"];
+
 /// A topic for a consumer that has lost its data.
 async fn new_topic(shop: &Shop) -> Topic {
     let name = format!("order-events-replay-{}", Uuid::new_v4().simple());
@@ -105,18 +107,9 @@ async fn a_replay_that_is_killed_is_started_again_or_goes_on_after_an_order() {
         shop.set_status(order, "CONFIRMED").await.expect(200);
     }
     let target = new_topic(&shop).await;
-    let range = [
-        "--from",
-        "2020-01-01T00:00:00Z",
-        "--to",
-        "2100-01-01T00:00:00Z",
-        "--topic",
-        &target.name,
-        "--by",
-        "bob",
-    ];
+    let range = [&ALL_TIME[..], &["--topic", &target.name, "--by", "bob"]].concat();
     let mut slow = command("events", &shop.environment);
-    let mut slow = slow.arg("replay").args(range).args(["--rate", "10"]).spawn().unwrap();
+    let mut slow = slow.arg("replay").args(&range).args(["--rate", "10"]).spawn().unwrap();
     target.records(3).await;
     signal(&slow, "KILL");
     slow.wait().unwrap();
@@ -128,16 +121,7 @@ async fn a_replay_that_is_killed_is_started_again_or_goes_on_after_an_order() {
     assert_eq!(shop.interventions().await.len(), 2);
     orders.sort_unstable();
     let rest = new_topic(&shop).await;
-    let range = [
-        "--from",
-        "2020-01-01T00:00:00Z",
-        "--to",
-        "2100-01-01T00:00:00Z",
-        "--topic",
-        &rest.name,
-        "--by",
-        "bob",
-    ];
+    let range = [&ALL_TIME[..], &["--topic", &rest.name, "--by", "bob"]].concat();
     let after = [&["events", "replay", "--after", &orders[24]][..], &range[..]].concat();
     shop.operate(&after).await.text(0);
     let keys: Vec<String> = rest.everything().await.into_iter().map(|record| record.key).collect();
@@ -181,9 +165,9 @@ async fn a_replay_keeps_its_rate() {
         shop.placed(ADA, &[(&phone, 1)]).await;
     }
     let target = new_topic(&shop).await;
-    let range = ["--from", "2020-01-01T00:00:00Z", "--to", "2100-01-01T00:00:00Z"];
     let replay =
-        [&["events", "replay", "--topic", &target.name, "--by", "bob", "--rate", "10"], &range[..]].concat();
+        [&["events", "replay", "--topic", &target.name, "--by", "bob", "--rate", "10"], &ALL_TIME[..]]
+            .concat();
     let started = std::time::Instant::now();
 
     shop.operate(&replay).await.text(0);
