@@ -1,6 +1,7 @@
 //! `order-service check` names each contradiction, and says nothing about a shop that is well, however busy it is.
 
 use std::collections::BTreeSet;
+use std::process::Stdio;
 
 use futures_util::future::{join, join_all};
 use serde_json::{Value, json};
@@ -8,7 +9,7 @@ use sqlx::AssertSqlSafe;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::support::{Payment, Shop, customer, eventually, lines};
+use crate::support::{Payment, Shop, command, customer, eventually, exit_code, lines, signal};
 
 const ADA: &str = "ada@example.com";
 
@@ -272,6 +273,26 @@ async fn a_check_reads_pages_and_goes_on_after_the_order_where_it_was_interrupte
     assert_eq!(scans, 0);
     let wrong = shop.operate(&["check", "--after", "7"]).await.error(2);
     assert!(wrong.contains("--after"), "{wrong}");
+}
+
+#[tokio::test]
+async fn a_check_that_is_interrupted_says_how_to_go_on() {
+    let shop = Shop::builder().without_service().await;
+    let mut held = shop.database.begin().await.unwrap();
+    sqlx::query("lock table orders in access exclusive mode").execute(&mut *held).await.unwrap();
+    let mut check = command("check", &shop.environment).stderr(Stdio::piped()).spawn().unwrap();
+    shop.somebody_waits_for_a_lock().await;
+
+    signal(&check, "INT");
+
+    let ended = tokio::task::spawn_blocking(move || {
+        let code = exit_code(&mut check);
+        (code, std::io::read_to_string(check.stderr.take().unwrap()).unwrap())
+    });
+    let (code, said) = ended.await.unwrap();
+    assert!(code == Some(1) && said.contains("interrupted"), "{code:?} {said}");
+    held.rollback().await.unwrap();
+    shop.operate(&["check"]).await.text(0);
 }
 
 #[tokio::test]
