@@ -35,6 +35,8 @@ use crate::store::{DatabaseSettings, StockTimes};
 pub struct Config {
     /// Where to listen.
     pub bind_address: SocketAddr,
+    /// Where metrics and health are apart from that; none: at the same address.
+    pub management_address: Option<SocketAddr>,
     /// Connections.
     pub server: ServerSettings,
     /// Requests.
@@ -107,6 +109,7 @@ impl Config {
         let longest_commit = database.deadline + database.acquire_timeout;
         let config = products(env).map(|products| Self {
             bind_address: bind_address(env),
+            management_address: management_address(env),
             server: server(env, &api),
             api,
             orders: orders(env, longest_commit),
@@ -129,6 +132,12 @@ impl Config {
 
     /// What is permitted alone and wrong together.
     fn refuse_dangerous_combinations(&self, env: &Environment) {
+        if self.bind_address.port() != 0 && self.management_address == Some(self.bind_address) {
+            env.refuse(
+                "MANAGEMENT_ADDRESS",
+                "must not be BIND_ADDRESS: leave it empty to have both in one place",
+            );
+        }
         if self.relay.lease <= self.relay.delivery_timeout * 2 {
             env.refuse("RELAY_LEASE_MS", "must be more than twice KAFKA_DELIVERY_TIMEOUT_MS");
         }
@@ -238,6 +247,14 @@ fn bind_address(env: &Environment) -> SocketAddr {
         env.refuse("BIND_ADDRESS", &format!("must be an address such as {DEFAULT_BIND_ADDRESS}"));
         SocketAddr::from(([127, 0, 0, 1], 0))
     })
+}
+
+fn management_address(env: &Environment) -> Option<SocketAddr> {
+    let address = env.optional("MANAGEMENT_ADDRESS").filter(|text| !text.is_empty())?.parse().ok();
+    if address.is_none() {
+        env.refuse("MANAGEMENT_ADDRESS", "must be an address such as 0.0.0.0:9090");
+    }
+    address
 }
 
 fn server(env: &Environment, api: &ApiSettings) -> ServerSettings {

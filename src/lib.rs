@@ -19,6 +19,7 @@
 //! | [`store`] | PostgreSQL: the only place with SQL | `OrderRepository` |
 //! | [`products`] | the Product Service: look-ups with breaker and deadline, stock calls | `ProductClient` |
 //! | [`events`] | Kafka out (the relay) and in (payments) | `KafkaEventPublisher` |
+//! | [`metrics`] | what Prometheus reads: one registry per running service, every family in `metrics/metrics.md` | |
 //! | [`config`] | every setting, checked at the start | |
 //! | `json` | how foreign JSON is read: objects as objects alone | |
 //! | [`kit`] | the files that `order-service kit` writes: manifests, dashboards, and the decisions behind all this (`kit/decisions`) | |
@@ -99,6 +100,7 @@ pub mod events;
 mod json;
 pub mod kit;
 pub mod lifecycle;
+pub mod metrics;
 pub mod orders;
 pub mod products;
 pub mod store;

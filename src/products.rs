@@ -31,6 +31,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::domain::{Money, ProductId, TraceParent};
+use crate::metrics::Metrics;
 use crate::telemetry::Seldom;
 
 mod answer;
@@ -101,6 +102,7 @@ pub struct ProductClient {
     budget: RetryBudget,
     catalogue: Arc<Catalogue>,
     look_ups: Arc<Singleflight<Answer>>,
+    metrics: Arc<Metrics>,
 }
 
 /// The price and stock of a product; none where it is unknown or withdrawn.
@@ -113,6 +115,7 @@ struct Catalogue {
     attempt_timeout: Duration,
     permits: Semaphore,
     gate: Gate,
+    metrics: Arc<Metrics>,
 }
 
 /// What the look-ups of one placement have in common.
@@ -125,7 +128,7 @@ struct Call<'a> {
 
 impl ProductClient {
     /// A client with no connections yet: the Product Service need not be there.
-    pub fn new(settings: ProductSettings) -> Result<Self, InvalidSettings> {
+    pub fn new(settings: ProductSettings, metrics: &Arc<Metrics>) -> Result<Self, InvalidSettings> {
         let settings = settings.within_bounds();
         let http = http_client(&settings)?;
         let catalogue = Catalogue {
@@ -133,7 +136,8 @@ impl ProductClient {
             products: settings.products()?,
             attempt_timeout: settings.attempt_timeout,
             permits: Semaphore::new(settings.max_in_flight),
-            gate: Gate::new(&settings),
+            gate: Gate::new(&settings, metrics.products.breaker_calls.clone()),
+            metrics: Arc::clone(metrics),
         };
         Ok(Self {
             base: settings.url.clone(),
@@ -147,6 +151,7 @@ impl ProductClient {
             budget: RetryBudget::default(),
             catalogue: Arc::new(catalogue),
             look_ups: Arc::new(Singleflight::new()),
+            metrics: Arc::clone(metrics),
         })
     }
 
@@ -220,7 +225,7 @@ impl ProductClient {
     /// One attempt, which placements that ask for the same product share. The caller waits for it until its own
     /// deadline; the trace that it carries is that of the caller who began it.
     async fn attempt(&self, id: &ProductId, call: &Call<'_>) -> Answer {
-        if self.catalogue.gate.state() == BreakerState::Open {
+        if self.catalogue.gate.refuses() {
             return Err(Failure::Refused);
         }
         let (catalogue, product, trace) = (Arc::clone(&self.catalogue), id.clone(), call.header.clone());
@@ -232,10 +237,6 @@ impl ProductClient {
                 after: call.deadline.saturating_duration_since(sent),
             })),
         }
-    }
-
-    async fn get(&self, id: &ProductId, trace: Option<HeaderValue>) -> Answer {
-        self.catalogue.get(id, trace).await
     }
 
     fn unavailable(&self, id: &ProductId, call: &Call<'_>, cause: Failure) -> Unavailable {
@@ -271,6 +272,7 @@ impl Catalogue {
         };
         let late = |_| Failure::Late { after: due.saturating_duration_since(now) };
         let answer = answer.map_err(late).flatten();
+        self.measure(now, &answer);
         pass.finish(answer.as_ref().map_or_else(Failure::outcome, |_| Outcome::Success));
         answer
     }
@@ -286,6 +288,16 @@ impl Catalogue {
             StatusCode::NOT_FOUND | StatusCode::GONE => Ok(None),
             other => Err(Failure::Status(other)),
         }
+    }
+
+    /// Takes note of one GET.
+    fn measure(&self, started: Instant, answer: &Answer) {
+        let outcome = match answer {
+            Ok(Some(_)) => "success",
+            Ok(None) => "not_found",
+            Err(failure) => failure.word(),
+        };
+        self.metrics.products.requested("look_up", outcome, started.elapsed());
     }
 
     /// `…/api/products/{id}`, the id as exactly one segment.

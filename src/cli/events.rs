@@ -1,6 +1,7 @@
 //! `events replay`: sends events again, for a consumer that has lost its data.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
@@ -85,7 +86,8 @@ pub(super) async fn events(args: &EventsArgs, env: &Environment) -> Result<(), F
     replay.refuse_dangerous_topics(&settings.2)?;
     let range = replay.range()?;
     let (database, stock, kafka) = settings;
-    let store = migrated(Store::new(&DatabaseSettings { max_connections: 2, ..database }, stock)).await?;
+    let settings = DatabaseSettings { max_connections: 2, ..database };
+    let store = migrated(Store::new(&settings, stock, &Arc::default())).await?;
     let kafka = KafkaSettings { topic: replay.topic.clone(), ..kafka };
     let stop = stop_signal()?;
     let expected = replay.expected(&store).await?;

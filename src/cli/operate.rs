@@ -1,5 +1,7 @@
 //! `outbox` and `stock`: what operators do about work that waits for a person.
 
+use std::sync::Arc;
+
 use clap::{Args, Subcommand, ValueEnum};
 use order_service::config::{self, Environment};
 use order_service::domain::{OrderId, time};
@@ -192,7 +194,8 @@ async fn list_stock(store: &Store, output: Output) -> Result<(), Failure> {
 /// The database, for one command. Its schema must be that of this release.
 pub(super) async fn store(env: &Environment) -> Result<Store, Failure> {
     let (database, stock) = config::read_store(env)?;
-    migrated(Store::new(&DatabaseSettings { max_connections: 2, ..database }, stock)).await
+    let settings = DatabaseSettings { max_connections: 2, ..database };
+    migrated(Store::new(&settings, stock, &Arc::default())).await
 }
 
 /// The store, unless migrations are pending.

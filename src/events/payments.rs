@@ -18,14 +18,16 @@ use rdkafka::consumer::{Consumer, ConsumerContext, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::topic_partition_list::Offset;
+use serde::Deserialize;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::KafkaSettings;
 use super::kafka::connection_config;
-use crate::domain::payment::ParkReason;
+use crate::domain::payment::{ParkReason, PaymentOutcome};
 use crate::domain::{OrderId, TraceParent};
+use crate::metrics::Metrics;
 use crate::orders::OrderService;
 use crate::store::StoreError;
 use crate::store::payments::{IncomingPayment, Received, RecordPlace};
@@ -52,18 +54,61 @@ pub struct PaymentConsumer {
     consumer: Arc<StreamConsumer<Context>>,
     orders: OrderService,
     topic: String,
+    metrics: Arc<Metrics>,
 }
 
-struct Context;
+struct Context(Arc<Metrics>);
+
+/// What is read of librdkafka's statistics.
+#[derive(Deserialize)]
+struct Statistics {
+    topics: HashMap<String, TopicStatistics>,
+}
+
+#[derive(Deserialize)]
+struct TopicStatistics {
+    partitions: HashMap<String, PartitionStatistics>,
+}
+
+#[derive(Deserialize)]
+struct PartitionStatistics {
+    partition: i32,
+    /// Whether the partition is this replica's.
+    desired: bool,
+    /// From the stored offset to the end; -1 where it is not known.
+    consumer_lag_stored: i64,
+    /// From the committed offset to the end; -1 where it is not known.
+    consumer_lag: i64,
+}
+
+impl PartitionStatistics {
+    fn lag(&self) -> Option<i64> {
+        let known = [self.consumer_lag_stored, self.consumer_lag].into_iter().find(|lag| *lag >= 0);
+        known.filter(|_| self.desired)
+    }
+}
 
 impl rdkafka::ClientContext for Context {
     /// What matters of it comes back from `recv`, too, and is logged there.
     fn error(&self, error: KafkaError, reason: &str) {
         debug!(%error, reason, "the Kafka client reports");
     }
+
+    /// Called every [`STATISTICS_INTERVAL`].
+    fn stats_raw(&self, statistics: &[u8]) {
+        let Ok(statistics) = serde_json::from_slice::<Statistics>(statistics) else { return };
+        for (topic, TopicStatistics { partitions }) in &statistics.topics {
+            // One of them, -1, is of records that have no partition yet.
+            for partition in partitions.values().filter(|partition| partition.partition >= 0) {
+                self.0.payments.show_lag(topic, partition.partition, partition.lag());
+            }
+        }
+    }
 }
 impl ConsumerContext for Context {}
 
+/// How often the lag is looked at.
+const STATISTICS_INTERVAL: Duration = Duration::from_secs(1);
 /// Records that are applied at once.
 const LARGEST_SET: usize = 512;
 /// How long a partition rests after its record could not be written.
@@ -74,7 +119,11 @@ const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl PaymentConsumer {
     /// A consumer that has read nothing yet; it connects in the background.
-    pub fn new(settings: &KafkaSettings, orders: OrderService) -> Result<Self, KafkaError> {
+    pub fn new(
+        settings: &KafkaSettings,
+        orders: OrderService,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, KafkaError> {
         let payments = &settings.payments;
         let mut config: ClientConfig = connection_config(settings);
         let consumer: StreamConsumer<Context> = config
@@ -90,9 +139,11 @@ impl PaymentConsumer {
             .set("heartbeat.interval.ms", (payments.session_timeout.as_millis() / 4).to_string())
             .set("queued.max.messages.kbytes", "4096")
             .set("topic.metadata.refresh.interval.ms", "10000")
-            .create_with_context(Context)?;
+            .set("statistics.interval.ms", STATISTICS_INTERVAL.as_millis().to_string())
+            .create_with_context(Context(Arc::clone(metrics)))?;
         consumer.subscribe(&[&payments.topic])?;
-        Ok(Self { consumer: Arc::new(consumer), orders, topic: payments.topic.clone() })
+        let (topic, metrics) = (payments.topic.clone(), Arc::clone(metrics));
+        Ok(Self { consumer: Arc::new(consumer), orders, topic, metrics })
     }
 
     /// Applies payments until `stop`.
@@ -109,7 +160,11 @@ impl PaymentConsumer {
             match set {
                 Ok(set) => {
                     said = None;
-                    let progress = SetProgress::of(&set, &self.apply_set(&set).await);
+                    let payments = &self.metrics.payments;
+                    payments.oldest_is(oldest(&set, |_| true));
+                    let failed = self.apply_set(&set).await;
+                    payments.oldest_is(oldest(&set, |record| failed.contains(&record.place)));
+                    let progress = SetProgress::of(&set, &failed);
                     self.store_offsets(&progress);
                     failures = if progress.failed.is_empty() { 0 } else { failures + 1 };
                     self.step_back(&progress.failed, pause(failures), &stop).await;
@@ -171,9 +226,21 @@ impl PaymentConsumer {
 
     /// Applies one record, or parks it where it can never be applied.
     async fn apply(&self, record: &Record, decoded: Decoded) -> Result<(), StoreError> {
+        let event_type = match &decoded {
+            Decoded::Payment { event_type, .. } => event_type,
+            Decoded::Ignored => "other",
+            Decoded::Undecodable { .. } => "unreadable",
+        };
+        let outcome = self.apply_decoded(record, decoded).await?;
+        self.metrics.payments.applied(event_type, outcome);
+        Ok(())
+    }
+
+    /// What became of the record, as a metric has it.
+    async fn apply_decoded(&self, record: &Record, decoded: Decoded) -> Result<&'static str, StoreError> {
         let (place, payload) = (&record.place, &record.payload);
         match decoded {
-            Decoded::Ignored => Ok(()),
+            Decoded::Ignored => Ok("ignored"),
             Decoded::Payment { key, order, event, event_type } => {
                 let (trace, offset) = (record.trace.clone(), place.offset);
                 let (place, payload) = (place.clone(), payload.clone());
@@ -188,35 +255,45 @@ impl PaymentConsumer {
                     retried_by: None,
                 });
                 match self.orders.receive_payment(Arc::clone(&payment)).await {
-                    Ok(Received::Repeated) => debug!(%order, event_type, offset, "a payment was repeated"),
+                    Ok(Received::Repeated) => {
+                        debug!(%order, event_type, offset, "a payment was repeated");
+                        Ok("repeated")
+                    }
                     Ok(Received::OtherEvent) => {
                         warn!(%order, event_type, offset, "parked a payment that has the key of another");
+                        Ok("key_reused")
                     }
                     Ok(Received::UnknownOrder) => {
                         warn!(%order, event_type, offset, "parked a payment of no order");
+                        Ok("unknown_order")
                     }
                     // Only said of one that an operator retries.
-                    Ok(Received::NotParked) => {}
-                    Ok(Received::Applied(outcome)) if outcome.needs_a_person() => {
-                        warn!(%order, event_type, offset, ?outcome, "a payment waits for a person");
+                    Ok(Received::NotParked) => Ok("repeated"),
+                    Ok(Received::Applied(outcome)) => {
+                        if outcome.needs_a_person() {
+                            warn!(%order, event_type, offset, ?outcome, "a payment waits for a person");
+                        } else {
+                            info!(%order, event_type, ?outcome, "payment applied");
+                        }
+                        Ok(word(&outcome))
                     }
-                    Ok(Received::Applied(outcome)) => info!(%order, event_type, ?outcome, "payment applied"),
                     // Read again, it would be refused again, and hold up its partition for good.
                     Err(refusal) if refusal.is_about_the_data() => {
                         let error = chain_of(&refusal);
                         error!(%order, event_type, offset, error, "parked a payment that cannot be written");
                         let IncomingPayment { place, payload, .. } = &*payment;
                         let why = (ParkReason::Unwritable, error.as_str());
-                        return self.orders.park_payment(place, Some(order), payload, why).await;
+                        self.orders.park_payment(place, Some(order), payload, why).await?;
+                        Ok("unreadable")
                     }
-                    Err(error) => return Err(error),
+                    Err(error) => Err(error),
                 }
-                Ok(())
             }
             Decoded::Undecodable { order, error } => {
                 warn!(?place, error, "parked a record that is no payment event");
                 let why = (ParkReason::Undecodable, error.as_str());
-                self.orders.park_payment(place, order, payload, why).await
+                self.orders.park_payment(place, order, payload, why).await?;
+                Ok("unreadable")
             }
         }
     }
@@ -285,6 +362,18 @@ impl PaymentConsumer {
     }
 }
 
+/// An outcome, as a metric has it.
+const fn word(outcome: &PaymentOutcome) -> &'static str {
+    match outcome {
+        PaymentOutcome::Confirming => "confirming",
+        PaymentOutcome::Cancelled => "cancelled",
+        PaymentOutcome::RefundDue => "refund_due",
+        PaymentOutcome::Ignored => "ignored",
+        PaymentOutcome::PaidAgain => "paid_again",
+        PaymentOutcome::AmountMismatch => "amount_mismatch",
+    }
+}
+
 /// Why nothing can be read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Trouble {
@@ -298,6 +387,8 @@ struct Record {
     payload: Vec<u8>,
     /// The record's own trace, else a new one.
     trace: TraceParent,
+    /// When it was written, by Kafka's clock, in milliseconds of the epoch; none where Kafka does not say.
+    written: Option<i64>,
 }
 
 impl Record {
@@ -310,8 +401,14 @@ impl Record {
             },
             payload: message.payload().unwrap_or_default().to_vec(),
             trace: TraceParent::continue_or_start(header(message, "traceparent")),
+            written: message.timestamp().to_millis(),
         }
     }
+}
+
+/// When the oldest of these records was written.
+fn oldest(set: &[Record], which: impl Fn(&Record) -> bool) -> Option<i64> {
+    set.iter().filter(|record| which(record)).filter_map(|record| record.written).min()
 }
 
 /// How far a set has brought its partitions.
@@ -370,6 +467,7 @@ mod tests {
                 place: place(partition, offset),
                 payload: Vec::new(),
                 trace: TraceParent::continue_or_start(None),
+                written: None,
             })
             .collect();
         let failed = HashSet::from([place(0, 5), place(2, 3), place(2, 4)]);

@@ -10,6 +10,7 @@
 //! `events/floor.rs`.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -21,6 +22,7 @@ use uuid::Uuid;
 
 use super::floor::{Reading, Settling, places};
 use super::{PublishError, Publisher};
+use crate::metrics::Metrics;
 use crate::store::outbox::ServerStart;
 use crate::store::{Lease, PendingEvent, Store, StoreError};
 use crate::telemetry::chain;
@@ -79,6 +81,7 @@ pub struct Relay {
     store: Store,
     publisher: Publisher,
     settings: RelaySettings,
+    metrics: Arc<Metrics>,
     topic_seen: bool,
     held: Option<HeldLease>,
     settling: Settling,
@@ -143,12 +146,13 @@ enum Turn {
 
 impl Relay {
     /// A relay that has done nothing yet.
-    pub fn new(store: Store, publisher: Publisher, settings: RelaySettings) -> Self {
+    pub fn new(store: Store, publisher: Publisher, settings: RelaySettings, metrics: &Arc<Metrics>) -> Self {
         Self {
             replica: Uuid::now_v7(),
             store,
             publisher,
             settings,
+            metrics: Arc::clone(metrics),
             topic_seen: false,
             held: None,
             settling: Settling::default(),
@@ -165,7 +169,9 @@ impl Relay {
         let mut failures = 0;
         while !stop.is_cancelled() {
             let next = Instant::now() + PACE;
-            match self.turn().await {
+            let turn = self.turn().await;
+            self.show_buckets();
+            match turn {
                 Ok(turn) => {
                     failures = 0;
                     self.rest_after(turn, next, &stop).await;
@@ -173,6 +179,7 @@ impl Relay {
                 Err(error) => {
                     failures += 1;
                     self.recover(&error).await;
+                    self.show_buckets();
                     let _ = timeout(self.backoff(failures), stop.cancelled()).await;
                 }
             }
@@ -183,7 +190,13 @@ impl Relay {
             warn!(error = chain(&error), "the last turn of the relay failed; another replica goes on");
         }
         self.let_go().await;
+        self.show_buckets();
         info!(replica = %self.replica, "the relay has stopped");
+    }
+
+    fn show_buckets(&self) {
+        let held = self.held.as_ref().map_or(0, |held| held.lease.floors.len());
+        self.metrics.relay.buckets.set(i64::try_from(held).unwrap_or(i64::MAX));
     }
 
     async fn last_turn(&mut self) -> Result<(), TurnError> {
@@ -249,8 +262,8 @@ impl Relay {
     ) -> Result<usize, TurnError> {
         let most = i64::try_from(lane.limit).unwrap_or(i64::MAX);
         let pending = self.store.pending_events(server, &lane.ranges, most).await?;
-        let found = places(&pending);
-        let published = self.publish(pending, send_until).await;
+        let (read, found) = (Instant::now(), places(&pending));
+        let published = self.publish(pending, read, send_until).await;
         if !published.done.is_empty() {
             debug!(events = published.done.len(), "published");
             self.store.delete_events(&published.done).await?;
@@ -258,6 +271,7 @@ impl Relay {
         for (event, cause) in &published.refused {
             let (order, sequence) = (event.order_id, event.sequence);
             error!(%order, sequence, error = chain(cause), "Kafka refuses an event: its order is parked");
+            self.metrics.relay.failures.inc();
             self.store.park_order(event, &chain(cause)).await?;
         }
         passed.events += found.len();
@@ -367,16 +381,16 @@ impl Relay {
 
     /// Publishes events in waves, so that no order ever has two on their way at once: librdkafka gives up on
     /// each event by its own clock, and a later one could outlive an earlier one (librdkafka issue 4134).
-    async fn publish(&self, mut waiting: Vec<PendingEvent>, send_until: Instant) -> Published {
+    async fn publish(&self, mut waiting: Vec<PendingEvent>, read: Instant, send_until: Instant) -> Published {
         let mut published = Published::default();
         while !waiting.is_empty() && published.failure.is_none() && Instant::now() < send_until {
             let (wave, mut rest) = first_of_each_order(waiting);
             let sent = self.publisher.send_all(&wave).await;
             published.failure = sent.failure;
-            published.done.extend(sent.acknowledged.iter().map(|event| (event.bucket, event.position)));
+            self.acknowledged(&sent.acknowledged, read, &mut published);
             for (event, _) in sent.refused {
                 let order = event.order_id;
-                if published.failure.is_some() || !self.publish_alone(event, &mut published).await {
+                if published.failure.is_some() || !self.publish_alone(event, read, &mut published).await {
                     // The later events of a refused one wait with it.
                     rest.retain(|later| later.order_id != order);
                 }
@@ -386,12 +400,22 @@ impl Relay {
         published
     }
 
+    /// Takes note of what Kafka acknowledged. `read` is when the events were read.
+    fn acknowledged(&self, events: &[&PendingEvent], read: Instant, published: &mut Published) {
+        let since_read = read.elapsed();
+        for event in events {
+            let before = (event.read_at - event.created_at).to_std().unwrap_or_default();
+            self.metrics.relay.published(event.sequence, before + since_read);
+            published.done.push((event.bucket, event.position));
+        }
+    }
+
     /// Sends an event by itself: a broker refuses a batch as a whole, for one of its records or for their sum.
     /// Whether it got through.
-    async fn publish_alone(&self, event: &PendingEvent, published: &mut Published) -> bool {
+    async fn publish_alone(&self, event: &PendingEvent, read: Instant, published: &mut Published) -> bool {
         let mut sent = self.publisher.send_all(std::slice::from_ref(event)).await;
         published.failure = sent.failure;
-        published.done.extend(sent.acknowledged.iter().map(|event| (event.bucket, event.position)));
+        self.acknowledged(&sent.acknowledged, read, published);
         published.refused.extend(sent.refused.pop().map(|(event, error)| (event.clone(), error)));
         !sent.acknowledged.is_empty()
     }
@@ -401,6 +425,7 @@ impl Relay {
         warn!(error = chain(error), "the relay failed; it starts again from the outbox");
         self.held = None;
         if let TurnError::Publish(_) = error {
+            self.metrics.relay.failures.inc();
             self.topic_seen = false;
             self.let_go().await;
             if let Err(error) = self.publisher.renew_after_fatal_error() {
@@ -450,6 +475,7 @@ fn first_of_each_order(events: Vec<PendingEvent>) -> (Vec<PendingEvent>, Vec<Pen
 
 #[cfg(test)]
 mod tests {
+    use chrono::DateTime;
     use proptest::prelude::*;
 
     use super::*;
@@ -463,6 +489,8 @@ mod tests {
             sequence: 0,
             payload: String::new(),
             headers: String::new(),
+            created_at: DateTime::UNIX_EPOCH,
+            read_at: DateTime::UNIX_EPOCH,
         }
     }
 

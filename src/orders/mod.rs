@@ -36,6 +36,7 @@ use self::outcomes::Outcomes;
 use crate::domain::OrderId;
 use keys::KeysInFlight;
 
+use crate::metrics::Metrics;
 use crate::products::ProductClient;
 use crate::store::Store;
 use crate::telemetry::Seldom;
@@ -65,11 +66,17 @@ pub struct OrderService {
     stock_wanted: Arc<Notify>,
     outcomes: Arc<Outcomes>,
     overdue: Arc<Seldom>,
+    metrics: Arc<Metrics>,
 }
 
 impl OrderService {
     /// Puts the parts together.
-    pub fn new(store: Store, products: Arc<ProductClient>, settings: &OrderSettings) -> Self {
+    pub fn new(
+        store: Store,
+        products: Arc<ProductClient>,
+        settings: &OrderSettings,
+        metrics: &Arc<Metrics>,
+    ) -> Self {
         Self {
             store,
             products,
@@ -82,6 +89,7 @@ impl OrderService {
             stock_wanted: Arc::default(),
             outcomes: Arc::default(),
             overdue: Arc::new(Seldom::new(Duration::from_mins(1))),
+            metrics: Arc::clone(metrics),
         }
     }
 

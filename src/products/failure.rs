@@ -40,6 +40,15 @@ impl Failure {
         }
     }
 
+    /// The outcome of the request, as a metric has it.
+    pub(super) const fn word(&self) -> &'static str {
+        match self {
+            Self::Late { .. } => "timeout",
+            Self::Nonsense(_) => "invalid",
+            Self::Refused | Self::Crowded | Self::Connection(_) | Self::Status(_) => "error",
+        }
+    }
+
     /// What it says of the Product Service as a whole. An answer that is wrong for its product says nothing of
     /// the others; what is no answer of a Product Service (a proxy's page), or asks for a pause, does.
     pub(super) fn outcome(&self) -> Outcome {

@@ -7,11 +7,13 @@ use tokio::time::Instant;
 
 use super::breaker::{Breaker, Outcome, Rules, State, Ticket};
 use super::settings::ProductSettings;
+use crate::metrics::BreakerCalls;
 
 /// Permits attempts or refuses them, and logs when that changes.
 pub(super) struct Gate {
     breaker: Mutex<Breaker>,
     open: Duration,
+    calls: BreakerCalls,
 }
 
 /// The permission for one attempt.
@@ -25,13 +27,13 @@ pub(super) struct Pass<'a> {
 }
 
 impl Gate {
-    pub(super) fn new(settings: &ProductSettings) -> Self {
+    pub(super) fn new(settings: &ProductSettings, calls: BreakerCalls) -> Self {
         let rules = Rules {
             window: settings.breaker_window,
             failure_percent: settings.breaker_failure_percent,
             open: settings.breaker_open,
         };
-        Self { breaker: Mutex::new(Breaker::new(rules)), open: rules.open }
+        Self { breaker: Mutex::new(Breaker::new(rules)), open: rules.open, calls }
     }
 
     pub(super) fn state(&self) -> State {
@@ -45,8 +47,20 @@ impl Gate {
 
     /// Permits an attempt that has to be over at `due`.
     pub(super) fn admit(&self, due: Instant) -> Option<Pass<'_>> {
-        let ticket = self.with_change(Breaker::admit)?;
+        let Some(ticket) = self.with_change(Breaker::admit) else {
+            self.calls.not_permitted.inc();
+            return None;
+        };
         Some(Pass { gate: self, ticket: Some(ticket), due })
+    }
+
+    /// Whether no attempt is permitted now, so that one need not wait for its turn to be refused.
+    pub(super) fn refuses(&self) -> bool {
+        let is_open = self.state() == State::Open;
+        if is_open {
+            self.calls.not_permitted.inc();
+        }
+        is_open
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut Breaker, std::time::Instant) -> T) -> T {
@@ -86,6 +100,13 @@ impl Pass<'_> {
 
     fn give_back(&mut self, outcome: Outcome) {
         if let Some(ticket) = self.ticket.take() {
+            let calls = &self.gate.calls;
+            match outcome {
+                Outcome::Success => &calls.successful,
+                Outcome::Failure => &calls.failed,
+                Outcome::Ignored => &calls.ignored,
+            }
+            .inc();
             self.gate.with_change(|breaker, now| breaker.record(ticket, outcome, now));
         }
     }
@@ -106,7 +127,7 @@ mod tests {
         let mut settings = ProductSettings::new("http://shop".parse().unwrap());
         settings.breaker_window = 10;
         settings.breaker_open = Duration::ZERO;
-        Gate::new(&settings)
+        Gate::new(&settings, BreakerCalls::default())
     }
 
     fn half_open() -> Gate {

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::{Store, StoreError};
 use crate::domain::OrderId;
+use crate::metrics::Query;
 
 /// The sort with the limit keeps PostgreSQL on `orders_by_status`, whatever its statistics say.
 const OLDEST_DUE: &str = "
@@ -66,7 +67,7 @@ impl Store {
         ttl: Duration,
         after: UnpaidCursor,
     ) -> Result<Option<DateTime<Utc>>, StoreError> {
-        self.bounded(async {
+        self.query(Query::FindUnpaid, async {
             let mut connection = self.connection().await?;
             let (now, is_any_due): (DateTime<Utc>, bool) = sqlx::query_as(OLDEST_DUE)
                 .bind(after.placed_at)
@@ -87,7 +88,7 @@ impl Store {
         after: UnpaidCursor,
         limit: i64,
     ) -> Result<UnpaidPage, StoreError> {
-        self.bounded(async {
+        self.query(Query::FindUnpaid, async {
             let mut connection = self.connection().await?;
             let rows: Vec<(Uuid, DateTime<Utc>, bool)> = sqlx::query_as(PAGE)
                 .bind(after.placed_at)

@@ -18,6 +18,7 @@ use tracing::warn;
 
 use super::error::is_about_the_moment;
 use super::{DatabaseSettings, Store, StoreError};
+use crate::metrics::Query;
 
 /// How long a statement may wait for a lock while others wait behind it.
 const LOCK_TIMEOUT: &str = "500ms";
@@ -218,7 +219,7 @@ impl Store {
     /// Whether every migration of this release is applied; an error when the database cannot be asked.
     pub async fn is_migrated(&self) -> Result<bool, StoreError> {
         let versions: Vec<i64> = migrations().iter().map(|migration| migration.version).collect();
-        self.bounded(async {
+        self.query(Query::Readiness, async {
             let mut connection = self.connection().await?;
             let exists: bool = sqlx::query_scalar("select to_regclass('_sqlx_migrations') is not null")
                 .fetch_one(&mut *connection)

@@ -17,6 +17,7 @@ use crate::domain::{
     CustomerId, Line, Money, Order, OrderAggregate, OrderEvent, OrderId, Owned, ProductId, Quantity, Status,
     StatusChange,
 };
+use crate::metrics::Query;
 
 /// Orders with their lines as three arrays: one round trip, and each amount stays a `numeric`. The lines come from their
 /// index in sequence, so nothing is sorted.
@@ -97,7 +98,7 @@ impl ReadSet for OrderReads {
     type Answer = Result<Option<Order>, StoreError>;
 
     async fn read(&self, ids: &[OrderId]) -> Result<Vec<Self::Answer>, StoreError> {
-        let rows = self.0.read(|connection| {
+        let rows = self.0.read(Query::ReadOrder, |connection| {
             Box::pin(sqlx::query_as(SELECT).bind(column(ids, |id| id.0)).fetch_all(connection))
         });
         Ok(deal(ids, rows.await?))

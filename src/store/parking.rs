@@ -10,6 +10,7 @@ use super::{PendingEvent, Store, StoreError};
 use crate::domain::OrderId;
 use crate::domain::event::bucket_of;
 use crate::domain::stock::LineState;
+use crate::metrics::Query;
 
 /// An order whose events wait.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
@@ -142,7 +143,7 @@ select $1, 'STOCK_RESOLVE', format('attempt %s line %s: %s to %s', $2, $3, $5, $
 impl Store {
     /// Parks the order of an event that Kafka refuses for itself.
     pub async fn park_order(&self, event: &PendingEvent, error: &str) -> Result<(), StoreError> {
-        self.bounded(async {
+        self.query(Query::Park, async {
             let mut connection = self.connection().await?;
             sqlx::query(PARK)
                 .bind(event.bucket)

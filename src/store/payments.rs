@@ -16,6 +16,7 @@ use super::{Store, StoreError};
 use crate::domain::aggregate::Refund;
 use crate::domain::payment::{ParkReason, PaymentEvent, PaymentOutcome};
 use crate::domain::{OrderAggregate, OrderId, TraceParent};
+use crate::metrics::Query;
 
 /// Where a record stands in Kafka.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, sqlx::FromRow)]
@@ -137,6 +138,17 @@ with record as (
     where topic = $1 and partition = $2 and \"offset\" = $3
 )
 insert into interventions (order_id, action, detail, actor) values ($6, 'PAYMENT_RETRY', $7, $8)
+";
+
+/// Why records are parked (`ParkReason`), and `OTHER` for those of before the reason was kept.
+pub const PARKED_REASONS: [&str; 7] =
+    ["UNKNOWN_ORDER", "AMOUNT_MISMATCH", "PAID_AGAIN", "KEY_REUSED", "UNDECODABLE", "UNWRITABLE", "OTHER"];
+
+/// How many of the first $1 records that wait for a person there are for each reason.
+pub(super) const COUNT_PARKED: &str = "
+select reason, count(*)
+from (select reason from parked_payments where settled_at is null order by parked_at limit $1) parked
+group by 1
 ";
 
 const PAY: &str = "insert into payments (order_id, amount) select * from unnest($1::uuid[], $2::numeric[])";
@@ -411,7 +423,7 @@ impl Store {
         payload: &[u8],
         (reason, error): (ParkReason, &str),
     ) -> Result<(), StoreError> {
-        self.bounded(async {
+        self.query(Query::Park, async {
             let mut connection = self.connection().await?;
             park(&mut connection, &[ParkedRecord { place, order, payload, reason, error }]).await?;
             connection.give_back();

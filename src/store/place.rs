@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use prometheus_client::metrics::histogram::Histogram;
 use rust_decimal::Decimal;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
@@ -16,6 +17,7 @@ use super::orders::column;
 use super::{Store, StoreError};
 use crate::domain::event::bucket_of;
 use crate::domain::{CustomerId, Money, Order, OrderEvent, OrderId, Role, TraceParent};
+use crate::metrics::Query;
 
 /// What keeps a request from becoming a second order.
 #[derive(Clone, Debug)]
@@ -200,7 +202,7 @@ impl Store {
         fingerprint: &[u8; 32],
         since: Option<DateTime<Utc>>,
     ) -> Result<Option<PlacedBefore>, StoreError> {
-        let found = self.database.read(|connection| {
+        let found = self.database.read(Query::FindRecent, |connection| {
             let find =
                 sqlx::query_as(FIND_RECENT).bind(customer.as_str().to_owned()).bind(fingerprint.to_vec());
             Box::pin(find.bind(since).fetch_optional(connection))
@@ -247,7 +249,7 @@ pub(super) fn pool(database: &Database) -> Database {
     let lock_timeout = LOCK_TIMEOUT.min(database.settings().deadline / 2).as_millis().to_string();
     // The plan is the same for all sets. Planning it anew for each takes a tenth of its time.
     let more = [("lock_timeout", lock_timeout.as_str()), ("plan_cache_mode", "force_generic_plan")];
-    database.with_own_pool(WRITERS, &more)
+    database.with_own_pool("placing", WRITERS, &more)
 }
 
 /// How placements are committed.
@@ -256,6 +258,8 @@ pub(super) struct Placements {
     /// For an order that is tried alone, and for finding out what was written.
     alone: Database,
     outbox_written: Arc<Notify>,
+    /// How many orders share a statement.
+    sizes: Histogram,
 }
 
 impl Placements {
@@ -273,8 +277,12 @@ impl Placements {
             deadline: settings.deadline,
             settle: settings.acquire_timeout,
         };
-        let placements =
-            Self { sets: sets.clone(), alone: alone.clone(), outbox_written: Arc::clone(outbox_written) };
+        let placements = Self {
+            sets: sets.clone(),
+            alone: alone.clone(),
+            outbox_written: Arc::clone(outbox_written),
+            sizes: sets.metrics().database.group_writes("place"),
+        };
         GroupCommit::new(placements, limits)
     }
 
@@ -289,6 +297,7 @@ impl Placements {
         set: &[Arc<Placing>],
         deadline: Instant,
     ) -> Result<Vec<bool>, StoreError> {
+        self.sizes.observe(f64::from(u32::try_from(set.len()).unwrap_or(u32::MAX)));
         match insert(database, set, deadline).await {
             Err(StoreError::OutcomeUnknown(cause)) if cause.is_lost_connection() => {
                 let inserted = insert(database, set, deadline).await;
@@ -356,7 +365,9 @@ async fn insert(
         connection.give_back();
         Ok(accepted)
     };
+    let started = Instant::now();
     let accepted = timeout_at(deadline, work).await.unwrap_or(Err(StoreError::Deadline));
+    database.metrics().database.used(Query::Place, started.elapsed());
     let accepted = accepted.map_err(|error| commit.judge(error))?;
     let mut inserted = vec![false; set.len()];
     for number in accepted {

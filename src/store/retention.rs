@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::{Store, StoreError};
 use crate::domain::Status;
+use crate::metrics::Query;
 
 /// How far the retention has come among the orders of one status, by `placed_at` and id.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,7 +73,7 @@ impl Store {
         after: RetentionCursor,
         limit: i64,
     ) -> Result<RetentionBatch, StoreError> {
-        self.bounded(async {
+        self.query(Query::Housekeeping, async {
             let mut connection = self.connection().await?;
             let (placed_at, id) = after.0.unzip();
             let candidates: Vec<(Uuid, DateTime<Utc>, bool)> = sqlx::query_as(CANDIDATES)

@@ -13,6 +13,7 @@ use super::{Store, StoreError};
 use crate::domain::aggregate::JobWrite;
 use crate::domain::stock::{JobState, LineState, StockJob, StockLine};
 use crate::domain::{Actor, ActorRole, Money, OrderAggregate, OrderId, ProductId, Quantity, TraceParent};
+use crate::metrics;
 
 /// How long stock work may take.
 #[derive(Clone, Copy, Debug)]
@@ -124,7 +125,7 @@ where ctid = any (array(
 impl Store {
     /// How far a job is. Nothing where there is no such job.
     pub async fn stock_job(&self, order: OrderId, attempt: i16) -> Result<Option<StockJob>, StoreError> {
-        self.bounded(async {
+        self.query(metrics::Query::ReadStockJob, async {
             let mut connection = self.connection().await?;
             let (job, _) = load_job(&mut connection, order, Some(attempt)).await?;
             connection.give_back();

@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::update::write_aggregates;
 use super::{Store, StoreError, orders};
 use crate::domain::{OrderAggregate, OrderId};
+use crate::metrics::Query;
 
 /// The jobs that are due, locked, at most $1. Fresh ones come first: the orders of a product that does not answer
 /// come up again and again, and the others would queue behind them. `leased_until` counts for jobs that a replica
@@ -167,12 +168,12 @@ impl Store {
             TakeUp::Oldest => DUE_OLDEST,
             TakeUp::Newest => DUE_NEWEST,
         };
-        self.bounded(async {
+        self.query(Query::ClaimStockJobs, async {
             let mut connection = self.connection().await?;
             let mut transaction = connection.begin().await?;
             let due: Vec<DueJob> = sqlx::query_as(due).bind(limit).fetch_all(&mut *transaction).await?;
             let is_full = due.len() == usize::try_from(limit).unwrap_or(usize::MAX);
-            let mut has_events = false;
+            let (mut has_events, mut changed) = (false, Vec::new());
             let mut claimed = ClaimedJobs { jobs: Vec::with_capacity(due.len()), more: is_full };
             if !due.is_empty() {
                 // Of two jobs of one order the first is claimed.
@@ -180,7 +181,6 @@ impl Store {
                 let due: Vec<DueJob> = due.into_iter().filter(|job| seen.insert(job.order_id)).collect();
                 let wanted: Vec<_> = due.iter().map(|job| (job.order_id, Some(job.attempt))).collect();
                 let mut locked = orders::lock(&mut transaction, &wanted, false).await?;
-                let mut changed = Vec::with_capacity(due.len());
                 for job in due {
                     let Some(mut aggregate) = locked.remove(&job.order_id) else { continue };
                     match decide(&mut aggregate) {
@@ -192,11 +192,14 @@ impl Store {
                     }
                 }
                 has_events = changed.iter().any(|aggregate| aggregate.changes.status.is_some());
-                let changed: Vec<&OrderAggregate> = changed.iter().collect();
-                write_aggregates(&mut transaction, &changed, self.stock).await?;
+                let aggregates: Vec<&OrderAggregate> = changed.iter().collect();
+                write_aggregates(&mut transaction, &aggregates, self.stock).await?;
             }
             transaction.commit().await?;
             connection.give_back();
+            for aggregate in &changed {
+                self.database.metrics().orders.changed(aggregate);
+            }
             if has_events {
                 self.outbox_written.notify_one();
             }
@@ -208,7 +211,7 @@ impl Store {
     /// Claims one job that is due without reading it: for when a claim of many failed, because one of them may be
     /// what cannot be read.
     pub async fn claim_stock_job_unread(&self, holder: Uuid) -> Result<Option<DueJob>, StoreError> {
-        self.bounded(async {
+        self.query(Query::ClaimStockJobs, async {
             let mut connection = self.connection().await?;
             let job = sqlx::query_as(CLAIM_UNREAD)
                 .bind(1_i64)
@@ -224,8 +227,12 @@ impl Store {
 
     /// Counts the work that has not come to its end.
     pub async fn unfinished_work(&self) -> Result<Unfinished, StoreError> {
-        self.with_connection(async |connection| {
-            Ok(sqlx::query_as(UNFINISHED).bind(Unfinished::MOST).fetch_one(connection).await?)
+        self.query(Query::Readiness, async {
+            let mut connection = self.connection().await?;
+            let counts =
+                sqlx::query_as(UNFINISHED).bind(Unfinished::MOST).fetch_one(&mut *connection).await?;
+            connection.give_back();
+            Ok(counts)
         })
         .await
     }

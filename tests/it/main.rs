@@ -37,6 +37,7 @@ mod kit;
 mod list_orders;
 mod logs;
 mod map;
+mod metrics;
 mod operate_check;
 mod operate_config;
 mod operate_events;
