@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use futures_util::FutureExt;
+use prometheus_client::metrics::gauge::Gauge;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
@@ -13,12 +15,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
-use crate::api::{self, Health, Topics, server};
+use crate::api::{self, Health, Scrape, Topics, server};
 use crate::config::Config;
 use crate::events::{
     KafkaHealth, PaymentConsumer, PublishError, Publisher, Relay, UnpaidOrders, UnpaidSettings,
 };
 use crate::lifecycle::{Lifecycle, Phase};
+use crate::metrics::Metrics;
 use crate::orders::OrderService;
 use crate::products::{InvalidSettings, ProductClient};
 use crate::store::migrate::{MigrationError, migrate};
@@ -29,8 +32,8 @@ use crate::telemetry::error_chain;
 #[derive(Debug, Error)]
 pub enum AppError {
     /// Listening on the address failed.
-    #[error("BIND_ADDRESS {0} cannot be listened on")]
-    Bind(SocketAddr, #[source] std::io::Error),
+    #[error("{0} {1} cannot be listened on")]
+    Bind(&'static str, SocketAddr, #[source] std::io::Error),
     /// The settings make no Kafka client.
     #[error("the Kafka client cannot be made of the KAFKA_ settings")]
     Kafka(#[from] PublishError),
@@ -64,6 +67,8 @@ pub enum AppError {
 pub struct App {
     /// The address that it listens on.
     pub address: SocketAddr,
+    /// Where metrics and health are, where that is another address.
+    pub management_address: Option<SocketAddr>,
     lifecycle: Lifecycle,
     stop: CancellationToken,
     running: JoinHandle<Result<(), AppError>>,
@@ -72,14 +77,31 @@ pub struct App {
 /// The parts, before they are started.
 struct Parts {
     config: Config,
-    listener: TcpListener,
+    listener: Listener,
+    management: Option<(Listener, Router)>,
+    metrics: Arc<Metrics>,
     lifecycle: Lifecycle,
-    stores: [Store; 3],
+    stores: [Store; 4],
     relay: Relay,
     orders: OrderService,
     background: OrderService,
     payments: Option<PaymentConsumer>,
-    router: axum::Router,
+    router: Router,
+}
+
+/// A port, and the address that it has.
+struct Listener {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl Listener {
+    async fn bind(setting: &'static str, address: SocketAddr) -> Result<Self, AppError> {
+        let failed = |error| AppError::Bind(setting, address, error);
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        Ok(Self { listener, address })
+    }
 }
 
 impl App {
@@ -87,14 +109,17 @@ impl App {
     /// slow database from a dead process.
     pub async fn start(config: Config) -> Result<Self, AppError> {
         let parts = Parts::assemble(config).await?;
-        let address =
-            parts.listener.local_addr().map_err(|error| AppError::Bind(parts.config.bind_address, error))?;
+        let address = parts.listener.address;
+        let management_address = parts.management.as_ref().map(|(listener, _)| listener.address);
         // Logged before the parts run, so that "serving" never comes first.
         info!(%address, "listening");
+        if let Some(address) = management_address {
+            info!(%address, "metrics and health have an address of their own");
+        }
         let stop = CancellationToken::new();
         let lifecycle = parts.lifecycle.clone();
         let running = tokio::spawn(parts.run(stop.clone()));
-        Ok(Self { address, lifecycle, stop, running })
+        Ok(Self { address, management_address, lifecycle, stop, running })
     }
 
     /// Waits for the end of the start; returns whether orders are served.
@@ -128,30 +153,64 @@ impl Parts {
         // relay needs a connection per lane.
         const RELAY_CONNECTIONS: u32 = 3;
         const WORKER_CONNECTIONS: u32 = 4;
-        let lifecycle = Lifecycle::default();
-        let store = Store::new(&config.database, config.stock);
+        let (lifecycle, metrics) = (Lifecycle::default(), Arc::<Metrics>::default());
+        let store = Store::new(&config.database, config.stock, &metrics);
         let relay_store = store.for_relay(RELAY_CONNECTIONS);
         let worker_store = store.with_own_pool(WORKER_CONNECTIONS);
-        let products = Arc::new(ProductClient::new(config.products.clone())?);
+        let products = Arc::new(ProductClient::new(config.products.clone(), &metrics)?);
         let kafka = KafkaHealth::default();
         let publisher = Publisher::new(config.kafka.clone(), kafka.clone())?;
-        let relay = Relay::new(relay_store.clone(), publisher, config.relay.clone());
-        let orders = OrderService::new(store.clone(), Arc::clone(&products), &config.orders);
+        let relay = Relay::new(relay_store.clone(), publisher, config.relay.clone(), &metrics);
+        let orders = OrderService::new(store.clone(), Arc::clone(&products), &config.orders, &metrics);
         let background = orders.with_store(worker_store.clone());
-        let payments =
-            config.kafka.payments.enabled.then(|| PaymentConsumer::new(&config.kafka, background.clone()));
+        let payments = config
+            .kafka
+            .payments
+            .enabled
+            .then(|| PaymentConsumer::new(&config.kafka, background.clone(), &metrics));
         let payments = payments.transpose().map_err(PublishError::from)?;
         let health = Health { lifecycle: lifecycle.clone(), store: store.clone(), kafka, products };
         let topics = Topics { orders: &config.kafka.topic, payments: &config.kafka.payments.topic };
-        let router = api::router(orders.clone(), health, &config.api, &topics);
-        let bind = |error| AppError::Bind(config.bind_address, error);
-        let listener = TcpListener::bind(config.bind_address).await.map_err(bind)?;
-        let stores = [store, relay_store, worker_store];
-        Ok(Self { config, listener, lifecycle, stores, relay, orders, background, payments, router })
+        let scrape = Scrape::new(&metrics, &health);
+        let stores = [store, relay_store, worker_store, scrape.store().clone()];
+        let (scrape, management) = match config.management_address {
+            None => (Some(scrape), None),
+            Some(address) => {
+                let listener = Listener::bind("MANAGEMENT_ADDRESS", address).await?;
+                (None, Some((listener, api::management_router(health.clone(), scrape, &metrics))))
+            }
+        };
+        let router = api::router(orders.clone(), health, &config.api, &topics, scrape, &metrics);
+        let listener = Listener::bind("BIND_ADDRESS", config.bind_address).await?;
+        Ok(Self {
+            config,
+            listener,
+            management,
+            metrics,
+            lifecycle,
+            stores,
+            relay,
+            orders,
+            background,
+            payments,
+            router,
+        })
     }
 
     async fn run(self, stop: CancellationToken) -> Result<(), AppError> {
-        let Self { config, listener, lifecycle, stores, relay, orders, background, payments, router } = self;
+        let Self {
+            config,
+            listener,
+            management,
+            metrics,
+            lifecycle,
+            stores,
+            relay,
+            orders,
+            background,
+            payments,
+            router,
+        } = self;
         if let Some(warning) = config.warning() {
             warn!("{warning}");
         }
@@ -163,10 +222,14 @@ impl Parts {
         // On an early return, the drop of the set aborts its tasks.
         let mut parts: JoinSet<&'static str> = JoinSet::new();
         let (settings, stopping) = (config.server.clone(), server_stop.clone());
+        let connections = metrics.http.connections.clone();
         parts.spawn(async move {
-            server::serve(listener, router, &settings, &stopping).await;
+            server::serve(listener.listener, router, &settings, &stopping, connections).await;
             "server"
         });
+        // To the very end: a scrape may watch the stop.
+        let _management =
+            management.map(|(listener, router)| serve_management(listener.listener, router, &config.server));
 
         tokio::select! {
             ready = prepare_schema(&config, &stores[0]) => ready?,
@@ -206,6 +269,21 @@ impl Parts {
         };
         timeout(config.timing.shutdown_timeout, drain).await.unwrap_or(Err(AppError::ShutdownTimeout))
     }
+}
+
+/// Serves metrics and health until the handle is dropped.
+fn serve_management(
+    listener: TcpListener,
+    router: Router,
+    settings: &server::ServerSettings,
+) -> AbortOnDropHandle<()> {
+    /// Enough for scrapers and probes.
+    const CONNECTIONS: usize = 64;
+    let settings = server::ServerSettings { max_connections: CONNECTIONS, ..settings.clone() };
+    let serving = async move {
+        server::serve(listener, router, &settings, &CancellationToken::new(), Gauge::default()).await;
+    };
+    AbortOnDropHandle::new(tokio::spawn(serving))
 }
 
 fn spawn_workers(

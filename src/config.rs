@@ -3,6 +3,7 @@
 //! `.env.example` lists them with a sentence each; a test compares both.
 
 mod environment;
+mod in_force;
 mod kafka;
 mod products;
 #[cfg(test)]
@@ -16,6 +17,8 @@ use sqlx::postgres::PgConnectOptions;
 use tracing_subscriber::EnvFilter;
 
 pub use environment::{Environment, InvalidConfig};
+pub use in_force::{Setting, Source, settings_in_force};
+pub use kafka::is_topic;
 use kafka::kafka;
 pub(crate) use kafka::{ORDER_EVENTS, PAYMENT_EVENTS};
 use products::products;
@@ -33,6 +36,8 @@ pub use crate::telemetry::{LogConfig, LogFormat};
 pub struct Config {
     /// The address to listen on.
     pub bind_address: SocketAddr,
+    /// Where metrics and health are apart from that; none: at the same address.
+    pub management_address: Option<SocketAddr>,
     /// Connections.
     pub server: ServerSettings,
     /// Requests.
@@ -82,11 +87,12 @@ const SHORTEST_RETENTION: Duration = Duration::from_hours(30 * 24);
 impl Config {
     /// Reads all settings, and reports all errors at once.
     pub fn read(env: &Environment) -> Result<Self, InvalidConfig> {
-        let delivery_timeout = env.millis("KAFKA_DELIVERY_TIMEOUT_MS", 10 * SECOND, 100..=5 * MINUTE);
+        let delivery_timeout = delivery_timeout(env);
         let (api, database) = (api(env), database(env));
         let longest_commit = database.deadline + database.acquire_timeout;
         let config = products(env).map(|products| Self {
             bind_address: bind_address(env),
+            management_address: management_address(env),
             server: server(env, &api),
             api,
             orders: orders(env, longest_commit),
@@ -109,6 +115,12 @@ impl Config {
 
     /// Refuses settings that are valid alone but not together.
     fn refuse_dangerous_combinations(&self, env: &Environment) {
+        if self.bind_address.port() != 0 && self.management_address == Some(self.bind_address) {
+            env.refuse(
+                "MANAGEMENT_ADDRESS",
+                "must not be BIND_ADDRESS: leave it empty to have both in one place",
+            );
+        }
         if self.relay.lease <= self.relay.delivery_timeout * 2 {
             env.refuse("RELAY_LEASE_MS", "must be more than twice KAFKA_DELIVERY_TIMEOUT_MS");
         }
@@ -199,6 +211,14 @@ pub fn read_store(env: &Environment) -> Result<(DatabaseSettings, StockTimes), I
     env.finish(Some(settings))
 }
 
+/// Reads the settings of `events replay`.
+pub fn read_replay(
+    env: &Environment,
+) -> Result<(DatabaseSettings, StockTimes, KafkaSettings), InvalidConfig> {
+    let settings = (database(env), stock(env), kafka(env, delivery_timeout(env)));
+    env.finish(Some(settings))
+}
+
 /// Reads the address that `healthcheck` calls: the port of `BIND_ADDRESS`, on this machine.
 pub fn read_bind_address(env: &Environment) -> Result<SocketAddr, InvalidConfig> {
     let address = bind_address(env);
@@ -210,6 +230,14 @@ fn bind_address(env: &Environment) -> SocketAddr {
         env.refuse("BIND_ADDRESS", &format!("must be an address such as {DEFAULT_BIND_ADDRESS}"));
         SocketAddr::from(([127, 0, 0, 1], 0))
     })
+}
+
+fn management_address(env: &Environment) -> Option<SocketAddr> {
+    let address = env.optional("MANAGEMENT_ADDRESS").filter(|text| !text.is_empty())?.parse().ok();
+    if address.is_none() {
+        env.refuse("MANAGEMENT_ADDRESS", "must be an address such as 0.0.0.0:9090");
+    }
+    address
 }
 
 fn server(env: &Environment, api: &ApiSettings) -> ServerSettings {
@@ -264,6 +292,10 @@ fn housekeeping(env: &Environment) -> HousekeepingSettings {
         order_retention: env.span("ORDER_RETENTION", Duration::from_hours(100 * 365 * 24)),
         interval: env.millis("HOUSEKEEPING_INTERVAL_MS", 10 * SECOND, 10..=60 * MINUTE),
     }
+}
+
+fn delivery_timeout(env: &Environment) -> Duration {
+    env.millis("KAFKA_DELIVERY_TIMEOUT_MS", 10 * SECOND, 100..=5 * MINUTE)
 }
 
 fn relay(env: &Environment, delivery_timeout: Duration) -> RelaySettings {

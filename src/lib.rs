@@ -19,6 +19,7 @@
 //! | [`store`] | PostgreSQL: the only module with SQL | `OrderRepository` |
 //! | [`products`] | the Product Service: look-ups with circuit breaker and deadline, stock calls | `ProductClient` |
 //! | [`events`] | Kafka: the relay publishes events, the consumer applies payments | `KafkaEventPublisher` |
+//! | [`metrics`] | the metrics for Prometheus: one registry per running service, all families in `metrics/metrics.md` | |
 //! | [`config`] | all settings, validated at the start | |
 //! | `json` | reads JSON from other systems: objects, never arrays of their fields | |
 //! | [`kit`] | the files that `order-service kit` writes: manifests, dashboards, decision records (`kit/decisions`) | |
@@ -78,6 +79,15 @@
 //! 17. Reads share only their statement: it is sent after each of them has arrived, each caller gets its own answer, once,
 //!     and access is checked per caller. — `shared_reads::*`, and the property test in `store/shared_read/tests.rs`
 //!
+//! `order-service check` looks for contradictions to those of them that a snapshot of the database shows, beside replicas
+//! that serve (`store/check/invariants.rs`). — `operate_check::*`
+//!
+//! # What operators do
+//!
+//! `outbox`, `stock`, `payments`, `refunds`, `events replay`, `check` and `config` are in `src/cli`, their statements in
+//! `store/parked_orders.rs`, `store/settle.rs`, `store/replay.rs` and `store/check.rs`. Whatever one of them does is in
+//! `interventions`. — `operate_payments::*`, `operate_events::*`, `parking::*`
+//!
 //! # Deliberately absent
 //!
 //! No cache (reads are one indexed round trip), no ORM, no traits with one implementation, no floats, no distributed lock
@@ -93,6 +103,7 @@ pub mod events;
 mod json;
 pub mod kit;
 pub mod lifecycle;
+pub mod metrics;
 pub mod orders;
 pub mod products;
 pub mod store;

@@ -31,6 +31,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::domain::{Money, ProductId, TraceParent};
+use crate::metrics::Metrics;
 use crate::telemetry::RateLimitedLog;
 
 mod answer;
@@ -99,6 +100,7 @@ pub struct ProductClient {
     budget: RetryBudget,
     catalogue: Arc<Catalogue>,
     look_ups: Arc<Singleflight<Answer>>,
+    metrics: Arc<Metrics>,
 }
 
 /// The result of a look-up; none for a product that is unknown or withdrawn.
@@ -112,6 +114,7 @@ struct Catalogue {
     /// Bounds the look-ups of all placements in flight.
     in_flight: Semaphore,
     breaker: CircuitBreaker,
+    metrics: Arc<Metrics>,
 }
 
 /// The context of all look-ups of one placement.
@@ -124,7 +127,7 @@ struct Call<'a> {
 
 impl ProductClient {
     /// Makes a client. It opens no connection yet, so the Product Service may be away.
-    pub fn new(settings: ProductSettings) -> Result<Self, InvalidSettings> {
+    pub fn new(settings: ProductSettings, metrics: &Arc<Metrics>) -> Result<Self, InvalidSettings> {
         let settings = settings.within_bounds();
         let http = http_client(&settings)?;
         let catalogue = Catalogue {
@@ -132,7 +135,8 @@ impl ProductClient {
             products: settings.products()?,
             attempt_timeout: settings.attempt_timeout,
             in_flight: Semaphore::new(settings.max_in_flight),
-            breaker: CircuitBreaker::new(settings.breaker()),
+            breaker: CircuitBreaker::new(settings.breaker(), metrics.products.breaker_calls.clone()),
+            metrics: Arc::clone(metrics),
         };
         Ok(Self {
             base: settings.url.clone(),
@@ -146,6 +150,7 @@ impl ProductClient {
             budget: RetryBudget::default(),
             catalogue: Arc::new(catalogue),
             look_ups: Arc::new(Singleflight::new()),
+            metrics: Arc::clone(metrics),
         })
     }
 
@@ -219,7 +224,7 @@ impl ProductClient {
     /// Makes one attempt, or joins one that is not sent yet. The caller waits until its own deadline. A shared
     /// attempt carries the trace of the caller that started it.
     async fn attempt(&self, id: &ProductId, call: &Call<'_>) -> Answer {
-        if self.state() == BreakerState::Open {
+        if self.catalogue.breaker.refuses() {
             return Err(Failure::NotPermitted);
         }
         let (catalogue, product, trace) = (Arc::clone(&self.catalogue), id.clone(), call.header.clone());
@@ -231,10 +236,6 @@ impl ProductClient {
                 after: call.deadline.saturating_duration_since(sent),
             })),
         }
-    }
-
-    async fn get(&self, id: &ProductId, trace: Option<HeaderValue>) -> Answer {
-        self.catalogue.get(id, trace).await
     }
 
     fn unavailable(&self, id: &ProductId, call: &Call<'_>, cause: Failure) -> Unavailable {
@@ -270,6 +271,7 @@ impl Catalogue {
         };
         let timed_out = |_| Failure::TimedOut { after: deadline.saturating_duration_since(now) };
         let answer = answer.map_err(timed_out).flatten();
+        self.measure(now, &answer);
         permit.record(answer.as_ref().map_or_else(Failure::call_result, |_| CallResult::Success));
         answer
     }
@@ -285,6 +287,16 @@ impl Catalogue {
             StatusCode::NOT_FOUND | StatusCode::GONE => Ok(None),
             other => Err(Failure::Status(other)),
         }
+    }
+
+    /// Measures one GET.
+    fn measure(&self, started: Instant, answer: &Answer) {
+        let outcome = match answer {
+            Ok(Some(_)) => "success",
+            Ok(None) => "not_found",
+            Err(failure) => failure.metric_outcome(),
+        };
+        self.metrics.products.requested("look_up", outcome, started.elapsed());
     }
 
     /// `…/api/products/{id}`; the id is always exactly one path segment.

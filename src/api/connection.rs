@@ -8,10 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_util::sync::CancellationToken;
+
+use crate::metrics::Counted;
 
 /// The deadlines of a connection that waits for its client.
 #[derive(Clone, Copy, Debug)]
@@ -82,6 +85,7 @@ pub(super) struct Connections {
     epoch: Instant,
     permits: Arc<Semaphore>,
     open: Mutex<Open>,
+    count: Gauge,
 }
 
 #[derive(Default)]
@@ -98,12 +102,13 @@ pub(super) struct Entry {
     /// Cancelled when the connection is closed for another.
     pub(super) closed: CancellationToken,
     _permit: OwnedSemaphorePermit,
+    _counted: Counted,
 }
 
 impl Connections {
-    pub(super) fn new(most: usize) -> Arc<Self> {
+    pub(super) fn new(most: usize, count: Gauge) -> Arc<Self> {
         let permits = Arc::new(Semaphore::new(most));
-        Arc::new(Self { epoch: Instant::now(), permits, open: Mutex::default() })
+        Arc::new(Self { epoch: Instant::now(), permits, open: Mutex::default(), count })
     }
 
     /// Adds a new connection. At the maximum, the connection that has waited longest for its client is closed, so that
@@ -125,7 +130,15 @@ impl Connections {
         let id = open.next;
         open.next += 1;
         open.connections.insert(id, (Arc::clone(&activity), closed.clone()));
-        Some(Entry { id, connections: Arc::clone(self), activity, closed, _permit: permit })
+        let counted = Counted::new(&self.count);
+        Some(Entry {
+            id,
+            connections: Arc::clone(self),
+            activity,
+            closed,
+            _permit: permit,
+            _counted: counted,
+        })
     }
 
     /// Closes one connection that waits for its client: the oldest that has waited for the rest of a request for more

@@ -1,7 +1,7 @@
 //! What describes the service: the `OpenAPI` document and a page that shows it, and the `AsyncAPI` document.
 //!
-//! Each is rendered once, when it is first asked for, so that the start does not wait for it. These routes need no identity, take no permit (so a client
-//! that reads slowly keeps nobody out) and show nothing of any order.
+//! Each is rendered once, when it is first asked for, so that the start does not wait for it. These routes need no
+//! identity, take no permit (so a client that reads slowly keeps nobody out) and show nothing of any order.
 
 mod asyncapi;
 mod headers;

@@ -58,16 +58,16 @@ struct ReadyBody {
 pub(super) struct Components {
     /// `up` or `down`.
     #[schema(example = "up")]
-    database: &'static str,
+    pub(super) database: &'static str,
     /// `current`, `pending` or `unknown`.
     #[schema(example = "current")]
     migrations: &'static str,
     /// As last seen by the relay: `up`, `down` or `unknown`.
     #[schema(example = "up")]
-    kafka: &'static str,
+    pub(super) kafka: &'static str,
     /// The state of the circuit breaker: `closed`, `open` or `half-open`.
     #[schema(example = "closed")]
-    product_service: String,
+    pub(super) product_service: String,
     /// Null if the database did not answer in time.
     stock_work: Option<StockWork>,
     /// Null if the database did not answer in time.
@@ -109,38 +109,46 @@ pub(super) async fn live() -> Result<Response, Problem> {
     extensions(("x-problems" = json!([kinds::UNAVAILABLE.code]))),
 )]
 pub(super) async fn ready(State(health): State<Health>) -> Result<Response, Problem> {
-    let phase = health.lifecycle.phase();
-    let migrated = health.store.is_migrated().await;
-    // Slow counts must not delay the probe.
-    let work = timeout(COUNTS_TIMEOUT, health.store.unfinished_work()).await.ok().and_then(Result::ok);
-    let components = Components {
-        database: if migrated.is_ok() { "up" } else { "down" },
-        migrations: match migrated {
-            Ok(true) => "current",
-            Ok(false) => "pending",
-            Err(_) => "unknown",
-        },
-        kafka: health.kafka.as_str(),
-        product_service: health.products.state().to_string(),
-        stock_work: work.map(|work| StockWork {
-            open: work.open,
-            overdue: work.overdue,
-            parked: work.parked,
-        }),
-        outbox: work.map(|work| Outbox { parked_orders: work.parked_orders }),
-    };
-    let refuse = |detail| {
-        Problem::unavailable(detail, RETRY_SOON).with_member("components", serde_json::json!(components))
-    };
-    match (phase, migrated) {
-        (Phase::Starting, _) => Err(refuse("The service is starting.")),
-        (Phase::Stopping, _) => Err(refuse("The service is stopping.")),
-        (Phase::Serving, Err(error)) => Err(refuse("The database is not available.").with_cause(error)),
-        (Phase::Serving, Ok(false)) => Err(refuse("The database schema is not current.")),
-        (Phase::Serving, Ok(true)) => answer(&ReadyBody { status: "ready", components }),
+    let components = health.check().await?;
+    answer(&ReadyBody { status: "ready", components })
+}
+
+impl Health {
+    /// The parts, where requests may be sent.
+    pub(super) async fn check(&self) -> Result<Components, Problem> {
+        let phase = self.lifecycle.phase();
+        let migrated = self.store.is_migrated().await;
+        // Slow counts must not delay the probe.
+        let work = timeout(COUNTS_TIMEOUT, self.store.unfinished_work()).await.ok().and_then(Result::ok);
+        let components = Components {
+            database: if migrated.is_ok() { "up" } else { "down" },
+            migrations: match migrated {
+                Ok(true) => "current",
+                Ok(false) => "pending",
+                Err(_) => "unknown",
+            },
+            kafka: self.kafka.as_str(),
+            product_service: self.products.state().to_string(),
+            stock_work: work.map(|work| StockWork {
+                open: work.open,
+                overdue: work.overdue,
+                parked: work.parked,
+            }),
+            outbox: work.map(|work| Outbox { parked_orders: work.parked_orders }),
+        };
+        let refuse = |detail| {
+            Problem::unavailable(detail, RETRY_SOON).with_member("components", serde_json::json!(components))
+        };
+        match (phase, migrated) {
+            (Phase::Starting, _) => Err(refuse("The service is starting.")),
+            (Phase::Stopping, _) => Err(refuse("The service is stopping.")),
+            (Phase::Serving, Err(error)) => Err(refuse("The database is not available.").with_cause(error)),
+            (Phase::Serving, Ok(false)) => Err(refuse("The database schema is not current.")),
+            (Phase::Serving, Ok(true)) => Ok(components),
+        }
     }
 }
 
-fn answer<T: Serialize>(body: &T) -> Result<Response, Problem> {
+pub(super) fn answer<T: Serialize>(body: &T) -> Result<Response, Problem> {
     Ok(json(body)?.into_response())
 }

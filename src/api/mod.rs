@@ -11,6 +11,7 @@ mod health;
 mod idempotency;
 mod identity;
 mod json;
+mod management;
 mod observe;
 mod order_lists;
 mod orders;
@@ -23,7 +24,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::http::StatusCode;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::error;
@@ -35,8 +36,10 @@ pub use docs::{DocsPage, Topics};
 pub use error::RETRY_SOON;
 pub use health::Health;
 pub use identity::GatewaySecrets;
+pub use management::Scrape;
 pub use problem::Problem;
 
+use crate::metrics::Metrics;
 use crate::orders::OrderService;
 
 /// The settings of the API.
@@ -58,7 +61,17 @@ pub struct ApiSettings {
 ///
 /// The layers, outermost first: log line, ids and problem+json; panics; and for `/api` only, admission (identity, body,
 /// permit, deadline). There are few layers, because each one costs every request a future.
-pub fn router(orders: OrderService, health: Health, settings: &ApiSettings, topics: &Topics<'_>) -> Router {
+///
+/// `scrape`: what is asked beside the API, where that has no address of its own.
+pub fn router(
+    orders: OrderService,
+    health: Health,
+    settings: &ApiSettings,
+    topics: &Topics<'_>,
+    scrape: Option<Scrape>,
+    metrics: &Arc<Metrics>,
+) -> Router {
+    metrics.orders.know_refusals(problem::kinds::ALL.iter().map(|kind| kind.code));
     let admission = admission::Admission::new(health.lifecycle.clone(), settings);
     let docs = docs::router(openapi, topics, settings.docs);
     let api = Router::from(order_routes())
@@ -67,12 +80,23 @@ pub fn router(orders: OrderService, health: Health, settings: &ApiSettings, topi
         .route_layer(from_fn_with_state(admission, admission::admit))
         .with_state(Arc::new(orders));
     let health = Router::from(health_routes()).with_state(health);
-    api.merge(health)
-        .merge(docs)
+    let routes = api.merge(health).merge(docs).merge(scrape.map(management::routes).unwrap_or_default());
+    observed(routes, metrics)
+}
+
+/// The routes of `MANAGEMENT_ADDRESS`: nothing about orders, and no documents.
+pub fn management_router(health: Health, scrape: Scrape, metrics: &Arc<Metrics>) -> Router {
+    let health = Router::from(health_routes()).with_state(health);
+    observed(health.merge(management::routes(scrape)), metrics)
+}
+
+/// What stands around all routes.
+fn observed(routes: Router, metrics: &Arc<Metrics>) -> Router {
+    routes
         .fallback(async || StatusCode::NOT_FOUND)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(from_fn(observe::observe))
+        .layer(from_fn_with_state(Arc::clone(metrics), observe::observe))
 }
 
 /// The order routes. `routes!` accepts only documented handlers, so none is missing in the `OpenAPI` document.

@@ -2,10 +2,11 @@
 //!
 //! The line contains no header, no query and no e-mail address.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::Response;
 use chrono::Utc;
@@ -14,14 +15,19 @@ use tracing::{Instrument, error, info, info_span, warn};
 use super::problem::{Problem, write_problem};
 use crate::domain::TraceParent;
 use crate::domain::trace::random;
+use crate::metrics::{Counted, Metrics};
 
 /// The request id, which is also in the log.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// The outermost layer.
-pub(super) async fn observe(mut request: Request, next: Next) -> Response {
-    let started = Instant::now();
+pub(super) async fn observe(
+    State(metrics): State<Arc<Metrics>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let (started, _active) = (Instant::now(), Counted::new(&metrics.http.active));
     let request_id = request_id(request.headers());
     let trace = TraceParent::continue_or_start(only(request.headers(), &TRACEPARENT));
     let route = request.extensions().get::<MatchedPath>().cloned();
@@ -32,6 +38,7 @@ pub(super) async fn observe(mut request: Request, next: Next) -> Response {
     let response = next.run(request).instrument(span.clone()).await;
     let mut response = write_problem(uri.path(), response);
     span.in_scope(|| log(&response, started));
+    measure(&metrics, &method, route, &response, started);
     if let Ok(value) = HeaderValue::try_from(request_id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
@@ -49,6 +56,14 @@ fn log(response: &Response, started: Instant) {
         501.. => warn!(status, duration_ms, code, cause, "request failed temporarily"),
         400..500 => info!(status, duration_ms, code, "request refused"),
         _ => info!(status, duration_ms, "request answered"),
+    }
+}
+
+fn measure(metrics: &Metrics, method: &Method, route: &str, response: &Response, started: Instant) {
+    metrics.http.answered(method.as_str(), route, response.status().as_u16(), started.elapsed());
+    let problem = response.extensions().get::<Problem>();
+    if let Some(problem) = problem.filter(|_| method == Method::POST && route == "/api/orders") {
+        metrics.orders.refused(problem.code());
     }
 }
 

@@ -11,6 +11,7 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -38,15 +39,17 @@ pub struct ServerSettings {
 /// 8 KiB, its default 408 KiB.
 const MAX_HEAD: usize = 8 * 1024;
 
-/// Serves until `stop`. Then accepts no more connections, finishes the running requests, and returns.
+/// Serves until `stop`, and counts its `connections`. Then accepts no more connections, finishes the running requests, and
+/// returns.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
     settings: &ServerSettings,
     stop: &CancellationToken,
+    connections: Gauge,
 ) {
     let (watched, cut) = (GracefulShutdown::new(), CancellationToken::new());
-    let connections = Connections::new(settings.max_connections);
+    let connections = Connections::new(settings.max_connections, connections);
     let failures = RateLimitedLog::new(Duration::from_secs(10));
     let waits = Waits { head: settings.head_timeout, write: settings.write_timeout };
     loop {

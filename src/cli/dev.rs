@@ -127,7 +127,7 @@ async fn run_service(env: &Environment, parts: &Parts, stop: &CancellationToken)
 async fn start_service(env: &Environment, config: Config) -> Result<App, AppError> {
     let chosen = env.optional("BIND_ADDRESS").is_some();
     match App::start(config.clone()).await {
-        Err(AppError::Bind(taken, _)) if !chosen => {
+        Err(AppError::Bind("BIND_ADDRESS", taken, _)) if !chosen => {
             info!("{taken} is taken; listening on a free port");
             let bind_address = SocketAddr::new(taken.ip(), 0);
             App::start(Config { bind_address, ..config }).await

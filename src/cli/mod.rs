@@ -1,19 +1,26 @@
 //! `serve`, `migrate`, `healthcheck`; and, where the embedded stack is compiled in, `dev` and `demo-products`.
 
+mod check;
 #[cfg(feature = "dev")]
 mod dev;
+mod events;
 mod healthcheck;
 mod operate;
+mod output;
+mod payments;
+mod settings;
 
 use std::error::Error;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::{Shell, generate};
 use order_service::app::{App, AppError};
 use order_service::config::{self, Environment, LogConfig};
 use order_service::{kit, store, telemetry};
+use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -33,15 +40,31 @@ enum Command {
     /// Bring the database schema up to date, then exit
     Migrate,
     /// List, replay or skip events that Kafka refuses
-    #[command(subcommand)]
-    Outbox(operate::OutboxCommand),
+    Outbox(operate::OutboxArgs),
     /// List or resolve stock movements of which nobody knows the outcome
-    #[command(subcommand)]
-    Stock(operate::StockCommand),
+    Stock(operate::StockArgs),
+    /// List, retry or settle payments that could not be applied
+    Payments(payments::PaymentsArgs),
+    /// List the refunds that are due, or say that one is done
+    Refunds(payments::RefundsArgs),
+    /// Send events again, for a consumer that has lost its data
+    Events(events::EventsArgs),
+    /// Check that the database keeps what the service promises; exit code 1 where it does not
+    Check(check::CheckArgs),
     /// Write the description of the API, manifests, dashboards and decisions of this version into a new folder
     Kit {
         /// A folder that is not there yet, or empty
         folder: PathBuf,
+    },
+    /// Check the settings, or show which are in force
+    Config(settings::ConfigArgs),
+    /// Print the completions of a shell
+    #[command(
+        after_help = "Example:\n  order-service completions bash > /etc/bash_completion.d/order-service"
+    )]
+    Completions {
+        /// The shell
+        shell: Shell,
     },
     /// Exit with 0 if the service on this machine is ready, with 1 if it is not
     Healthcheck {
@@ -75,36 +98,68 @@ enum Command {
 /// A stop that took longer than it may.
 const EXIT_STOP_TIMED_OUT: u8 = 2;
 
+/// What clap exits with as well.
+const EXIT_BAD_ARGUMENT: u8 = 2;
+
+/// An argument that is wrong beside the others, or beside the settings. Nothing was done.
+#[derive(Debug, Error)]
+#[error("{0}")]
+struct BadArgument(&'static str);
+
 /// Any failure, with its causes.
 type Failure = Box<dyn Error + Send + Sync>;
 
 pub(crate) fn run() -> ExitCode {
-    let cli = Cli::parse();
-    let outcome = environment().and_then(|env| {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        let outcome = runtime.block_on(execute(&cli.command, &env));
-        // What still runs here was given up: do not wait for it.
-        runtime.shutdown_background();
-        outcome
-    });
+    let command = Cli::parse().command;
+    let outcome = match &command {
+        Command::Completions { shell } => completions(*shell),
+        // It names what is wrong with .env beside everything else.
+        Command::Config(args) => settings::config(args, &Environment::of_process(), environment()),
+        command => environment().and_then(|env| run_with(command, &env)),
+    };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             report(failure.as_ref());
-            let timed_out =
-                failure.downcast_ref::<AppError>().is_some_and(|e| matches!(e, AppError::ShutdownTimeout));
-            if timed_out { ExitCode::from(EXIT_STOP_TIMED_OUT) } else { ExitCode::FAILURE }
+            exit_code(failure.as_ref())
         }
     }
+}
+
+fn run_with(command: &Command, env: &Environment) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let outcome = runtime.block_on(execute(command, env));
+    // What still runs here was given up: do not wait for it.
+    runtime.shutdown_background();
+    outcome
+}
+
+fn exit_code(failure: &(dyn Error + Send + Sync + 'static)) -> ExitCode {
+    if failure.is::<BadArgument>() {
+        return ExitCode::from(EXIT_BAD_ARGUMENT);
+    }
+    let timed_out = matches!(failure.downcast_ref::<AppError>(), Some(AppError::ShutdownTimeout));
+    if timed_out { ExitCode::from(EXIT_STOP_TIMED_OUT) } else { ExitCode::FAILURE }
+}
+
+fn completions(shell: Shell) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    generate(shell, &mut Cli::command(), "order-service", &mut script);
+    Ok(io::stdout().write_all(&script)?)
 }
 
 async fn execute(command: &Command, env: &Environment) -> Result<(), Failure> {
     match command {
         Command::Serve => serve(env).await,
         Command::Migrate => migrate(env).await,
-        Command::Outbox(command) => operate::outbox(command, env).await,
-        Command::Stock(command) => operate::stock(command, env).await,
+        Command::Outbox(args) => operate::outbox(args, env).await,
+        Command::Stock(args) => operate::stock(args, env).await,
+        Command::Payments(args) => payments::payments(args, env).await,
+        Command::Refunds(args) => payments::refunds(args, env).await,
+        Command::Events(args) => events::events(args, env).await,
+        Command::Check(args) => check::check(args, env).await,
         Command::Kit { folder } => write_kit(folder),
+        Command::Config(_) | Command::Completions { .. } => Ok(()),
         Command::Healthcheck { live } => {
             let probe = if *live { "live" } else { "ready" };
             healthcheck::run(config::read_bind_address(env)?, probe).await

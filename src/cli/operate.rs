@@ -1,21 +1,38 @@
 //! `outbox` and `stock`: what operators do about work that waits for a person.
 
-use std::io::Write;
+use std::sync::Arc;
 
 use clap::{Args, Subcommand, ValueEnum};
 use order_service::config::{self, Environment};
-use order_service::domain::OrderId;
+use order_service::domain::{OrderId, time};
+use order_service::store::parked_orders::{ParkedOrder, ParkedStockLine};
 use order_service::store::{DatabaseSettings, Store};
+use serde::Serialize;
+use serde_json::json;
 
 use super::Failure;
+use super::output::{self, Output};
+
+#[derive(Args)]
+pub(super) struct OutboxArgs {
+    #[command(subcommand)]
+    command: OutboxCommand,
+    #[command(flatten)]
+    output: Output,
+}
 
 #[derive(Subcommand)]
-pub(super) enum OutboxCommand {
+enum OutboxCommand {
     /// List the orders whose events Kafka refuses
+    #[command(after_help = "Example:\n  order-service outbox list --json")]
     List,
     /// Let the relay try the events of a parked order again
+    #[command(after_help = "Example, after the topic's max.message.bytes was raised:\n  \
+                      order-service outbox replay 0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10 --by ada")]
     Replay(Deed),
     /// Give up the refused event of a parked order, so that its later events go on
+    #[command(after_help = "The event itself is kept in the table interventions.\n\n\
+                      Example:\n  order-service outbox skip 0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10 --by ada")]
     Skip(Deed),
 }
 
@@ -25,15 +42,26 @@ pub(super) struct Deed {
     #[arg(value_parser = OrderId::parse)]
     order: OrderId,
     /// Who does it, for the record
-    #[arg(long)]
+    #[arg(long, value_parser = output::actor)]
     by: String,
 }
 
+#[derive(Args)]
+pub(super) struct StockArgs {
+    #[command(subcommand)]
+    command: StockCommand,
+    #[command(flatten)]
+    output: Output,
+}
+
 #[derive(Subcommand)]
-pub(super) enum StockCommand {
+enum StockCommand {
     /// List the lines that wait for a person, those of the 1,000 oldest jobs
+    #[command(after_help = "Example:\n  order-service stock list")]
     List,
     /// Say what was found out about such a line at the Product Service
+    #[command(after_help = "Example, where the Product Service's book shows that line 2 was not taken:\n  \
+                      order-service stock resolve 0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10 1 2 not-applied --by ada")]
     Resolve(Resolve),
 }
 
@@ -49,7 +77,7 @@ pub(super) struct Resolve {
     /// Whether the Product Service moved the stock
     finding: Finding,
     /// Who found it out, for the record
-    #[arg(long)]
+    #[arg(long, value_parser = output::actor)]
     by: String,
 }
 
@@ -59,67 +87,121 @@ enum Finding {
     NotApplied,
 }
 
-pub(super) async fn outbox(command: &OutboxCommand, env: &Environment) -> Result<(), Failure> {
-    let store = store(env)?;
-    let (found, deed) = match command {
-        OutboxCommand::List => return list_outbox(&store).await,
-        OutboxCommand::Replay(deed) => (store.replay_parked(deed.order, &deed.by).await?, deed),
-        OutboxCommand::Skip(deed) => (store.skip_parked(deed.order, &deed.by).await?, deed),
+pub(super) async fn outbox(args: &OutboxArgs, env: &Environment) -> Result<(), Failure> {
+    let store = store(env).await?;
+    let (found, action, deed) = match &args.command {
+        OutboxCommand::List => return list_outbox(&store, args.output).await,
+        OutboxCommand::Replay(deed) => (store.replay_parked(deed.order, &deed.by).await?, "replay", deed),
+        OutboxCommand::Skip(deed) => (store.skip_parked(deed.order, &deed.by).await?, "skip", deed),
     };
-    if found {
-        say(&format!("{}: done", deed.order))
-    } else {
-        Err(format!("{} is not parked", deed.order).into())
+    if !found {
+        return Err(format!("{} is not parked", deed.order).into());
     }
+    args.output
+        .result(&json!({"orderId": deed.order, "done": action}), &format!("{}: {action} is done", deed.order))
 }
 
-async fn list_outbox(store: &Store) -> Result<(), Failure> {
-    for parked in store.parked_orders().await? {
-        say(&format!(
-            "{} since {}: event {} (sequence {}), {} waiting: {}",
-            parked.order_id, parked.parked_at, parked.event_id, parked.sequence, parked.waiting, parked.error
-        ))?;
-    }
-    Ok(())
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ParkedOrderRow {
+    order_id: OrderId,
+    parked_at: String,
+    event_id: String,
+    sequence: i32,
+    waiting: i64,
+    error: String,
 }
 
-pub(super) async fn stock(command: &StockCommand, env: &Environment) -> Result<(), Failure> {
-    let store = store(env)?;
-    let Resolve { order, attempt, line, finding, by } = match command {
-        StockCommand::List => return list_stock(&store).await,
+async fn list_outbox(store: &Store, output: Output) -> Result<(), Failure> {
+    let row = |parked: ParkedOrder| ParkedOrderRow {
+        order_id: parked.order_id,
+        parked_at: time::rfc3339(parked.parked_at),
+        event_id: parked.event_id.to_string(),
+        sequence: parked.sequence,
+        waiting: parked.waiting,
+        error: parked.error,
+    };
+    let rows: Vec<ParkedOrderRow> = store.parked_orders().await?.into_iter().map(row).collect();
+    output.rows(
+        &rows,
+        &[
+            ("ORDER", &|row| row.order_id.to_string()),
+            ("PARKED AT", &|row| row.parked_at.clone()),
+            ("EVENTS", &|row| format!("{} waiting", row.waiting)),
+            ("REFUSED EVENT", &|row| row.event_id.clone()),
+            ("SEQUENCE", &|row| row.sequence.to_string()),
+            ("ERROR", &|row| row.error.clone()),
+        ],
+        "No order is parked.",
+    )
+}
+
+pub(super) async fn stock(args: &StockArgs, env: &Environment) -> Result<(), Failure> {
+    let store = store(env).await?;
+    let Resolve { order, attempt, line, finding, by } = match &args.command {
+        StockCommand::List => return list_stock(&store, args.output).await,
         StockCommand::Resolve(resolve) => resolve,
     };
     let applied = matches!(finding, Finding::Applied);
-    if store.resolve_stock((*order, *attempt, *line), applied, by).await? {
-        say(&format!("{order} attempt {attempt} line {line}: done"))
-    } else {
-        Err(format!("{order} attempt {attempt} line {line} is not parked").into())
+    let what = format!("{order} attempt {attempt} line {line}");
+    if !store.resolve_stock((*order, *attempt, *line), applied, by).await? {
+        return Err(format!("{what} is not parked").into());
     }
+    let result = json!({"orderId": order, "attempt": attempt, "line": line, "applied": applied});
+    args.output.result(&result, &format!("{what}: done"))
 }
 
-async fn list_stock(store: &Store) -> Result<(), Failure> {
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ParkedLineRow {
+    order_id: OrderId,
+    attempt: i16,
+    line: i16,
+    product_id: String,
+    quantity: i32,
+    state: String,
+    reason: String,
+}
+
+async fn list_stock(store: &Store, output: Output) -> Result<(), Failure> {
     /// As many jobs as a person looks at; the next ones are listed when these are resolved.
     const MOST: i64 = 1_000;
-    for line in store.parked_stock(MOST).await? {
-        say(&format!(
-            "{} attempt {} line {}: {} of {}, {}: {}",
-            line.order_id,
-            line.attempt,
-            line.line_number,
-            line.quantity,
-            line.product_id,
-            line.state,
-            line.parked
-        ))?;
-    }
-    Ok(())
+    let row = |line: ParkedStockLine| ParkedLineRow {
+        order_id: line.order_id,
+        attempt: line.attempt,
+        line: line.line_number,
+        product_id: line.product_id,
+        quantity: line.quantity,
+        state: line.state,
+        reason: line.parked,
+    };
+    let rows: Vec<ParkedLineRow> = store.parked_stock(MOST).await?.into_iter().map(row).collect();
+    output.rows(
+        &rows,
+        &[
+            ("ORDER", &|row| row.order_id.to_string()),
+            ("ATTEMPT", &|row| row.attempt.to_string()),
+            ("LINE", &|row| row.line.to_string()),
+            ("QUANTITY", &|row| row.quantity.to_string()),
+            ("PRODUCT", &|row| row.product_id.clone()),
+            ("STATE", &|row| row.state.clone()),
+            ("WHY", &|row| row.reason.clone()),
+        ],
+        "No stock call waits for a person.",
+    )
 }
 
-fn store(env: &Environment) -> Result<Store, Failure> {
+/// The database, for one command. Its schema must be that of this release.
+pub(super) async fn store(env: &Environment) -> Result<Store, Failure> {
     let (database, stock) = config::read_store(env)?;
-    Ok(Store::new(&DatabaseSettings { max_connections: 2, ..database }, stock))
+    let settings = DatabaseSettings { max_connections: 2, ..database };
+    migrated(Store::new(&settings, stock, &Arc::default())).await
 }
 
-fn say(line: &str) -> Result<(), Failure> {
-    Ok(writeln!(std::io::stdout(), "{line}")?)
+/// The store, unless migrations are pending.
+pub(super) async fn migrated(store: Store) -> Result<Store, Failure> {
+    if store.is_migrated().await? {
+        return Ok(store);
+    }
+    Err("migrations are pending: run `order-service migrate` first".into())
 }

@@ -1,7 +1,7 @@
 //! Reads environment variables, and collects the names that were read and the errors.
 
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::io::{self, Read};
 use std::ops::RangeInclusive;
@@ -29,6 +29,8 @@ pub struct Environment {
     variables: HashMap<String, String>,
     asked: RefCell<BTreeSet<&'static str>>,
     wrong: RefCell<Vec<String>>,
+    /// What counts where a variable is absent, of those that were asked for.
+    defaults: RefCell<BTreeMap<&'static str, String>>,
 }
 
 /// The errors in the settings, a line each.
@@ -83,6 +85,15 @@ impl Environment {
     /// The names that were read so far.
     pub fn asked(&self) -> BTreeSet<&'static str> {
         self.asked.borrow().clone()
+    }
+
+    /// The default of a variable that was read and has one.
+    pub(super) fn default_of(&self, name: &str) -> Option<String> {
+        self.defaults.borrow().get(name).cloned()
+    }
+
+    fn note_default(&self, name: &'static str, default: impl fmt::Display) {
+        self.defaults.borrow_mut().insert(name, default.to_string());
     }
 
     /// An optional variable. A secret may come from the file that its `…_FILE` variable names.
@@ -159,6 +170,7 @@ impl Environment {
     }
 
     pub(super) fn text(&self, name: &'static str, default: &str) -> String {
+        self.note_default(name, default);
         self.optional(name).unwrap_or_else(|| default.to_owned())
     }
 
@@ -185,6 +197,7 @@ impl Environment {
     where
         T: Copy + FromStr + PartialOrd + fmt::Display,
     {
+        self.note_default(name, default);
         let Some(text) = self.optional(name) else { return default };
         text.parse().ok().filter(|number| range.contains(number)).unwrap_or_else(|| {
             self.refuse(name, &format!("must be a whole number from {} to {}", range.start(), range.end()));
@@ -198,7 +211,7 @@ impl Environment {
 
     /// `off`, or a duration such as `90s`, `30m`, `24h` or `7d`. A plain number is in seconds; 0 is off.
     pub(super) fn span(&self, name: &'static str, most: Duration) -> Option<Duration> {
-        let text = self.optional(name).unwrap_or_else(|| "off".to_owned());
+        let text = self.text(name, "off");
         let span = read_span(&text).filter(|span| *span <= most);
         if span.is_none() {
             let days = most.as_secs() / DAY;
@@ -210,6 +223,7 @@ impl Environment {
 
     /// A duration that cannot be off.
     pub(super) fn time(&self, name: &'static str, default: Duration, most: Duration) -> Duration {
+        self.note_default(name, show_span(default));
         let Some(text) = self.optional(name) else { return default };
         let time = read_span(&text).filter(|time| !time.is_zero() && *time <= most);
         time.unwrap_or_else(|| {
@@ -223,7 +237,15 @@ impl Environment {
         self.choice(name, default, &[("true", true), ("false", false)])
     }
 
-    pub(super) fn choice<T: Copy>(&self, name: &'static str, default: T, choices: &[(&str, T)]) -> T {
+    pub(super) fn choice<T: Copy + PartialEq>(
+        &self,
+        name: &'static str,
+        default: T,
+        choices: &[(&str, T)],
+    ) -> T {
+        for (word, _) in choices.iter().filter(|(_, value)| *value == default) {
+            self.note_default(name, word);
+        }
         let Some(text) = self.optional(name) else { return default };
         let chosen = choices.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
         chosen.unwrap_or_else(|| {
@@ -237,6 +259,11 @@ impl Environment {
 /// The variable that names the file of a secret.
 fn file_variable(name: &str) -> Option<&'static str> {
     SECRETS.iter().find(|(secret, _)| *secret == name).map(|(_, file)| *file)
+}
+
+/// Whether the variable holds a secret, or the name of a file with one.
+pub(super) fn is_of_a_secret(name: &str) -> bool {
+    SECRETS.iter().any(|(secret, file)| [*secret, *file].contains(&name))
 }
 
 /// Reads a file without the newline at its end, which editors and `echo` add.
@@ -266,6 +293,16 @@ fn is_service_link(name: &str) -> bool {
 }
 
 const DAY: u64 = 24 * 60 * 60;
+
+/// The longest unit that has no remainder.
+fn show_span(span: Duration) -> String {
+    let seconds = span.as_secs();
+    let (unit, name) = [(DAY, "d"), (60 * 60, "h"), (60, "m")]
+        .into_iter()
+        .find(|(unit, _)| seconds.is_multiple_of(*unit))
+        .unwrap_or((1, "s"));
+    format!("{}{name}", seconds / unit)
+}
 
 fn read_span(text: &str) -> Option<Duration> {
     if text == "off" {

@@ -59,11 +59,16 @@ fn min_insync_replicas(env: &Environment, replication: i32) -> Option<i32> {
 /// The name of a topic, by Kafka's rule. It also excludes a leading `^`, which librdkafka treats as a pattern.
 fn topic(env: &Environment, variable: &'static str, default: &str) -> String {
     let topic = env.text(variable, default);
-    let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    if topic.is_empty() || topic.len() > 249 || !topic.chars().all(legal) {
+    if !is_topic(&topic) {
         env.refuse(variable, "must be 1 to 249 letters, digits, '.', '_' or '-'");
     }
     topic
+}
+
+/// Whether Kafka accepts the text as the name of a topic.
+pub fn is_topic(text: &str) -> bool {
+    let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    (1..=249).contains(&text.len()) && text.chars().all(legal)
 }
 
 /// The settings of the payment consumer.

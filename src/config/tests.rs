@@ -82,6 +82,15 @@ fn the_example_shows_the_defaults_and_changes_none() {
 }
 
 #[test]
+fn the_defaults_that_are_shown_to_operators_are_those_of_the_example() {
+    let env = required();
+    read_service(&env).unwrap();
+    for (name, value) in example().into_iter().filter(|(name, _)| *name != OF_THE_DEMO.0) {
+        assert_eq!(env.default_of(name).unwrap_or_default(), value, "{name}");
+    }
+}
+
+#[test]
 fn the_example_says_something_about_every_setting_and_names_each_once() {
     let mut seen = BTreeSet::new();
     let mut before = "";

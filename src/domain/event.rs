@@ -3,16 +3,18 @@
 //! An event is rendered once and stored in the outbox as text. So a repeat is byte-identical, whatever version of the
 //! service publishes it.
 
-use chrono::{DateTime, TimeDelta};
+use std::cell::LazyCell;
+
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 use strum::IntoStaticStr;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::aggregate::reason;
 use super::{
-    Actor, CustomerId, Line, Money, Order, OrderId, ProductId, Quantity, Status, StatusChange, TraceParent,
-    time,
+    CustomerId, Line, Money, Order, OrderId, ProductId, Quantity, Status, StatusChange, TraceParent, time,
 };
 
 /// The number of buckets over which orders are spread. The relays of the replicas share the buckets, so this is also the
@@ -66,50 +68,81 @@ pub struct OrderEvent {
     pub payload: String,
     /// The headers of the record: a JSON array of `[name, value]`.
     pub headers: String,
+    /// The trace of what caused it, as in the headers.
+    pub traceparent: String,
 }
 
 impl OrderEvent {
     /// The event of a new order.
     pub fn placed(order: &Order, trace: &TraceParent) -> Result<Self, serde_json::Error> {
-        Self::placed_as(Uuid::now_v7(), order, trace)
+        Self::placed_as(Uuid::now_v7(), order, trace.to_string())
     }
 
-    fn placed_as(id: Uuid, order: &Order, trace: &TraceParent) -> Result<Self, serde_json::Error> {
+    fn placed_as(id: Uuid, order: &Order, traceparent: String) -> Result<Self, serde_json::Error> {
         let metadata = PlacedMetadata {
             event_id: id,
             sequence: order.version,
             status: order.status,
             items: &order.lines,
         };
-        Self::render(id, order, EventType::OrderPlaced, trace, metadata)
+        Self::render(id, order, EventType::OrderPlaced, traceparent, metadata)
     }
 
     /// The event of an order after `change`.
     pub fn status_updated(order: &Order, change: &StatusChange) -> Result<Self, serde_json::Error> {
-        Self::status_updated_as(Uuid::now_v7(), order, change)
+        let why = (change.reason.as_deref(), change.refund_due);
+        Self::status_updated_as(Uuid::now_v7(), order, change.from, why, change.trace.to_string())
     }
 
-    fn status_updated_as(id: Uuid, order: &Order, change: &StatusChange) -> Result<Self, serde_json::Error> {
+    fn status_updated_as(
+        id: Uuid,
+        order: &Order,
+        previous_status: Status,
+        (reason, refund_due): (Option<&str>, Option<Money>),
+        traceparent: String,
+    ) -> Result<Self, serde_json::Error> {
         let metadata = StatusUpdatedMetadata {
             event_id: id,
             sequence: order.version,
             status: order.status,
-            previous_status: change.from,
-            reason: change.reason.as_deref(),
-            refund_due: change.refund_due,
+            previous_status,
+            reason,
+            refund_due,
         };
-        Self::render(id, order, EventType::OrderStatusUpdated, &change.trace, metadata)
+        Self::render(id, order, EventType::OrderStatusUpdated, traceparent, metadata)
+    }
+
+    /// The event of a change, as it was first published. `order` gives what never changes.
+    ///
+    /// Where the id or the trace were not written down, they are derived from the order and the sequence: always the same.
+    pub fn recorded(order: &Order, change: &RecordedChange) -> Result<Self, serde_json::Error> {
+        let derived = LazyCell::new(|| change.derived(order.id));
+        let id = change.event_id.unwrap_or_else(|| derived.0);
+        let traceparent = change.traceparent.clone().unwrap_or_else(|| derived.1.clone());
+        let order = Order {
+            status: change.to,
+            version: change.sequence,
+            changed_at: change.changed_at,
+            ..order.clone()
+        };
+        match change.from {
+            None => Self::placed_as(id, &order, traceparent),
+            Some(from) => {
+                let why = (change.reason.as_deref(), change.refund_due);
+                Self::status_updated_as(id, &order, from, why, traceparent)
+            }
+        }
     }
 
     fn render<M: Serialize>(
         id: Uuid,
         order: &Order,
         event_type: EventType,
-        trace: &TraceParent,
+        traceparent: String,
         metadata: M,
     ) -> Result<Self, serde_json::Error> {
         let timestamp = time::rfc3339(order.changed_at);
-        let headers = headers(id, event_type, order.id, &timestamp, trace);
+        let headers = headers(id, event_type, order.id, &timestamp, &traceparent);
         let envelope = Envelope {
             event_type,
             service: ServiceName::OrderService,
@@ -126,7 +159,41 @@ impl OrderEvent {
             event_type,
             payload: serde_json::to_string(&envelope)?,
             headers: serde_json::to_string(&headers)?,
+            traceparent,
         })
+    }
+}
+
+/// A row of the history of an order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordedChange {
+    /// The version of the order that the change made.
+    pub sequence: i32,
+    /// The status before; none for the placement.
+    pub from: Option<Status>,
+    /// The new status.
+    pub to: Status,
+    /// The reason, if one was given.
+    pub reason: Option<String>,
+    /// The time of the change.
+    pub changed_at: DateTime<Utc>,
+    /// The amount to refund because of the change.
+    pub refund_due: Option<Money>,
+    /// The id of its event; none for a row that an older release wrote.
+    pub event_id: Option<Uuid>,
+    /// The trace of its cause; none for a row that an older release wrote.
+    pub traceparent: Option<String>,
+}
+
+impl RecordedChange {
+    /// Derives an id (`UUIDv8`, RFC 9562) and a `traceparent` from the order and the sequence alone.
+    fn derived(&self, order: OrderId) -> (Uuid, String) {
+        let hash: [u8; 32] = Sha256::digest(format!("order-service event {order} {}", self.sequence)).into();
+        let mut halves = [[0; 16]; 2];
+        halves.as_flattened_mut().copy_from_slice(&hash);
+        let id = uuid::Builder::from_custom_bytes(halves[0]).into_uuid();
+        let parent = id.as_u64_pair().1;
+        (id, format!("00-{:032x}-{parent:016x}-00", u128::from_be_bytes(halves[1])))
     }
 }
 
@@ -136,7 +203,7 @@ fn headers(
     event_type: EventType,
     order: OrderId,
     timestamp: &str,
-    trace: &TraceParent,
+    traceparent: &str,
 ) -> [(&'static str, String); 8] {
     [
         ("ce_specversion", "1.0".to_owned()),
@@ -146,7 +213,7 @@ fn headers(
         ("ce_subject", order.to_string()),
         ("ce_time", timestamp.to_owned()),
         ("content-type", "application/json".to_owned()),
-        ("traceparent", trace.to_string()),
+        ("traceparent", traceparent.to_owned()),
     ]
 }
 
@@ -226,23 +293,19 @@ pub(crate) fn examples() -> Option<[OrderEvent; 2]> {
     let mut order = Order::place(customer, vec![line])?;
     order.id = OrderId::parse("0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10").ok()?;
     order.changed_at = DateTime::from_timestamp_micros(1_769_000_000_123_456)?;
-    let placed = OrderEvent::placed_as(FIRST, &order, &trace).ok()?;
+    let placed = OrderEvent::placed_as(FIRST, &order, trace.to_string()).ok()?;
     order.status = Status::Cancelled;
     order.version = 2;
     order.changed_at += TimeDelta::seconds(30);
-    let change = StatusChange {
-        from: Status::Created,
-        actor: Actor::payment(),
-        reason: Some(reason::PAYMENT_FAILED.to_owned()),
-        refund_due: None,
-        trace,
-    };
-    Some([placed, OrderEvent::status_updated_as(SECOND, &order, &change).ok()?])
+    let why = (Some(reason::PAYMENT_FAILED), None);
+    let updated = OrderEvent::status_updated_as(SECOND, &order, Status::Created, why, trace.to_string());
+    Some([placed, updated.ok()?])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::Actor;
 
     fn an_order() -> Order {
         let line = |id: &str, quantity, price: &str| Line {

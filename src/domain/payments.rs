@@ -1,7 +1,7 @@
 //! How payment events change an order. Events may be repeated, late or reordered; every order of events ends in a state
 //! that the contract allows.
 
-use strum::IntoStaticStr;
+use strum::{IntoStaticStr, VariantNames};
 
 use super::aggregate::{Confirmation, OrderAggregate, Refund, reason};
 use super::order::Change;
@@ -34,7 +34,39 @@ pub enum PaymentOutcome {
     AmountMismatch,
 }
 
+/// Why a record of the payment topic is parked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "SCREAMING_SNAKE_CASE")]
+pub enum ParkReason {
+    /// The amount is not that of the order.
+    AmountMismatch,
+    /// Another payment paid the order before.
+    PaidAgain,
+    /// Another event has the same key.
+    KeyReused,
+    /// The order does not exist.
+    UnknownOrder,
+    /// The record is no payment event.
+    Undecodable,
+    /// The database refuses its values.
+    Unwritable,
+    /// An older release parked the record, without a reason.
+    Other,
+}
+
+impl ParkReason {
+    /// The name in the column.
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
+}
+
 impl PaymentOutcome {
+    /// Whether the record is parked as well.
+    pub const fn is_parked(self) -> bool {
+        matches!(self, Self::PaidAgain | Self::AmountMismatch)
+    }
+
     /// Whether an operator must look: money came in that the order does not account for.
     pub const fn needs_an_operator(self) -> bool {
         matches!(self, Self::RefundDue | Self::PaidAgain | Self::AmountMismatch)

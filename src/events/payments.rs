@@ -3,6 +3,7 @@
 
 pub(crate) mod decode;
 mod progress;
+mod retry;
 mod unpaid;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -17,18 +18,22 @@ use rdkafka::consumer::{Consumer, ConsumerContext, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::topic_partition_list::Offset;
+use serde::Deserialize;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::KafkaSettings;
 use super::kafka::connection_config;
+use crate::domain::payments::{ParkReason, PaymentOutcome};
 use crate::domain::{OrderId, TraceParent};
+use crate::metrics::Metrics;
 use crate::orders::OrderService;
 use crate::store::StoreError;
 use crate::store::payments::{IncomingPayment, Received, RecordPlace};
 use crate::telemetry::error_chain;
 use decode::{Decoded, decode};
+pub use retry::{Retried, retry_parked};
 pub use unpaid::{UnpaidOrders, UnpaidSettings};
 
 /// The settings of the payment consumer.
@@ -49,18 +54,61 @@ pub struct PaymentConsumer {
     consumer: Arc<StreamConsumer<Context>>,
     orders: OrderService,
     topic: String,
+    metrics: Arc<Metrics>,
 }
 
-struct Context;
+struct Context(Arc<Metrics>);
+
+/// What is read of librdkafka's statistics.
+#[derive(Deserialize)]
+struct Statistics {
+    topics: HashMap<String, TopicStatistics>,
+}
+
+#[derive(Deserialize)]
+struct TopicStatistics {
+    partitions: HashMap<String, PartitionStatistics>,
+}
+
+#[derive(Deserialize)]
+struct PartitionStatistics {
+    partition: i32,
+    /// Whether the partition is this replica's.
+    desired: bool,
+    /// From the stored offset to the end; -1 where it is not known.
+    consumer_lag_stored: i64,
+    /// From the committed offset to the end; -1 where it is not known.
+    consumer_lag: i64,
+}
+
+impl PartitionStatistics {
+    fn lag(&self) -> Option<i64> {
+        let known = [self.consumer_lag_stored, self.consumer_lag].into_iter().find(|lag| *lag >= 0);
+        known.filter(|_| self.desired)
+    }
+}
 
 impl rdkafka::ClientContext for Context {
     /// Logged at debug level: `recv` returns the important errors, too.
     fn error(&self, error: KafkaError, reason: &str) {
         debug!(%error, reason, "the Kafka client reports");
     }
+
+    /// Called every [`STATISTICS_INTERVAL`].
+    fn stats_raw(&self, statistics: &[u8]) {
+        let Ok(statistics) = serde_json::from_slice::<Statistics>(statistics) else { return };
+        for (topic, TopicStatistics { partitions }) in &statistics.topics {
+            // One of them, -1, is of records that have no partition yet.
+            for partition in partitions.values().filter(|partition| partition.partition >= 0) {
+                self.0.payments.show_lag(topic, partition.partition, partition.lag());
+            }
+        }
+    }
 }
 impl ConsumerContext for Context {}
 
+/// The interval at which librdkafka reports the lag.
+const STATISTICS_INTERVAL: Duration = Duration::from_secs(1);
 /// The maximum of records applied together.
 const LARGEST_SET: usize = 512;
 /// The backoff after a record could not be written.
@@ -71,7 +119,11 @@ const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl PaymentConsumer {
     /// Makes a consumer; it connects in the background.
-    pub fn new(settings: &KafkaSettings, orders: OrderService) -> Result<Self, KafkaError> {
+    pub fn new(
+        settings: &KafkaSettings,
+        orders: OrderService,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, KafkaError> {
         let payments = &settings.payments;
         let mut config: ClientConfig = connection_config(settings);
         let consumer: StreamConsumer<Context> = config
@@ -87,9 +139,11 @@ impl PaymentConsumer {
             .set("heartbeat.interval.ms", (payments.session_timeout.as_millis() / 4).to_string())
             .set("queued.max.messages.kbytes", "4096")
             .set("topic.metadata.refresh.interval.ms", "10000")
-            .create_with_context(Context)?;
+            .set("statistics.interval.ms", STATISTICS_INTERVAL.as_millis().to_string())
+            .create_with_context(Context(Arc::clone(metrics)))?;
         consumer.subscribe(&[&payments.topic])?;
-        Ok(Self { consumer: Arc::new(consumer), orders, topic: payments.topic.clone() })
+        let (topic, metrics) = (payments.topic.clone(), Arc::clone(metrics));
+        Ok(Self { consumer: Arc::new(consumer), orders, topic, metrics })
     }
 
     /// Applies payments until `stop`.
@@ -106,7 +160,11 @@ impl PaymentConsumer {
             match set {
                 Ok(set) => {
                     logged = None;
-                    let progress = SetProgress::of(&set, &self.apply_set(&set).await);
+                    let payments = &self.metrics.payments;
+                    payments.oldest_is(oldest(&set, |_| true));
+                    let failed = self.apply_set(&set).await;
+                    payments.oldest_is(oldest(&set, |record| failed.contains(&record.place)));
+                    let progress = SetProgress::of(&set, &failed);
                     self.store_offsets(&progress);
                     failures = if progress.failed.is_empty() { 0 } else { failures + 1 };
                     self.seek_back(&progress.failed, pause(failures), &stop).await;
@@ -174,40 +232,74 @@ impl PaymentConsumer {
 
     /// Applies a record, or parks it if it can never be applied.
     async fn apply(&self, record: &Record, decoded: Decoded) -> Result<(), StoreError> {
+        let event_type = match &decoded {
+            Decoded::Payment { event_type, .. } => event_type,
+            Decoded::Ignored => "other",
+            Decoded::Undecodable { .. } => "unreadable",
+        };
+        let outcome = self.apply_decoded(record, decoded).await?;
+        self.metrics.payments.applied(event_type, outcome);
+        Ok(())
+    }
+
+    /// What became of the record, as a metric has it.
+    async fn apply_decoded(&self, record: &Record, decoded: Decoded) -> Result<&'static str, StoreError> {
         let (place, payload) = (&record.place, &record.payload);
         match decoded {
-            Decoded::Ignored => Ok(()),
+            Decoded::Ignored => Ok("ignored"),
             Decoded::Payment { key, order, event, event_type } => {
                 let (trace, offset) = (record.trace.clone(), place.offset);
                 let (place, payload) = (place.clone(), payload.clone());
-                let payment =
-                    Arc::new(IncomingPayment { key, order, event, event_type, place, trace, payload });
+                let payment = Arc::new(IncomingPayment {
+                    key,
+                    order,
+                    event,
+                    event_type,
+                    place,
+                    trace,
+                    payload,
+                    retried_by: None,
+                });
                 match self.orders.receive_payment(Arc::clone(&payment)).await {
-                    Ok(Received::Repeated) => debug!(%order, event_type, offset, "repeated payment ignored"),
+                    Ok(Received::Repeated) => {
+                        debug!(%order, event_type, offset, "repeated payment ignored");
+                        Ok("repeated")
+                    }
                     Ok(Received::OtherEvent) => {
                         warn!(%order, event_type, offset, "payment parked: its key belongs to another event");
+                        Ok("key_reused")
                     }
                     Ok(Received::UnknownOrder) => {
                         warn!(%order, event_type, offset, "payment parked: its order does not exist");
+                        Ok("unknown_order")
                     }
-                    Ok(Received::Applied(outcome)) if outcome.needs_an_operator() => {
-                        warn!(%order, event_type, offset, ?outcome, "a payment needs an operator");
+                    // Only the retry of an operator gets this answer.
+                    Ok(Received::NotParked) => Ok("repeated"),
+                    Ok(Received::Applied(outcome)) => {
+                        if outcome.needs_an_operator() {
+                            warn!(%order, event_type, offset, ?outcome, "a payment needs an operator");
+                        } else {
+                            info!(%order, event_type, ?outcome, "payment applied");
+                        }
+                        Ok(metric_outcome(outcome))
                     }
-                    Ok(Received::Applied(outcome)) => info!(%order, event_type, ?outcome, "payment applied"),
                     // A repeat would be refused again, and block the partition.
                     Err(refusal) if refusal.is_about_the_data() => {
                         let error = error_chain(&refusal);
                         error!(%order, event_type, offset, error, "payment parked: it cannot be written");
                         let IncomingPayment { place, payload, .. } = &*payment;
-                        return self.orders.park_payment(place, Some(order), payload, &error).await;
+                        let why = (ParkReason::Unwritable, error.as_str());
+                        self.orders.park_payment(place, Some(order), payload, why).await?;
+                        Ok("unreadable")
                     }
-                    Err(error) => return Err(error),
+                    Err(error) => Err(error),
                 }
-                Ok(())
             }
             Decoded::Undecodable { order, error } => {
                 warn!(?place, error, "record parked: it is no payment event");
-                self.orders.park_payment(place, order, payload, &error).await
+                let why = (ParkReason::Undecodable, error.as_str());
+                self.orders.park_payment(place, order, payload, why).await?;
+                Ok("unreadable")
             }
         }
     }
@@ -274,6 +366,18 @@ impl PaymentConsumer {
     }
 }
 
+/// The outcome in the metrics.
+const fn metric_outcome(outcome: PaymentOutcome) -> &'static str {
+    match outcome {
+        PaymentOutcome::Confirming => "confirming",
+        PaymentOutcome::Cancelled => "cancelled",
+        PaymentOutcome::RefundDue => "refund_due",
+        PaymentOutcome::Ignored => "ignored",
+        PaymentOutcome::PaidAgain => "paid_again",
+        PaymentOutcome::AmountMismatch => "amount_mismatch",
+    }
+}
+
 /// Why payments cannot be read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ErrorKind {
@@ -287,6 +391,8 @@ struct Record {
     payload: Vec<u8>,
     /// The trace of the record, or a new one.
     trace: TraceParent,
+    /// When it was written, by Kafka's clock, in milliseconds of the epoch; none where Kafka does not say.
+    written: Option<i64>,
 }
 
 impl Record {
@@ -299,8 +405,14 @@ impl Record {
             },
             payload: message.payload().unwrap_or_default().to_vec(),
             trace: TraceParent::continue_or_start(header(message, "traceparent")),
+            written: message.timestamp().to_millis(),
         }
     }
+}
+
+/// The time of the oldest of these records, in milliseconds since 1970.
+fn oldest(set: &[Record], which: impl Fn(&Record) -> bool) -> Option<i64> {
+    set.iter().filter(|record| which(record)).filter_map(|record| record.written).min()
 }
 
 /// The progress of each partition by a set.
@@ -359,6 +471,7 @@ mod tests {
                 place: place(partition, offset),
                 payload: Vec::new(),
                 trace: TraceParent::continue_or_start(None),
+                written: None,
             })
             .collect();
         let failed = HashSet::from([place(0, 5), place(2, 3), place(2, 4)]);

@@ -10,6 +10,7 @@
 //! `events/floor.rs`.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -21,6 +22,7 @@ use uuid::Uuid;
 
 use super::floor::{Reading, Settling, positions};
 use super::{PublishError, Publisher};
+use crate::metrics::Metrics;
 use crate::store::outbox::ServerStart;
 use crate::store::{Lease, PendingEvent, Store, StoreError};
 use crate::telemetry::error_chain;
@@ -78,6 +80,7 @@ pub struct Relay {
     store: Store,
     publisher: Publisher,
     settings: RelaySettings,
+    metrics: Arc<Metrics>,
     topic_seen: bool,
     held: Option<HeldLease>,
     settling: Settling,
@@ -142,12 +145,13 @@ enum Turn {
 
 impl Relay {
     /// A relay that has not started.
-    pub fn new(store: Store, publisher: Publisher, settings: RelaySettings) -> Self {
+    pub fn new(store: Store, publisher: Publisher, settings: RelaySettings, metrics: &Arc<Metrics>) -> Self {
         Self {
             replica: Uuid::now_v7(),
             store,
             publisher,
             settings,
+            metrics: Arc::clone(metrics),
             topic_seen: false,
             held: None,
             settling: Settling::default(),
@@ -163,7 +167,9 @@ impl Relay {
         let mut failures = 0;
         while !stop.is_cancelled() {
             let next = Instant::now() + PACE;
-            match self.turn().await {
+            let turn = self.turn().await;
+            self.show_buckets();
+            match turn {
                 Ok(turn) => {
                     failures = 0;
                     self.wait_after(turn, next, &stop).await;
@@ -171,6 +177,7 @@ impl Relay {
                 Err(error) => {
                     failures += 1;
                     self.recover(&error).await;
+                    self.show_buckets();
                     let _ = timeout(self.backoff(failures), stop.cancelled()).await;
                 }
             }
@@ -184,7 +191,13 @@ impl Relay {
             );
         }
         self.release_leases().await;
+        self.show_buckets();
         info!(replica = %self.replica, "relay stopped");
+    }
+
+    fn show_buckets(&self) {
+        let held = self.held.as_ref().map_or(0, |held| held.lease.floors.len());
+        self.metrics.relay.buckets.set(i64::try_from(held).unwrap_or(i64::MAX));
     }
 
     async fn last_turn(&mut self) -> Result<(), TurnError> {
@@ -251,8 +264,8 @@ impl Relay {
     ) -> Result<usize, TurnError> {
         let most = i64::try_from(lane.limit).unwrap_or(i64::MAX);
         let pending = self.store.pending_events(server, &lane.ranges, most).await?;
-        let found = positions(&pending);
-        let published = self.publish(pending, send_until).await;
+        let (read, found) = (Instant::now(), positions(&pending));
+        let published = self.publish(pending, read, send_until).await;
         if !published.done.is_empty() {
             debug!(events = published.done.len(), "published");
             self.store.delete_events(&published.done).await?;
@@ -260,6 +273,7 @@ impl Relay {
         for (event, cause) in &published.refused {
             let (order, sequence) = (event.order_id, event.sequence);
             error!(%order, sequence, error = error_chain(cause), "Kafka refused an event; its order is parked");
+            self.metrics.relay.failures.inc();
             self.store.park_order(event, &error_chain(cause)).await?;
         }
         result.events += found.len();
@@ -372,16 +386,16 @@ impl Relay {
 
     /// Publishes events in waves with one event per order. librdkafka times out each event separately, so with two in
     /// flight the later one could succeed after the earlier one failed (librdkafka issue 4134).
-    async fn publish(&self, mut waiting: Vec<PendingEvent>, send_until: Instant) -> Published {
+    async fn publish(&self, mut waiting: Vec<PendingEvent>, read: Instant, send_until: Instant) -> Published {
         let mut published = Published::default();
         while !waiting.is_empty() && published.failure.is_none() && Instant::now() < send_until {
             let (wave, mut rest) = first_of_each_order(waiting);
             let sent = self.publisher.send_all(&wave).await;
             published.failure = sent.failure;
-            published.done.extend(sent.acknowledged.iter().map(|event| (event.bucket, event.position)));
+            self.acknowledged(&sent.acknowledged, read, &mut published);
             for (event, _) in sent.refused {
                 let order = event.order_id;
-                if published.failure.is_some() || !self.publish_alone(event, &mut published).await {
+                if published.failure.is_some() || !self.publish_alone(event, read, &mut published).await {
                     // The later events of the order wait with the refused one.
                     rest.retain(|later| later.order_id != order);
                 }
@@ -391,12 +405,22 @@ impl Relay {
         published
     }
 
+    /// Measures the delay of acknowledged events. `read` is when they were read.
+    fn acknowledged(&self, events: &[&PendingEvent], read: Instant, published: &mut Published) {
+        let since_read = read.elapsed();
+        for event in events {
+            let before = (event.read_at - event.created_at).to_std().unwrap_or_default();
+            self.metrics.relay.published(event.sequence, before + since_read);
+            published.done.push((event.bucket, event.position));
+        }
+    }
+
     /// Sends an event alone, because a broker refuses a batch as a whole, for one record or for its total size. Returns
     /// whether the event was acknowledged.
-    async fn publish_alone(&self, event: &PendingEvent, published: &mut Published) -> bool {
+    async fn publish_alone(&self, event: &PendingEvent, read: Instant, published: &mut Published) -> bool {
         let mut sent = self.publisher.send_all(std::slice::from_ref(event)).await;
         published.failure = sent.failure;
-        published.done.extend(sent.acknowledged.iter().map(|event| (event.bucket, event.position)));
+        self.acknowledged(&sent.acknowledged, read, published);
         published.refused.extend(sent.refused.pop().map(|(event, error)| (event.clone(), error)));
         !sent.acknowledged.is_empty()
     }
@@ -406,6 +430,7 @@ impl Relay {
         warn!(error = error_chain(error), "the relay failed; it reads the outbox again");
         self.held = None;
         if let TurnError::Publish(_) = error {
+            self.metrics.relay.failures.inc();
             self.topic_seen = false;
             self.release_leases().await;
             if let Err(error) = self.publisher.renew_after_fatal_error() {
@@ -455,6 +480,7 @@ fn first_of_each_order(events: Vec<PendingEvent>) -> (Vec<PendingEvent>, Vec<Pen
 
 #[cfg(test)]
 mod tests {
+    use chrono::DateTime;
     use proptest::prelude::*;
 
     use super::*;
@@ -468,6 +494,8 @@ mod tests {
             sequence: 0,
             payload: String::new(),
             headers: String::new(),
+            created_at: DateTime::UNIX_EPOCH,
+            read_at: DateTime::UNIX_EPOCH,
         }
     }
 

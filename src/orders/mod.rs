@@ -37,6 +37,7 @@ use self::outcomes::Outcomes;
 use crate::domain::OrderId;
 use keys::KeysInFlight;
 
+use crate::metrics::Metrics;
 use crate::products::ProductClient;
 use crate::store::Store;
 use crate::telemetry::RateLimitedLog;
@@ -66,11 +67,17 @@ pub struct OrderService {
     stock_wanted: Arc<Notify>,
     outcomes: Arc<Outcomes>,
     overdue: Arc<RateLimitedLog>,
+    metrics: Arc<Metrics>,
 }
 
 impl OrderService {
     /// Makes the use cases on a store and a Product Service.
-    pub fn new(store: Store, products: Arc<ProductClient>, settings: &OrderSettings) -> Self {
+    pub fn new(
+        store: Store,
+        products: Arc<ProductClient>,
+        settings: &OrderSettings,
+        metrics: &Arc<Metrics>,
+    ) -> Self {
         Self {
             store,
             products,
@@ -83,6 +90,7 @@ impl OrderService {
             stock_wanted: Arc::default(),
             outcomes: Arc::default(),
             overdue: Arc::new(RateLimitedLog::new(Duration::from_mins(1))),
+            metrics: Arc::clone(metrics),
         }
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::OrderService;
 use crate::domain::OrderId;
+use crate::domain::payments::ParkReason;
 use crate::store::StoreError;
 use crate::store::payments::{IncomingPayment, Received, RecordPlace};
 
@@ -15,14 +16,14 @@ impl OrderService {
         Ok(received)
     }
 
-    /// Parks a record that is no payment event, for an operator.
+    /// Parks a record that cannot be applied, for an operator.
     pub async fn park_payment(
         &self,
         place: &RecordPlace,
         order: Option<OrderId>,
         payload: &[u8],
-        error: &str,
+        (reason, error): (ParkReason, &str),
     ) -> Result<(), StoreError> {
-        self.store.park_payment(place, order, payload, error).await
+        self.store.park_payment(place, order, payload, (reason, error)).await
     }
 }

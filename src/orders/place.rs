@@ -11,6 +11,7 @@ use super::OrderService;
 use super::fingerprint::fingerprint;
 use crate::domain::line::{BadLines, merge_lines};
 use crate::domain::{Identity, Line, Order, ProductId, RequestedLine, TraceParent, time};
+use crate::metrics::KeyResult;
 use crate::products::{Product, Unavailable};
 use crate::store::place::PlacedOrder;
 use crate::store::{Deduplication, InsertOutcome, StoreError};
@@ -137,10 +138,27 @@ impl OrderService {
 
     /// Chooses how duplicates of the request are recognised, and places it.
     async fn place_once(&self, mut request: Request) -> Result<Placed, PlaceError> {
-        match request.key.take() {
-            None => self.place_without_key(request).await,
-            Some(key) => self.place_with_key(key, request).await,
+        let orders = &self.metrics.orders;
+        let placed = match request.key.take() {
+            None => {
+                let placed = self.place_without_key(request).await;
+                if placed.as_ref().is_ok_and(|placed| placed.replayed) {
+                    orders.duplicates.inc();
+                }
+                placed
+            }
+            Some(key) => {
+                let placed = self.place_with_key(key, request).await;
+                if let Some(result) = key_result(&placed) {
+                    orders.key_used(result);
+                }
+                placed
+            }
+        };
+        if placed.as_ref().is_ok_and(|placed| !placed.replayed) {
+            orders.placed.inc();
         }
+        placed
     }
 
     /// Answers a repeated request before any look-up. Concurrent requests with one key meet at the key in flight on one
@@ -197,6 +215,17 @@ impl OrderService {
             InsertOutcome::KeyReused => Err(PlaceError::KeyReused),
             InsertOutcome::InProgress => Err(PlaceError::InProgress),
         }
+    }
+}
+
+/// What a request with a key found; nothing where it failed for other reasons.
+fn key_result(placed: &Result<Placed, PlaceError>) -> Option<KeyResult> {
+    match placed {
+        Ok(placed) if placed.replayed => Some(KeyResult::Replayed),
+        Ok(_) => Some(KeyResult::New),
+        Err(PlaceError::KeyReused) => Some(KeyResult::Mismatch),
+        Err(PlaceError::InProgress) => Some(KeyResult::InProgress),
+        Err(_) => None,
     }
 }
 

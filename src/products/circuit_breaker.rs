@@ -9,6 +9,8 @@ use std::time::Duration;
 use strum::{Display, IntoStaticStr};
 use tokio::time::Instant;
 
+use crate::metrics::BreakerCalls;
+
 /// The state of the breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Display, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
@@ -53,6 +55,7 @@ pub(super) struct BreakerSettings {
 pub(super) struct CircuitBreaker {
     settings: BreakerSettings,
     machine: Mutex<StateMachine>,
+    calls: BreakerCalls,
 }
 
 /// The permission for one call.
@@ -94,9 +97,9 @@ impl CircuitBreaker {
     /// Fewer results than this never open the breaker, whatever the size of the window.
     const MIN_RESULTS: usize = 5;
 
-    pub(super) fn new(settings: BreakerSettings) -> Self {
+    pub(super) fn new(settings: BreakerSettings, calls: BreakerCalls) -> Self {
         let machine = StateMachine { phase: Phase::Closed(Window::default()), period: 0 };
-        Self { settings, machine: Mutex::new(machine) }
+        Self { settings, machine: Mutex::new(machine), calls }
     }
 
     /// The state that a call would meet now.
@@ -129,8 +132,20 @@ impl CircuitBreaker {
     }
 
     fn acquire_at(&self, now: Instant, deadline: Instant) -> Option<Permit<'_>> {
-        let period = self.update(|machine| machine.acquire(now))?;
+        let Some(period) = self.update(|machine| machine.acquire(now)) else {
+            self.calls.not_permitted.inc();
+            return None;
+        };
         Some(Permit { breaker: self, deadline, period: Some(period) })
+    }
+
+    /// Whether the breaker is open, so that a call need not wait only to be refused. Then it counts as not permitted.
+    pub(super) fn refuses(&self) -> bool {
+        let is_open = self.state() == State::Open;
+        if is_open {
+            self.calls.not_permitted.inc();
+        }
+        is_open
     }
 
     /// Runs `act` under the lock, and logs a change of the state after it is released.
@@ -172,6 +187,13 @@ impl Permit<'_> {
 
     fn release(&mut self, now: Instant, result: CallResult) {
         if let Some(period) = self.period.take() {
+            let calls = &self.breaker.calls;
+            let counter = match result {
+                CallResult::Success => &calls.successful,
+                CallResult::Failure => &calls.failed,
+                CallResult::Ignored => &calls.ignored,
+            };
+            counter.inc();
             self.breaker.update(|machine| machine.record(period, result, now, self.breaker.settings));
         }
     }

@@ -52,6 +52,15 @@ impl Failure {
         }
     }
 
+    /// The outcome of the request in the metrics.
+    pub(super) const fn metric_outcome(&self) -> &'static str {
+        match self {
+            Self::TimedOut { .. } => "timeout",
+            Self::InvalidAnswer(_) => "invalid",
+            Self::NotPermitted | Self::Overloaded | Self::Connection(_) | Self::Status(_) => "error",
+        }
+    }
+
     /// What the circuit breaker counts. It ignores an answer that is invalid for one product only. A body that is not
     /// JSON (a proxy's error page) and 408 and 429 are failures of the Product Service.
     pub(super) fn call_result(&self) -> CallResult {

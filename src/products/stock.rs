@@ -20,7 +20,8 @@ use std::time::Duration;
 use reqwest::header::{HeaderValue, RETRY_AFTER};
 use reqwest::{Method, Response, StatusCode, Url};
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::time::error::Elapsed;
+use tokio::time::{Instant, timeout};
 
 use super::failure::Failure;
 use super::{Product, ProductClient, TRACEPARENT, answer};
@@ -69,7 +70,10 @@ impl StockRoute {
 impl ProductClient {
     /// Sends one stock call over HTTP, once. Before a retry, the caller must record it in the database.
     pub async fn send_stock_call(&self, call: &StockCall, trace: &TraceParent) -> CallOutcome {
-        let outcome = match timeout(self.stock.timeout, self.send(call, trace)).await {
+        let started = Instant::now();
+        let answered = timeout(self.stock.timeout, self.send(call, trace)).await;
+        self.measure(call.direction, started, &answered);
+        let outcome = match answered {
             Err(_) => CallOutcome::Unknown(format!("no answer within {:?}", self.stock.timeout)),
             Ok(Err(error)) if error.is_builder() || error.is_connect() => {
                 CallOutcome::NotSent(Failure::from(error).chain())
@@ -79,6 +83,25 @@ impl ProductClient {
         };
         self.log(call, &outcome);
         outcome
+    }
+
+    /// Measures one request.
+    fn measure(
+        &self,
+        direction: Direction,
+        started: Instant,
+        answered: &Result<Result<Answered, reqwest::Error>, Elapsed>,
+    ) {
+        let outcome = match answered {
+            Err(_) => "timeout",
+            Ok(Err(_)) => "error",
+            Ok(Ok(answered)) => answered.metric_outcome(),
+        };
+        let operation = match direction {
+            Direction::Take => "take_stock",
+            Direction::GiveBack => "give_back_stock",
+        };
+        self.metrics.products.requested(operation, outcome, started.elapsed());
     }
 
     fn log(&self, call: &StockCall, outcome: &CallOutcome) {
@@ -170,10 +193,11 @@ impl ProductClient {
     /// Has its own timeout, because the refusal may have used up that of the call.
     async fn look_up_again(&self, call: &StockCall, trace: &TraceParent) -> Result<Option<Product>, String> {
         let header = HeaderValue::from_str(trace.as_str()).ok();
-        match timeout(self.stock.timeout, self.get(&call.product_id, header)).await {
-            Ok(found) => found.map_err(|failure| failure.chain()),
-            Err(_) => Err(format!("no answer within {:?}", self.stock.timeout)),
-        }
+        let (started, after) = (Instant::now(), self.stock.timeout);
+        let found = timeout(after, self.catalogue.get(&call.product_id, header)).await;
+        let found = found.unwrap_or(Err(Failure::TimedOut { after }));
+        self.catalogue.measure(started, &found);
+        found.map_err(|failure| failure.chain())
     }
 
     fn warn_of_path(&self, call: &StockCall, setting: &str, said: &str, found: &str) {
@@ -191,6 +215,17 @@ struct Answered {
     status: StatusCode,
     /// Whether the first call with this key is still running.
     in_progress: bool,
+}
+
+impl Answered {
+    /// The outcome of the request in the metrics.
+    fn metric_outcome(&self) -> &'static str {
+        match self.status.as_u16() {
+            200..=299 => "success",
+            400 | 404 | 409 => "refused",
+            _ => "error",
+        }
+    }
 }
 
 impl From<StatusCode> for Answered {

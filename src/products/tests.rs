@@ -30,7 +30,7 @@ fn patient(shop: &Shop) -> ProductSettings {
 }
 
 fn client(settings: ProductSettings) -> ProductClient {
-    ProductClient::new(settings).unwrap()
+    ProductClient::new(settings, &Arc::default()).unwrap()
 }
 
 fn ids(names: &[&str]) -> Vec<ProductId> {

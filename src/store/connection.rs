@@ -10,12 +10,13 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use sqlx::PgConnection;
 use sqlx::postgres::PgConnectOptions;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 use super::pool::{Pool, PooledConnection};
 use super::{Store, StoreError};
 use crate::domain::Order;
+use crate::metrics::{Metrics, Query};
 
 /// The settings of the database.
 #[derive(Clone)]
@@ -64,40 +65,71 @@ fn session(settings: &DatabaseSettings, more: &[(&str, &str)]) -> PgConnectOptio
 pub(super) struct Database {
     pool: Pool,
     settings: Arc<DatabaseSettings>,
+    metrics: Arc<Metrics>,
 }
 
 impl Database {
     /// The database for requests, and the one for their shared reads and lists. Each gets half of the connections.
-    pub(super) fn for_requests(settings: &DatabaseSettings) -> (Self, Self) {
+    pub(super) fn for_requests(settings: &DatabaseSettings, metrics: &Arc<Metrics>) -> (Self, Self) {
         let reads = (settings.max_connections / 2).max(1);
         let others = settings.max_connections.saturating_sub(reads).max(1);
         let of = |max_connections| DatabaseSettings { max_connections, ..settings.clone() };
-        (Self::new(of(others), &[]), Self::for_reads(of(reads)))
+        (Self::new("requests", of(others), &[], metrics), Self::for_reads(of(reads), metrics))
     }
 
-    fn new(settings: DatabaseSettings, more: &[(&str, &str)]) -> Self {
+    fn new(
+        name: &'static str,
+        settings: DatabaseSettings,
+        more: &[(&str, &str)],
+        metrics: &Arc<Metrics>,
+    ) -> Self {
         let options = session(&settings, more);
-        let pool = Pool::new(options, settings.max_connections, settings.acquire_timeout);
-        Self { pool, settings: Arc::new(settings) }
+        let pool_metrics = metrics.database.pool(name, settings.max_connections);
+        let pool = Pool::new(options, settings.max_connections, settings.acquire_timeout, pool_metrics);
+        Self { pool, settings: Arc::new(settings), metrics: Arc::clone(metrics) }
     }
 
     /// For reads along an index whose plan must not depend on statistics: the only plan without a sort, made once.
     ///
     /// Without sorts, a list is read along the only index that has its order (`list.rs`). The plan is the same for all
     /// values and for sets of any size, so a new plan for each would be wasted.
-    fn for_reads(settings: DatabaseSettings) -> Self {
+    fn for_reads(settings: DatabaseSettings, metrics: &Arc<Metrics>) -> Self {
         let more = [("enable_sort", "off"), ("plan_cache_mode", "force_generic_plan")];
-        Self::new(settings, &more)
+        Self::new("reads", settings, &more, metrics)
     }
 
     /// The same database with its own pool, and with more session settings.
-    pub(super) fn with_own_pool(&self, max_connections: u32, more: &[(&str, &str)]) -> Self {
-        Self::new(DatabaseSettings { max_connections, ..(*self.settings).clone() }, more)
+    pub(super) fn with_own_pool(
+        &self,
+        name: &'static str,
+        max_connections: u32,
+        more: &[(&str, &str)],
+    ) -> Self {
+        let settings = DatabaseSettings { max_connections, ..(*self.settings).clone() };
+        Self::new(name, settings, more, &self.metrics)
+    }
+
+    /// The same database with one connection of its own; no use of it takes longer than `longest`.
+    pub(super) fn with_bounded_connection(
+        &self,
+        name: &'static str,
+        longest: Duration,
+        more: &[(&str, &str)],
+    ) -> Self {
+        let mut settings = DatabaseSettings { max_connections: 1, ..(*self.settings).clone() };
+        settings.deadline = settings.deadline.min(longest);
+        settings.acquire_timeout = settings.acquire_timeout.min(longest);
+        Self::new(name, settings, more, &self.metrics)
     }
 
     /// The settings.
     pub(super) fn settings(&self) -> &DatabaseSettings {
         &self.settings
+    }
+
+    /// The metrics of the service.
+    pub(super) const fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
     }
 
     /// Closes all connections, and waits for those in use.
@@ -114,9 +146,10 @@ impl Database {
     /// retried once on another connection.
     pub(super) async fn read<T>(
         &self,
+        query: Query,
         mut statement: impl FnMut(&mut PgConnection) -> BoxFuture<'_, Result<T, sqlx::Error>> + Send,
     ) -> Result<T, StoreError> {
-        self.bounded(async {
+        self.query(query, async {
             let mut connection = self.connection().await?;
             let mut result = statement(&mut connection).await.map_err(StoreError::from);
             if result.as_ref().is_err_and(StoreError::is_lost_connection) {
@@ -139,6 +172,18 @@ impl Database {
     ) -> Result<T, StoreError> {
         timeout(self.settings.deadline, work).await.unwrap_or(Err(StoreError::Deadline))
     }
+
+    /// Bounds one use of the store by its deadline, and measures how long it takes.
+    pub(super) async fn query<T>(
+        &self,
+        query: Query,
+        work: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let started = Instant::now();
+        let result = self.bounded(work).await;
+        self.metrics.database.used(query, started.elapsed());
+        result
+    }
 }
 
 impl Store {
@@ -147,12 +192,35 @@ impl Store {
         self.database.connection().await
     }
 
+    /// Runs `work` on a connection from the pool, within the deadline. The connection is reused only where the work succeeds.
+    pub(super) async fn with_connection<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.bounded(async {
+            let mut connection = self.connection().await?;
+            let result = work(&mut connection).await?;
+            connection.release();
+            Ok(result)
+        })
+        .await
+    }
+
     /// Runs `work` within the deadline.
     pub(super) async fn bounded<T>(
         &self,
         work: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
         self.database.bounded(work).await
+    }
+
+    /// Bounds one use of the store by its deadline, and measures how long it takes.
+    pub(super) async fn query<T>(
+        &self,
+        query: Query,
+        work: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        self.database.query(query, work).await
     }
 }
 

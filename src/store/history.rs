@@ -6,6 +6,7 @@ use uuid::Uuid;
 use super::{Store, StoreError};
 use crate::domain::order::HistoryEntry;
 use crate::domain::{Actor, CustomerId, OrderId, Owned, Status};
+use crate::metrics::Query;
 
 pub(super) const SELECT: &str = "
 select orders.customer_id, history.version, history.from_status, history.to_status, history.actor_role,
@@ -33,7 +34,9 @@ impl Store {
     pub async fn find_history(&self, id: OrderId) -> Result<Option<Owned<Vec<HistoryEntry>>>, StoreError> {
         let rows: Vec<HistoryRow> = self
             .database
-            .read(|connection| Box::pin(sqlx::query_as(SELECT).bind(id.0).fetch_all(connection)))
+            .read(Query::ReadHistory, |connection| {
+                Box::pin(sqlx::query_as(SELECT).bind(id.0).fetch_all(connection))
+            })
             .await?;
         let Some(first) = rows.first() else { return Ok(None) };
         let wrong = |_| StoreError::Inconsistent { table: "orders", column: "customer_id", id: id.0 };

@@ -10,6 +10,7 @@ use super::place::PlacedOrder;
 use super::shared_read::{Limits, ReadSet, SharedRead};
 use super::{Store, StoreError};
 use crate::domain::CustomerId;
+use crate::metrics::Query;
 
 /// A key that is in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +57,7 @@ impl ReadSet for KeyReads {
     type Answer = Result<Option<KnownKey>, StoreError>;
 
     async fn read(&self, keys: &[Self::Question]) -> Result<Vec<Self::Answer>, StoreError> {
-        let rows = self.0.read(|connection| {
+        let rows = self.0.read(Query::FindKey, |connection| {
             let find = sqlx::query_as(FIND)
                 .bind(column(keys, |(customer, _)| customer.as_str().to_owned()))
                 .bind(column(keys, |(_, key)| key.clone()));
@@ -109,7 +110,7 @@ impl Store {
     ///
     /// The condition on keys is repeated in the outer query, which PostgreSQL checks again if a key is renewed concurrently.
     pub async fn delete_expired_requests(&self, window: Duration, limit: i64) -> Result<u64, StoreError> {
-        self.bounded(async {
+        self.query(Query::Housekeeping, async {
             let mut connection = self.connection().await?;
             let keys = sqlx::query(
                 "delete from idempotency_keys where ctid = any (array(

@@ -20,6 +20,7 @@ use super::connection::{Database, column};
 use super::shared_read::{Limits, ReadSet, SharedRead};
 use super::{Store, StoreError};
 use crate::domain::{CustomerId, Money, OrderId, OrderSummary, Status};
+use crate::metrics::Query;
 
 /// A position in a list: the next page starts after this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +101,7 @@ impl Store {
         if let Some(page) = CustomerPage::of(query) {
             return self.customer_pages.ask(page).await?;
         }
-        let rows = self.readers.read(|connection| {
+        let rows = self.readers.read(Query::ListOrders, |connection| {
             let mut page = select_page(query);
             Box::pin(async move { page.build_query_as().fetch_all(connection).await })
         });
@@ -115,7 +116,7 @@ impl Store {
     pub async fn explain_list(&self, query: &ListQuery) -> Result<serde_json::Value, StoreError> {
         const EXPLAIN: &str = "explain (analyze, buffers, timing off, format json) ";
         let page = CustomerPage::of(query);
-        let read = self.readers.read(|connection| {
+        let read = self.readers.read(Query::ListOrders, |connection| {
             let mut explained = QueryBuilder::new(EXPLAIN);
             match &page {
                 Some(page) => push_customer_pages(&mut explained, std::slice::from_ref(page)),
@@ -172,7 +173,7 @@ impl ReadSet for CustomerPages {
     type Answer = Result<Page, StoreError>;
 
     async fn read(&self, pages: &[CustomerPage]) -> Result<Vec<Self::Answer>, StoreError> {
-        let rows = self.0.read(|connection| {
+        let rows = self.0.read(Query::ListOwnOrders, |connection| {
             let mut select = QueryBuilder::new("");
             push_customer_pages(&mut select, pages);
             Box::pin(async move { select.build_query_as().fetch_all(connection).await })

@@ -18,6 +18,7 @@ use tracing::warn;
 
 use super::error::is_temporary;
 use super::{DatabaseSettings, Store, StoreError};
+use crate::metrics::Query;
 
 /// The lock timeout of a statement while others wait behind it.
 const LOCK_TIMEOUT: &str = "500ms";
@@ -213,7 +214,7 @@ impl Store {
     /// Whether all migrations of this release are applied.
     pub async fn is_migrated(&self) -> Result<bool, StoreError> {
         let versions: Vec<i64> = migrations().iter().map(|migration| migration.version).collect();
-        self.bounded(async {
+        self.query(Query::Readiness, async {
             let mut connection = self.connection().await?;
             let exists: bool = sqlx::query_scalar("select to_regclass('_sqlx_migrations') is not null")
                 .fetch_one(&mut *connection)

@@ -3,6 +3,7 @@
 //! No other module sees a connection or a transaction. A use case passes plain data, and gets its answer when the data is
 //! durable.
 
+pub mod check;
 mod connection;
 mod error;
 mod group_commit;
@@ -16,7 +17,9 @@ pub mod parked_orders;
 pub mod payments;
 pub mod place;
 mod pool;
+pub mod replay;
 pub mod retention;
+pub mod settle;
 mod shared_read;
 pub mod stock;
 pub mod stock_claims;
@@ -24,10 +27,14 @@ pub mod stock_claims;
 mod tests;
 mod unpaid;
 mod update;
+pub mod work;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Notify;
+
+use crate::metrics::Metrics;
 
 use connection::Database;
 use group_commit::GroupCommit;
@@ -63,10 +70,19 @@ pub struct Store {
     outbox_written: Arc<Notify>,
 }
 
+/// Plans that are index scans whatever the statistics say.
+const INDEX_SCANS: [(&str, &str); 5] = [
+    ("plan_cache_mode", "force_custom_plan"),
+    ("enable_bitmapscan", "off"),
+    ("enable_sort", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+];
+
 impl Store {
     /// Makes a store. It connects at its first use, so that the service can start before the database.
-    pub fn new(settings: &DatabaseSettings, stock: StockTimes) -> Self {
-        let (database, readers) = Database::for_requests(settings);
+    pub fn new(settings: &DatabaseSettings, stock: StockTimes, metrics: &Arc<Metrics>) -> Self {
+        let (database, readers) = Database::for_requests(settings, metrics);
         let order_reads = OrderReads::start(&readers);
         let customer_pages = CustomerPages::start(&readers);
         let key_reads = KeyReads::start(&readers);
@@ -88,11 +104,11 @@ impl Store {
         }
     }
 
-    /// A store with its own small pool for everything except shared reads and lists, so that requests and background work do
-    /// not starve each other.
+    /// A store for the work in the background: a small pool of its own for everything but the shared reads and the
+    /// lists, so that the requests and the background do not starve each other.
     #[must_use]
     pub fn with_own_pool(&self, max_connections: u32) -> Self {
-        let database = self.database.with_own_pool(max_connections, &[]);
+        let database = self.database.with_own_pool("background", max_connections, &[]);
         let updates = Updates::start(&database, self.stock, &self.outbox_written);
         Self { database, updates, ..self.clone() }
     }
@@ -101,14 +117,14 @@ impl Store {
     /// millions of rows a moment later, and a plan for the one is wrong for the other.
     #[must_use]
     pub fn for_relay(&self, max_connections: u32) -> Self {
-        let more = [
-            ("plan_cache_mode", "force_custom_plan"),
-            ("enable_bitmapscan", "off"),
-            ("enable_sort", "off"),
-            ("enable_hashjoin", "off"),
-            ("enable_mergejoin", "off"),
-        ];
-        Self { database: self.database.with_own_pool(max_connections, &more), ..self.clone() }
+        Self { database: self.database.with_own_pool("relay", max_connections, &INDEX_SCANS), ..self.clone() }
+    }
+
+    /// A store for scrapes: one connection, on which nothing takes longer than `longest`, with the relay's plans.
+    #[must_use]
+    pub fn for_scrapes(&self, longest: Duration) -> Self {
+        let database = self.database.with_bounded_connection("metrics", longest, &INDEX_SCANS);
+        Self { database, ..self.clone() }
     }
 
     /// Resolves after this process committed events. One permit is kept, so that a commit between two waits is not missed.

@@ -17,6 +17,7 @@ use crate::domain::{
     CustomerId, Line, Money, Order, OrderAggregate, OrderEvent, OrderId, Owned, ProductId, Quantity, Status,
     StatusChange,
 };
+use crate::metrics::Query;
 
 /// Orders with their lines as three arrays: one round trip, and each amount stays a `numeric`. The lines come in order from
 /// their index, without a sort.
@@ -67,9 +68,9 @@ with
     change as (
         select * from unnest(
             $1::uuid[], $2::text[], $3::integer[], $4::timestamptz[], $5::text[], $6::text[], $7::text[], $8::text[],
-            $9::smallint[], $10::uuid[], $11::text[], $12::text[], $13::text[]
+            $9::smallint[], $10::uuid[], $11::text[], $12::text[], $13::text[], $14::text[]
         ) as change (order_id, status, version, changed_at, from_status, actor_role, actor_id, reason,
-                     bucket, event_id, event_type, payload, headers)
+                     bucket, event_id, event_type, payload, headers, traceparent)
     ),
     changed as (
         update orders set status = change.status, version = change.version, changed_at = change.changed_at
@@ -77,8 +78,9 @@ with
     ),
     history as (
         insert into order_history
-            (order_id, version, from_status, to_status, actor_role, actor_id, reason, changed_at)
-        select order_id, version, from_status, status, actor_role, actor_id, reason, changed_at from change
+            (order_id, version, from_status, to_status, actor_role, actor_id, reason, changed_at, event_id, traceparent)
+        select order_id, version, from_status, status, actor_role, actor_id, reason, changed_at, event_id, traceparent
+        from change
     )
 insert into outbox (bucket, event_id, order_id, sequence, event_type, payload, headers)
 select bucket, event_id, order_id, version, event_type, payload, headers from change
@@ -107,7 +109,7 @@ impl ReadSet for OrderReads {
     type Answer = Result<Option<Order>, StoreError>;
 
     async fn read(&self, ids: &[OrderId]) -> Result<Vec<Self::Answer>, StoreError> {
-        let rows = self.0.read(|connection| {
+        let rows = self.0.read(Query::ReadOrder, |connection| {
             Box::pin(sqlx::query_as(SELECT).bind(column(ids, |id| id.0)).fetch_all(connection))
         });
         Ok(assign(ids, rows.await?))
@@ -177,6 +179,7 @@ pub(super) async fn write_statuses(
         .bind(column(&events, |event| event.event_type.as_str()))
         .bind(column(&events, |event| event.payload.as_str()))
         .bind(column(&events, |event| event.headers.as_str()))
+        .bind(column(&events, |event| event.traceparent.as_str()))
         .execute(connection)
         .await?;
     Ok(())
@@ -184,7 +187,7 @@ pub(super) async fn write_statuses(
 
 #[derive(sqlx::FromRow)]
 pub(super) struct OrderRow {
-    id: Uuid,
+    pub(super) id: Uuid,
     customer_id: String,
     status: String,
     total_amount: Decimal,

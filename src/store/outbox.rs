@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::{Store, StoreError};
 use crate::domain::OrderId;
 use crate::domain::event::BUCKETS;
+use crate::metrics::Query;
 
 /// The start time of the PostgreSQL server. It identifies the server, for example after a failover.
 pub type ServerStart = DateTime<Utc>;
@@ -70,6 +71,10 @@ pub struct PendingEvent {
     pub payload: String,
     /// The headers of the record: a JSON array of `[name, value]`.
     pub headers: String,
+    /// When it was inserted, by the clock of the database.
+    pub created_at: DateTime<Utc>,
+    /// When it was read, by the same clock.
+    pub read_at: DateTime<Utc>,
 }
 
 impl From<Uuid> for OrderId {
@@ -161,7 +166,8 @@ where locktype = 'relation'
 /// Bounded by positions, because deleted rows cost as much as others until vacuum removes them. The floors belong to one
 /// server, so another one returns nothing.
 pub(super) const PENDING: &str = "
-select event.bucket, event.position, event.order_id, event.sequence, event.payload, event.headers
+select event.bucket, event.position, event.order_id, event.sequence, event.payload, event.headers,
+       event.created_at, statement_timestamp() as read_at
 from unnest($1::smallint[], $2::bigint[], $3::bigint[]) as held (bucket, first, bound)
 cross join lateral (
     select * from outbox
@@ -192,7 +198,7 @@ where ctid = any (array(
 impl Store {
     /// Renews the leases of `replica` for `duration`, and balances the buckets between the live replicas.
     pub async fn renew_lease(&self, replica: Uuid, duration: Duration) -> Result<Lease, StoreError> {
-        self.bounded(async {
+        self.query(Query::RelayLease, async {
             let mut connection = self.connection().await?;
             let mut transaction = connection.begin().await?;
             let share = fair_share(count_others(&mut transaction, replica, duration).await?);
@@ -231,7 +237,7 @@ impl Store {
         duration: Duration,
         held: usize,
     ) -> Result<bool, StoreError> {
-        self.bounded(async {
+        self.query(Query::RelayLease, async {
             let mut connection = self.connection().await?;
             let mut transaction = connection.begin().await?;
             let share = fair_share(count_others(&mut transaction, replica, duration).await?);
@@ -251,7 +257,7 @@ impl Store {
         floors: &BTreeMap<i16, i64>,
     ) -> Result<BTreeMap<i16, i64>, StoreError> {
         let (buckets, positions): (Vec<i16>, Vec<i64>) = floors.iter().unzip();
-        self.bounded(async {
+        self.query(Query::RelayFloor, async {
             let mut connection = self.connection().await?;
             let raised: Vec<(i16, i64)> = sqlx::query_as(RAISE)
                 .bind(buckets)
@@ -267,7 +273,7 @@ impl Store {
 
     /// Reads the open transactions that may have written to the outbox.
     pub async fn outbox_writers(&self) -> Result<OutboxWriters, StoreError> {
-        self.bounded(async {
+        self.query(Query::RelayFloor, async {
             let mut connection = self.connection().await?;
             let (server, last_position) = sqlx::query_as(LAST_POSITION).fetch_one(&mut *connection).await?;
             let open = sqlx::query_as(WRITERS).fetch_all(&mut *connection).await?;
@@ -279,7 +285,7 @@ impl Store {
 
     /// Releases all leases of `replica`, so that the others need not wait for their expiry.
     pub async fn release_lease(&self, replica: Uuid) -> Result<(), StoreError> {
-        self.bounded(async {
+        self.query(Query::RelayLease, async {
             let mut connection = self.connection().await?;
             sqlx::query(
                 "with gone as (delete from relay_replicas where replica = $1)
@@ -305,7 +311,7 @@ impl Store {
         let buckets: Vec<i16> = ranges.iter().map(|range| range.bucket).collect();
         let from: Vec<i64> = ranges.iter().map(|range| range.from).collect();
         let to: Vec<i64> = ranges.iter().map(|range| range.to).collect();
-        self.bounded(async {
+        self.query(Query::RelayRead, async {
             let mut connection = self.connection().await?;
             let events = sqlx::query_as(PENDING)
                 .bind(buckets)
@@ -324,7 +330,7 @@ impl Store {
     /// Deletes acknowledged events by `(bucket, position)`.
     pub async fn delete_events(&self, done: &[(i16, i64)]) -> Result<(), StoreError> {
         let (buckets, positions): (Vec<i16>, Vec<i64>) = done.iter().copied().unzip();
-        self.bounded(async {
+        self.query(Query::RelayDelete, async {
             let mut connection = self.connection().await?;
             sqlx::query(DELETE).bind(buckets).bind(positions).execute(&mut *connection).await?;
             connection.release();

@@ -10,6 +10,7 @@ use super::{PendingEvent, Store, StoreError};
 use crate::domain::OrderId;
 use crate::domain::event::bucket_of;
 use crate::domain::stock::LineState;
+use crate::metrics::Query;
 
 /// An order whose events wait for an operator.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
@@ -142,7 +143,7 @@ select $1, 'STOCK_RESOLVE', format('attempt %s line %s: %s to %s', $2, $3, $5, $
 impl Store {
     /// Parks the order of an event that Kafka refuses as invalid.
     pub async fn park_order(&self, event: &PendingEvent, error: &str) -> Result<(), StoreError> {
-        self.bounded(async {
+        self.query(Query::Park, async {
             let mut connection = self.connection().await?;
             sqlx::query(PARK)
                 .bind(event.bucket)
@@ -158,11 +159,9 @@ impl Store {
 
     /// The parked orders, oldest first.
     pub async fn parked_orders(&self) -> Result<Vec<ParkedOrder>, StoreError> {
-        self.bounded(async {
-            let mut connection = self.connection().await?;
+        self.with_connection(async |connection| {
             let mut parked: Vec<ParkedOrder> = sqlx::query_as(LIST).fetch_all(&mut *connection).await?;
-            let waiting = waiting(&mut connection, &parked).await?;
-            connection.release();
+            let waiting = waiting(connection, &parked).await?;
             for order in &mut parked {
                 order.waiting = waiting.get(&order.order_id).copied().unwrap_or_default();
             }
@@ -183,8 +182,7 @@ impl Store {
 
     /// Locks the order first, so that concurrent events come after those that are moved.
     async fn free(&self, order: OrderId, statement: &'static str, actor: &str) -> Result<bool, StoreError> {
-        self.bounded(async {
-            let mut connection = self.connection().await?;
+        self.with_connection(async |connection| {
             let mut transaction = connection.begin().await?;
             sqlx::query(LOCK_ORDER).bind(order.0).execute(&mut *transaction).await?;
             let freed = sqlx::query(statement)
@@ -194,7 +192,6 @@ impl Store {
                 .execute(&mut *transaction)
                 .await?;
             transaction.commit().await?;
-            connection.release();
             Ok(freed.rows_affected() > 0)
         })
         .await
@@ -202,11 +199,8 @@ impl Store {
 
     /// The lines of the oldest `limit` parked stock jobs.
     pub async fn parked_stock(&self, limit: i64) -> Result<Vec<ParkedStockLine>, StoreError> {
-        self.bounded(async {
-            let mut connection = self.connection().await?;
-            let parked = sqlx::query_as(STOCK).bind(limit).fetch_all(&mut *connection).await?;
-            connection.release();
-            Ok(parked)
+        self.with_connection(async |connection| {
+            Ok(sqlx::query_as(STOCK).bind(limit).fetch_all(connection).await?)
         })
         .await
     }
@@ -219,8 +213,7 @@ impl Store {
         applied: bool,
         actor: &str,
     ) -> Result<bool, StoreError> {
-        self.bounded(async {
-            let mut connection = self.connection().await?;
+        self.with_connection(async |connection| {
             let mut transaction = connection.begin().await?;
             sqlx::query(LOCK_ORDER).bind(order.0).execute(&mut *transaction).await?;
             let mut resolved = false;
@@ -231,7 +224,6 @@ impl Store {
                 }
             }
             transaction.commit().await?;
-            connection.release();
             Ok(resolved)
         })
         .await

@@ -1,7 +1,9 @@
 //! Payment events: their keys are stored in the transaction that applies them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::iter;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use rust_decimal::Decimal;
@@ -12,11 +14,12 @@ use uuid::Uuid;
 use super::connection::column;
 use super::{Store, StoreError};
 use crate::domain::aggregate::Refund;
-use crate::domain::payments::{PaymentEvent, PaymentOutcome};
+use crate::domain::payments::{ParkReason, PaymentEvent, PaymentOutcome};
 use crate::domain::{OrderAggregate, OrderId, TraceParent};
+use crate::metrics::Query;
 
 /// The position of a record in Kafka.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, sqlx::FromRow)]
 pub struct RecordPlace {
     /// The topic.
     pub topic: String,
@@ -24,6 +27,27 @@ pub struct RecordPlace {
     pub partition: i32,
     /// The offset.
     pub offset: i64,
+}
+
+/// `topic/partition/offset`.
+impl fmt::Display for RecordPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.topic, self.partition, self.offset)
+    }
+}
+
+impl FromStr for RecordPlace {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let read = || {
+            let mut parts = text.rsplitn(3, '/');
+            let (offset, partition) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+            let topic = parts.next().filter(|topic| !topic.is_empty())?.to_owned();
+            Some(Self { topic, partition, offset })
+        };
+        read().ok_or("must be topic/partition/offset, such as payment-events/2/1234")
+    }
 }
 
 /// The key that identifies repeats of a payment event.
@@ -63,6 +87,8 @@ pub struct IncomingPayment {
     pub trace: TraceParent,
     /// The bytes of the record, for parking it.
     pub payload: Vec<u8>,
+    /// The operator who applies it again, after it was parked.
+    pub retried_by: Option<String>,
 }
 
 /// The result of an incoming payment.
@@ -76,6 +102,8 @@ pub enum Received {
     OtherEvent,
     /// Parked, because there is no such order.
     UnknownOrder,
+    /// An operator retries it, and it does not wait any more: nothing was done.
+    NotParked,
 }
 
 /// Sorted, so that two transactions with the same keys do not deadlock.
@@ -89,9 +117,33 @@ order by event_key
 ";
 
 pub(super) const PARK: &str = "
-insert into parked_payments (topic, partition, \"offset\", order_id, payload, error)
-select * from unnest($1::text[], $2::integer[], $3::bigint[], $4::uuid[], $5::bytea[], $6::text[])
+insert into parked_payments (topic, partition, \"offset\", order_id, payload, reason, error)
+select * from unnest($1::text[], $2::integer[], $3::bigint[], $4::uuid[], $5::bytea[], $6::text[], $7::text[])
 on conflict do nothing
+";
+
+/// Locked after the order, so that no one settles it meanwhile.
+pub(super) const LOCK_PARKED: &str = "
+select topic, partition, \"offset\" from parked_payments
+where topic = $1 and partition = $2 and \"offset\" = $3 and settled_at is null
+for update
+";
+
+/// Records the retry of an operator: the payment is settled, or stays parked for another reason.
+pub(super) const RETRIED: &str = "
+with record as (
+    update parked_payments
+    set settled_at = case when $4::text is null then now() end, reason = coalesce($4, reason), error = coalesce($5, error)
+    where topic = $1 and partition = $2 and \"offset\" = $3
+)
+insert into interventions (order_id, action, detail, actor) values ($6, 'PAYMENT_RETRY', $7, $8)
+";
+
+/// Counts the first $1 open records by reason.
+pub(super) const COUNT_PARKED: &str = "
+select reason, count(*)
+from (select reason from parked_payments where settled_at is null order by parked_at limit $1) parked
+group by 1
 ";
 
 pub(super) const PAY: &str =
@@ -163,13 +215,17 @@ impl IncomingPayment {
 
 /// The events that payments at hand may repeat: those of the database, and those of the same transaction.
 #[derive(Default)]
-pub(super) struct KnownEvents(HashMap<String, KnownEvent>);
+pub(super) struct KnownEvents {
+    events: HashMap<String, KnownEvent>,
+    /// The records that an operator retries and that still wait.
+    parked: HashSet<RecordPlace>,
+}
 
 /// The writes of the payments of a transaction, besides their orders.
 #[derive(Default)]
 pub(super) struct PaymentRows {
     applied: Vec<(Arc<IncomingPayment>, PaymentOutcome)>,
-    parked: Vec<(Arc<IncomingPayment>, String)>,
+    parked: Vec<(Arc<IncomingPayment>, ParkReason, String)>,
 }
 
 impl PaymentRows {
@@ -187,8 +243,15 @@ pub(super) async fn known_events(
         return Ok(KnownEvents::default());
     }
     let keys: Vec<&String> = payments.iter().flat_map(|payment| payment.key.all()).collect();
-    let events: Vec<KnownEvent> = sqlx::query_as(FIND).bind(keys).fetch_all(connection).await?;
-    Ok(KnownEvents(events.into_iter().map(|event| (event.event_key.clone(), event)).collect()))
+    let events: Vec<KnownEvent> = sqlx::query_as(FIND).bind(keys).fetch_all(&mut *connection).await?;
+    let mut parked = HashSet::new();
+    for payment in payments.iter().filter(|payment| payment.retried_by.is_some()) {
+        let RecordPlace { topic, partition, offset } = &payment.place;
+        let lock = sqlx::query_as(LOCK_PARKED).bind(topic).bind(partition).bind(offset);
+        parked.extend(lock.fetch_optional(&mut *connection).await?);
+    }
+    let events = events.into_iter().map(|event| (event.event_key.clone(), event)).collect();
+    Ok(KnownEvents { events, parked })
 }
 
 impl KnownEvents {
@@ -199,32 +262,35 @@ impl KnownEvents {
         aggregate: Option<OrderAggregate>,
         rows: &mut PaymentRows,
     ) -> (Received, Option<OrderAggregate>) {
-        let mut park = |error: String| rows.parked.push((Arc::clone(payment), error));
+        if payment.retried_by.is_some() && !self.parked.contains(&payment.place) {
+            return (Received::NotParked, None);
+        }
+        let mut park = |reason, error: String| rows.parked.push((Arc::clone(payment), reason, error));
         let Some(mut aggregate) = aggregate else {
-            park("there is no such order".to_owned());
+            park(ParkReason::UnknownOrder, "there is no such order".to_owned());
             return (Received::UnknownOrder, None);
         };
-        let mut known = payment.key.all().filter_map(|key| self.0.get(key)).peekable();
+        let mut known = payment.key.all().filter_map(|key| self.events.get(key)).peekable();
         if let Some(first) = known.peek() {
             let error = first.is_not_repeated();
             if known.any(|event| event.is_repeated_by(payment)) {
                 return (Received::Repeated, None);
             }
-            park(error);
+            park(ParkReason::KeyReused, error);
             return (Received::OtherEvent, None);
         }
         let total = aggregate.order.total;
         let outcome = aggregate.apply_payment(payment.event, &payment.trace);
         match (&outcome, payment.event) {
             (PaymentOutcome::AmountMismatch, PaymentEvent::Succeeded(amount)) => {
-                park(format!("{amount} was paid and the order costs {total}"));
+                park(ParkReason::AmountMismatch, format!("{amount} was paid and the order costs {total}"));
             }
             (PaymentOutcome::PaidAgain, PaymentEvent::Succeeded(amount)) => {
-                park(format!("{amount} was paid and the order was paid before"));
+                park(ParkReason::PaidAgain, format!("{amount} was paid and the order was paid before"));
             }
             _ => {}
         }
-        self.0.insert(payment.key.key.clone(), KnownEvent::of(payment));
+        self.events.insert(payment.key.key.clone(), KnownEvent::of(payment));
         rows.applied.push((Arc::clone(payment), outcome));
         (Received::Applied(outcome), Some(aggregate))
     }
@@ -272,15 +338,51 @@ pub(super) async fn write_events(
             .execute(&mut *connection)
             .await?;
     }
-    if !parked.is_empty() {
-        let records = column(parked, |(payment, error)| ParkedRecord {
+    let new = parked.iter().filter(|(payment, ..)| payment.retried_by.is_none());
+    let records: Vec<ParkedRecord<'_>> = new
+        .map(|(payment, reason, error)| ParkedRecord {
             place: &payment.place,
             order: Some(payment.order),
             payload: &payment.payload,
+            reason: *reason,
             error,
-        });
+        })
+        .collect();
+    if !records.is_empty() {
         park(connection, &records).await?;
     }
+    for (payment, outcome) in applied.iter().filter(|(payment, _)| payment.retried_by.is_some()) {
+        let parked = parked.iter().find(|(parked, ..)| Arc::ptr_eq(parked, payment));
+        write_retried(
+            connection,
+            payment,
+            outcome,
+            parked.map(|(_, reason, error)| (*reason, error.as_str())),
+        )
+        .await?;
+    }
+    Ok(())
+}
+
+/// `parked_again`: why the payment waits for a person all the same.
+async fn write_retried(
+    connection: &mut PgConnection,
+    payment: &IncomingPayment,
+    outcome: &PaymentOutcome,
+    parked_again: Option<(ParkReason, &str)>,
+) -> Result<(), StoreError> {
+    let place = &payment.place;
+    sqlx::query(RETRIED)
+        .bind(&place.topic)
+        .bind(place.partition)
+        .bind(place.offset)
+        .bind(parked_again.map(|(reason, _)| reason.as_str()))
+        .bind(parked_again.map(|(_, error)| error))
+        .bind(payment.order.0)
+        .bind(format!("{place}: {}", outcome.as_str()))
+        .bind(&payment.retried_by)
+        .execute(connection)
+        .await?;
     Ok(())
 }
 
@@ -289,6 +391,7 @@ struct ParkedRecord<'a> {
     place: &'a RecordPlace,
     order: Option<OrderId>,
     payload: &'a [u8],
+    reason: ParkReason,
     error: &'a str,
 }
 
@@ -299,6 +402,7 @@ async fn park(connection: &mut PgConnection, records: &[ParkedRecord<'_>]) -> Re
         .bind(column(records, |record| record.place.offset))
         .bind(column(records, |record| record.order.map(|order| order.0)))
         .bind(column(records, |record| record.payload))
+        .bind(column(records, |record| record.reason.as_str()))
         .bind(column(records, |record| record.error))
         .execute(connection)
         .await?;
@@ -312,11 +416,11 @@ impl Store {
         place: &RecordPlace,
         order: Option<OrderId>,
         payload: &[u8],
-        error: &str,
+        (reason, error): (ParkReason, &str),
     ) -> Result<(), StoreError> {
-        self.bounded(async {
+        self.query(Query::Park, async {
             let mut connection = self.connection().await?;
-            park(&mut connection, &[ParkedRecord { place, order, payload, error }]).await?;
+            park(&mut connection, &[ParkedRecord { place, order, payload, reason, error }]).await?;
             connection.release();
             Ok(())
         })

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use prometheus_client::metrics::histogram::Histogram;
 use rust_decimal::Decimal;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
@@ -15,6 +16,7 @@ use super::group_commit::{Committed, Group, GroupCommit, Limits};
 use super::{Store, StoreError};
 use crate::domain::event::bucket_of;
 use crate::domain::{CustomerId, Money, Order, OrderEvent, OrderId, Role, TraceParent};
+use crate::metrics::Query;
 
 /// How duplicates of a request are recognised.
 #[derive(Clone, Debug)]
@@ -72,10 +74,10 @@ with
     given as materialized (
         select * from unnest(
             $1::uuid[], $2::text[], $3::numeric[], $4::timestamptz[], $5::text[], $6::smallint[], $7::uuid[], $8::text[],
-            $9::text[], $10::bytea[], $11::timestamptz[], $12::text[], $13::timestamptz[]
+            $9::text[], $10::bytea[], $11::timestamptz[], $12::text[], $13::timestamptz[], $19::text[]
         ) with ordinality as given (
             id, customer_id, total_amount, placed_at, actor_role, bucket, event_id, payload, headers, fingerprint, since,
-            key, key_expires_at, number
+            key, key_expires_at, traceparent, number
         )
     ),
     recent as (
@@ -116,8 +118,9 @@ with
         join accepted using (number)
     ),
     history as (
-        insert into order_history (order_id, version, to_status, actor_role, actor_id, changed_at)
-        select id, 1, 'CREATED', actor_role, customer_id, placed_at from accepted
+        insert into order_history
+            (order_id, version, to_status, actor_role, actor_id, changed_at, event_id, traceparent)
+        select id, 1, 'CREATED', actor_role, customer_id, placed_at, event_id, traceparent from accepted
     ),
     told as (
         insert into outbox (bucket, event_id, order_id, sequence, event_type, payload, headers)
@@ -197,7 +200,7 @@ impl Store {
         fingerprint: &[u8; 32],
         since: Option<DateTime<Utc>>,
     ) -> Result<Option<PlacedOrder>, StoreError> {
-        let found = self.database.read(|connection| {
+        let found = self.database.read(Query::FindRecent, |connection| {
             let find =
                 sqlx::query_as(FIND_RECENT).bind(customer.as_str().to_owned()).bind(fingerprint.to_vec());
             Box::pin(find.bind(since).fetch_optional(connection))
@@ -245,7 +248,7 @@ pub(super) fn pool(database: &Database) -> Database {
     let lock_timeout = LOCK_TIMEOUT.min(database.settings().deadline / 2).as_millis().to_string();
     // The plan is the same for all sets; planning each one would take a tenth of its time.
     let more = [("lock_timeout", lock_timeout.as_str()), ("plan_cache_mode", "force_generic_plan")];
-    database.with_own_pool(WRITERS, &more)
+    database.with_own_pool("placing", WRITERS, &more)
 }
 
 /// Commits placements in groups.
@@ -254,6 +257,8 @@ pub(super) struct Placements {
     /// For an order that is inserted alone, and for checking what was written.
     alone: Database,
     outbox_written: Arc<Notify>,
+    /// How many orders share a statement.
+    sizes: Histogram,
 }
 
 impl Placements {
@@ -271,8 +276,12 @@ impl Placements {
             deadline: settings.deadline,
             grace: settings.acquire_timeout,
         };
-        let placements =
-            Self { sets: sets.clone(), alone: alone.clone(), outbox_written: Arc::clone(outbox_written) };
+        let placements = Self {
+            sets: sets.clone(),
+            alone: alone.clone(),
+            outbox_written: Arc::clone(outbox_written),
+            sizes: sets.metrics().database.group_writes("place"),
+        };
         GroupCommit::new(placements, limits)
     }
 
@@ -287,6 +296,7 @@ impl Placements {
         set: &[Arc<Placing>],
         deadline: Instant,
     ) -> Result<Vec<bool>, StoreError> {
+        self.sizes.observe(f64::from(u32::try_from(set.len()).unwrap_or(u32::MAX)));
         match insert(database, set, deadline).await {
             Err(StoreError::OutcomeUnknown(cause)) if cause.is_lost_connection() => {
                 let inserted = insert(database, set, deadline).await;
@@ -354,7 +364,9 @@ async fn insert(
         connection.release();
         Ok(accepted)
     };
+    let started = Instant::now();
     let accepted = timeout_at(deadline, work).await.unwrap_or(Err(StoreError::Deadline));
+    database.metrics().database.used(Query::Place, started.elapsed());
     let accepted = accepted.map_err(|error| commit.classify(error))?;
     let mut inserted = vec![false; set.len()];
     for number in accepted {
@@ -378,6 +390,7 @@ struct Columns<'a> {
     event_ids: Vec<Uuid>,
     payloads: Vec<&'a str>,
     headers: Vec<&'a str>,
+    traces: Vec<&'a str>,
     fingerprints: Vec<Option<&'a [u8]>>,
     since: Vec<Option<DateTime<Utc>>>,
     keys: Vec<Option<&'a str>>,
@@ -408,6 +421,7 @@ impl<'a> Columns<'a> {
         self.event_ids.push(event.id);
         self.payloads.push(&event.payload);
         self.headers.push(&event.headers);
+        self.traces.push(&event.traceparent);
         let (fingerprint, since, key, expires_at) = match deduplication {
             Deduplication::None => (None, None, None, None),
             Deduplication::Window { fingerprint, since } => (Some(fingerprint), Some(*since), None, None),
@@ -451,5 +465,6 @@ impl<'a> Columns<'a> {
             .bind(self.line_products)
             .bind(self.line_quantities)
             .bind(self.line_prices)
+            .bind(self.traces)
     }
 }

@@ -17,6 +17,8 @@ use sqlx::{ConnectOptions, Connection, Error, PgConnection};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use crate::metrics::{Counted, PoolMetrics};
+
 /// An idle connection is closed after this time.
 const IDLE_TIMEOUT: Duration = Duration::from_mins(10);
 /// A connection is closed at this age, so that sessions of the server do not grow old.
@@ -42,6 +44,7 @@ struct Inner {
     permits: Semaphore,
     idle: Mutex<IdleConnections>,
     is_closed: AtomicBool,
+    metrics: PoolMetrics,
 }
 
 #[derive(Debug, Default)]
@@ -83,13 +86,19 @@ impl Drop for Permit {
         if !self.is_released {
             self.pool.lock().last_loss = Some(Instant::now());
         }
+        self.pool.metrics.used.dec();
         self.pool.permits.add_permits(1);
     }
 }
 
 impl Pool {
     /// Makes a pool; it connects at its first use. Needs a Tokio runtime.
-    pub(super) fn new(options: PgConnectOptions, max_connections: u32, acquire_timeout: Duration) -> Self {
+    pub(super) fn new(
+        options: PgConnectOptions,
+        max_connections: u32,
+        acquire_timeout: Duration,
+        metrics: PoolMetrics,
+    ) -> Self {
         let permits = Semaphore::new(usize::try_from(max_connections).unwrap_or(Semaphore::MAX_PERMITS));
         let inner = Arc::new(Inner {
             options,
@@ -98,6 +107,7 @@ impl Pool {
             permits,
             idle: Mutex::default(),
             is_closed: AtomicBool::new(false),
+            metrics,
         });
         tokio::spawn(sweep(Arc::downgrade(&inner)));
         Self(inner)
@@ -105,6 +115,14 @@ impl Pool {
 
     /// Acquires a connection within the acquire timeout.
     pub(super) async fn acquire(&self) -> Result<PooledConnection, Error> {
+        let acquired = self.try_acquire().await;
+        if matches!(acquired, Err(Error::PoolTimedOut)) {
+            self.0.metrics.timeouts.inc();
+        }
+        acquired
+    }
+
+    async fn try_acquire(&self) -> Result<PooledConnection, Error> {
         let now = Instant::now();
         let deadline = now + self.0.acquire_timeout;
         let permit = self.permit(deadline).await?;
@@ -132,20 +150,24 @@ impl Pool {
         self.0.is_closed.store(true, Ordering::Release);
         let in_use = self.0.permits.acquire_many(self.0.max_connections).await;
         let idle = std::mem::take(&mut self.0.lock().stack);
+        self.0.metrics.idle.set(0);
         drop(in_use);
         join_all(idle.into_iter().map(|idle| close(idle.connection))).await;
     }
 
     async fn permit(&self, deadline: Instant) -> Result<Permit, Error> {
         self.refuse_if_closed()?;
-        let permit = match self.0.permits.try_acquire() {
-            Ok(permit) => permit,
-            Err(_) => match timeout_at(deadline, self.0.permits.acquire()).await {
+        let permit = if let Ok(permit) = self.0.permits.try_acquire() {
+            permit
+        } else {
+            let _pending = Counted::new(&self.0.metrics.pending);
+            match timeout_at(deadline, self.0.permits.acquire()).await {
                 Ok(permit) => permit.map_err(|_| Error::PoolClosed)?,
                 Err(_) => return Err(Error::PoolTimedOut),
-            },
+            }
         };
         permit.forget();
+        self.0.metrics.used.inc();
         let permit = Permit { pool: Arc::clone(&self.0), is_released: false };
         // The pool may have been closed since.
         self.refuse_if_closed().map(|()| permit)
@@ -166,6 +188,7 @@ impl Inner {
     fn pop(&self, now: Instant) -> Option<(Idle, bool)> {
         let mut connections = self.lock();
         let idle = connections.stack.pop_back()?;
+        self.metrics.idle.dec();
         let is_suspect = connections.last_loss.is_some_and(|loss| idle.since <= loss)
             || now.saturating_duration_since(idle.since) > PING_AFTER_IDLE;
         Some((idle, is_suspect))
@@ -198,6 +221,7 @@ impl Inner {
         let mut connections = self.lock();
         let (old, kept) = std::mem::take(&mut connections.stack).into_iter().partition(is_old);
         connections.stack = kept;
+        self.metrics.idle.set(i64::try_from(connections.stack.len()).unwrap_or(i64::MAX));
         drop(connections);
         let old: VecDeque<Idle> = old;
         old.into_iter().map(|idle| idle.connection).collect()
@@ -238,7 +262,9 @@ impl PooledConnection {
             return;
         }
         permit.is_released = true;
-        permit.pool.lock().stack.push_back(Idle { connection, opened, since: Instant::now() });
+        let mut connections = permit.pool.lock();
+        connections.stack.push_back(Idle { connection, opened, since: Instant::now() });
+        permit.pool.metrics.idle.inc();
     }
 }
 

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::{Store, StoreError};
 use crate::domain::Status;
+use crate::metrics::Query;
 
 /// A position among the orders of one status, by `placed_at` and id.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,12 +48,14 @@ with gone as materialized (
     select id from unnest($1::uuid[]) as locked (id)
     where (select true from stock_jobs
            where order_id = id and (state in ('TAKING', 'RETURNING') or parked is not null) limit 1) is null
-      and (select true from refunds_due where order_id = id limit 1) is null
+      and (select true from refunds_due where order_id = id and done_at is null limit 1) is null
       and (select true from parked_orders where order_id = id limit 1) is null
-      and (select true from parked_payments where order_id = id limit 1) is null
+      and (select true from parked_payments where order_id = id and settled_at is null limit 1) is null
 ),
 lines as (delete from stock_lines where order_id = any (array(select id from gone))),
 jobs as (delete from stock_jobs where order_id = any (array(select id from gone))),
+settled as (delete from parked_payments where order_id = any (array(select id from gone))),
+refunds as (delete from refunds_due where order_id = any (array(select id from gone))),
 paid as (delete from payments where order_id = any (array(select id from gone))),
 events as (delete from payment_events where order_id = any (array(select id from gone))),
 history as (delete from order_history where order_id = any (array(select id from gone))),
@@ -70,7 +73,7 @@ impl Store {
         after: RetentionCursor,
         limit: i64,
     ) -> Result<RetentionBatch, StoreError> {
-        self.bounded(async {
+        self.query(Query::Housekeeping, async {
             let mut connection = self.connection().await?;
             let (placed_at, id) = after.0.unzip();
             let candidates: Vec<(Uuid, DateTime<Utc>, bool)> = sqlx::query_as(CANDIDATES)

@@ -14,6 +14,7 @@ use super::{Store, StoreError};
 use crate::domain::aggregate::JobWrite;
 use crate::domain::stock::{JobState, StockJob, StockLine};
 use crate::domain::{Actor, Money, OrderAggregate, OrderId, ProductId, Quantity, TraceParent};
+use crate::metrics;
 
 /// The time limits of stock jobs.
 #[derive(Clone, Copy, Debug)]
@@ -125,7 +126,7 @@ where ctid = any (array(
 impl Store {
     /// Reads a job; none if there is no such job.
     pub async fn stock_job(&self, order: OrderId, attempt: i16) -> Result<Option<StockJob>, StoreError> {
-        self.bounded(async {
+        self.query(metrics::Query::ReadStockJob, async {
             let mut connection = self.connection().await?;
             let (job, _) = load_job(&mut connection, order, Some(attempt)).await?;
             connection.release();

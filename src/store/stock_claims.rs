@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::update::write_aggregates;
 use super::{Store, StoreError, orders};
 use crate::domain::{OrderAggregate, OrderId};
+use crate::metrics::Query;
 
 /// Locks at most $1 due jobs, fresh ones first. The orders of a product that does not answer are due again and again, and the
 /// others would queue behind them. `leased_until` is for jobs that a replica of an older release holds.
@@ -177,12 +178,12 @@ impl Store {
             ClaimOrder::OldestFirst => DUE_OLDEST,
             ClaimOrder::NewestFirst => DUE_NEWEST,
         };
-        self.bounded(async {
+        self.query(Query::ClaimStockJobs, async {
             let mut connection = self.connection().await?;
             let mut transaction = connection.begin().await?;
             let due: Vec<DueJob> = sqlx::query_as(due).bind(limit).fetch_all(&mut *transaction).await?;
             let is_full = due.len() == usize::try_from(limit).unwrap_or(usize::MAX);
-            let mut has_events = false;
+            let (mut has_events, mut changed) = (false, Vec::new());
             let mut claimed = ClaimedJobs { jobs: Vec::with_capacity(due.len()), more: is_full };
             if !due.is_empty() {
                 // Only the first job of an order is claimed.
@@ -190,7 +191,6 @@ impl Store {
                 let due: Vec<DueJob> = due.into_iter().filter(|job| seen.insert(job.order_id)).collect();
                 let wanted: Vec<_> = due.iter().map(|job| (job.order_id, Some(job.attempt))).collect();
                 let mut locked = orders::lock(&mut transaction, &wanted, false).await?;
-                let mut changed = Vec::with_capacity(due.len());
                 for job in due {
                     let Some(mut aggregate) = locked.remove(&job.order_id) else { continue };
                     match decide(&mut aggregate) {
@@ -202,11 +202,14 @@ impl Store {
                     }
                 }
                 has_events = changed.iter().any(|aggregate| aggregate.changes.status.is_some());
-                let changed: Vec<&OrderAggregate> = changed.iter().collect();
-                write_aggregates(&mut transaction, &changed, self.stock).await?;
+                let aggregates: Vec<&OrderAggregate> = changed.iter().collect();
+                write_aggregates(&mut transaction, &aggregates, self.stock).await?;
             }
             transaction.commit().await?;
             connection.release();
+            for aggregate in &changed {
+                self.database.metrics().orders.changed(aggregate);
+            }
             if has_events {
                 self.outbox_written.notify_one();
             }
@@ -217,7 +220,7 @@ impl Store {
 
     /// Claims one due job without reading it, after a claim of many failed: one of them may be unreadable.
     pub async fn claim_stock_job_unread(&self, holder: Uuid) -> Result<Option<DueJob>, StoreError> {
-        self.bounded(async {
+        self.query(Query::ClaimStockJobs, async {
             let mut connection = self.connection().await?;
             let job = sqlx::query_as(CLAIM_UNREAD)
                 .bind(1_i64)
@@ -233,7 +236,7 @@ impl Store {
 
     /// Counts the unfinished work.
     pub async fn unfinished_work(&self) -> Result<Unfinished, StoreError> {
-        self.bounded(async {
+        self.query(Query::Readiness, async {
             let mut connection = self.connection().await?;
             let counts =
                 sqlx::query_as(UNFINISHED).bind(Unfinished::MOST).fetch_one(&mut *connection).await?;

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::{Store, StoreError};
 use crate::domain::OrderId;
+use crate::metrics::Query;
 
 /// The order with the limit makes PostgreSQL use `orders_by_status`, whatever its statistics are.
 pub(super) const OLDEST_DUE: &str = "
@@ -33,7 +34,7 @@ left join lateral (
     select true as found from stock_jobs where order_id = head.id and state = 'TAKING' limit 1
 ) job on true
 left join lateral (
-    select true as found from parked_payments where order_id = head.id limit 1
+    select true as found from parked_payments where order_id = head.id and settled_at is null limit 1
 ) parked on true
 order by head.placed_at, head.id
 ";
@@ -66,7 +67,7 @@ impl Store {
         ttl: Duration,
         after: UnpaidCursor,
     ) -> Result<Option<DateTime<Utc>>, StoreError> {
-        self.bounded(async {
+        self.query(Query::FindUnpaid, async {
             let mut connection = self.connection().await?;
             let (now, is_any_due): (DateTime<Utc>, bool) = sqlx::query_as(OLDEST_DUE)
                 .bind(after.placed_at)
@@ -87,7 +88,7 @@ impl Store {
         after: UnpaidCursor,
         limit: i64,
     ) -> Result<UnpaidPage, StoreError> {
-        self.bounded(async {
+        self.query(Query::FindUnpaid, async {
             let mut connection = self.connection().await?;
             let rows: Vec<(Uuid, DateTime<Utc>, bool)> = sqlx::query_as(PAGE)
                 .bind(after.placed_at)

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use prometheus_client::metrics::histogram::Histogram;
 use sqlx::{Connection, PgConnection};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
@@ -14,12 +15,15 @@ use super::payments::{IncomingPayment, KnownEvents, PaymentRows, Received};
 use super::stock::StockTimes;
 use super::{Store, StoreError, orders, payments, stock};
 use crate::domain::{Order, OrderAggregate, OrderId};
+use crate::metrics::Query;
 
 /// Commits updates in groups.
 pub(super) struct Updates {
     database: Database,
     stock: StockTimes,
     outbox_written: Arc<Notify>,
+    /// How many changes share a commit.
+    sizes: Histogram,
 }
 
 /// A change of an order.
@@ -126,8 +130,9 @@ impl Updates {
             deadline: settings.deadline,
             grace: settings.acquire_timeout,
         };
+        let sizes = database.metrics().database.group_writes("update");
         let (database, outbox_written) = (database.clone(), Arc::clone(outbox_written));
-        GroupCommit::new(Self { database, stock, outbox_written }, limits)
+        GroupCommit::new(Self { database, stock, outbox_written, sizes }, limits)
     }
 
     /// Whether a group with an unknown outcome was committed. Only a change of a status leaves a version to look for.
@@ -240,12 +245,19 @@ impl Group for Updates {
         deadline: Instant,
     ) -> Result<Vec<Committed<Updated>>, StoreError> {
         let (sent, mut writes) = (CommitSent::default(), Writes::default());
+        let started = Instant::now();
+        self.sizes.observe(f64::from(u32::try_from(updates.len()).unwrap_or(u32::MAX)));
         let written = timeout_at(deadline, self.write(updates, alone, &sent, &mut writes)).await;
+        let metrics = self.database.metrics();
+        metrics.database.used(Query::Update, started.elapsed());
         let written = written.unwrap_or(Err(StoreError::Deadline)).map_err(|error| sent.classify(error));
         if let Err(error) = written
             && !(matches!(error, StoreError::OutcomeUnknown(_)) && self.is_durable(&writes).await)
         {
             return Err(error);
+        }
+        for aggregate in &writes.aggregates {
+            metrics.orders.changed(aggregate);
         }
         self.outbox_written.notify_one();
         let committed = writes.answers.into_iter().map(|answer| match answer {

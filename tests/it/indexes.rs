@@ -36,6 +36,9 @@ async fn requests(shop: &Shop) {
     let both = "/api/orders?customerId=ada@example.com&status=CONFIRMED";
     shop.get(admin(), both).await.expect(200);
     shop.call("GET", "/health/ready").send().await.expect(200);
+    for waiting in ["payments", "refunds"] {
+        shop.operate(&[waiting, "list"]).await.text(0);
+    }
     // A call of unknown outcome, which is repeated: its job is among those that failed.
     let broken = shop.product("broken", "100", 9).await;
     let failing = shop.placed("ada@example.com", &[(&broken, 1)]).await;

@@ -1,6 +1,7 @@
 //! Replicas that relay side by side: nothing lost, nothing invented, nothing out of sequence.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -74,7 +75,7 @@ fn processes(shop: &Shop, count: usize) -> Vec<(Replica, Shop)> {
 async fn replicas_that_find_each_other_expired_do_not_wait_for_each_other() {
     let shop = Shop::builder().without_service().await;
     let (database, stock) = read_store(&shop.environment).unwrap();
-    let store = Store::new(&database, stock);
+    let store = Store::new(&database, stock, &Arc::default());
     let renew = async |replica| store.renew_lease(replica, Duration::from_mins(1)).await;
     let (one, other) = (Uuid::new_v4(), Uuid::new_v4());
     renew(one).await.unwrap();

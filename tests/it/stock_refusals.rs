@@ -52,10 +52,15 @@ async fn a_paid_order_that_is_refused_again_and_again_waits_for_a_person() {
     eventually("it is parked", async || shop.stock_work().await["parked"] == 1).await;
     assert_eq!(shop.status(&id).await, "CREATED");
     assert_eq!(shop.refunds(&id).await, []);
-    let listed = stock_command(&shop, &["list"]).await;
-    let line = listed.lines().find(|line| line.contains(&id)).expect("a line of the order");
-    assert!(line.contains("attempt 1 line 2") && line.contains("refused 2 times"), "{listed}");
-    assert_eq!(listed.lines().count(), 1, "{listed}");
+    let listed: Value = serde_json::from_str(&stock_command(&shop, &["list", "--json"]).await).unwrap();
+    let line = &listed[0];
+    assert_eq!(
+        (&line["orderId"], &line["attempt"], &line["line"]),
+        (&json!(id), &json!(1), &json!(2)),
+        "{listed}"
+    );
+    assert!(line["reason"].as_str().unwrap().contains("refused 2 times"), "{listed}");
+    assert_eq!(listed.as_array().unwrap().len(), 1, "{listed}");
 
     shop.heal(&case).await;
     stock_command(&shop, &["resolve", &id, "1", "2", "not-applied", "--by", "ada"]).await;

@@ -135,5 +135,5 @@ fn not_ours(variable: &str) -> Refusal {
 }
 
 fn failed(error: &DevError) -> Refusal {
-    refuse(StatusCode::INTERNAL_SERVER_ERROR, crate::telemetry::chain(error))
+    refuse(StatusCode::INTERNAL_SERVER_ERROR, crate::telemetry::error_chain(error))
 }

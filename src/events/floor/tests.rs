@@ -185,6 +185,8 @@ impl Relay {
                 sequence: event.sequence,
                 payload: String::new(),
                 headers: String::new(),
+                created_at: DateTime::UNIX_EPOCH,
+                read_at: DateTime::UNIX_EPOCH,
             })
         });
         let pending = pending.collect();

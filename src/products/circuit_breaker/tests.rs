@@ -8,7 +8,7 @@ const OPEN: Duration = Duration::from_secs(5);
 const HOUR: Duration = Duration::from_hours(1);
 
 fn breaker(window: usize, failure_percent: u8) -> CircuitBreaker {
-    CircuitBreaker::new(BreakerSettings { window, failure_percent, open: OPEN })
+    CircuitBreaker::new(BreakerSettings { window, failure_percent, open: OPEN }, BreakerCalls::default())
 }
 
 /// A permit whose deadline does not pass during the test.

@@ -70,7 +70,7 @@ impl World {
         });
         let options = PgConnectOptions::new().host("127.0.0.1").port(port).username("anyone");
         let options = options.ssl_mode(PgSslMode::Disable).options([("statement_timeout", "1234")]);
-        let pool = Pool::new(options, max_connections, acquire_timeout);
+        let pool = Pool::new(options, max_connections, acquire_timeout, PoolMetrics::default());
         Self { server, mode, pool, listening }
     }
 

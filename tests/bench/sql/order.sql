@@ -27,8 +27,11 @@ with
         from made cross join generate_series(1, 2) as line
     ),
     history as (
-        insert into order_history (order_id, version, to_status, actor_role, actor_id, changed_at)
-        select id, 1, 'CREATED', 'CUSTOMER', customer_id, at from made
+        insert into order_history
+            (order_id, version, to_status, actor_role, actor_id, changed_at, event_id, traceparent)
+        select id, 1, 'CREATED', 'CUSTOMER', customer_id, at, id,
+               '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01'
+        from made
     )
 insert into outbox (bucket, event_id, order_id, sequence, event_type, payload, headers)
 select :bucket::smallint, id, id, 1, 'ORDER_PLACED',

@@ -33,6 +33,7 @@
 //! at 28 MB throughout.
 
 mod broker;
+mod contradictions;
 mod evidence;
 mod load;
 mod nemesis;
@@ -91,6 +92,7 @@ async fn every_promise_survives_kills() {
         promises_of_orders::check(&evidence),
         promises_of_events::check(&evidence),
         promises_of_stock::check(&evidence),
+        vec![contradictions::check(&world).await],
     ]
     .into_iter()
     .flatten()

@@ -127,7 +127,7 @@ impl World {
         }
     }
 
-    fn environment(&self) -> Environment {
+    pub(super) fn environment(&self) -> Environment {
         Environment::from(self.environment.clone())
     }
 

@@ -1,6 +1,7 @@
 //! Pages of the lists at many orders (issue 8, point 9).
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use order_service::config::{Environment, read_store};
@@ -88,7 +89,7 @@ async fn expect_few_rows(
     report: &mut Report,
 ) -> BTreeSet<String> {
     let (database, stock) = read_store(&Environment::default().with("DATABASE_URL", &world.url)).unwrap();
-    let store = Store::new(&database, stock);
+    let store = Store::new(&database, stock, &Arc::default());
     let mut used = BTreeSet::new();
     let (mut rows, mut pages) = (0.0_f64, 0);
     for query in queries {

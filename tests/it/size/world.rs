@@ -166,22 +166,6 @@ impl World {
         self.fill("outbox", numbers, insert).await;
     }
 
-    /// Drops every index that no constraint needs, for a fill that is several times as fast; the SQL text that makes
-    /// them again.
-    pub(super) async fn drop_indexes(&self) -> String {
-        let indexes = "select indexname, indexdef from pg_indexes
-                       where schemaname = 'public'
-                             and not exists (select from pg_constraint where conname = indexname)";
-        let indexes: Vec<(String, String)> = sqlx::query_as(indexes).fetch_all(&self.database).await.unwrap();
-        let mut definitions = "set maintenance_work_mem = '512MB';".to_owned();
-        for (name, definition) in indexes {
-            self.run(&format!("drop index {name}")).await;
-            definitions.push_str(&definition);
-            definitions.push(';');
-        }
-        definitions + "reset maintenance_work_mem"
-    }
-
     /// Gives all tables the statistics that the test wants.
     pub(super) async fn statistics(&self, statistics: Statistics) {
         match statistics {

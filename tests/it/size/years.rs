@@ -62,7 +62,6 @@ async fn world(orders: u64) -> World {
 
 /// Orders as years leave them: nearly all confirmed, with their stock jobs and payments.
 async fn fill(world: &World, orders: u64) {
-    let indexes = world.drop_indexes().await;
     world.orders(1..=orders, MOSTLY_CONFIRMED).await;
     world.stock_jobs(1..=orders, "'TAKEN'", "size_time(n)").await;
     let payments = "
@@ -74,7 +73,6 @@ async fn fill(world: &World, orders: u64) {
         select size_id(n)::text, size_id(n), 'PAYMENT_SUCCESS', 'ACCEPTED', 'payment-events', 0, n, size_time(n)
         from generate_series($1::bigint, $2::bigint) n";
     world.fill("payments", 1..=orders, payments).await;
-    world.run(&indexes).await;
     world.statistics(Statistics::Fresh).await;
     world.run("checkpoint").await;
     world.autovacuum(true).await;

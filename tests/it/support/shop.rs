@@ -162,6 +162,12 @@ impl Shop {
         self.app = Some(app);
     }
 
+    /// Where metrics and health are, when they have an address of their own.
+    pub(crate) fn management_url(&self) -> String {
+        let app = self.app.as_ref().expect("a running service");
+        format!("http://{}", app.management_address.expect("an address"))
+    }
+
     /// Stops the service as SIGTERM does.
     pub(crate) async fn stop_service(&mut self) {
         self.app.take().expect("a running service").stop().await.unwrap();

@@ -1,0 +1,126 @@
+//! What operators' commands print: a table for people, or JSON.
+
+use std::io::{self, Write};
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::Failure;
+
+/// The form of the output.
+#[derive(Args, Clone, Copy, Debug)]
+pub(super) struct Output {
+    /// Print JSON instead of a table
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+/// A column of a table: its heading, and the cell of a row.
+pub(super) type Column<'a, T> = (&'a str, &'a dyn Fn(&T) -> String);
+
+impl Output {
+    /// Prints rows: as a table, or as a JSON array. `none` is what a person reads where there are none.
+    pub(super) fn rows<T: Serialize>(
+        self,
+        rows: &[T],
+        columns: &[Column<'_, T>],
+        none: &str,
+    ) -> Result<(), Failure> {
+        if self.json {
+            return print(&serde_json::to_string(rows)?);
+        }
+        if rows.is_empty() {
+            return print(none);
+        }
+        let headings = columns.iter().map(|(heading, _)| (*heading).to_owned()).collect();
+        let cells = rows.iter().map(|row| columns.iter().map(|(_, cell)| visible(&cell(row))).collect());
+        print(&table(&std::iter::once(headings).chain(cells).collect::<Vec<Vec<String>>>()))
+    }
+
+    /// Prints one result: a sentence, or a JSON object.
+    pub(super) fn result(self, value: &Value, sentence: &str) -> Result<(), Failure> {
+        let lines: Vec<String> = sentence.lines().map(visible).collect();
+        print(&if self.json { value.to_string() } else { lines.join("\n") })
+    }
+
+    /// Whether JSON is wanted.
+    pub(super) const fn is_json(self) -> bool {
+        self.json
+    }
+}
+
+/// A cell of a row that is JSON: the text under this name, or `-`.
+pub(super) fn text(name: &'static str) -> impl Fn(&Value) -> String {
+    move |row| row[name].as_str().unwrap_or("-").to_owned()
+}
+
+/// On standard error, and on a terminal alone.
+pub(super) fn progress_bar(total: u64, template: &str) -> ProgressBar {
+    let bar = ProgressBar::new(total.max(1));
+    let style = ProgressStyle::with_template(template);
+    style.map_or_else(|_| bar.clone(), |style| bar.clone().with_style(style))
+}
+
+/// A line on standard output.
+pub(super) fn print(line: &str) -> Result<(), Failure> {
+    Ok(writeln!(io::stdout(), "{line}")?)
+}
+
+/// Without control characters: what another service said must not move the cursor of a terminal.
+fn visible(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// The cells in columns, two spaces apart; no space at the end of a line.
+fn table(lines: &[Vec<String>]) -> String {
+    let columns = lines.first().map_or(0, Vec::len);
+    let width = |column: usize| {
+        let cells = lines.iter().filter_map(|line| line.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or_default()
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let lines = lines.iter().map(|line| {
+        let cells: Vec<String> =
+            line.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        cells.join("  ").trim_end().to_owned()
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Reads who does it.
+pub(super) fn actor(text: &str) -> Result<String, &'static str> {
+    bounded(text, 254).ok_or("must be 1 to 254 visible characters, such as your name")
+}
+
+/// Reads a remark for the record.
+pub(super) fn note(text: &str) -> Result<String, &'static str> {
+    bounded(text, 1_000).ok_or("must be 1 to 1,000 visible characters")
+}
+
+fn bounded(text: &str, most: usize) -> Option<String> {
+    let text = text.trim();
+    let fits = !text.is_empty() && text.chars().count() <= most && !text.chars().any(char::is_control);
+    fits.then(|| text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_columns_of_a_table_are_aligned() {
+        let cells = [["ORDER", "WHY"], ["a", "too large"], ["longer than that", ""]];
+        let lines: Vec<Vec<String>> = cells.iter().map(|line| line.map(str::to_owned).to_vec()).collect();
+        assert_eq!(table(&lines), "ORDER             WHY\na                 too large\nlonger than that");
+    }
+
+    #[test]
+    fn an_actor_is_named_and_short() {
+        assert_eq!(actor(" ada "), Ok("ada".to_owned()));
+        for bad in ["", " ", "a\nb", &"a".repeat(255)] {
+            assert!(actor(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! `payments` and `refunds`: money that waits for a person.
+
+use clap::{Args, Subcommand};
+use order_service::config::Environment;
+use order_service::domain::{Money, OrderId, time};
+use order_service::events::{Retried, retry_parked};
+use order_service::store::Store;
+use order_service::store::payments::{Received, RecordPlace};
+use order_service::store::settle::{ParkedPayment, RefundDue};
+use serde::Serialize;
+use serde_json::json;
+
+use super::Failure;
+use super::operate::store;
+use super::output::{self, Output};
+
+/// How many rows a list has unless asked otherwise, and at most.
+const LIMIT: i64 = 1_000;
+const LARGEST_LIMIT: i64 = 10_000;
+
+#[derive(Args)]
+pub(super) struct PaymentsArgs {
+    #[command(subcommand)]
+    command: PaymentsCommand,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Subcommand)]
+enum PaymentsCommand {
+    /// List the payment records that wait for a person, oldest first
+    #[command(after_help = "Example:\n  order-service payments list --limit 20")]
+    List {
+        /// The most records
+        #[arg(long, default_value_t = LIMIT, value_parser = clap::value_parser!(i64).range(1..=LARGEST_LIMIT))]
+        limit: i64,
+        /// Show the records themselves, too; they hold an e-mail address
+        #[arg(long)]
+        payload: bool,
+    },
+    /// Apply a parked record again, after what was wrong with it is mended
+    #[command(
+        after_help = "It helps where the order was not there (UNKNOWN_ORDER), or this service could not read or write the \
+                      record (UNDECODABLE, UNWRITABLE). What was decided on before stays so: settle it.\n\n\
+                      Example:\n  order-service payments retry payment-events/2/1234 --by ada"
+    )]
+    Retry(Record),
+    /// Say that a parked record was dealt with by other means, such as a refund by hand
+    #[command(
+        after_help = "Nothing happens to the order. To confirm it all the same, an admin sets its status.\n\n\
+                      Example:\n  order-service payments settle payment-events/2/1234 --by ada --note 'paid back, ticket 77'"
+    )]
+    Settle {
+        #[command(flatten)]
+        record: Record,
+        /// What was done about it, for the record
+        #[arg(long, value_parser = output::note)]
+        note: String,
+    },
+}
+
+#[derive(Args)]
+struct Record {
+    /// The record as listed: topic/partition/offset
+    #[arg(value_name = "RECORD")]
+    place: RecordPlace,
+    /// Who does it, for the record
+    #[arg(long, value_parser = output::actor)]
+    by: String,
+}
+
+#[derive(Args)]
+pub(super) struct RefundsArgs {
+    #[command(subcommand)]
+    command: RefundsCommand,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Subcommand)]
+enum RefundsCommand {
+    /// List the refunds that are due, oldest first
+    #[command(after_help = "Example:\n  order-service refunds list --json")]
+    List {
+        /// The most refunds
+        #[arg(long, default_value_t = LIMIT, value_parser = clap::value_parser!(i64).range(1..=LARGEST_LIMIT))]
+        limit: i64,
+    },
+    /// Say that the money of a refund has gone back
+    #[command(
+        after_help = "Example:\n  order-service refunds done 0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10 --by ada \
+                      --note 'payout 4711'"
+    )]
+    Done {
+        /// The order
+        #[arg(value_parser = OrderId::parse)]
+        order: OrderId,
+        /// Who says so, for the record
+        #[arg(long, value_parser = output::actor)]
+        by: String,
+        /// How it was paid back, for the record
+        #[arg(long, value_parser = output::note)]
+        note: String,
+    },
+}
+
+pub(super) async fn payments(args: &PaymentsArgs, env: &Environment) -> Result<(), Failure> {
+    let (store, output) = (store(env).await?, args.output);
+    match &args.command {
+        PaymentsCommand::List { limit, payload } => list_payments(&store, (*payload, *limit), output).await,
+        PaymentsCommand::Retry(record) => retry(&store, record, output).await,
+        PaymentsCommand::Settle { record: Record { place, by }, note } => {
+            if !store.settle_payment(place, note, by).await? {
+                return Err(not_parked(place));
+            }
+            let result = json!({"record": place.to_string(), "settled": true});
+            output.result(&result, &format!("{place}: settled"))
+        }
+    }
+}
+
+fn not_parked(place: &RecordPlace) -> Failure {
+    format!("{place} is no record that waits: `order-service payments list` shows them").into()
+}
+
+/// Settles the record, or fails and says why it still waits.
+async fn retry(store: &Store, record: &Record, output: Output) -> Result<(), Failure> {
+    let Record { place, by } = record;
+    let (order, outcome) = match retry_parked(store, place, by).await? {
+        Retried::NotParked => return Err(not_parked(place)),
+        Retried::NoPayment(why) => return Err(format!("{place} still waits: {why}").into()),
+        Retried::Received(order, Received::Applied(outcome)) => (order, outcome),
+        Retried::Received(order, received) => {
+            let why = match received {
+                Received::UnknownOrder => "there is no such order",
+                Received::OtherEvent => "it has the key of another payment, and other bytes",
+                _ => "it was decided on before, and is not applied twice; settle it when it is dealt with",
+            };
+            return Err(format!("{place} of order {order} still waits: {why}").into());
+        }
+    };
+    if outcome.is_parked() {
+        return Err(format!("{place} of order {order} still waits: {}", outcome.as_str()).into());
+    }
+    let result =
+        json!({"record": place.to_string(), "orderId": order, "outcome": outcome.as_str(), "settled": true});
+    output.result(&result, &format!("{place}: applied to order {order}: {}", outcome.as_str()))
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ParkedPaymentRow {
+    record: String,
+    order_id: Option<OrderId>,
+    parked_at: String,
+    reason: String,
+    error: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload: Option<String>,
+}
+
+async fn list_payments(store: &Store, (payload, limit): (bool, i64), output: Output) -> Result<(), Failure> {
+    let row = |parked: ParkedPayment| ParkedPaymentRow {
+        record: parked.place.to_string(),
+        order_id: parked.order_id.map(OrderId),
+        parked_at: time::rfc3339(parked.parked_at),
+        reason: parked.reason,
+        error: parked.error,
+        payload: parked.payload.map(|payload| String::from_utf8_lossy(&payload).into_owned()),
+    };
+    let parked = store.parked_payments(payload, limit).await?;
+    let rows: Vec<ParkedPaymentRow> = parked.into_iter().map(row).collect();
+    let mut columns: Vec<output::Column<'_, ParkedPaymentRow>> = vec![
+        ("RECORD", &|row| row.record.clone()),
+        ("ORDER", &|row| row.order_id.map_or_else(|| "-".to_owned(), |order| order.to_string())),
+        ("PARKED AT", &|row| row.parked_at.clone()),
+        ("REASON", &|row| row.reason.clone()),
+        ("ERROR", &|row| row.error.clone()),
+    ];
+    if payload {
+        columns.push(("PAYLOAD", &|row| row.payload.clone().unwrap_or_default()));
+    }
+    output.rows(&rows, &columns, "No payment waits for a person.")
+}
+
+pub(super) async fn refunds(args: &RefundsArgs, env: &Environment) -> Result<(), Failure> {
+    let (store, output) = (store(env).await?, args.output);
+    let (order, by, note) = match &args.command {
+        RefundsCommand::List { limit } => return list_refunds(&store, *limit, output).await,
+        RefundsCommand::Done { order, by, note } => (*order, by, note),
+    };
+    if !store.refund_done(order.0, note, by).await? {
+        return Err(format!("no refund is due for {order}").into());
+    }
+    output.result(&json!({"orderId": order, "done": true}), &format!("{order}: the refund is done"))
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RefundRow {
+    order_id: OrderId,
+    amount: Money,
+    reason: String,
+    due_at: String,
+}
+
+async fn list_refunds(store: &Store, limit: i64, output: Output) -> Result<(), Failure> {
+    let row = |refund: RefundDue| {
+        Ok::<_, Failure>(RefundRow {
+            order_id: OrderId(refund.order_id),
+            amount: Money::new(refund.amount)?,
+            reason: refund.reason,
+            due_at: time::rfc3339(refund.due_at),
+        })
+    };
+    let rows: Vec<RefundRow> =
+        store.refunds_due(limit).await?.into_iter().map(row).collect::<Result<_, _>>()?;
+    output.rows(
+        &rows,
+        &[
+            ("ORDER", &|row| row.order_id.to_string()),
+            ("AMOUNT", &|row| row.amount.to_string()),
+            ("REASON", &|row| row.reason.clone()),
+            ("DUE SINCE", &|row| row.due_at.clone()),
+        ],
+        "No refund is due.",
+    )
+}

@@ -1,0 +1,132 @@
+//! Which settings are in force, for operators; secrets are hidden.
+
+use reqwest::Url;
+
+use super::environment::is_of_a_secret;
+use super::{Environment, InvalidConfig, read_service};
+
+/// Where a value comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The environment of the process.
+    Environment,
+    /// The file `.env`.
+    DotEnv,
+    /// The code.
+    Default,
+    /// It is not set, and has no default.
+    Unset,
+}
+
+impl Source {
+    /// The word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Environment => "environment",
+            Self::DotEnv => ".env",
+            Self::Default => "default",
+            Self::Unset => "unset",
+        }
+    }
+}
+
+/// A setting of `serve`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// The variable.
+    pub name: &'static str,
+    /// Its value, which says nothing secret; none where it has none.
+    pub value: Option<String>,
+    /// Where the value comes from.
+    pub source: Source,
+}
+
+/// Every setting of `serve` by name, and what is wrong with them. `process` is the environment without `.env`.
+pub fn settings_in_force(env: &Environment, process: &Environment) -> (Vec<Setting>, Option<InvalidConfig>) {
+    let invalid = read_service(env).err();
+    let is_set = |env: &Environment, name: &str| {
+        env.variables().get(name).is_some_and(|value| !value.trim().is_empty())
+    };
+    let setting = |name: &'static str| {
+        let source = match (is_set(process, name), is_set(env, name)) {
+            (true, _) => Source::Environment,
+            (false, true) => Source::DotEnv,
+            _ if env.default_of(name).is_some() => Source::Default,
+            _ => Source::Unset,
+        };
+        let value = env.variables().get(name).filter(|value| !value.trim().is_empty());
+        let value = value.map(|value| shown(name, value.trim())).or_else(|| env.default_of(name));
+        Setting { name, value, source }
+    };
+    (env.asked().into_iter().map(setting).collect(), invalid)
+}
+
+/// A value without what is secret in it.
+fn shown(name: &str, value: &str) -> String {
+    const HIDDEN: &str = "(hidden)";
+    let url = value.parse::<Url>().ok().filter(Url::has_host);
+    match url {
+        Some(mut url) if name.ends_with("_URL") || !is_secret(name) => {
+            // Of a database's URL, the parameters can hold a password, too.
+            if is_of_a_secret(name) {
+                url.set_query(None);
+            }
+            if url.password().is_some() && url.set_password(Some("hidden")).is_err() {
+                return HIDDEN.to_owned();
+            }
+            if url.password().is_none() && !is_of_a_secret(name) { value.to_owned() } else { url.to_string() }
+        }
+        _ if is_secret(name) => HIDDEN.to_owned(),
+        _ => value.to_owned(),
+    }
+}
+
+/// Also what other libraries read, such as the headers of OTLP.
+fn is_secret(name: &str) -> bool {
+    is_of_a_secret(name) || ["SECRET", "PASSWORD", "TOKEN", "HEADERS"].iter().any(|word| name.contains(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_secret_is_shown() {
+        let shown_as = [
+            (
+                "DATABASE_URL",
+                "postgres://ada:pw@db:5432/orders?sslpassword=pw",
+                "postgres://ada:hidden@db:5432/orders",
+            ),
+            ("DATABASE_URL", "host=db password=pw", "(hidden)"),
+            ("DATABASE_URL_FILE", "/run/secrets/url", "(hidden)"),
+            ("GATEWAY_SECRET", "0123456789abcdef", "(hidden)"),
+            ("GATEWAY_SECRET", "http://pw", "(hidden)"),
+            ("KAFKA_SASL_PASSWORD", "pw", "(hidden)"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=pw", "(hidden)"),
+            ("PRODUCT_SERVICE_URL", "http://ada:pw@products:8081", "http://ada:hidden@products:8081/"),
+            ("PRODUCT_SERVICE_URL", "http://products:8081", "http://products:8081"),
+            ("KAFKA_BOOTSTRAP_SERVERS", "kafka-1:9092,kafka-2:9092", "kafka-1:9092,kafka-2:9092"),
+        ];
+        for (name, value, expected) in shown_as {
+            assert_eq!(shown(name, value), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn each_value_says_where_it_comes_from() {
+        let process = Environment::default().with("RELAY_BATCH", "7").with("MAX_CONNECTIONS", " ");
+        let file = [("RELAY_BATCH", "8"), ("LOG_FORMAT", "human")];
+        let env = process.clone().or(file.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        let (settings, invalid) = settings_in_force(&env, &process);
+        assert!(invalid.is_some(), "the required ones are not set");
+        let of = |name| {
+            let found = settings.iter().find(|setting| setting.name == name).unwrap();
+            (found.value.as_deref(), found.source)
+        };
+        assert_eq!(of("RELAY_BATCH"), (Some("7"), Source::Environment));
+        assert_eq!(of("LOG_FORMAT"), (Some("human"), Source::DotEnv));
+        assert_eq!(of("MAX_CONNECTIONS"), (Some("4096"), Source::Default));
+        assert_eq!(of("DATABASE_URL"), (None, Source::Unset));
+    }
+}

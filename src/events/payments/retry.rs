@@ -1,0 +1,45 @@
+//! A parked record of the payment topic, applied again by an operator.
+
+use std::sync::Arc;
+
+use super::decode::{Decoded, decode};
+use crate::domain::{OrderId, TraceParent};
+use crate::store::payments::{IncomingPayment, Received, RecordPlace};
+use crate::store::{Store, StoreError};
+
+/// What became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Retried {
+    /// No such record waits.
+    NotParked,
+    /// It is still no payment event, and why.
+    NoPayment(String),
+    /// It is a payment of this order.
+    Received(OrderId, Received),
+}
+
+/// Applies a parked record as the consumer would. Where that settles it, the mark, the intervention and what the
+/// payment does commit together.
+pub async fn retry_parked(store: &Store, place: &RecordPlace, actor: &str) -> Result<Retried, StoreError> {
+    let Some(parked) = store.parked_payment(place).await? else { return Ok(Retried::NotParked) };
+    let payload = parked.payload.unwrap_or_default();
+    let (key, order, event, event_type) = match decode(&payload, place) {
+        Decoded::Payment { key, order, event, event_type } => (key, order, event, event_type),
+        Decoded::Ignored => return Ok(Retried::NoPayment("it concerns no order".to_owned())),
+        Decoded::Undecodable { error, .. } => return Ok(Retried::NoPayment(error)),
+    };
+    let payment = IncomingPayment {
+        key,
+        order,
+        event,
+        event_type,
+        place: place.clone(),
+        trace: TraceParent::continue_or_start(None),
+        payload,
+        retried_by: Some(actor.to_owned()),
+    };
+    match store.receive_payment(Arc::new(payment)).await? {
+        Received::NotParked => Ok(Retried::NotParked),
+        received => Ok(Retried::Received(order, received)),
+    }
+}

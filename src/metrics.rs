@@ -1,0 +1,697 @@
+//! Metrics for Prometheus: one registry per running service, written where things happen and read at `/metrics`.
+//!
+//! The names are `OpenTelemetry`'s for HTTP and the database and Resilience4j's for the circuit breaker. Units are seconds
+//! and bytes. Every label has a bounded set of values: no address, no id and no text of a caller is one.
+//! `metrics/metrics.md` lists every family; a test compares it with a scrape.
+
+mod process;
+
+use std::fmt;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Metric, Registry};
+
+use crate::domain::{ActorRole, OrderAggregate, Status};
+use process::Process;
+
+/// Labels whose values are known when the service is built.
+pub(crate) type Labels<const N: usize> = [(&'static str, &'static str); N];
+type Counters<const N: usize> = Family<Labels<N>, Counter>;
+type Gauges<const N: usize> = Family<Labels<N>, Gauge>;
+type Seconds = Gauge<f64, AtomicU64>;
+type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
+
+/// The media type of a scrape.
+pub(crate) const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// All metrics of one running service.
+pub struct Metrics {
+    registry: Registry,
+    pub(crate) http: Http,
+    pub(crate) products: Products,
+    pub(crate) database: Database,
+    pub(crate) orders: Orders,
+    pub(crate) relay: Relay,
+    pub(crate) payments: Payments,
+    pub(crate) work: Work,
+    pub(crate) service: Service,
+    process: Process,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::default();
+        Self {
+            http: Http::new(&mut registry),
+            products: Products::new(&mut registry),
+            database: Database::new(&mut registry),
+            orders: Orders::new(&mut registry),
+            relay: Relay::new(&mut registry),
+            payments: Payments::new(&mut registry),
+            work: Work::new(&mut registry),
+            service: Service::new(&mut registry),
+            process: Process::new(&mut registry),
+            registry,
+        }
+    }
+}
+
+impl Metrics {
+    /// All samples as `OpenMetrics` text. What is kept elsewhere (the process, the age of a payment) is read now.
+    pub(crate) fn text(&self) -> Result<String, fmt::Error> {
+        self.process.read();
+        self.payments.read_age();
+        let mut text = String::with_capacity(64 * 1024);
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// Registers a metric and returns it. The help ends without a full stop: the library adds it.
+fn register<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+/// Something that a gauge counts for as long as it lasts.
+pub(crate) struct Counted(Gauge);
+
+impl Counted {
+    pub(crate) fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// `OpenTelemetry`'s buckets for durations, in seconds.
+const SECONDS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+
+fn seconds() -> Histogram {
+    Histogram::new(SECONDS)
+}
+
+fn histograms<L: Clone + std::hash::Hash + Eq>(constructor: fn() -> Histogram) -> Histograms<L> {
+    Family::new_with_constructor(constructor)
+}
+
+/// HTTP in.
+pub(crate) struct Http {
+    requests: Histograms<RequestLabels>,
+    /// Requests that are being answered.
+    pub(crate) active: Gauge,
+    /// Open connections of the gateway's port.
+    pub(crate) connections: Gauge,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+#[expect(clippy::struct_field_names, reason = "the labels have OpenTelemetry's names")]
+struct RequestLabels {
+    http_request_method: &'static str,
+    http_route: String,
+    http_response_status_code: u16,
+}
+
+impl Http {
+    fn new(registry: &mut Registry) -> Self {
+        Self {
+            requests: register(
+                registry,
+                "http_server_request_duration_seconds",
+                "From the head of a request to its answer",
+                histograms(seconds),
+            ),
+            active: register(
+                registry,
+                "http_server_active_requests",
+                "Requests that are being answered",
+                Gauge::default(),
+            ),
+            connections: register(
+                registry,
+                "http_server_connections",
+                "Open connections of the gateway's port",
+                Gauge::default(),
+            ),
+        }
+    }
+
+    /// Takes note of an answer. `route` is the template of the path, never the path.
+    pub(crate) fn answered(&self, method: &str, route: &str, status: u16, took: Duration) {
+        let labels = RequestLabels {
+            http_request_method: known_method(method),
+            http_route: route.to_owned(),
+            http_response_status_code: status,
+        };
+        self.requests.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+}
+
+/// `OpenTelemetry`'s word for a method: any that is not known is `_OTHER`, because a caller can make them up.
+fn known_method(method: &str) -> &'static str {
+    const KNOWN: [&str; 9] = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "CONNECT"];
+    KNOWN.into_iter().find(|known| *known == method).unwrap_or("_OTHER")
+}
+
+/// HTTP out: the Product Service, and the circuit breaker before it.
+pub(crate) struct Products {
+    requests: Histograms<Labels<2>>,
+    breaker: Gauges<2>,
+    pub(crate) breaker_calls: BreakerCalls,
+}
+
+/// Look-ups by what the breaker made of them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct BreakerCalls {
+    pub(crate) successful: Counter,
+    pub(crate) failed: Counter,
+    pub(crate) ignored: Counter,
+    pub(crate) not_permitted: Counter,
+}
+
+impl Products {
+    const NAME: (&'static str, &'static str) = ("name", "productService");
+
+    fn new(registry: &mut Registry) -> Self {
+        let requests = register(
+            registry,
+            "http_client_request_duration_seconds",
+            "Requests to the Product Service",
+            histograms(seconds),
+        );
+        for operation in ["look_up", "take_stock", "give_back_stock"] {
+            drop(requests.get_or_create(&[("operation", operation), ("outcome", "success")]));
+        }
+        let breaker = register(
+            registry,
+            "resilience4j_circuitbreaker_state",
+            "1 for the state that the breaker of the look-ups is in",
+            Gauges::default(),
+        );
+        let calls: Counters<2> = register(
+            registry,
+            "resilience4j_circuitbreaker_calls",
+            "Look-ups by what the breaker made of them",
+            Counters::default(),
+        );
+        let of = |kind| calls.get_or_create_owned(&[Self::NAME, ("kind", kind)]);
+        let breaker_calls = BreakerCalls {
+            successful: of("successful"),
+            failed: of("failed"),
+            ignored: of("ignored"),
+            not_permitted: of("not_permitted"),
+        };
+        Self { requests, breaker, breaker_calls }
+    }
+
+    /// Takes note of one HTTP request.
+    pub(crate) fn requested(&self, operation: &'static str, outcome: &'static str, took: Duration) {
+        let labels = [("operation", operation), ("outcome", outcome)];
+        self.requests.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    /// Shows the state of the breaker: `closed`, `open` or `half_open`.
+    pub(crate) fn show_breaker(&self, now: &str) {
+        for state in ["closed", "open", "half_open"] {
+            let labels = [Self::NAME, ("state", state)];
+            self.breaker.get_or_create(&labels).set(i64::from(state == now));
+        }
+    }
+}
+
+/// Defines [`Query`].
+macro_rules! queries {
+    ($($name:ident = $summary:literal,)+) => {
+        /// What a use of the database is for. A new one needs a line in the list, so that the label stays bounded.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum Query {
+            $(#[doc = $summary] $name),+
+        }
+
+        impl Query {
+            const ALL: &[Self] = &[$(Self::$name),+];
+
+            /// The label, `OpenTelemetry`'s `db.query.summary`.
+            pub(crate) const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$name => $summary),+
+                }
+            }
+        }
+    };
+}
+
+queries! {
+    Place = "place",
+    Update = "update order",
+    ReadOrder = "read order",
+    ReadHistory = "read history",
+    ListOrders = "list orders",
+    ListOwnOrders = "list own orders",
+    FindKey = "find key",
+    FindRecent = "find recent order",
+    ReadStockJob = "read stock job",
+    ClaimStockJobs = "claim stock jobs",
+    RelayLease = "relay lease",
+    RelayRead = "relay read",
+    RelayDelete = "relay delete",
+    RelayFloor = "relay floor",
+    Park = "park",
+    FindUnpaid = "find unpaid orders",
+    Housekeeping = "housekeeping",
+    Readiness = "readiness",
+    Scrape = "scrape",
+}
+
+/// PostgreSQL: pools, statements, and writes that share a commit.
+pub(crate) struct Database {
+    connections: Gauges<2>,
+    max: Gauges<1>,
+    pending: Gauges<1>,
+    timeouts: Counters<1>,
+    /// By [`Query`].
+    operations: Vec<Histogram>,
+    group_writes: Histograms<Labels<1>>,
+}
+
+/// One pool.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PoolMetrics {
+    pub(crate) idle: Gauge,
+    pub(crate) used: Gauge,
+    /// Callers that wait for a connection.
+    pub(crate) pending: Gauge,
+    /// Callers that did not get one in time.
+    pub(crate) timeouts: Counter,
+}
+
+impl Database {
+    fn new(registry: &mut Registry) -> Self {
+        let durations: Histograms<Labels<1>> = histograms(seconds);
+        let operations = Query::ALL
+            .iter()
+            .map(|query| durations.get_or_create_owned(&[("db_query_summary", query.as_str())]));
+        let operations = operations.collect();
+        let database = Self {
+            connections: register(
+                registry,
+                "db_client_connection_count",
+                "Connections to PostgreSQL",
+                Gauges::default(),
+            ),
+            max: register(
+                registry,
+                "db_client_connection_max",
+                "The most connections to PostgreSQL",
+                Gauges::default(),
+            ),
+            pending: register(
+                registry,
+                "db_client_connection_pending_requests",
+                "Uses of the database that wait for a connection",
+                Gauges::default(),
+            ),
+            timeouts: register(
+                registry,
+                "db_client_connection_timeouts",
+                "Uses of the database that got no connection in time",
+                Counters::default(),
+            ),
+            operations,
+            group_writes: register(
+                registry,
+                "group_commit_writes",
+                "Writes that shared a commit",
+                histograms(|| Histogram::new([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0])),
+            ),
+        };
+        register(
+            registry,
+            "db_client_operation_duration_seconds",
+            "Uses of the database, waiting for a connection included",
+            durations,
+        );
+        database
+    }
+
+    /// The metrics of a pool.
+    pub(crate) fn pool(&self, name: &'static str, max_connections: u32) -> PoolMetrics {
+        let pool = ("pool", name);
+        self.max.get_or_create(&[pool]).set(max_connections.into());
+        PoolMetrics {
+            idle: self.connections.get_or_create_owned(&[pool, ("state", "idle")]),
+            used: self.connections.get_or_create_owned(&[pool, ("state", "used")]),
+            pending: self.pending.get_or_create_owned(&[pool]),
+            timeouts: self.timeouts.get_or_create_owned(&[pool]),
+        }
+    }
+
+    /// The sizes of the commits of one kind of write.
+    pub(crate) fn group_writes(&self, kind: &'static str) -> Histogram {
+        self.group_writes.get_or_create_owned(&[("kind", kind)])
+    }
+
+    /// Takes note of one use of the database.
+    pub(crate) fn used(&self, query: Query, took: Duration) {
+        if let Some(operation) = self.operations.get(query as usize) {
+            operation.observe(took.as_secs_f64());
+        }
+    }
+}
+
+/// What becomes of orders.
+pub(crate) struct Orders {
+    pub(crate) placed: Counter,
+    pub(crate) duplicates: Counter,
+    refused: Counters<1>,
+    status_changes: Counters<3>,
+    keys: Counters<1>,
+}
+
+/// What a request with an `Idempotency-Key` found.
+#[derive(Clone, Copy)]
+pub(crate) enum KeyResult {
+    New,
+    Replayed,
+    Mismatch,
+    InProgress,
+}
+
+impl KeyResult {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Replayed => "replayed",
+            Self::Mismatch => "mismatch",
+            Self::InProgress => "in_progress",
+        }
+    }
+}
+
+impl Orders {
+    fn new(registry: &mut Registry) -> Self {
+        let orders = Self {
+            placed: register(registry, "orders_placed", "Orders that were placed", Counter::default()),
+            duplicates: register(
+                registry,
+                "order_duplicates",
+                "Requests without a key that were an order already",
+                Counter::default(),
+            ),
+            refused: register(
+                registry,
+                "orders_refused",
+                "Requests to place an order that were refused, by the code of the problem",
+                Counters::default(),
+            ),
+            status_changes: register(
+                registry,
+                "order_status_changes",
+                "Orders that moved",
+                Counters::default(),
+            ),
+            keys: register(
+                registry,
+                "idempotency_requests",
+                "Requests with an Idempotency-Key",
+                Counters::default(),
+            ),
+        };
+        for result in [KeyResult::New, KeyResult::Replayed, KeyResult::Mismatch, KeyResult::InProgress] {
+            drop(orders.keys.get_or_create(&[("result", result.as_str())]));
+        }
+        for (from, to) in [
+            (Status::Created, Status::Confirmed),
+            (Status::Created, Status::Cancelled),
+            (Status::Confirmed, Status::Cancelled),
+        ] {
+            for actor in [ActorRole::Customer, ActorRole::Admin, ActorRole::Payment, ActorRole::System] {
+                drop(orders.status_changes.get_or_create(&change_labels(from, to, actor)));
+            }
+        }
+        orders
+    }
+
+    /// Counts from 0, so that the first refusal is seen as one.
+    pub(crate) fn know_refusals(&self, codes: impl Iterator<Item = &'static str>) {
+        for code in codes {
+            drop(self.refused.get_or_create(&[("reason", code)]));
+        }
+    }
+
+    /// Takes note of a request to place an order that was refused.
+    pub(crate) fn refused(&self, code: &'static str) {
+        self.refused.get_or_create(&[("reason", code)]).inc();
+    }
+
+    /// Takes note of a request with a key.
+    pub(crate) fn key_used(&self, result: KeyResult) {
+        self.keys.get_or_create(&[("result", result.as_str())]).inc();
+    }
+
+    /// Takes note of a change that was committed, where it moved its order.
+    pub(crate) fn changed(&self, aggregate: &OrderAggregate) {
+        if let Some(change) = &aggregate.changes.status {
+            let labels = change_labels(change.from, aggregate.order.status, change.actor.role);
+            self.status_changes.get_or_create(&labels).inc();
+        }
+    }
+}
+
+fn change_labels(from: Status, to: Status, actor: ActorRole) -> Labels<3> {
+    [("from", from.as_str()), ("to", to.as_str()), ("actor", actor.as_str())]
+}
+
+/// Kafka out.
+pub(crate) struct Relay {
+    placed: Counter,
+    updated: Counter,
+    /// Attempts that failed: no broker, or a refused record.
+    pub(crate) failures: Counter,
+    delay: Histogram,
+    /// Buckets that this replica holds.
+    pub(crate) buckets: Gauge,
+}
+
+impl Relay {
+    fn new(registry: &mut Registry) -> Self {
+        const DELAYS: [f64; 16] =
+            [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0];
+        let published: Counters<1> =
+            register(registry, "outbox_published", "Events that Kafka acknowledged", Counters::default());
+        Self {
+            placed: published.get_or_create_owned(&[("type", "ORDER_PLACED")]),
+            updated: published.get_or_create_owned(&[("type", "ORDER_STATUS_UPDATED")]),
+            failures: register(
+                registry,
+                "outbox_publish_failures",
+                "Attempts to publish that failed: no broker, or a record that was refused",
+                Counter::default(),
+            ),
+            delay: register(
+                registry,
+                "outbox_publish_delay_seconds",
+                "From the insert of an event to Kafka's acknowledgement",
+                Histogram::new(DELAYS),
+            ),
+            buckets: register(
+                registry,
+                "relay_buckets_held",
+                "Buckets of the outbox that this replica relays",
+                Gauge::default(),
+            ),
+        }
+    }
+
+    /// Takes note of an event that Kafka acknowledged. The first event of an order is `ORDER_PLACED`, every later one
+    /// `ORDER_STATUS_UPDATED`.
+    pub(crate) fn published(&self, sequence: i32, delay: Duration) {
+        if sequence == 1 { &self.placed } else { &self.updated }.inc();
+        self.delay.observe(delay.as_secs_f64());
+    }
+}
+
+/// Kafka in.
+pub(crate) struct Payments {
+    records: Counters<2>,
+    lag: Family<PartitionLabels, Gauge>,
+    age: Seconds,
+    /// When the oldest record that is being applied was written, in milliseconds of the epoch; 0 for none.
+    oldest: AtomicI64,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct PartitionLabels {
+    topic: String,
+    partition: i32,
+}
+
+impl Payments {
+    fn new(registry: &mut Registry) -> Self {
+        let records = register(
+            registry,
+            "payment_records",
+            "Records of the payment topic by what became of them",
+            Counters::default(),
+        );
+        for (event_type, outcome) in [("PAYMENT_SUCCESS", "confirming"), ("PAYMENT_FAILED", "cancelled")] {
+            drop(records.get_or_create(&[("type", event_type), ("outcome", outcome)]));
+        }
+        Self {
+            records,
+            lag: register(
+                registry,
+                "payment_consumer_lag_records",
+                "Records of a partition that this replica has not applied",
+                Family::default(),
+            ),
+            age: register(
+                registry,
+                "payment_consumer_oldest_age_seconds",
+                "Age of the oldest record that was read and is not applied; 0 where there is none",
+                Seconds::default(),
+            ),
+            oldest: AtomicI64::new(0),
+        }
+    }
+
+    /// Takes note of what became of a record.
+    pub(crate) fn applied(&self, event_type: &'static str, outcome: &'static str) {
+        self.records.get_or_create(&[("type", event_type), ("outcome", outcome)]).inc();
+    }
+
+    /// Shows how far behind a partition is; nothing where it is not this replica's, or not known.
+    pub(crate) fn show_lag(&self, topic: &str, partition: i32, lag: Option<i64>) {
+        let labels = PartitionLabels { topic: topic.to_owned(), partition };
+        match lag {
+            Some(lag) => {
+                self.lag.get_or_create(&labels).set(lag);
+            }
+            None => {
+                self.lag.remove(&labels);
+            }
+        }
+    }
+
+    /// The oldest record that is being applied, by the time of Kafka in milliseconds; none where all are.
+    pub(crate) fn oldest_is(&self, millis: Option<i64>) {
+        self.oldest.store(millis.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    fn read_age(&self) {
+        let age = match u64::try_from(self.oldest.load(Ordering::Relaxed)) {
+            Ok(0) | Err(_) => Duration::ZERO,
+            Ok(millis) => {
+                let written = UNIX_EPOCH + Duration::from_millis(millis);
+                SystemTime::now().duration_since(written).unwrap_or_default()
+            }
+        };
+        self.age.set(age.as_secs_f64());
+    }
+}
+
+/// What the database says of work that is not done. Absent until it was read once; while the database is away, as it was
+/// read last.
+pub(crate) struct Work {
+    pub(crate) outbox_pending: Gauges<0>,
+    pub(crate) outbox_oldest: Family<Labels<0>, Seconds>,
+    pub(crate) outbox_parked: Gauges<0>,
+    pub(crate) parked_payments: Gauges<1>,
+    pub(crate) refunds_due: Gauges<1>,
+    pub(crate) refunds_oldest: Family<Labels<0>, Seconds>,
+    pub(crate) stock_jobs: Gauges<1>,
+    pub(crate) stock_overdue: Gauges<0>,
+    pub(crate) stock_parked: Gauges<0>,
+    pub(crate) stock_oldest: Family<Labels<0>, Seconds>,
+    pub(crate) stuck: Gauges<1>,
+}
+
+impl Work {
+    fn new(registry: &mut Registry) -> Self {
+        let mut count = |name: &str, help: &str| register(registry, name, help, Gauges::default());
+        let (outbox_pending, outbox_parked) = (
+            count("outbox_pending_events", "Events that Kafka has not acknowledged, counted up to 10000"),
+            count("outbox_parked_orders", "Orders whose events wait for a person, counted up to 10000"),
+        );
+        let (stock_overdue, stock_parked) = (
+            count("stock_jobs_overdue", "Stock jobs past their deadline that wait for no person"),
+            count("stock_jobs_parked", "Stock jobs that wait for a person"),
+        );
+        let mut by = |name: &str, help: &str| register(registry, name, help, Gauges::default());
+        let (parked_payments, refunds_due, stock_jobs, stuck) = (
+            by("parked_payments", "Records of the payment topic that wait for a person, counted up to 10000"),
+            by("refunds_due", "Payments that have to go back, counted up to 10000"),
+            by("stock_jobs", "Stock jobs that have not come to their end, counted up to 10000 each"),
+            by("orders_stuck", "Orders whose stock is being taken for longer than it may"),
+        );
+        let mut age = |name: &str, help: &str| register(registry, name, help, Family::default());
+        Self {
+            outbox_oldest: age(
+                "outbox_oldest_age_seconds",
+                "Age of the oldest event that Kafka has not acknowledged; 0 where there is none",
+            ),
+            stock_oldest: age(
+                "stock_jobs_oldest_age_seconds",
+                "Age of the oldest stock job that has not come to its end; 0 where there is none",
+            ),
+            refunds_oldest: age(
+                "refunds_due_oldest_age_seconds",
+                "Age of the oldest payment that has to go back; 0 where there is none",
+            ),
+            outbox_pending,
+            outbox_parked,
+            parked_payments,
+            refunds_due,
+            stock_jobs,
+            stock_overdue,
+            stock_parked,
+            stuck,
+        }
+    }
+}
+
+/// The service as a whole.
+pub(crate) struct Service {
+    pub(crate) ready: Gauges<1>,
+    pub(crate) database_reachable: Gauge,
+}
+
+impl Service {
+    fn new(registry: &mut Registry) -> Self {
+        let version: Labels<1> = [("version", env!("CARGO_PKG_VERSION"))];
+        registry.register("order_service_build", "The release that runs", Info::new(version));
+        Self {
+            ready: register(
+                registry,
+                "order_service_ready",
+                "1 for a part that is ready; `service` as a whole as /health/ready says",
+                Gauges::default(),
+            ),
+            database_reachable: register(
+                registry,
+                "order_service_database_reachable",
+                "Whether the database answered the latest scrape that asked it",
+                Gauge::default(),
+            ),
+        }
+    }
+}

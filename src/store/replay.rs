@@ -1,0 +1,172 @@
+//! Orders with their history, page by page, for sending their events again.
+
+use chrono::{DateTime, Utc};
+use rust_decimal::Decimal;
+use sqlx::Connection;
+use uuid::Uuid;
+
+use super::check::{Page, SNAPSHOT};
+use super::connection::column;
+use super::orders::{OrderRow, SELECT};
+use super::{Store, StoreError};
+use crate::domain::event::RecordedChange;
+use crate::domain::{Money, Order, OrderId, Status};
+
+/// Which orders.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReplayRange {
+    /// These, with their whole history.
+    Orders(Vec<OrderId>),
+    /// Those that changed within a time, with the changes of that time.
+    Changed {
+        /// The first moment.
+        from: DateTime<Utc>,
+        /// The moment after the last one.
+        to: DateTime<Utc>,
+    },
+}
+
+/// Some orders.
+#[derive(Clone, Debug)]
+pub struct ReplayPage {
+    /// Each with the changes that are to be told again, in sequence.
+    pub orders: Vec<(Order, Vec<RecordedChange>)>,
+    /// How many orders were looked at.
+    pub looked_at: usize,
+    /// The last of them; nothing after the last page.
+    pub next: Option<OrderId>,
+}
+
+pub(super) const PAGE_OF_ORDERS: &str = "
+select id, true as is_wanted from orders where id = any ($3) and id > $1 order by id limit $2
+";
+
+/// The history has no index by time: an order that was placed long before may have changed within the range.
+pub(super) const PAGE_OF_TIME: &str = "
+select id, changed_at >= $3 and placed_at < $4 as is_wanted from orders where id > $1 order by id limit $2
+";
+
+/// A payment that came after the cancellation is no part of its event.
+pub(super) const CHANGES: &str = "
+select history.order_id, history.version, history.from_status, history.to_status, history.reason, history.changed_at,
+       history.event_id, history.traceparent,
+       (
+           select amount from refunds_due
+           where order_id = history.order_id and history.to_status = 'CANCELLED' and reason <> 'PAID_AFTER_CANCELLED'
+           limit 1
+       ) as refund_due
+from order_history history
+where history.order_id = any ($1)
+order by history.order_id, history.version
+";
+
+#[derive(sqlx::FromRow)]
+struct ChangeRow {
+    order_id: Uuid,
+    version: i32,
+    from_status: Option<String>,
+    to_status: String,
+    reason: Option<String>,
+    changed_at: DateTime<Utc>,
+    event_id: Option<Uuid>,
+    traceparent: Option<String>,
+    refund_due: Option<Decimal>,
+}
+
+impl Store {
+    /// Looks at the next orders, at most `limit`, after this one. Orders and their history are of one snapshot.
+    pub async fn replay_page(
+        &self,
+        range: &ReplayRange,
+        after: OrderId,
+        limit: i64,
+    ) -> Result<ReplayPage, StoreError> {
+        self.with_connection(async |connection| {
+            let mut transaction = connection.begin_with(SNAPSHOT).await?;
+            let page = match range {
+                ReplayRange::Orders(ids) => {
+                    let ids = column(ids, |id| id.0);
+                    sqlx::query_as(PAGE_OF_ORDERS).bind(after.0).bind(limit).bind(ids)
+                }
+                ReplayRange::Changed { from, to } => {
+                    sqlx::query_as(PAGE_OF_TIME).bind(after.0).bind(limit).bind(from).bind(to)
+                }
+            };
+            let page: Page<(Uuid, bool)> = Page::of(page.fetch_all(&mut *transaction).await?, limit);
+            let wanted = page.keys.iter().filter(|(_, is_wanted)| *is_wanted);
+            let wanted: Vec<Uuid> = wanted.map(|(id, _)| *id).collect();
+            let mut orders: Vec<OrderRow> =
+                sqlx::query_as(SELECT).bind(&wanted).fetch_all(&mut *transaction).await?;
+            orders.sort_unstable_by_key(|order| order.id);
+            let changes = sqlx::query_as(CHANGES).bind(&wanted).fetch_all(&mut *transaction).await?;
+            transaction.commit().await?;
+            let next = page.keys.last().filter(|_| page.is_full).map(|(id, _)| OrderId(*id));
+            Ok(ReplayPage { orders: together(orders, changes, range)?, looked_at: page.keys.len(), next })
+        })
+        .await
+    }
+
+    /// Writes down that an operator sends events again, before the first is sent.
+    pub async fn record_replay(
+        &self,
+        order: Option<OrderId>,
+        detail: &str,
+        actor: &str,
+    ) -> Result<(), StoreError> {
+        const RECORD: &str = "insert into interventions (order_id, action, detail, actor) values ($1, 'EVENTS_REPLAY', $2, $3)";
+        self.with_connection(async |connection| {
+            let record = sqlx::query(RECORD).bind(order.map(|order| order.0)).bind(detail).bind(actor);
+            record.execute(connection).await?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Each order with its changes; both come sorted by order.
+fn together(
+    orders: Vec<OrderRow>,
+    changes: Vec<ChangeRow>,
+    range: &ReplayRange,
+) -> Result<Vec<(Order, Vec<RecordedChange>)>, StoreError> {
+    let mut changes = changes.into_iter().peekable();
+    let mut all = Vec::with_capacity(orders.len());
+    for row in orders {
+        let order = Order::try_from(row)?;
+        let mut of_order = Vec::new();
+        while let Some(change) = changes.next_if(|change| change.order_id == order.id.0) {
+            let is_wanted = match range {
+                ReplayRange::Orders(_) => true,
+                ReplayRange::Changed { from, to } => (*from..*to).contains(&change.changed_at),
+            };
+            if is_wanted {
+                of_order.push(change.into_change()?);
+            }
+        }
+        all.push((order, of_order));
+    }
+    Ok(all)
+}
+
+impl ChangeRow {
+    fn into_change(self) -> Result<RecordedChange, StoreError> {
+        let id = self.order_id;
+        let wrong = |column| StoreError::Inconsistent { table: "order_history", column, id };
+        let from = self.from_status.map(|from| from.parse::<Status>()).transpose();
+        let refund_due = self.refund_due.map(Money::new).transpose();
+        Ok(RecordedChange {
+            sequence: self.version,
+            from: from.map_err(|_| wrong("from_status"))?,
+            to: self.to_status.parse().map_err(|_| wrong("to_status"))?,
+            reason: self.reason,
+            changed_at: self.changed_at,
+            refund_due: refund_due.map_err(|_| StoreError::Inconsistent {
+                table: "refunds_due",
+                column: "amount",
+                id,
+            })?,
+            event_id: self.event_id,
+            traceparent: self.traceparent,
+        })
+    }
+}

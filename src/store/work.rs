@@ -1,0 +1,155 @@
+//! How much work is not done, for a scrape. What a count costs is bounded by [`MOST`], along indexes.
+
+use super::payments::COUNT_PARKED;
+use super::{Store, StoreError};
+use crate::metrics::Query;
+
+/// Where counting stops.
+const MOST: i64 = 10_000;
+
+/// Work that is not done. No count is above 10,000.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UndoneWork {
+    /// Events that Kafka has not acknowledged.
+    pub outbox: Outbox,
+    /// Stock jobs that have not come to their end.
+    pub stock: StockJobs,
+    /// Records of the payment topic that wait for a person, by reason.
+    pub parked_payments: Vec<(String, i64)>,
+    /// Payments that have to go back, by reason.
+    pub refunds_due: Vec<(String, i64)>,
+    /// The age of the oldest of them, in seconds; 0 where there is none.
+    pub oldest_refund_seconds: f64,
+}
+
+/// Events that Kafka has not acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, sqlx::FromRow)]
+pub struct Outbox {
+    /// How many, without those of parked orders.
+    pub pending: i64,
+    /// The age of the oldest of them, in seconds; 0 where there is none.
+    pub oldest_seconds: f64,
+    /// Orders whose events wait for a person.
+    pub parked_orders: i64,
+}
+
+/// Stock jobs that have not come to their end.
+#[derive(Clone, Copy, Debug, PartialEq, sqlx::FromRow)]
+pub struct StockJobs {
+    /// In state TAKING.
+    pub taking: i64,
+    /// In state RETURNING.
+    pub returning: i64,
+    /// Past their deadline, and waiting for no person.
+    pub overdue: i64,
+    /// Waiting for a person.
+    pub parked: i64,
+    /// The age of the oldest of them, in seconds; 0 where there is none.
+    pub oldest_seconds: f64,
+    /// TAKING and past the deadline.
+    pub taking_overdue: i64,
+    /// TAKING, paid, and past the deadline or waiting for a person: so the order is paid and still CREATED.
+    pub paid_not_confirmed: i64,
+}
+
+/// Each bucket from its floor on, as the relay reads it: below the floor are deleted rows and events of parked orders
+/// alone. The events of a bucket come by position, so the first is the oldest.
+macro_rules! pending {
+    ($limit:literal) => {
+        concat!(
+            "
+    from relay_leases lease
+    cross join lateral (
+        select created_at from outbox
+        where outbox.bucket = lease.bucket and outbox.position >= lease.floor
+          and not exists (select from parked_orders where parked_orders.order_id = outbox.order_id)
+        order by position limit ",
+            $limit,
+            "
+    ) event"
+        )
+    };
+}
+
+const OUTBOX: &str = concat!(
+    "
+select
+    (select count(*) from (select",
+    pending!("$1"),
+    "
+    limit $1) counted) as pending,
+    (select coalesce(extract(epoch from now() - min(event.created_at)), 0)::float8",
+    pending!("1"),
+    ") as oldest_seconds,
+    (select count(*) from (select from parked_orders order by order_id limit $1) counted) as parked_orders
+"
+);
+
+/// The first of each index: the jobs that are due longest, or wait for a person longest.
+pub(super) const STOCK: &str = "
+with unfinished as materialized (
+    (select state, paid, deadline, created_at, false as is_parked from stock_jobs
+     where state in ('TAKING', 'RETURNING') and parked is null and failures > 0
+     order by next_attempt_at limit $1)
+    union all
+    (select state, paid, deadline, created_at, false from stock_jobs
+     where state in ('TAKING', 'RETURNING') and parked is null and failures = 0
+     order by next_attempt_at limit $1)
+    union all
+    (select state, paid, deadline, created_at, true from stock_jobs
+     where state in ('TAKING', 'RETURNING') and parked is not null
+     order by created_at limit $1)
+)
+select least(count(*) filter (where state = 'TAKING'), $1) as taking,
+       least(count(*) filter (where state = 'RETURNING'), $1) as returning,
+       least(count(*) filter (where deadline < now() and not is_parked), $1) as overdue,
+       count(*) filter (where is_parked) as parked,
+       coalesce(extract(epoch from now() - min(created_at)), 0)::float8 as oldest_seconds,
+       least(count(*) filter (where state = 'TAKING' and deadline < now()), $1) as taking_overdue,
+       least(count(*) filter (where state = 'TAKING' and paid and (deadline < now() or is_parked)), $1)
+           as paid_not_confirmed
+from unfinished
+";
+
+/// The reasons of refunds, as [`REFUNDS`] tells them apart.
+pub const REFUND_REASONS: [&str; 7] = [
+    "OUT_OF_STOCK",
+    "PAID_AFTER_CANCELLED",
+    "PAYMENT_FAILED",
+    "PAYMENT_TIMEOUT",
+    "CUSTOMER_REQUEST",
+    "CANCELLED",
+    "OTHER",
+];
+
+/// A reason of a refund may be an admin's own words: those are one reason.
+pub(super) const REFUNDS: &str = "
+select case when reason = any ($2) then reason else 'OTHER' end as reason,
+       count(*)
+from (select reason from refunds_due where done_at is null order by due_at limit $1) due
+group by 1
+";
+
+pub(super) const OLDEST_REFUND: &str = "
+select coalesce(extract(epoch from now() - min(due_at)), 0)::float8
+from (select due_at from refunds_due where done_at is null order by due_at limit $1) due
+";
+
+impl Store {
+    /// Counts the work that is not done, in one transaction's worth of round trips on one connection.
+    pub async fn undone_work(&self) -> Result<UndoneWork, StoreError> {
+        self.query(Query::Scrape, async {
+            let mut connection = self.connection().await?;
+            let outbox = sqlx::query_as(OUTBOX).bind(MOST).fetch_one(&mut *connection).await?;
+            let stock = sqlx::query_as(STOCK).bind(MOST).fetch_one(&mut *connection).await?;
+            let parked_payments = sqlx::query_as(COUNT_PARKED).bind(MOST).fetch_all(&mut *connection).await?;
+            let refunds_due =
+                sqlx::query_as(REFUNDS).bind(MOST).bind(REFUND_REASONS).fetch_all(&mut *connection).await?;
+            let oldest_refund_seconds =
+                sqlx::query_scalar(OLDEST_REFUND).bind(MOST).fetch_one(&mut *connection).await?;
+            connection.release();
+            Ok(UndoneWork { outbox, stock, parked_payments, refunds_due, oldest_refund_seconds })
+        })
+        .await
+    }
+}
