@@ -1,8 +1,8 @@
-//! Metrics for Prometheus: one registry per running service, written where things happen and read at `/metrics`.
+//! Metrics for Prometheus: one registry per running service, read at `/metrics`.
 //!
 //! The names are `OpenTelemetry`'s for HTTP and the database and Resilience4j's for the circuit breaker. Units are seconds
-//! and bytes. Every label has a bounded set of values: no address, no id and no text of a caller is one.
-//! `metrics/metrics.md` lists every family; a test compares it with a scrape.
+//! and bytes. Every label has a bounded set of values; no address, id or text of a caller is a label.
+//! `metrics/metrics.md` lists all families; a test compares the list with a scrape.
 
 mod process;
 
@@ -18,6 +18,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
+use strum::{IntoStaticStr, VariantArray};
 
 use crate::domain::{ActorRole, OrderAggregate, Status};
 use process::Process;
@@ -71,7 +72,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// All samples as `OpenMetrics` text. What is kept elsewhere (the process, the age of a payment) is read now.
+    /// Renders all samples as `OpenMetrics` text. The samples of the process and the age of payments are read first.
     pub(crate) fn text(&self) -> Result<String, fmt::Error> {
         self.process.read();
         self.payments.read_age();
@@ -87,7 +88,7 @@ fn register<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, 
     metric
 }
 
-/// Something that a gauge counts for as long as it lasts.
+/// Counts in a gauge until it is dropped.
 pub(crate) struct Counted(Gauge);
 
 impl Counted {
@@ -114,10 +115,10 @@ fn histograms<L: Clone + std::hash::Hash + Eq>(constructor: fn() -> Histogram) -
     Family::new_with_constructor(constructor)
 }
 
-/// HTTP in.
+/// The HTTP server.
 pub(crate) struct Http {
     requests: Histograms<RequestLabels>,
-    /// Requests that are being answered.
+    /// Requests in progress.
     pub(crate) active: Gauge,
     /// Open connections of the gateway's port.
     pub(crate) connections: Gauge,
@@ -137,13 +138,13 @@ impl Http {
             requests: register(
                 registry,
                 "http_server_request_duration_seconds",
-                "From the head of a request to its answer",
+                "Duration from the head of a request to its answer",
                 histograms(seconds),
             ),
             active: register(
                 registry,
                 "http_server_active_requests",
-                "Requests that are being answered",
+                "Requests in progress",
                 Gauge::default(),
             ),
             connections: register(
@@ -155,7 +156,7 @@ impl Http {
         }
     }
 
-    /// Takes note of an answer. `route` is the template of the path, never the path.
+    /// Measures a request. `route` is the template of the path, never the path itself.
     pub(crate) fn answered(&self, method: &str, route: &str, status: u16, took: Duration) {
         let labels = RequestLabels {
             http_request_method: known_method(method),
@@ -166,20 +167,20 @@ impl Http {
     }
 }
 
-/// `OpenTelemetry`'s word for a method: any that is not known is `_OTHER`, because a caller can make them up.
+/// The method as `OpenTelemetry` labels it: an unknown one is `_OTHER`, because callers can invent methods.
 fn known_method(method: &str) -> &'static str {
     const KNOWN: [&str; 9] = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "CONNECT"];
     KNOWN.into_iter().find(|known| *known == method).unwrap_or("_OTHER")
 }
 
-/// HTTP out: the Product Service, and the circuit breaker before it.
+/// The HTTP client of the Product Service, and its circuit breaker.
 pub(crate) struct Products {
     requests: Histograms<Labels<2>>,
     breaker: Gauges<2>,
     pub(crate) breaker_calls: BreakerCalls,
 }
 
-/// Look-ups by what the breaker made of them.
+/// The calls that a circuit breaker counted.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct BreakerCalls {
     pub(crate) successful: Counter,
@@ -204,13 +205,13 @@ impl Products {
         let breaker = register(
             registry,
             "resilience4j_circuitbreaker_state",
-            "1 for the state that the breaker of the look-ups is in",
+            "1 for the present state of the breaker of look-ups",
             Gauges::default(),
         );
         let calls: Counters<2> = register(
             registry,
             "resilience4j_circuitbreaker_calls",
-            "Look-ups by what the breaker made of them",
+            "Look-ups by their result for the breaker",
             Counters::default(),
         );
         let of = |kind| calls.get_or_create_owned(&[Self::NAME, ("kind", kind)]);
@@ -223,7 +224,7 @@ impl Products {
         Self { requests, breaker, breaker_calls }
     }
 
-    /// Takes note of one HTTP request.
+    /// Measures one HTTP request.
     pub(crate) fn requested(&self, operation: &'static str, outcome: &'static str, took: Duration) {
         let labels = [("operation", operation), ("outcome", outcome)];
         self.requests.get_or_create(&labels).observe(took.as_secs_f64());
@@ -238,48 +239,50 @@ impl Products {
     }
 }
 
-/// Defines [`Query`].
-macro_rules! queries {
-    ($($name:ident = $summary:literal,)+) => {
-        /// What a use of the database is for. A new one needs a line in the list, so that the label stays bounded.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub(crate) enum Query {
-            $(#[doc = $summary] $name),+
-        }
-
-        impl Query {
-            const ALL: &[Self] = &[$(Self::$name),+];
-
-            /// The label, `OpenTelemetry`'s `db.query.summary`.
-            pub(crate) const fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$name => $summary),+
-                }
-            }
-        }
-    };
-}
-
-queries! {
-    Place = "place",
-    Update = "update order",
-    ReadOrder = "read order",
-    ReadHistory = "read history",
-    ListOrders = "list orders",
-    ListOwnOrders = "list own orders",
-    FindKey = "find key",
-    FindRecent = "find recent order",
-    ReadStockJob = "read stock job",
-    ClaimStockJobs = "claim stock jobs",
-    RelayLease = "relay lease",
-    RelayRead = "relay read",
-    RelayDelete = "relay delete",
-    RelayFloor = "relay floor",
-    Park = "park",
-    FindUnpaid = "find unpaid orders",
-    Housekeeping = "housekeeping",
-    Readiness = "readiness",
-    Scrape = "scrape",
+/// What a use of the database is for: the label `db_query_summary` of `OpenTelemetry`. A closed set, so that the label
+/// stays bounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+pub(crate) enum Query {
+    #[strum(serialize = "place")]
+    Place,
+    #[strum(serialize = "update order")]
+    Update,
+    #[strum(serialize = "read order")]
+    ReadOrder,
+    #[strum(serialize = "read history")]
+    ReadHistory,
+    #[strum(serialize = "list orders")]
+    ListOrders,
+    #[strum(serialize = "list own orders")]
+    ListOwnOrders,
+    #[strum(serialize = "find key")]
+    FindKey,
+    #[strum(serialize = "find recent order")]
+    FindRecent,
+    #[strum(serialize = "read stock job")]
+    ReadStockJob,
+    #[strum(serialize = "claim stock jobs")]
+    ClaimStockJobs,
+    #[strum(serialize = "relay lease")]
+    RelayLease,
+    #[strum(serialize = "relay read")]
+    RelayRead,
+    #[strum(serialize = "relay delete")]
+    RelayDelete,
+    #[strum(serialize = "relay floor")]
+    RelayFloor,
+    #[strum(serialize = "park")]
+    Park,
+    #[strum(serialize = "find unpaid orders")]
+    FindUnpaid,
+    #[strum(serialize = "housekeeping")]
+    Housekeeping,
+    #[strum(serialize = "readiness")]
+    Readiness,
+    #[strum(serialize = "scrape")]
+    Scrape,
+    #[strum(serialize = "operate")]
+    Operate,
 }
 
 /// PostgreSQL: pools, statements, and writes that share a commit.
@@ -300,16 +303,16 @@ pub(crate) struct PoolMetrics {
     pub(crate) used: Gauge,
     /// Callers that wait for a connection.
     pub(crate) pending: Gauge,
-    /// Callers that did not get one in time.
+    /// Callers that got no connection in time.
     pub(crate) timeouts: Counter,
 }
 
 impl Database {
     fn new(registry: &mut Registry) -> Self {
         let durations: Histograms<Labels<1>> = histograms(seconds);
-        let operations = Query::ALL
+        let operations = Query::VARIANTS
             .iter()
-            .map(|query| durations.get_or_create_owned(&[("db_query_summary", query.as_str())]));
+            .map(|query| durations.get_or_create_owned(&[("db_query_summary", query.into())]));
         let operations = operations.collect();
         let database = Self {
             connections: register(
@@ -321,7 +324,7 @@ impl Database {
             max: register(
                 registry,
                 "db_client_connection_max",
-                "The most connections to PostgreSQL",
+                "The maximum of connections to PostgreSQL",
                 Gauges::default(),
             ),
             pending: register(
@@ -347,7 +350,7 @@ impl Database {
         register(
             registry,
             "db_client_operation_duration_seconds",
-            "Uses of the database, waiting for a connection included",
+            "Duration of a use of the database, including the wait for a connection",
             durations,
         );
         database
@@ -370,7 +373,7 @@ impl Database {
         self.group_writes.get_or_create_owned(&[("kind", kind)])
     }
 
-    /// Takes note of one use of the database.
+    /// Measures one use of the database.
     pub(crate) fn used(&self, query: Query, took: Duration) {
         if let Some(operation) = self.operations.get(query as usize) {
             operation.observe(took.as_secs_f64());
@@ -378,7 +381,7 @@ impl Database {
     }
 }
 
-/// What becomes of orders.
+/// Orders.
 pub(crate) struct Orders {
     pub(crate) placed: Counter,
     pub(crate) duplicates: Counter,
@@ -387,7 +390,7 @@ pub(crate) struct Orders {
     keys: Counters<1>,
 }
 
-/// What a request with an `Idempotency-Key` found.
+/// The result of a request with an `Idempotency-Key`.
 #[derive(Clone, Copy)]
 pub(crate) enum KeyResult {
     New,
@@ -414,7 +417,7 @@ impl Orders {
             duplicates: register(
                 registry,
                 "order_duplicates",
-                "Requests without a key that were an order already",
+                "Requests without a key that repeated a recent order",
                 Counter::default(),
             ),
             refused: register(
@@ -426,7 +429,7 @@ impl Orders {
             status_changes: register(
                 registry,
                 "order_status_changes",
-                "Orders that moved",
+                "Status changes of orders",
                 Counters::default(),
             ),
             keys: register(
@@ -451,24 +454,24 @@ impl Orders {
         orders
     }
 
-    /// Counts from 0, so that the first refusal is seen as one.
-    pub(crate) fn know_refusals(&self, codes: impl Iterator<Item = &'static str>) {
+    /// Creates the counters at 0, so that the first refusal is an increase.
+    pub(crate) fn create_refusals(&self, codes: impl Iterator<Item = &'static str>) {
         for code in codes {
             drop(self.refused.get_or_create(&[("reason", code)]));
         }
     }
 
-    /// Takes note of a request to place an order that was refused.
+    /// Counts a refused request to place an order.
     pub(crate) fn refused(&self, code: &'static str) {
         self.refused.get_or_create(&[("reason", code)]).inc();
     }
 
-    /// Takes note of a request with a key.
+    /// Counts a request with a key.
     pub(crate) fn key_used(&self, result: KeyResult) {
         self.keys.get_or_create(&[("result", result.as_str())]).inc();
     }
 
-    /// Takes note of a change that was committed, where it moved its order.
+    /// Counts a committed change, if it changed the status.
     pub(crate) fn changed(&self, aggregate: &OrderAggregate) {
         if let Some(change) = &aggregate.changes.status {
             let labels = change_labels(change.from, aggregate.order.status, change.actor.role);
@@ -481,7 +484,7 @@ fn change_labels(from: Status, to: Status, actor: ActorRole) -> Labels<3> {
     [("from", from.as_str()), ("to", to.as_str()), ("actor", actor.as_str())]
 }
 
-/// Kafka out.
+/// The relay of the outbox.
 pub(crate) struct Relay {
     placed: Counter,
     updated: Counter,
@@ -504,13 +507,13 @@ impl Relay {
             failures: register(
                 registry,
                 "outbox_publish_failures",
-                "Attempts to publish that failed: no broker, or a record that was refused",
+                "Failed attempts to publish: no broker, or a refused record",
                 Counter::default(),
             ),
             delay: register(
                 registry,
                 "outbox_publish_delay_seconds",
-                "From the insert of an event to Kafka's acknowledgement",
+                "Duration from the insert of an event to Kafka's acknowledgement",
                 Histogram::new(DELAYS),
             ),
             buckets: register(
@@ -522,7 +525,7 @@ impl Relay {
         }
     }
 
-    /// Takes note of an event that Kafka acknowledged. The first event of an order is `ORDER_PLACED`, every later one
+    /// Measures an event that Kafka acknowledged. The first event of an order is `ORDER_PLACED`, every later one
     /// `ORDER_STATUS_UPDATED`.
     pub(crate) fn published(&self, sequence: i32, delay: Duration) {
         if sequence == 1 { &self.placed } else { &self.updated }.inc();
@@ -530,12 +533,12 @@ impl Relay {
     }
 }
 
-/// Kafka in.
+/// The consumer of payments.
 pub(crate) struct Payments {
     records: Counters<2>,
     lag: Family<PartitionLabels, Gauge>,
     age: Seconds,
-    /// When the oldest record that is being applied was written, in milliseconds of the epoch; 0 for none.
+    /// The time of the oldest record that is not applied, in milliseconds since 1970; 0 for none.
     oldest: AtomicI64,
 }
 
@@ -550,7 +553,7 @@ impl Payments {
         let records = register(
             registry,
             "payment_records",
-            "Records of the payment topic by what became of them",
+            "Records of the payment topic by outcome",
             Counters::default(),
         );
         for (event_type, outcome) in [("PAYMENT_SUCCESS", "confirming"), ("PAYMENT_FAILED", "cancelled")] {
@@ -567,19 +570,19 @@ impl Payments {
             age: register(
                 registry,
                 "payment_consumer_oldest_age_seconds",
-                "Age of the oldest record that was read and is not applied; 0 where there is none",
+                "Age of the oldest record that was read and is not applied; 0 without any",
                 Seconds::default(),
             ),
             oldest: AtomicI64::new(0),
         }
     }
 
-    /// Takes note of what became of a record.
+    /// Counts a record.
     pub(crate) fn applied(&self, event_type: &'static str, outcome: &'static str) {
         self.records.get_or_create(&[("type", event_type), ("outcome", outcome)]).inc();
     }
 
-    /// Shows how far behind a partition is; nothing where it is not this replica's, or not known.
+    /// Shows the lag of a partition; none if another replica has it, or if it is not known.
     pub(crate) fn show_lag(&self, topic: &str, partition: i32, lag: Option<i64>) {
         let labels = PartitionLabels { topic: topic.to_owned(), partition };
         match lag {
@@ -592,8 +595,8 @@ impl Payments {
         }
     }
 
-    /// The oldest record that is being applied, by the time of Kafka in milliseconds; none where all are.
-    pub(crate) fn oldest_is(&self, millis: Option<i64>) {
+    /// Sets the time of the oldest record that is not applied, in milliseconds since 1970; none if all are applied.
+    pub(crate) fn set_oldest(&self, millis: Option<i64>) {
         self.oldest.store(millis.unwrap_or(0), Ordering::Relaxed);
     }
 
@@ -609,8 +612,7 @@ impl Payments {
     }
 }
 
-/// What the database says of work that is not done. Absent until it was read once; while the database is away, as it was
-/// read last.
+/// Counts of unfinished work from the database. Absent until the first read; without the database, the latest values.
 pub(crate) struct Work {
     pub(crate) outbox_pending: Gauges<0>,
     pub(crate) outbox_oldest: Family<Labels<0>, Seconds>,
@@ -630,32 +632,32 @@ impl Work {
         let mut count = |name: &str, help: &str| register(registry, name, help, Gauges::default());
         let (outbox_pending, outbox_parked) = (
             count("outbox_pending_events", "Events that Kafka has not acknowledged, counted up to 10000"),
-            count("outbox_parked_orders", "Orders whose events wait for a person, counted up to 10000"),
+            count("outbox_parked_orders", "Parked orders, counted up to 10000"),
         );
         let (stock_overdue, stock_parked) = (
-            count("stock_jobs_overdue", "Stock jobs past their deadline that wait for no person"),
-            count("stock_jobs_parked", "Stock jobs that wait for a person"),
+            count("stock_jobs_overdue", "Stock jobs past their deadline that are not parked"),
+            count("stock_jobs_parked", "Parked stock jobs"),
         );
         let mut by = |name: &str, help: &str| register(registry, name, help, Gauges::default());
         let (parked_payments, refunds_due, stock_jobs, stuck) = (
-            by("parked_payments", "Records of the payment topic that wait for a person, counted up to 10000"),
-            by("refunds_due", "Payments that have to go back, counted up to 10000"),
-            by("stock_jobs", "Stock jobs that have not come to their end, counted up to 10000 each"),
-            by("orders_stuck", "Orders whose stock is being taken for longer than it may"),
+            by("parked_payments", "Parked records of the payment topic, counted up to 10000"),
+            by("refunds_due", "Refunds that are due, counted up to 10000"),
+            by("stock_jobs", "Unfinished stock jobs, counted up to 10000 each"),
+            by("orders_stuck", "Orders whose stock is not taken by the deadline"),
         );
         let mut age = |name: &str, help: &str| register(registry, name, help, Family::default());
         Self {
             outbox_oldest: age(
                 "outbox_oldest_age_seconds",
-                "Age of the oldest event that Kafka has not acknowledged; 0 where there is none",
+                "Age of the oldest event that Kafka has not acknowledged; 0 without any",
             ),
             stock_oldest: age(
                 "stock_jobs_oldest_age_seconds",
-                "Age of the oldest stock job that has not come to its end; 0 where there is none",
+                "Age of the oldest unfinished stock job; 0 without any",
             ),
             refunds_oldest: age(
                 "refunds_due_oldest_age_seconds",
-                "Age of the oldest payment that has to go back; 0 where there is none",
+                "Age of the oldest refund that is due; 0 without any",
             ),
             outbox_pending,
             outbox_parked,
@@ -678,18 +680,18 @@ pub(crate) struct Service {
 impl Service {
     fn new(registry: &mut Registry) -> Self {
         let version: Labels<1> = [("version", env!("CARGO_PKG_VERSION"))];
-        registry.register("order_service_build", "The release that runs", Info::new(version));
+        registry.register("order_service_build", "The release of the service", Info::new(version));
         Self {
             ready: register(
                 registry,
                 "order_service_ready",
-                "1 for a part that is ready; `service` as a whole as /health/ready says",
+                "1 for a ready component; `service` is the result of /health/ready",
                 Gauges::default(),
             ),
             database_reachable: register(
                 registry,
                 "order_service_database_reachable",
-                "Whether the database answered the latest scrape that asked it",
+                "Whether the database answered the latest scrape that read it",
                 Gauge::default(),
             ),
         }

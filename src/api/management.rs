@@ -1,7 +1,7 @@
-//! What platforms ask of a service beside its API: metrics, and health under the paths of Spring Boot's actuator.
+//! Management routes: metrics, and health under the paths of Spring Boot's actuator.
 //!
-//! On `MANAGEMENT_ADDRESS` where that is set, else on the gateway's port. No route needs an identity, and none shows an
-//! order, an address or a secret. They answer while the database is away, with what is known.
+//! Served on `MANAGEMENT_ADDRESS` if that is set, else on the gateway's port. The routes need no identity, and show no order,
+//! no e-mail address and no secret. Without the database, they answer with the latest known values.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,30 +22,30 @@ use crate::domain::payments::ParkReason;
 use crate::lifecycle::Phase;
 use crate::metrics::{Metrics, OPEN_METRICS};
 use crate::store::Store;
-use crate::store::work::{REFUND_REASONS, UndoneWork};
+use crate::store::work::{REFUND_REASONS, UnfinishedWork};
 
-/// How long the database may take for a scrape.
+/// The deadline of the database queries of a scrape.
 const DATABASE_DEADLINE: Duration = Duration::from_secs(1);
-/// How often the database is asked for scrapes, however many there are.
-const ASK_DATABASE_EVERY: Duration = Duration::from_secs(1);
+/// The minimum interval between two reads of the database, whatever the number of scrapes.
+const DATABASE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What a scrape shows, and the parts that it asks.
+/// The sources of a scrape.
 pub struct Scrape {
     metrics: Arc<Metrics>,
     health: Health,
     store: Store,
-    /// When the database was asked last.
-    asked: Mutex<Option<Instant>>,
+    /// The time of the latest read of the database.
+    database_read: Mutex<Option<Instant>>,
 }
 
 impl Scrape {
-    /// A scrape asks the database on a connection of its own.
+    /// The scrape reads the database on its own connection.
     pub fn new(metrics: &Arc<Metrics>, health: &Health) -> Self {
         Self {
             metrics: Arc::clone(metrics),
             health: health.clone(),
             store: health.store.for_scrapes(DATABASE_DEADLINE),
-            asked: Mutex::default(),
+            database_read: Mutex::default(),
         }
     }
 
@@ -54,33 +54,33 @@ impl Scrape {
         &self.store
     }
 
-    /// All samples, as of now.
+    /// Renders all current samples.
     async fn text(&self) -> Result<String, Problem> {
         let breaker = self.health.products.state().as_str();
         self.metrics.products.show_breaker(breaker);
         self.show_ready("product_service", breaker != "open");
         self.show_ready("kafka", self.health.kafka.as_str() == "up");
-        self.look_at_database().await;
+        self.read_database().await;
         self.metrics.text().map_err(Problem::internal)
     }
 
-    /// Scrapes that come together wait for one look.
-    async fn look_at_database(&self) {
-        let mut asked = self.asked.lock().await;
-        if asked.is_some_and(|asked| asked.elapsed() < ASK_DATABASE_EVERY) {
+    /// Reads the counts of the database, at most once per interval. Concurrent scrapes share a read.
+    async fn read_database(&self) {
+        let mut latest = self.database_read.lock().await;
+        if latest.is_some_and(|latest| latest.elapsed() < DATABASE_INTERVAL) {
             return;
         }
         let migrated = self.store.is_migrated().await;
         self.show_readiness(migrated.as_ref().ok().copied());
         if matches!(migrated, Ok(true))
-            && let Ok(work) = self.store.undone_work().await
+            && let Ok(work) = self.store.count_unfinished_work().await
         {
             self.show_work(&work);
         }
-        *asked = Some(Instant::now());
+        *latest = Some(Instant::now());
     }
 
-    /// `is_migrated`: nothing where the database is away.
+    /// `is_migrated` is none if the database did not answer.
     fn show_readiness(&self, is_migrated: Option<bool>) {
         let is_current = is_migrated == Some(true);
         self.show_ready("service", is_current && self.health.lifecycle.phase() == Phase::Serving);
@@ -93,10 +93,10 @@ impl Scrape {
         self.metrics.service.ready.get_or_create(&[("component", component)]).set(is_ready.into());
     }
 
-    fn show_work(&self, undone: &UndoneWork) {
-        let UndoneWork { outbox, stock, parked_payments, refunds_due, .. } = undone;
+    fn show_work(&self, unfinished: &UnfinishedWork) {
+        let UnfinishedWork { outbox, stock, parked_payments, refunds_due, .. } = unfinished;
         let work = &self.metrics.work;
-        work.refunds_oldest.get_or_create(&[]).set(undone.oldest_refund_seconds);
+        work.refunds_oldest.get_or_create(&[]).set(unfinished.oldest_refund_seconds);
         let count = |counts: &[(String, i64)], reason| {
             counts.iter().find(|(known, _)| known == reason).map_or(0, |(_, count)| *count)
         };
@@ -123,7 +123,7 @@ impl Scrape {
     }
 }
 
-/// The routes. They are in no `OpenAPI` document: they are not the gateway's.
+/// The routes. The `OpenAPI` document omits them, because the gateway does not forward to them.
 pub(super) fn routes(scrape: Scrape) -> Router {
     let health = Router::new()
         .route("/actuator/health", get(health))
@@ -142,7 +142,7 @@ async fn metrics(State(scrape): State<Arc<Scrape>>) -> Result<Response, Problem>
     Ok(([(CONTENT_TYPE, OPEN_METRICS)], scrape.text().await?).into_response())
 }
 
-/// Ready as `/health/ready` says, in the words of Spring Boot.
+/// The readiness of `/health/ready` in the format of Spring Boot.
 async fn health(State(health): State<Health>) -> Result<Response, Problem> {
     let Components { database, kafka, product_service, .. } = health.check().await?;
     let breaker = product_service.to_uppercase();

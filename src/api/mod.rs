@@ -71,7 +71,7 @@ pub fn router(
     scrape: Option<Scrape>,
     metrics: &Arc<Metrics>,
 ) -> Router {
-    metrics.orders.know_refusals(problem::kinds::ALL.iter().map(|kind| kind.code));
+    metrics.orders.create_refusals(problem::kinds::ALL.iter().map(|kind| kind.code));
     let admission = admission::Admission::new(health.lifecycle.clone(), settings);
     let docs = docs::router(openapi, topics, settings.docs);
     let api = Router::from(order_routes())

@@ -161,9 +161,9 @@ impl PaymentConsumer {
                 Ok(set) => {
                     logged = None;
                     let payments = &self.metrics.payments;
-                    payments.oldest_is(oldest(&set, |_| true));
+                    payments.set_oldest(oldest(&set, |_| true));
                     let failed = self.apply_set(&set).await;
-                    payments.oldest_is(oldest(&set, |record| failed.contains(&record.place)));
+                    payments.set_oldest(oldest(&set, |record| failed.contains(&record.place)));
                     let progress = SetProgress::of(&set, &failed);
                     self.store_offsets(&progress);
                     failures = if progress.failed.is_empty() { 0 } else { failures + 1 };

@@ -1,4 +1,4 @@
-//! The process, from `/proc` (Linux; elsewhere these samples stay away), and its Tokio runtime.
+//! The process, from `/proc` (only on Linux), and its Tokio runtime.
 
 use std::fs;
 use std::sync::atomic::AtomicU64;
@@ -21,7 +21,7 @@ pub(super) struct Process {
     started: Family<Labels<0>, Seconds>,
     workers: Gauge,
     tasks: Gauge,
-    /// A counter can only be added to: one reader at a time.
+    /// Serialises the reads: a counter can only be increased.
     reading: Mutex<()>,
 }
 
@@ -44,22 +44,17 @@ impl Process {
             started: register(
                 registry,
                 "process_start_time_seconds",
-                "When the process started, in seconds of the epoch",
+                "Start of the process, in seconds since 1970",
                 Family::default(),
             ),
             workers: register(registry, "tokio_workers", "Worker threads of the runtime", Gauge::default()),
-            tasks: register(
-                registry,
-                "tokio_alive_tasks",
-                "Tasks of the runtime that have not ended",
-                Gauge::default(),
-            ),
+            tasks: register(registry, "tokio_alive_tasks", "Live tasks of the runtime", Gauge::default()),
             reading: Mutex::default(),
         }
     }
 
     pub(super) fn read(&self) {
-        let _alone = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let _lock = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             self.workers.set(as_gauge(runtime.metrics().num_workers()));
             self.tasks.set(as_gauge(runtime.metrics().num_alive_tasks()));
@@ -68,7 +63,7 @@ impl Process {
             self.resident.get_or_create(&[]).set(bytes);
         }
         if let Some(fds) = fs::read_dir("/proc/self/fd").ok().map(Iterator::count) {
-            // One of them is that of the folder.
+            // Without the descriptor of the folder itself.
             self.open_fds.get_or_create(&[]).set(as_gauge(fds.saturating_sub(1)));
         }
         if let Some((cpu, started)) = times() {
@@ -93,7 +88,7 @@ fn resident_bytes() -> Option<i64> {
 /// Processor time and start of the process, in seconds (`proc_pid_stat(5)`, `proc_stat(5)`).
 fn times() -> Option<(f64, f64)> {
     let stat = fs::read_to_string("/proc/self/stat").ok()?;
-    // The name of the program stands in brackets and may have spaces. The third field follows.
+    // The name of the program is in brackets and may contain spaces. The third field follows.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let ticks = |number: usize| fields.get(number - 3)?.parse::<f64>().ok();
     let (user, system, started) = (ticks(14)?, ticks(15)?, ticks(22)?);

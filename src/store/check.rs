@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use super::{Store, StoreError};
 use crate::domain::event::BUCKETS;
+use crate::metrics::Query;
 use invariants::{EVENTS, KEYS, LEASES, ORDERS, PAYMENTS, RECENT, SCHEMA};
 
 /// What contradicts an invariant.
@@ -161,7 +162,7 @@ impl Store {
     }
 
     async fn estimate(&self, statement: &'static str) -> Result<i64, StoreError> {
-        self.with_connection(async |connection| {
+        self.query(Query::Operate, async |connection| {
             Ok(sqlx::query_scalar(statement).fetch_one(connection).await?)
         })
         .await
@@ -169,7 +170,7 @@ impl Store {
 
     /// Looks at the next rows, at most `limit`, in one snapshot.
     pub async fn check_step(&self, from: &CheckCursor, limit: i64) -> Result<CheckStep, StoreError> {
-        self.with_connection(async |connection| {
+        self.query(Query::Operate, async |connection| {
             let mut transaction = connection.begin_with(SNAPSHOT).await?;
             let step = step(&mut transaction, &from.0, limit).await?;
             transaction.commit().await?;

@@ -149,7 +149,7 @@ impl Database {
         query: Query,
         mut statement: impl FnMut(&mut PgConnection) -> BoxFuture<'_, Result<T, sqlx::Error>> + Send,
     ) -> Result<T, StoreError> {
-        self.query(query, async {
+        self.measured(query, async {
             let mut connection = self.connection().await?;
             let mut result = statement(&mut connection).await.map_err(StoreError::from);
             if result.as_ref().is_err_and(StoreError::is_lost_connection) {
@@ -165,62 +165,34 @@ impl Database {
         .await
     }
 
-    /// Runs `work` within the deadline.
-    pub(super) async fn bounded<T>(
-        &self,
-        work: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<T, StoreError> {
-        timeout(self.settings.deadline, work).await.unwrap_or(Err(StoreError::Deadline))
-    }
-
-    /// Bounds one use of the store by its deadline, and measures how long it takes.
-    pub(super) async fn query<T>(
+    /// Runs `work` within the deadline, and measures its duration.
+    async fn measured<T>(
         &self,
         query: Query,
         work: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
         let started = Instant::now();
-        let result = self.bounded(work).await;
+        let result = timeout(self.settings.deadline, work).await.unwrap_or(Err(StoreError::Deadline));
         self.metrics.database.used(query, started.elapsed());
         result
     }
 }
 
 impl Store {
-    /// A connection from the pool.
-    pub(super) async fn connection(&self) -> Result<PooledConnection, StoreError> {
-        self.database.connection().await
-    }
-
-    /// Runs `work` on a connection from the pool, within the deadline. The connection is reused only where the work succeeds.
-    pub(super) async fn with_connection<T>(
-        &self,
-        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
-        self.bounded(async {
-            let mut connection = self.connection().await?;
-            let result = work(&mut connection).await?;
-            connection.release();
-            Ok(result)
-        })
-        .await
-    }
-
-    /// Runs `work` within the deadline.
-    pub(super) async fn bounded<T>(
-        &self,
-        work: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<T, StoreError> {
-        self.database.bounded(work).await
-    }
-
-    /// Bounds one use of the store by its deadline, and measures how long it takes.
+    /// Runs `work` on a connection from the pool within the deadline, and measures its duration. The connection is reused
+    /// only if the work succeeds.
     pub(super) async fn query<T>(
         &self,
         query: Query,
-        work: impl Future<Output = Result<T, StoreError>>,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        self.database.query(query, work).await
+        let work = async {
+            let mut connection = self.database.connection().await?;
+            let result = work(&mut connection).await?;
+            connection.release();
+            Ok(result)
+        };
+        self.database.measured(query, work).await
     }
 }
 

@@ -110,8 +110,7 @@ impl Store {
     ///
     /// The condition on keys is repeated in the outer query, which PostgreSQL checks again if a key is renewed concurrently.
     pub async fn delete_expired_requests(&self, window: Duration, limit: i64) -> Result<u64, StoreError> {
-        self.query(Query::Housekeeping, async {
-            let mut connection = self.connection().await?;
+        self.query(Query::Housekeeping, async |connection| {
             let keys = sqlx::query(
                 "delete from idempotency_keys where ctid = any (array(
                      select ctid from idempotency_keys where expires_at <= now() order by expires_at limit $1))
@@ -125,7 +124,6 @@ impl Store {
                 .bind(window)
                 .fetch_one(&mut *connection)
                 .await?;
-            connection.release();
             Ok(keys.rows_affected() + recent.unsigned_abs())
         })
         .await

@@ -214,8 +214,7 @@ impl Store {
     /// Whether all migrations of this release are applied.
     pub async fn is_migrated(&self) -> Result<bool, StoreError> {
         let versions: Vec<i64> = migrations().iter().map(|migration| migration.version).collect();
-        self.query(Query::Readiness, async {
-            let mut connection = self.connection().await?;
+        self.query(Query::Readiness, async |connection| {
             let exists: bool = sqlx::query_scalar("select to_regclass('_sqlx_migrations') is not null")
                 .fetch_one(&mut *connection)
                 .await?;
@@ -226,7 +225,6 @@ impl Store {
                 .bind(&versions)
                 .fetch_one(&mut *connection)
                 .await?;
-            connection.release();
             Ok(migrated)
         })
         .await

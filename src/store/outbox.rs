@@ -198,8 +198,7 @@ where ctid = any (array(
 impl Store {
     /// Renews the leases of `replica` for `duration`, and balances the buckets between the live replicas.
     pub async fn renew_lease(&self, replica: Uuid, duration: Duration) -> Result<Lease, StoreError> {
-        self.query(Query::RelayLease, async {
-            let mut connection = self.connection().await?;
+        self.query(Query::RelayLease, async |connection| {
             let mut transaction = connection.begin().await?;
             let share = fair_share(count_others(&mut transaction, replica, duration).await?);
             let renewed: Vec<(i16, i64, bool)> = sqlx::query_as(RENEW)
@@ -223,7 +222,6 @@ impl Store {
             }
             let server = sqlx::query_scalar(SERVER).fetch_one(&mut *transaction).await?;
             transaction.commit().await?;
-            connection.release();
             Ok(Lease { floors, server })
         })
         .await
@@ -237,13 +235,11 @@ impl Store {
         duration: Duration,
         held: usize,
     ) -> Result<bool, StoreError> {
-        self.query(Query::RelayLease, async {
-            let mut connection = self.connection().await?;
+        self.query(Query::RelayLease, async |connection| {
             let mut transaction = connection.begin().await?;
             let share = fair_share(count_others(&mut transaction, replica, duration).await?);
             let free: i64 = sqlx::query_scalar(FREE).fetch_one(&mut *transaction).await?;
             transaction.commit().await?;
-            connection.release();
             let held = i64::try_from(held).unwrap_or(i64::MAX);
             Ok(held > share || (held < share && free > 0))
         })
@@ -257,15 +253,13 @@ impl Store {
         floors: &BTreeMap<i16, i64>,
     ) -> Result<BTreeMap<i16, i64>, StoreError> {
         let (buckets, positions): (Vec<i16>, Vec<i64>) = floors.iter().unzip();
-        self.query(Query::RelayFloor, async {
-            let mut connection = self.connection().await?;
+        self.query(Query::RelayFloor, async |connection| {
             let raised: Vec<(i16, i64)> = sqlx::query_as(RAISE)
                 .bind(buckets)
                 .bind(positions)
                 .bind(server)
                 .fetch_all(&mut *connection)
                 .await?;
-            connection.release();
             Ok(raised.into_iter().collect())
         })
         .await
@@ -273,11 +267,9 @@ impl Store {
 
     /// Reads the open transactions that may have written to the outbox.
     pub async fn outbox_writers(&self) -> Result<OutboxWriters, StoreError> {
-        self.query(Query::RelayFloor, async {
-            let mut connection = self.connection().await?;
+        self.query(Query::RelayFloor, async |connection| {
             let (server, last_position) = sqlx::query_as(LAST_POSITION).fetch_one(&mut *connection).await?;
             let open = sqlx::query_as(WRITERS).fetch_all(&mut *connection).await?;
-            connection.release();
             Ok(OutboxWriters { server, last_position, open })
         })
         .await
@@ -285,8 +277,7 @@ impl Store {
 
     /// Releases all leases of `replica`, so that the others need not wait for their expiry.
     pub async fn release_lease(&self, replica: Uuid) -> Result<(), StoreError> {
-        self.query(Query::RelayLease, async {
-            let mut connection = self.connection().await?;
+        self.query(Query::RelayLease, async |connection| {
             sqlx::query(
                 "with gone as (delete from relay_replicas where replica = $1)
                  update relay_leases set owner = null, expires_at = '-infinity' where owner = $1",
@@ -294,7 +285,6 @@ impl Store {
             .bind(replica)
             .execute(&mut *connection)
             .await?;
-            connection.release();
             Ok(())
         })
         .await
@@ -311,8 +301,7 @@ impl Store {
         let buckets: Vec<i16> = ranges.iter().map(|range| range.bucket).collect();
         let from: Vec<i64> = ranges.iter().map(|range| range.from).collect();
         let to: Vec<i64> = ranges.iter().map(|range| range.to).collect();
-        self.query(Query::RelayRead, async {
-            let mut connection = self.connection().await?;
+        self.query(Query::RelayRead, async |connection| {
             let events = sqlx::query_as(PENDING)
                 .bind(buckets)
                 .bind(from)
@@ -321,7 +310,6 @@ impl Store {
                 .bind(server)
                 .fetch_all(&mut *connection)
                 .await?;
-            connection.release();
             Ok(events)
         })
         .await
@@ -330,10 +318,8 @@ impl Store {
     /// Deletes acknowledged events by `(bucket, position)`.
     pub async fn delete_events(&self, done: &[(i16, i64)]) -> Result<(), StoreError> {
         let (buckets, positions): (Vec<i16>, Vec<i64>) = done.iter().copied().unzip();
-        self.query(Query::RelayDelete, async {
-            let mut connection = self.connection().await?;
+        self.query(Query::RelayDelete, async |connection| {
             sqlx::query(DELETE).bind(buckets).bind(positions).execute(&mut *connection).await?;
-            connection.release();
             Ok(())
         })
         .await

@@ -143,15 +143,13 @@ select $1, 'STOCK_RESOLVE', format('attempt %s line %s: %s to %s', $2, $3, $5, $
 impl Store {
     /// Parks the order of an event that Kafka refuses as invalid.
     pub async fn park_order(&self, event: &PendingEvent, error: &str) -> Result<(), StoreError> {
-        self.query(Query::Park, async {
-            let mut connection = self.connection().await?;
+        self.query(Query::Park, async |connection| {
             sqlx::query(PARK)
                 .bind(event.bucket)
                 .bind(event.position)
                 .bind(error)
                 .execute(&mut *connection)
                 .await?;
-            connection.release();
             Ok(())
         })
         .await
@@ -159,7 +157,7 @@ impl Store {
 
     /// The parked orders, oldest first.
     pub async fn parked_orders(&self) -> Result<Vec<ParkedOrder>, StoreError> {
-        self.with_connection(async |connection| {
+        self.query(Query::Operate, async |connection| {
             let mut parked: Vec<ParkedOrder> = sqlx::query_as(LIST).fetch_all(&mut *connection).await?;
             let waiting = waiting(connection, &parked).await?;
             for order in &mut parked {
@@ -182,7 +180,7 @@ impl Store {
 
     /// Locks the order first, so that concurrent events come after those that are moved.
     async fn free(&self, order: OrderId, statement: &'static str, actor: &str) -> Result<bool, StoreError> {
-        self.with_connection(async |connection| {
+        self.query(Query::Operate, async |connection| {
             let mut transaction = connection.begin().await?;
             sqlx::query(LOCK_ORDER).bind(order.0).execute(&mut *transaction).await?;
             let freed = sqlx::query(statement)
@@ -199,7 +197,7 @@ impl Store {
 
     /// The lines of the oldest `limit` parked stock jobs.
     pub async fn parked_stock(&self, limit: i64) -> Result<Vec<ParkedStockLine>, StoreError> {
-        self.with_connection(async |connection| {
+        self.query(Query::Operate, async |connection| {
             Ok(sqlx::query_as(STOCK).bind(limit).fetch_all(connection).await?)
         })
         .await
@@ -213,7 +211,7 @@ impl Store {
         applied: bool,
         actor: &str,
     ) -> Result<bool, StoreError> {
-        self.with_connection(async |connection| {
+        self.query(Query::Operate, async |connection| {
             let mut transaction = connection.begin().await?;
             sqlx::query(LOCK_ORDER).bind(order.0).execute(&mut *transaction).await?;
             let mut resolved = false;

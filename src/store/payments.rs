@@ -418,10 +418,8 @@ impl Store {
         payload: &[u8],
         (reason, error): (ParkReason, &str),
     ) -> Result<(), StoreError> {
-        self.query(Query::Park, async {
-            let mut connection = self.connection().await?;
-            park(&mut connection, &[ParkedRecord { place, order, payload, reason, error }]).await?;
-            connection.release();
+        self.query(Query::Park, async |connection| {
+            park(connection, &[ParkedRecord { place, order, payload, reason, error }]).await?;
             Ok(())
         })
         .await

@@ -11,6 +11,7 @@ use super::orders::{OrderRow, SELECT};
 use super::{Store, StoreError};
 use crate::domain::event::RecordedChange;
 use crate::domain::{Money, Order, OrderId, Status};
+use crate::metrics::Query;
 
 /// Which orders.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,7 +82,7 @@ impl Store {
         after: OrderId,
         limit: i64,
     ) -> Result<ReplayPage, StoreError> {
-        self.with_connection(async |connection| {
+        self.query(Query::Operate, async |connection| {
             let mut transaction = connection.begin_with(SNAPSHOT).await?;
             let page = match range {
                 ReplayRange::Orders(ids) => {
@@ -114,7 +115,7 @@ impl Store {
         actor: &str,
     ) -> Result<(), StoreError> {
         const RECORD: &str = "insert into interventions (order_id, action, detail, actor) values ($1, 'EVENTS_REPLAY', $2, $3)";
-        self.with_connection(async |connection| {
+        self.query(Query::Operate, async |connection| {
             let record = sqlx::query(RECORD).bind(order.map(|order| order.0)).bind(detail).bind(actor);
             record.execute(connection).await?;
             Ok(())

@@ -73,8 +73,7 @@ impl Store {
         after: RetentionCursor,
         limit: i64,
     ) -> Result<RetentionBatch, StoreError> {
-        self.query(Query::Housekeeping, async {
-            let mut connection = self.connection().await?;
+        self.query(Query::Housekeeping, async |connection| {
             let (placed_at, id) = after.0.unzip();
             let candidates: Vec<(Uuid, DateTime<Utc>, bool)> = sqlx::query_as(CANDIDATES)
                 .bind(status.as_str())
@@ -94,7 +93,6 @@ impl Store {
             let locked: Vec<Uuid> = unchanged.map(|(id, _)| id).collect();
             let deleted = sqlx::query(DELETE).bind(locked).execute(&mut *transaction).await?.rows_affected();
             transaction.commit().await?;
-            connection.release();
             Ok(RetentionBatch { deleted, next: last.filter(|_| is_full) })
         })
         .await

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::payments::RecordPlace;
 use super::{Store, StoreError};
+use crate::metrics::Query;
 
 /// A record of the payment topic that waits for a person.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
@@ -82,7 +83,7 @@ impl Store {
         with_payload: bool,
         limit: i64,
     ) -> Result<Vec<ParkedPayment>, StoreError> {
-        self.with_connection(async |connection| {
+        self.query(Query::Operate, async |connection| {
             Ok(sqlx::query_as(LIST).bind(with_payload).bind(limit).fetch_all(connection).await?)
         })
         .await
@@ -90,7 +91,7 @@ impl Store {
 
     /// One record that waits, with its value. Nothing where it does not wait.
     pub async fn parked_payment(&self, place: &RecordPlace) -> Result<Option<ParkedPayment>, StoreError> {
-        self.with_connection(async |connection| {
+        self.query(Query::Operate, async |connection| {
             let find = sqlx::query_as(FIND).bind(&place.topic).bind(place.partition).bind(place.offset);
             Ok(find.fetch_optional(connection).await?)
         })
@@ -104,7 +105,7 @@ impl Store {
         note: &str,
         actor: &str,
     ) -> Result<bool, StoreError> {
-        self.with_connection(async |connection| {
+        self.query(Query::Operate, async |connection| {
             let settle = sqlx::query(SETTLE)
                 .bind(&place.topic)
                 .bind(place.partition)
@@ -118,7 +119,7 @@ impl Store {
 
     /// The `limit` refunds that are due for longest.
     pub async fn refunds_due(&self, limit: i64) -> Result<Vec<RefundDue>, StoreError> {
-        self.with_connection(async |connection| {
+        self.query(Query::Operate, async |connection| {
             Ok(sqlx::query_as(REFUNDS).bind(limit).fetch_all(connection).await?)
         })
         .await
@@ -126,7 +127,7 @@ impl Store {
 
     /// Marks the refund of an order as paid back. Whether one was due.
     pub async fn refund_done(&self, order: Uuid, note: &str, actor: &str) -> Result<bool, StoreError> {
-        self.with_connection(async |connection| {
+        self.query(Query::Operate, async |connection| {
             let done = sqlx::query(REFUND_DONE).bind(order).bind(note).bind(actor);
             Ok(done.execute(connection).await?.rows_affected() > 0)
         })

@@ -126,10 +126,8 @@ where ctid = any (array(
 impl Store {
     /// Reads a job; none if there is no such job.
     pub async fn stock_job(&self, order: OrderId, attempt: i16) -> Result<Option<StockJob>, StoreError> {
-        self.query(metrics::Query::ReadStockJob, async {
-            let mut connection = self.connection().await?;
-            let (job, _) = load_job(&mut connection, order, Some(attempt)).await?;
-            connection.release();
+        self.query(metrics::Query::ReadStockJob, async |connection| {
+            let (job, _) = load_job(connection, order, Some(attempt)).await?;
             Ok(job)
         })
         .await

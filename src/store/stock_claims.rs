@@ -178,8 +178,7 @@ impl Store {
             ClaimOrder::OldestFirst => DUE_OLDEST,
             ClaimOrder::NewestFirst => DUE_NEWEST,
         };
-        self.query(Query::ClaimStockJobs, async {
-            let mut connection = self.connection().await?;
+        self.query(Query::ClaimStockJobs, async |connection| {
             let mut transaction = connection.begin().await?;
             let due: Vec<DueJob> = sqlx::query_as(due).bind(limit).fetch_all(&mut *transaction).await?;
             let is_full = due.len() == usize::try_from(limit).unwrap_or(usize::MAX);
@@ -206,7 +205,6 @@ impl Store {
                 write_aggregates(&mut transaction, &aggregates, self.stock).await?;
             }
             transaction.commit().await?;
-            connection.release();
             for aggregate in &changed {
                 self.database.metrics().orders.changed(aggregate);
             }
@@ -220,15 +218,13 @@ impl Store {
 
     /// Claims one due job without reading it, after a claim of many failed: one of them may be unreadable.
     pub async fn claim_stock_job_unread(&self, holder: Uuid) -> Result<Option<DueJob>, StoreError> {
-        self.query(Query::ClaimStockJobs, async {
-            let mut connection = self.connection().await?;
+        self.query(Query::ClaimStockJobs, async |connection| {
             let job = sqlx::query_as(CLAIM_UNREAD)
                 .bind(1_i64)
                 .bind(holder)
                 .bind(self.stock.lease)
                 .fetch_optional(&mut *connection)
                 .await?;
-            connection.release();
             Ok(job)
         })
         .await
@@ -236,11 +232,9 @@ impl Store {
 
     /// Counts the unfinished work.
     pub async fn unfinished_work(&self) -> Result<Unfinished, StoreError> {
-        self.query(Query::Readiness, async {
-            let mut connection = self.connection().await?;
+        self.query(Query::Readiness, async |connection| {
             let counts =
                 sqlx::query_as(UNFINISHED).bind(Unfinished::MOST).fetch_one(&mut *connection).await?;
-            connection.release();
             Ok(counts)
         })
         .await

@@ -67,15 +67,13 @@ impl Store {
         ttl: Duration,
         after: UnpaidCursor,
     ) -> Result<Option<DateTime<Utc>>, StoreError> {
-        self.query(Query::FindUnpaid, async {
-            let mut connection = self.connection().await?;
+        self.query(Query::FindUnpaid, async |connection| {
             let (now, is_any_due): (DateTime<Utc>, bool) = sqlx::query_as(OLDEST_DUE)
                 .bind(after.placed_at)
                 .bind(after.id)
                 .bind(ttl)
                 .fetch_one(&mut *connection)
                 .await?;
-            connection.release();
             Ok(is_any_due.then_some(now))
         })
         .await
@@ -88,8 +86,7 @@ impl Store {
         after: UnpaidCursor,
         limit: i64,
     ) -> Result<UnpaidPage, StoreError> {
-        self.query(Query::FindUnpaid, async {
-            let mut connection = self.connection().await?;
+        self.query(Query::FindUnpaid, async |connection| {
             let rows: Vec<(Uuid, DateTime<Utc>, bool)> = sqlx::query_as(PAGE)
                 .bind(after.placed_at)
                 .bind(after.id)
@@ -97,7 +94,6 @@ impl Store {
                 .bind(limit)
                 .fetch_all(&mut *connection)
                 .await?;
-            connection.release();
             let next = rows.last().map(|(id, placed_at, _)| UnpaidCursor { placed_at: *placed_at, id: *id });
             let unpaid = rows.into_iter().filter(|(.., is_unpaid)| *is_unpaid);
             Ok(UnpaidPage { unpaid: unpaid.map(|(id, ..)| OrderId(id)).collect(), next })

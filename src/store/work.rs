@@ -1,59 +1,59 @@
-//! How much work is not done, for a scrape. What a count costs is bounded by [`MOST`], along indexes.
+//! Counts of unfinished work, for a scrape. Each count stops at [`MAX_COUNT`] and reads along an index.
 
 use super::payments::COUNT_PARKED;
 use super::{Store, StoreError};
 use crate::metrics::Query;
 
-/// Where counting stops.
-const MOST: i64 = 10_000;
+/// Counting stops here.
+const MAX_COUNT: i64 = 10_000;
 
-/// Work that is not done. No count is above 10,000.
+/// Counts of unfinished work, each at most 10,000.
 #[derive(Clone, Debug, PartialEq)]
-pub struct UndoneWork {
+pub struct UnfinishedWork {
     /// Events that Kafka has not acknowledged.
     pub outbox: Outbox,
-    /// Stock jobs that have not come to their end.
+    /// Unfinished stock jobs.
     pub stock: StockJobs,
-    /// Records of the payment topic that wait for a person, by reason.
+    /// Parked records of the payment topic, by reason.
     pub parked_payments: Vec<(String, i64)>,
-    /// Payments that have to go back, by reason.
+    /// Refunds that are due, by reason.
     pub refunds_due: Vec<(String, i64)>,
-    /// The age of the oldest of them, in seconds; 0 where there is none.
+    /// The age of the oldest, in seconds; 0 without any.
     pub oldest_refund_seconds: f64,
 }
 
 /// Events that Kafka has not acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, sqlx::FromRow)]
 pub struct Outbox {
-    /// How many, without those of parked orders.
+    /// The number, without events of parked orders.
     pub pending: i64,
-    /// The age of the oldest of them, in seconds; 0 where there is none.
+    /// The age of the oldest, in seconds; 0 without any.
     pub oldest_seconds: f64,
-    /// Orders whose events wait for a person.
+    /// Parked orders.
     pub parked_orders: i64,
 }
 
-/// Stock jobs that have not come to their end.
+/// Unfinished stock jobs.
 #[derive(Clone, Copy, Debug, PartialEq, sqlx::FromRow)]
 pub struct StockJobs {
     /// In state TAKING.
     pub taking: i64,
     /// In state RETURNING.
     pub returning: i64,
-    /// Past their deadline, and waiting for no person.
+    /// Past their deadline, and not parked.
     pub overdue: i64,
-    /// Waiting for a person.
+    /// Parked: they wait for an operator.
     pub parked: i64,
-    /// The age of the oldest of them, in seconds; 0 where there is none.
+    /// The age of the oldest, in seconds; 0 without any.
     pub oldest_seconds: f64,
     /// TAKING and past the deadline.
     pub taking_overdue: i64,
-    /// TAKING, paid, and past the deadline or waiting for a person: so the order is paid and still CREATED.
+    /// TAKING, paid, and past the deadline or parked: the order is paid and still CREATED.
     pub paid_not_confirmed: i64,
 }
 
-/// Each bucket from its floor on, as the relay reads it: below the floor are deleted rows and events of parked orders
-/// alone. The events of a bucket come by position, so the first is the oldest.
+/// Reads each bucket from its floor on, like the relay: below the floor are only deleted rows and events of parked orders.
+/// The events of a bucket come by position, so the first is the oldest.
 macro_rules! pending {
     ($limit:literal) => {
         concat!(
@@ -85,7 +85,7 @@ select
 "
 );
 
-/// The first of each index: the jobs that are due longest, or wait for a person longest.
+/// Reads the start of each index: the jobs that have been due or parked longest.
 pub(super) const STOCK: &str = "
 with unfinished as materialized (
     (select state, paid, deadline, created_at, false as is_parked from stock_jobs
@@ -111,7 +111,7 @@ select least(count(*) filter (where state = 'TAKING'), $1) as taking,
 from unfinished
 ";
 
-/// The reasons of refunds, as [`REFUNDS`] tells them apart.
+/// The reasons that [`REFUNDS`] counts separately.
 pub const REFUND_REASONS: [&str; 7] = [
     "OUT_OF_STOCK",
     "PAID_AFTER_CANCELLED",
@@ -122,7 +122,7 @@ pub const REFUND_REASONS: [&str; 7] = [
     "OTHER",
 ];
 
-/// A reason of a refund may be an admin's own words: those are one reason.
+/// The reason may be free text of an admin; all such texts count as `OTHER`.
 pub(super) const REFUNDS: &str = "
 select case when reason = any ($2) then reason else 'OTHER' end as reason,
        count(*)
@@ -136,19 +136,21 @@ from (select due_at from refunds_due where done_at is null order by due_at limit
 ";
 
 impl Store {
-    /// Counts the work that is not done, in one transaction's worth of round trips on one connection.
-    pub async fn undone_work(&self) -> Result<UndoneWork, StoreError> {
-        self.query(Query::Scrape, async {
-            let mut connection = self.connection().await?;
-            let outbox = sqlx::query_as(OUTBOX).bind(MOST).fetch_one(&mut *connection).await?;
-            let stock = sqlx::query_as(STOCK).bind(MOST).fetch_one(&mut *connection).await?;
-            let parked_payments = sqlx::query_as(COUNT_PARKED).bind(MOST).fetch_all(&mut *connection).await?;
-            let refunds_due =
-                sqlx::query_as(REFUNDS).bind(MOST).bind(REFUND_REASONS).fetch_all(&mut *connection).await?;
+    /// Counts the unfinished work on one connection.
+    pub async fn count_unfinished_work(&self) -> Result<UnfinishedWork, StoreError> {
+        self.query(Query::Scrape, async |connection| {
+            let outbox = sqlx::query_as(OUTBOX).bind(MAX_COUNT).fetch_one(&mut *connection).await?;
+            let stock = sqlx::query_as(STOCK).bind(MAX_COUNT).fetch_one(&mut *connection).await?;
+            let parked_payments =
+                sqlx::query_as(COUNT_PARKED).bind(MAX_COUNT).fetch_all(&mut *connection).await?;
+            let refunds_due = sqlx::query_as(REFUNDS)
+                .bind(MAX_COUNT)
+                .bind(REFUND_REASONS)
+                .fetch_all(&mut *connection)
+                .await?;
             let oldest_refund_seconds =
-                sqlx::query_scalar(OLDEST_REFUND).bind(MOST).fetch_one(&mut *connection).await?;
-            connection.release();
-            Ok(UndoneWork { outbox, stock, parked_payments, refunds_due, oldest_refund_seconds })
+                sqlx::query_scalar(OLDEST_REFUND).bind(MAX_COUNT).fetch_one(&mut *connection).await?;
+            Ok(UnfinishedWork { outbox, stock, parked_payments, refunds_due, oldest_refund_seconds })
         })
         .await
     }
