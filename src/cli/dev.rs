@@ -21,14 +21,11 @@ use super::{Failure, stop_signal};
 /// Where the demo Product Service listens when nothing else is said.
 const DEMO_PRODUCTS_ADDRESS: &str = "127.0.0.1:8081";
 
-/// Defaults of `dev`: it stops without delay, and after a kill another replica takes over events and payments within
-/// seconds.
-const DEV_DEFAULTS: [(&str, &str); 4] = [
-    ("SHUTDOWN_DELAY_MS", "0"),
-    ("KAFKA_DELIVERY_TIMEOUT_MS", "3000"),
-    ("RELAY_LEASE_MS", "7000"),
-    ("KAFKA_SESSION_TIMEOUT_MS", "6000"),
-];
+/// Defaults of `dev`: it stops without delay, and after a kill another replica takes over payments within seconds.
+const DEV_DEFAULTS: [(&str, &str); 2] = [("SHUTDOWN_DELAY_MS", "0"), ("KAFKA_SESSION_TIMEOUT_MS", "6000")];
+
+/// The same for events. Both or none: the lease must be more than twice the timeout.
+const RELAY_DEFAULTS: [(&str, &str); 2] = [("KAFKA_DELIVERY_TIMEOUT_MS", "3000"), ("RELAY_LEASE_MS", "7000")];
 
 /// Starts the parts that the environment does not name, then the service; stops all of it on Ctrl-C.
 /// With `data`, that folder keeps what there is for the next start.
@@ -81,14 +78,19 @@ struct Parts {
     data: Option<DataFolder>,
 }
 
+fn with_defaults(env: &Environment) -> Environment {
+    let has_relay_settings = RELAY_DEFAULTS.iter().any(|(name, _)| env.optional(name).is_some());
+    let relay_defaults = if has_relay_settings { [].as_slice() } else { &RELAY_DEFAULTS };
+    let defaults = DEV_DEFAULTS.iter().chain(relay_defaults);
+    env.clone().or(defaults.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())))
+}
+
 async fn run_service(env: &Environment, parts: &Parts, stop: &CancellationToken) -> Result<(), Failure> {
     let Parts { program, stack, data } = parts;
-    let env = env
-        .clone()
+    let env = with_defaults(env)
         .with("DATABASE_URL", stack.database_url())
         .with("KAFKA_BOOTSTRAP_SERVERS", stack.kafka())
-        .with("PRODUCT_SERVICE_URL", stack.product_service())
-        .or(DEV_DEFAULTS.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        .with("PRODUCT_SERVICE_URL", stack.product_service());
     let mut config = Config::read(&env)?;
     config.api.docs = DocsPage::Dev;
     let mut journal = None;
@@ -208,4 +210,23 @@ pub(super) async fn replica(env: &Environment) -> Result<(), Failure> {
 /// The Kafka cluster alone, for the process that started this one.
 pub(super) fn embedded_kafka(brokers: i32) -> Result<(), Failure> {
     Ok(kafka::run(brokers, std::io::stdin().lock(), std::io::stdout().lock())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_single_setting_of_the_relay_goes_with_the_defaults_of_dev() {
+        let parts = Environment::default()
+            .with("DATABASE_URL", "postgres://localhost/orders")
+            .with("KAFKA_BOOTSTRAP_SERVERS", "localhost:9092")
+            .with("PRODUCT_SERVICE_URL", "http://localhost:8081");
+        let alone = Config::read(&with_defaults(&parts)).map(|config| config.relay.lease.as_secs());
+        assert_eq!(alone.ok(), Some(7));
+        for (name, value) in [("KAFKA_DELIVERY_TIMEOUT_MS", "10000"), ("RELAY_LEASE_MS", "30000")] {
+            let config = Config::read(&with_defaults(&parts.clone().with(name, value)));
+            assert_eq!(config.map(|config| config.relay.lease.as_secs()).ok(), Some(30), "{name}");
+        }
+    }
 }

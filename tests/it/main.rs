@@ -11,6 +11,7 @@
 mod support;
 
 mod access;
+mod alerts;
 mod bad_input;
 mod bad_parameters;
 mod cancel_order;
