@@ -18,8 +18,8 @@ use tracing_subscriber::EnvFilter;
 
 pub use environment::{Environment, InvalidConfig};
 pub use in_force::{Setting, Source, settings_in_force};
-pub use kafka::is_topic;
 use kafka::kafka;
+pub use kafka::parse_topic;
 pub(crate) use kafka::{ORDER_EVENTS, PAYMENT_EVENTS};
 use products::products;
 

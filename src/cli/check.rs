@@ -1,4 +1,4 @@
-//! `check`: whether the database keeps what the service promises.
+//! `check`: checks the invariants on a live database.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,37 +17,37 @@ use super::operate::store;
 use super::output::{Output, progress_bar, text};
 use super::{Failure, stop_signal};
 
-/// Rows of one step.
+/// The rows of one step.
 const PAGE: i64 = 500;
-/// As many findings are kept; all are counted.
-const MOST_KEPT: usize = 10_000;
-/// How often in a row a step may fail before the check gives up.
+/// The maximum of findings that are shown; all are counted.
+const MAX_SHOWN: usize = 10_000;
+/// The consecutive failures of a step after which the check gives up.
 const ATTEMPTS: u32 = 10;
 
 #[derive(Args)]
 #[command(
-    after_help = "It only reads, beside a service that serves, a page of rows at a time. Interrupted, it is safe to start \
-                  again. Exit code 0: nothing is wrong. 1: something is, and the list names it.\n\n\
+    after_help = "The command only reads, one page of rows at a time, and runs beside a live service. After an interruption it is \
+                  safe to start again. Exit code 0: no contradiction. 1: the list names the contradictions.\n\n\
                   Examples:\n  order-service check\n  order-service check --json > check.json\n  \
                   order-service check --list"
 )]
 pub(super) struct CheckArgs {
-    /// Look at the orders after this one alone, where an interrupted check said so
+    /// Check only the orders after this one, as an interrupted check printed it
     #[arg(long, value_name = "ORDER", value_parser = OrderId::parse)]
     after: Option<OrderId>,
-    /// Say what is checked, and check nothing
+    /// List the invariants without checking them
     #[arg(long)]
     list: bool,
     #[command(flatten)]
     output: Output,
 }
 
-/// What a check has found so far.
+/// The findings of a check.
 #[derive(Default)]
 struct Findings {
     rows: BTreeMap<&'static str, usize>,
     broken: Vec<Broken>,
-    /// With those that are not kept.
+    /// Including those that are not in `broken`.
     count: usize,
 }
 
@@ -74,7 +74,7 @@ pub(super) async fn check(args: &CheckArgs, env: &Environment) -> Result<(), Fai
     }
 }
 
-/// Where it was interrupted, if it was.
+/// Runs all steps. Returns the position of an interruption.
 async fn walk(
     store: &Store,
     start: CheckCursor,
@@ -96,7 +96,7 @@ async fn walk(
     Ok(None)
 }
 
-/// A step that is too slow is tried with half the rows; one that finds no database after a pause.
+/// Retries a failed step after a pause, with half the rows: it may have been too slow.
 async fn try_step(store: &Store, at: &CheckCursor, limit: &mut i64) -> Result<CheckStep, StoreError> {
     const PAUSE: Duration = Duration::from_secs(1);
     let mut attempts = 0;
@@ -127,7 +127,7 @@ impl Findings {
     fn add(&mut self, step: CheckStep) {
         *self.rows.entry(name(step.part)).or_default() += step.rows;
         self.count += step.broken.len();
-        let room = MOST_KEPT.saturating_sub(self.broken.len());
+        let room = MAX_SHOWN.saturating_sub(self.broken.len());
         self.broken.extend(step.broken.into_iter().take(room));
     }
 

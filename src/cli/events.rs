@@ -1,4 +1,4 @@
-//! `events replay`: sends events again, for a consumer that has lost its data.
+//! `events replay`: sends events again, for a consumer that lost its data.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -26,14 +26,14 @@ pub(super) struct EventsArgs {
 
 #[derive(Subcommand)]
 enum EventsCommand {
-    /// Send the events of orders, or of a time, again to a topic of your choice
+    /// Send the events of orders, or of a period, again to a topic of your choice
     #[command(
         after_help = "The events have the key, the value, the headers and the id (metadata.eventId, ce_id) of their first \
-                      publication; those of orders that a release of before 2026-11-25 wrote have an id that is always the \
-                      same, and not the first one. Consumers drop repeats by the id, or by the sequence within the order. \
-                      The events of one order come in sequence; orders come by their ids, oldest first.\n\n\
-                      Interrupted, it is safe to start again, from the beginning or with --after. The topic must exist, \
-                      with as many partitions as the first one where consumers rely on that.\n\n\
+                      publication. For orders from a release before 2026-11-25, the id differs from the first one, but is \
+                      the same in every replay. Consumers drop repeats by the id, or by the sequence within the order. \
+                      The events of an order come in sequence; orders come by id, oldest first.\n\n\
+                      After an interruption it is safe to start again, from the beginning or with --after. The topic must \
+                      exist, with the same number of partitions if consumers rely on it.\n\n\
                       Examples:\n  \
                       order-service events replay --order 0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10 --topic order-events-replay --by ada\n  \
                       order-service events replay --from 2026-11-01T00:00:00Z --to 2026-11-02T00:00:00Z \
@@ -47,25 +47,25 @@ struct ReplayArgs {
     /// An order whose events are sent; may be given more than once
     #[arg(long = "order", value_name = "ORDER", value_parser = OrderId::parse, required_unless_present = "from")]
     orders: Vec<OrderId>,
-    /// The first moment (RFC 3339) of the changes that are sent
+    /// The start of the period (RFC 3339), inclusive
     #[arg(long, value_name = "TIME", value_parser = moment, requires = "to", conflicts_with = "orders")]
     from: Option<DateTime<Utc>>,
-    /// The moment (RFC 3339) after the last one
+    /// The end of the period (RFC 3339), exclusive
     #[arg(long, value_name = "TIME", value_parser = moment, requires = "from")]
     to: Option<DateTime<Utc>>,
     /// The topic to send to
-    #[arg(long, value_parser = topic)]
+    #[arg(long, value_parser = config::parse_topic)]
     topic: String,
-    /// Send to the topic of the relay itself, which every consumer reads
+    /// Allow the topic of the relay, which every consumer reads
     #[arg(long)]
     to_all_consumers: bool,
-    /// The most events a second
+    /// The maximum of events per second
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rate: u32,
-    /// Begin after this order, where an interrupted replay said so
+    /// Start after this order, as an interrupted replay printed it
     #[arg(long, value_name = "ORDER", value_parser = OrderId::parse)]
     after: Option<OrderId>,
-    /// Who does it, for the record
+    /// Your name, for the record
     #[arg(long, value_parser = output::actor)]
     by: String,
 }
@@ -73,11 +73,6 @@ struct ReplayArgs {
 fn moment(text: &str) -> Result<DateTime<Utc>, &'static str> {
     let moment = DateTime::parse_from_rfc3339(text);
     moment.map(|moment| moment.to_utc()).map_err(|_| "must be a time such as 2026-11-01T00:00:00Z")
-}
-
-fn topic(text: &str) -> Result<String, &'static str> {
-    let rule = "must be 1 to 249 letters, digits, '.', '_' or '-'";
-    if config::is_topic(text) { Ok(text.to_owned()) } else { Err(rule) }
 }
 
 pub(super) async fn events(args: &EventsArgs, env: &Environment) -> Result<(), Failure> {
@@ -120,7 +115,7 @@ pub(super) async fn events(args: &EventsArgs, env: &Environment) -> Result<(), F
 }
 
 impl ReplayArgs {
-    /// Old events in the topic of all consumers make those act again that do not drop repeats.
+    /// A consumer that does not drop repeats would process old events again.
     fn refuse_dangerous_topics(&self, kafka: &KafkaSettings) -> Result<(), Failure> {
         if self.topic == kafka.payments.topic {
             return Err(BadArgument("--topic must not be PAYMENT_EVENTS_TOPIC").into());
@@ -141,13 +136,13 @@ impl ReplayArgs {
         }
     }
 
-    /// How many orders of the list are to be looked at; none where it is a time.
+    /// The number of orders in the list; 0 for a period.
     fn listed(&self) -> usize {
         let listed = self.orders.iter().filter(|order| self.after.is_none_or(|after| **order > after));
         listed.collect::<BTreeSet<_>>().len()
     }
 
-    /// How many orders are looked at, about.
+    /// Estimates the number of orders to read.
     async fn expected(&self, store: &Store) -> Result<u64, Failure> {
         if self.from.is_some() {
             return Ok(store.estimate_orders().await?.unsigned_abs());
@@ -155,7 +150,7 @@ impl ReplayArgs {
         Ok(self.listed() as u64)
     }
 
-    /// What the record says.
+    /// The detail of the record.
     fn detail(&self) -> String {
         let what = match (self.from, self.to) {
             (Some(from), Some(to)) => format!("{} to {}", time::rfc3339(from), time::rfc3339(to)),

@@ -1,4 +1,4 @@
-//! `serve`, `migrate`, `healthcheck`; and, where the embedded stack is compiled in, `dev` and `demo-products`.
+//! The command line: `serve`, the commands of operators, and with the embedded stack `dev`.
 
 mod check;
 #[cfg(feature = "dev")]
@@ -37,26 +37,26 @@ struct Cli {
 enum Command {
     /// Serve orders until SIGTERM or SIGINT
     Serve,
-    /// Bring the database schema up to date, then exit
+    /// Apply the pending migrations, then exit
     Migrate,
     /// List, replay or skip events that Kafka refuses
     Outbox(operate::OutboxArgs),
-    /// List or resolve stock movements of which nobody knows the outcome
+    /// List or resolve stock calls of unknown outcome
     Stock(operate::StockArgs),
     /// List, retry or settle payments that could not be applied
     Payments(payments::PaymentsArgs),
-    /// List the refunds that are due, or say that one is done
+    /// List due refunds, or mark one as done
     Refunds(payments::RefundsArgs),
-    /// Send events again, for a consumer that has lost its data
+    /// Send events again, for a consumer that lost its data
     Events(events::EventsArgs),
-    /// Check that the database keeps what the service promises; exit code 1 where it does not
+    /// Check the invariants on a live database; exit code 1 if one is violated
     Check(check::CheckArgs),
-    /// Write the description of the API, manifests, dashboards and decisions of this version into a new folder
+    /// Write the API documents, manifests, dashboards and decisions of this version to a new folder
     Kit {
-        /// A folder that is not there yet, or empty
+        /// A folder that does not exist, or is empty
         folder: PathBuf,
     },
-    /// Check the settings, or show which are in force
+    /// Check or show the settings
     Config(settings::ConfigArgs),
     /// Print the completions of a shell
     #[command(
@@ -68,7 +68,7 @@ enum Command {
     },
     /// Exit with 0 if the service on this machine is ready, with 1 if it is not
     Healthcheck {
-        /// Ask whether it lives, not whether it is ready: for platforms that restart what is unhealthy
+        /// Check liveness instead of readiness, for platforms that restart unhealthy services
         #[arg(long)]
         live: bool,
     },
@@ -90,18 +90,18 @@ enum Command {
     #[cfg(feature = "dev")]
     #[command(hide = true, name = order_service::dev::kafka::COMMAND)]
     EmbeddedKafka {
-        /// How many brokers
+        /// The number of brokers
         brokers: i32,
     },
 }
 
-/// A stop that took longer than it may.
+/// The exit code of a stop that took too long.
 const EXIT_STOP_TIMED_OUT: u8 = 2;
 
-/// What clap exits with as well.
+/// The exit code of clap.
 const EXIT_BAD_ARGUMENT: u8 = 2;
 
-/// An argument that is wrong beside the others, or beside the settings. Nothing was done.
+/// An argument that contradicts another one, or the settings. Nothing was done.
 #[derive(Debug, Error)]
 #[error("{0}")]
 struct BadArgument(&'static str);
@@ -110,14 +110,7 @@ struct BadArgument(&'static str);
 type Failure = Box<dyn Error + Send + Sync>;
 
 pub(crate) fn run() -> ExitCode {
-    let command = Cli::parse().command;
-    let outcome = match &command {
-        Command::Completions { shell } => completions(*shell),
-        // It names what is wrong with .env beside everything else.
-        Command::Config(args) => settings::config(args, &Environment::of_process(), environment()),
-        command => environment().and_then(|env| run_with(command, &env)),
-    };
-    match outcome {
+    match run_command(&Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             report(failure.as_ref());
@@ -126,10 +119,10 @@ pub(crate) fn run() -> ExitCode {
     }
 }
 
-fn run_with(command: &Command, env: &Environment) -> Result<(), Failure> {
+fn run_command(command: &Command) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let outcome = runtime.block_on(execute(command, env));
-    // What still runs here was given up: do not wait for it.
+    let outcome = runtime.block_on(execute(command));
+    // Does not wait for abandoned tasks.
     runtime.shutdown_background();
     outcome
 }
@@ -148,28 +141,30 @@ fn completions(shell: Shell) -> Result<(), Failure> {
     Ok(io::stdout().write_all(&script)?)
 }
 
-async fn execute(command: &Command, env: &Environment) -> Result<(), Failure> {
+async fn execute(command: &Command) -> Result<(), Failure> {
     match command {
-        Command::Serve => serve(env).await,
-        Command::Migrate => migrate(env).await,
-        Command::Outbox(args) => operate::outbox(args, env).await,
-        Command::Stock(args) => operate::stock(args, env).await,
-        Command::Payments(args) => payments::payments(args, env).await,
-        Command::Refunds(args) => payments::refunds(args, env).await,
-        Command::Events(args) => events::events(args, env).await,
-        Command::Check(args) => check::check(args, env).await,
+        Command::Serve => serve(&environment()?).await,
+        Command::Migrate => migrate(&environment()?).await,
+        Command::Outbox(args) => operate::outbox(args, &environment()?).await,
+        Command::Stock(args) => operate::stock(args, &environment()?).await,
+        Command::Payments(args) => payments::payments(args, &environment()?).await,
+        Command::Refunds(args) => payments::refunds(args, &environment()?).await,
+        Command::Events(args) => events::events(args, &environment()?).await,
+        Command::Check(args) => check::check(args, &environment()?).await,
         Command::Kit { folder } => write_kit(folder),
-        Command::Config(_) | Command::Completions { .. } => Ok(()),
+        // Reports an invalid .env together with the invalid settings.
+        Command::Config(args) => settings::config(args, &Environment::of_process(), environment()),
+        Command::Completions { shell } => completions(*shell),
         Command::Healthcheck { live } => {
             let probe = if *live { "live" } else { "ready" };
-            healthcheck::run(config::read_bind_address(env)?, probe).await
+            healthcheck::run(config::read_bind_address(&environment()?)?, probe).await
         }
         #[cfg(feature = "dev")]
-        Command::Dev { data } => Box::pin(dev::run(env, data.as_deref())).await,
+        Command::Dev { data } => Box::pin(dev::run(&environment()?, data.as_deref())).await,
         #[cfg(feature = "dev")]
-        Command::DemoProducts => dev::demo_products(env).await,
+        Command::DemoProducts => dev::demo_products(&environment()?).await,
         #[cfg(feature = "dev")]
-        Command::DevReplica => Box::pin(dev::replica(env)).await,
+        Command::DevReplica => Box::pin(dev::replica(&environment()?)).await,
         #[cfg(feature = "dev")]
         Command::EmbeddedKafka { brokers } => dev::embedded_kafka(*brokers),
     }
@@ -178,7 +173,7 @@ async fn execute(command: &Command, env: &Environment) -> Result<(), Failure> {
 async fn serve(env: &Environment) -> Result<(), Failure> {
     let (log, config) = config::read_service(env)?;
     telemetry::start(&log)?;
-    // First of all: a signal that finds no handler ends the process at once, whatever it is doing.
+    // Before the start, because a signal without a handler would end the process at once.
     let stop = stop_signal()?;
     App::start(config).await?.run_until(stop.cancelled()).await?;
     Ok(())
@@ -211,14 +206,14 @@ fn environment() -> Result<Environment, Failure> {
     }
 }
 
-/// The assignments of a `.env`. What is wrong is named by its place alone: dotenvy's own words repeat the line,
-/// and whatever secret is in it.
+/// The assignments of a `.env`. The error names only the line number: dotenvy's message repeats the line, which may contain a
+/// secret.
 fn assignments(text: &str) -> Result<Vec<(String, String)>, Failure> {
     let parse = |text: &str| dotenvy::from_read_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>();
     parse(text).map_err(|_| {
         let lines: Vec<&str> = text.split_inclusive('\n').collect();
-        let sound = (0..lines.len()).rev().find(|&count| parse(&lines[..count].concat()).is_ok());
-        format!(".env cannot be read: line {} is no assignment", sound.unwrap_or_default() + 1).into()
+        let valid = (0..lines.len()).rev().find(|&count| parse(&lines[..count].concat()).is_ok());
+        format!(".env cannot be read: line {} is no assignment", valid.unwrap_or_default() + 1).into()
     })
 }
 

@@ -1,4 +1,4 @@
-//! `outbox` and `stock`: what operators do about work that waits for a person.
+//! `outbox` and `stock`: parked orders and parked stock calls.
 
 use std::sync::Arc;
 
@@ -26,22 +26,22 @@ enum OutboxCommand {
     /// List the orders whose events Kafka refuses
     #[command(after_help = "Example:\n  order-service outbox list --json")]
     List,
-    /// Let the relay try the events of a parked order again
+    /// Retry the events of a parked order
     #[command(after_help = "Example, after the topic's max.message.bytes was raised:\n  \
                       order-service outbox replay 0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10 --by ada")]
-    Replay(Deed),
-    /// Give up the refused event of a parked order, so that its later events go on
-    #[command(after_help = "The event itself is kept in the table interventions.\n\n\
+    Replay(OrderAction),
+    /// Drop the refused event of a parked order, so that its later events are published
+    #[command(after_help = "The table interventions keeps the event.\n\n\
                       Example:\n  order-service outbox skip 0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10 --by ada")]
-    Skip(Deed),
+    Skip(OrderAction),
 }
 
 #[derive(Args)]
-pub(super) struct Deed {
+pub(super) struct OrderAction {
     /// The order
     #[arg(value_parser = OrderId::parse)]
     order: OrderId,
-    /// Who does it, for the record
+    /// Your name, for the record
     #[arg(long, value_parser = output::actor)]
     by: String,
 }
@@ -56,11 +56,11 @@ pub(super) struct StockArgs {
 
 #[derive(Subcommand)]
 enum StockCommand {
-    /// List the lines that wait for a person, those of the 1,000 oldest jobs
+    /// List the lines that wait for an operator, those of the 1,000 oldest jobs
     #[command(after_help = "Example:\n  order-service stock list")]
     List,
-    /// Say what was found out about such a line at the Product Service
-    #[command(after_help = "Example, where the Product Service's book shows that line 2 was not taken:\n  \
+    /// Record whether the Product Service applied the call of such a line
+    #[command(after_help = "Example, if the Product Service shows that line 2 was not taken:\n  \
                       order-service stock resolve 0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10 1 2 not-applied --by ada")]
     Resolve(Resolve),
 }
@@ -74,9 +74,9 @@ pub(super) struct Resolve {
     attempt: i16,
     /// The line, as listed
     line: i16,
-    /// Whether the Product Service moved the stock
+    /// Whether the Product Service applied the call
     finding: Finding,
-    /// Who found it out, for the record
+    /// Your name, for the record
     #[arg(long, value_parser = output::actor)]
     by: String,
 }
@@ -89,16 +89,18 @@ enum Finding {
 
 pub(super) async fn outbox(args: &OutboxArgs, env: &Environment) -> Result<(), Failure> {
     let store = store(env).await?;
-    let (found, action, deed) = match &args.command {
+    let (found, name, action) = match &args.command {
         OutboxCommand::List => return list_outbox(&store, args.output).await,
-        OutboxCommand::Replay(deed) => (store.replay_parked(deed.order, &deed.by).await?, "replay", deed),
-        OutboxCommand::Skip(deed) => (store.skip_parked(deed.order, &deed.by).await?, "skip", deed),
+        OutboxCommand::Replay(action) => {
+            (store.replay_parked(action.order, &action.by).await?, "replay", action)
+        }
+        OutboxCommand::Skip(action) => (store.skip_parked(action.order, &action.by).await?, "skip", action),
     };
     if !found {
-        return Err(format!("{} is not parked", deed.order).into());
+        return Err(format!("{} is not parked", action.order).into());
     }
     args.output
-        .result(&json!({"orderId": deed.order, "done": action}), &format!("{}: {action} is done", deed.order))
+        .result(&json!({"orderId": action.order, "done": name}), &format!("{}: {name} is done", action.order))
 }
 
 #[derive(Serialize)]
@@ -164,8 +166,8 @@ struct ParkedLineRow {
 }
 
 async fn list_stock(store: &Store, output: Output) -> Result<(), Failure> {
-    /// As many jobs as a person looks at; the next ones are listed when these are resolved.
-    const MOST: i64 = 1_000;
+    /// The maximum of listed jobs. After these are resolved, the next ones are listed.
+    const LIMIT: i64 = 1_000;
     let row = |line: ParkedStockLine| ParkedLineRow {
         order_id: line.order_id,
         attempt: line.attempt,
@@ -175,7 +177,7 @@ async fn list_stock(store: &Store, output: Output) -> Result<(), Failure> {
         state: line.state,
         reason: line.parked,
     };
-    let rows: Vec<ParkedLineRow> = store.parked_stock(MOST).await?.into_iter().map(row).collect();
+    let rows: Vec<ParkedLineRow> = store.parked_stock(LIMIT).await?.into_iter().map(row).collect();
     output.rows(
         &rows,
         &[
@@ -187,18 +189,18 @@ async fn list_stock(store: &Store, output: Output) -> Result<(), Failure> {
             ("STATE", &|row| row.state.clone()),
             ("WHY", &|row| row.reason.clone()),
         ],
-        "No stock call waits for a person.",
+        "No stock call waits for an operator.",
     )
 }
 
-/// The database, for one command. Its schema must be that of this release.
+/// The store for a command. Fails if migrations are pending.
 pub(super) async fn store(env: &Environment) -> Result<Store, Failure> {
     let (database, stock) = config::read_store(env)?;
     let settings = DatabaseSettings { max_connections: 2, ..database };
     migrated(Store::new(&settings, stock, &Arc::default())).await
 }
 
-/// The store, unless migrations are pending.
+/// Fails if migrations are pending.
 pub(super) async fn migrated(store: Store) -> Result<Store, Failure> {
     if store.is_migrated().await? {
         return Ok(store);

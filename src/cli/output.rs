@@ -1,4 +1,4 @@
-//! What operators' commands print: a table for people, or JSON.
+//! The output of operators' commands: a table, or JSON.
 
 use std::io::{self, Write};
 
@@ -21,7 +21,7 @@ pub(super) struct Output {
 pub(super) type Column<'a, T> = (&'a str, &'a dyn Fn(&T) -> String);
 
 impl Output {
-    /// Prints rows: as a table, or as a JSON array. `none` is what a person reads where there are none.
+    /// Prints rows as a table or as a JSON array. Without rows, the table is replaced by `none`.
     pub(super) fn rows<T: Serialize>(
         self,
         rows: &[T],
@@ -39,41 +39,41 @@ impl Output {
         print(&table(&std::iter::once(headings).chain(cells).collect::<Vec<Vec<String>>>()))
     }
 
-    /// Prints one result: a sentence, or a JSON object.
+    /// Prints a result as a sentence or as a JSON object.
     pub(super) fn result(self, value: &Value, sentence: &str) -> Result<(), Failure> {
         let lines: Vec<String> = sentence.lines().map(visible).collect();
         print(&if self.json { value.to_string() } else { lines.join("\n") })
     }
 
-    /// Whether JSON is wanted.
+    /// Whether the output is JSON.
     pub(super) const fn is_json(self) -> bool {
         self.json
     }
 }
 
-/// A cell of a row that is JSON: the text under this name, or `-`.
+/// The cell of a JSON row: the text with this name, or `-`.
 pub(super) fn text(name: &'static str) -> impl Fn(&Value) -> String {
     move |row| row[name].as_str().unwrap_or("-").to_owned()
 }
 
-/// On standard error, and on a terminal alone.
+/// A progress bar on standard error, shown only on a terminal.
 pub(super) fn progress_bar(total: u64, template: &str) -> ProgressBar {
     let bar = ProgressBar::new(total.max(1));
     let style = ProgressStyle::with_template(template);
     style.map_or_else(|_| bar.clone(), |style| bar.clone().with_style(style))
 }
 
-/// A line on standard output.
+/// Prints a line on standard output.
 pub(super) fn print(line: &str) -> Result<(), Failure> {
     Ok(writeln!(io::stdout(), "{line}")?)
 }
 
-/// Without control characters: what another service said must not move the cursor of a terminal.
+/// Replaces control characters: the text of another service must not control the terminal.
 fn visible(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// The cells in columns, two spaces apart; no space at the end of a line.
+/// Aligns the cells in columns, two spaces apart.
 fn table(lines: &[Vec<String>]) -> String {
     let columns = lines.first().map_or(0, Vec::len);
     let width = |column: usize| {
@@ -89,12 +89,12 @@ fn table(lines: &[Vec<String>]) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Reads who does it.
+/// Parses the name of an operator.
 pub(super) fn actor(text: &str) -> Result<String, &'static str> {
     bounded(text, 254).ok_or("must be 1 to 254 visible characters, such as your name")
 }
 
-/// Reads a remark for the record.
+/// Parses a note for the record.
 pub(super) fn note(text: &str) -> Result<String, &'static str> {
     bounded(text, 1_000).ok_or("must be 1 to 1,000 visible characters")
 }

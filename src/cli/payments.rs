@@ -1,4 +1,4 @@
-//! `payments` and `refunds`: money that waits for a person.
+//! `payments` and `refunds`: parked payments and due refunds.
 
 use clap::{Args, Subcommand};
 use order_service::config::Environment;
@@ -14,9 +14,9 @@ use super::Failure;
 use super::operate::store;
 use super::output::{self, Output};
 
-/// How many rows a list has unless asked otherwise, and at most.
+/// The default and the maximum number of rows of a list.
 const LIMIT: i64 = 1_000;
-const LARGEST_LIMIT: i64 = 10_000;
+const MAX_LIMIT: i64 = 10_000;
 
 #[derive(Args)]
 pub(super) struct PaymentsArgs {
@@ -28,32 +28,30 @@ pub(super) struct PaymentsArgs {
 
 #[derive(Subcommand)]
 enum PaymentsCommand {
-    /// List the payment records that wait for a person, oldest first
+    /// List the payment records that wait for an operator, oldest first
     #[command(after_help = "Example:\n  order-service payments list --limit 20")]
     List {
-        /// The most records
-        #[arg(long, default_value_t = LIMIT, value_parser = clap::value_parser!(i64).range(1..=LARGEST_LIMIT))]
+        /// The maximum of records
+        #[arg(long, default_value_t = LIMIT, value_parser = clap::value_parser!(i64).range(1..=MAX_LIMIT))]
         limit: i64,
-        /// Show the records themselves, too; they hold an e-mail address
+        /// Show the records themselves; they contain an e-mail address
         #[arg(long)]
         payload: bool,
     },
-    /// Apply a parked record again, after what was wrong with it is mended
+    /// Apply a parked record again, after its cause was fixed
     #[command(
-        after_help = "It helps where the order was not there (UNKNOWN_ORDER), or this service could not read or write the \
-                      record (UNDECODABLE, UNWRITABLE). What was decided on before stays so: settle it.\n\n\
+        after_help = "A retry helps if the order did not exist (UNKNOWN_ORDER), or if this service could not read or write the \
+                      record (UNDECODABLE, UNWRITABLE). A record with an earlier decision keeps it: settle that record.\n\n\
                       Example:\n  order-service payments retry payment-events/2/1234 --by ada"
     )]
     Retry(Record),
-    /// Say that a parked record was dealt with by other means, such as a refund by hand
-    #[command(
-        after_help = "Nothing happens to the order. To confirm it all the same, an admin sets its status.\n\n\
-                      Example:\n  order-service payments settle payment-events/2/1234 --by ada --note 'paid back, ticket 77'"
-    )]
+    /// Mark a parked record as settled by other means, such as a manual refund
+    #[command(after_help = "The order does not change. To confirm it, an admin sets its status.\n\n\
+                      Example:\n  order-service payments settle payment-events/2/1234 --by ada --note 'paid back, ticket 77'")]
     Settle {
         #[command(flatten)]
         record: Record,
-        /// What was done about it, for the record
+        /// What was done, for the record
         #[arg(long, value_parser = output::note)]
         note: String,
     },
@@ -64,7 +62,7 @@ struct Record {
     /// The record as listed: topic/partition/offset
     #[arg(value_name = "RECORD")]
     place: RecordPlace,
-    /// Who does it, for the record
+    /// Your name, for the record
     #[arg(long, value_parser = output::actor)]
     by: String,
 }
@@ -82,11 +80,11 @@ enum RefundsCommand {
     /// List the refunds that are due, oldest first
     #[command(after_help = "Example:\n  order-service refunds list --json")]
     List {
-        /// The most refunds
-        #[arg(long, default_value_t = LIMIT, value_parser = clap::value_parser!(i64).range(1..=LARGEST_LIMIT))]
+        /// The maximum of refunds
+        #[arg(long, default_value_t = LIMIT, value_parser = clap::value_parser!(i64).range(1..=MAX_LIMIT))]
         limit: i64,
     },
-    /// Say that the money of a refund has gone back
+    /// Mark a refund as paid back
     #[command(
         after_help = "Example:\n  order-service refunds done 0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10 --by ada \
                       --note 'payout 4711'"
@@ -95,7 +93,7 @@ enum RefundsCommand {
         /// The order
         #[arg(value_parser = OrderId::parse)]
         order: OrderId,
-        /// Who says so, for the record
+        /// Your name, for the record
         #[arg(long, value_parser = output::actor)]
         by: String,
         /// How it was paid back, for the record
@@ -123,7 +121,7 @@ fn not_parked(place: &RecordPlace) -> Failure {
     format!("{place} is no record that waits: `order-service payments list` shows them").into()
 }
 
-/// Settles the record, or fails and says why it still waits.
+/// Retries the record. Fails if it stays parked.
 async fn retry(store: &Store, record: &Record, output: Output) -> Result<(), Failure> {
     let Record { place, by } = record;
     let (order, outcome) = match retry_parked(store, place, by).await? {
@@ -180,7 +178,7 @@ async fn list_payments(store: &Store, (payload, limit): (bool, i64), output: Out
     if payload {
         columns.push(("PAYLOAD", &|row| row.payload.clone().unwrap_or_default()));
     }
-    output.rows(&rows, &columns, "No payment waits for a person.")
+    output.rows(&rows, &columns, "No payment waits for an operator.")
 }
 
 pub(super) async fn refunds(args: &RefundsArgs, env: &Environment) -> Result<(), Failure> {

@@ -1,4 +1,4 @@
-//! `config`: whether the settings of `serve` are right, and which are in force.
+//! `config`: checks or shows the settings of `serve`.
 
 use clap::{Args, Subcommand};
 use order_service::config::{Environment, InvalidConfig, Setting, read_service, settings_in_force};
@@ -19,17 +19,15 @@ pub(super) struct ConfigArgs {
 
 #[derive(Subcommand)]
 enum ConfigCommand {
-    /// Check the settings of `serve`, without connecting to anything; exit code 1 where one is wrong
-    #[command(
-        after_help = "Everything that is wrong is named at once.\n\nExample:\n  order-service config check"
-    )]
+    /// Check the settings of `serve` without connecting to anything; exit code 1 if one is invalid
+    #[command(after_help = "The command names all errors at once.\n\nExample:\n  order-service config check")]
     Check,
-    /// Show every setting of `serve`: its value, and where that comes from; secrets are hidden
+    /// Show all settings of `serve` with their values and sources; secrets are hidden
     #[command(after_help = "Example:\n  order-service config show --json")]
     Show,
 }
 
-/// `process` is the environment alone, `merged` with `.env`, or what is wrong with that file.
+/// `process` is the environment of the process; `merged` includes `.env`, or is the error of that file.
 pub(super) fn config(
     args: &ConfigArgs,
     process: &Environment,
@@ -53,7 +51,7 @@ fn check(env: &Environment, dot_env: Option<String>, output: Output) -> Result<(
         Ok((_, config)) => {
             warnings.extend(config.warning().map(str::to_owned));
             warnings.extend(config.unknown);
-            // It reads certificates and keys.
+            // Reads the certificates and keys.
             if let Err(error) = Publisher::new(config.kafka, KafkaHealth::default()) {
                 errors.push(format!(
                     "the Kafka client cannot be made of the KAFKA_ settings: {}",

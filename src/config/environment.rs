@@ -29,7 +29,7 @@ pub struct Environment {
     variables: HashMap<String, String>,
     asked: RefCell<BTreeSet<&'static str>>,
     wrong: RefCell<Vec<String>>,
-    /// What counts where a variable is absent, of those that were asked for.
+    /// The defaults of the variables that were read.
     defaults: RefCell<BTreeMap<&'static str, String>>,
 }
 
@@ -294,7 +294,7 @@ fn is_service_link(name: &str) -> bool {
 
 const DAY: u64 = 24 * 60 * 60;
 
-/// The longest unit that has no remainder.
+/// Uses the longest unit without a remainder.
 fn show_span(span: Duration) -> String {
     let seconds = span.as_secs();
     let (unit, name) = [(DAY, "d"), (60 * 60, "h"), (60, "m")]

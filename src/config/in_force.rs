@@ -1,25 +1,25 @@
-//! Which settings are in force, for operators; secrets are hidden.
+//! The effective settings, with secrets hidden.
 
 use reqwest::Url;
 
 use super::environment::is_of_a_secret;
 use super::{Environment, InvalidConfig, read_service};
 
-/// Where a value comes from.
+/// The source of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// The environment of the process.
     Environment,
     /// The file `.env`.
     DotEnv,
-    /// The code.
+    /// The default in the code.
     Default,
-    /// It is not set, and has no default.
+    /// The setting has no value and no default.
     Unset,
 }
 
 impl Source {
-    /// The word for it.
+    /// The name in the output.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Environment => "environment",
@@ -33,15 +33,15 @@ impl Source {
 /// A setting of `serve`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
-    /// The variable.
+    /// The name of the variable.
     pub name: &'static str,
-    /// Its value, which says nothing secret; none where it has none.
+    /// The value with secrets hidden, if there is one.
     pub value: Option<String>,
-    /// Where the value comes from.
+    /// The source of the value.
     pub source: Source,
 }
 
-/// Every setting of `serve` by name, and what is wrong with them. `process` is the environment without `.env`.
+/// All settings of `serve`, and their errors. `process` is the environment without `.env`.
 pub fn settings_in_force(env: &Environment, process: &Environment) -> (Vec<Setting>, Option<InvalidConfig>) {
     let invalid = read_service(env).err();
     let is_set = |env: &Environment, name: &str| {
@@ -61,13 +61,13 @@ pub fn settings_in_force(env: &Environment, process: &Environment) -> (Vec<Setti
     (env.asked().into_iter().map(setting).collect(), invalid)
 }
 
-/// A value without what is secret in it.
+/// A value with its secrets hidden.
 fn shown(name: &str, value: &str) -> String {
     const HIDDEN: &str = "(hidden)";
     let url = value.parse::<Url>().ok().filter(Url::has_host);
     match url {
         Some(mut url) if name.ends_with("_URL") || !is_secret(name) => {
-            // Of a database's URL, the parameters can hold a password, too.
+            // The parameters of a database URL may contain a password.
             if is_of_a_secret(name) {
                 url.set_query(None);
             }
@@ -81,7 +81,7 @@ fn shown(name: &str, value: &str) -> String {
     }
 }
 
-/// Also what other libraries read, such as the headers of OTLP.
+/// Includes secrets of other libraries, such as the headers of OTLP.
 fn is_secret(name: &str) -> bool {
     is_of_a_secret(name) || ["SECRET", "PASSWORD", "TOKEN", "HEADERS"].iter().any(|word| name.contains(word))
 }

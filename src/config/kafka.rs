@@ -56,19 +56,20 @@ fn min_insync_replicas(env: &Environment, replication: i32) -> Option<i32> {
     (min_insync > 0).then_some(min_insync)
 }
 
-/// The name of a topic, by Kafka's rule. It also excludes a leading `^`, which librdkafka treats as a pattern.
+/// Reads the name of a topic.
 fn topic(env: &Environment, variable: &'static str, default: &str) -> String {
     let topic = env.text(variable, default);
-    if !is_topic(&topic) {
-        env.refuse(variable, "must be 1 to 249 letters, digits, '.', '_' or '-'");
+    if let Err(rule) = parse_topic(&topic) {
+        env.refuse(variable, rule);
     }
     topic
 }
 
-/// Whether Kafka accepts the text as the name of a topic.
-pub fn is_topic(text: &str) -> bool {
+/// Parses the name of a topic, by Kafka's rule. It also excludes a leading `^`, which librdkafka treats as a pattern.
+pub fn parse_topic(text: &str) -> Result<String, &'static str> {
     let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    (1..=249).contains(&text.len()) && text.chars().all(legal)
+    let is_legal = (1..=249).contains(&text.len()) && text.chars().all(legal);
+    is_legal.then(|| text.to_owned()).ok_or("must be 1 to 249 letters, digits, '.', '_' or '-'")
 }
 
 /// The settings of the payment consumer.

@@ -59,7 +59,7 @@ pub struct PaymentConsumer {
 
 struct Context(Arc<Metrics>);
 
-/// What is read of librdkafka's statistics.
+/// The part of the statistics of librdkafka that is read.
 #[derive(Deserialize)]
 struct Statistics {
     topics: HashMap<String, TopicStatistics>,
@@ -73,11 +73,11 @@ struct TopicStatistics {
 #[derive(Deserialize)]
 struct PartitionStatistics {
     partition: i32,
-    /// Whether the partition is this replica's.
+    /// Whether this replica consumes the partition.
     desired: bool,
-    /// From the stored offset to the end; -1 where it is not known.
+    /// The lag of the stored offset; -1 if unknown.
     consumer_lag_stored: i64,
-    /// From the committed offset to the end; -1 where it is not known.
+    /// The lag of the committed offset; -1 if unknown.
     consumer_lag: i64,
 }
 
@@ -98,13 +98,14 @@ impl rdkafka::ClientContext for Context {
     fn stats_raw(&self, statistics: &[u8]) {
         let Ok(statistics) = serde_json::from_slice::<Statistics>(statistics) else { return };
         for (topic, TopicStatistics { partitions }) in &statistics.topics {
-            // One of them, -1, is of records that have no partition yet.
+            // Partition -1 stands for records without a partition.
             for partition in partitions.values().filter(|partition| partition.partition >= 0) {
                 self.0.payments.show_lag(topic, partition.partition, partition.lag());
             }
         }
     }
 }
+
 impl ConsumerContext for Context {}
 
 /// The interval at which librdkafka reports the lag.

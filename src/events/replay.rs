@@ -1,8 +1,8 @@
-//! Sending the events of orders again, to a topic of an operator's choice, for a consumer that has lost its data.
+//! Replays the events of orders to a topic that an operator chooses, for a consumer that lost its data.
 //!
-//! An event is rendered from the order and its history, under the id and the trace of its first publication. Of one
-//! order the next event is sent after the acknowledgement of the one before, so each order is in sequence. Whatever is
-//! sent twice has the same id and the same bytes.
+//! An event is rendered from the order and its history, with the id and the trace of its first publication. The next event
+//! of an order is sent after the acknowledgement of the previous one, so the events of an order stay in order. An event that
+//! is sent twice has the same id and the same bytes.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -18,11 +18,11 @@ use crate::domain::{Order, OrderEvent, OrderId};
 use crate::store::replay::{ReplayPage, ReplayRange};
 use crate::store::{PendingEvent, Store, StoreError};
 
-/// Orders of one page.
+/// The orders of one page.
 const PAGE: i64 = 500;
-/// Events under way at once.
-const LARGEST_WAVE: usize = 500;
-/// How often in a row Kafka or the database may fail before the replay gives up.
+/// The maximum of events in flight.
+const MAX_IN_FLIGHT: usize = 500;
+/// The consecutive failures of Kafka or the database after which the replay gives up.
 const ATTEMPTS: u32 = 10;
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -38,25 +38,25 @@ pub enum ReplayError {
     /// An event cannot be rendered.
     #[error("an event cannot be rendered")]
     Render(#[from] serde_json::Error),
-    /// The broker refuses an event for itself.
+    /// The broker refuses an event as invalid.
     #[error("Kafka refuses the event of order {0} with sequence {1}")]
     Refused(OrderId, i32, #[source] PublishError),
 }
 
-/// How far a replay has come.
+/// The progress of a replay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReplayProgress {
-    /// Orders that were looked at.
+    /// Orders that were read.
     pub looked_at: usize,
-    /// Orders of which events were sent.
+    /// Orders whose events were sent.
     pub orders: usize,
     /// Events that Kafka has acknowledged.
     pub events: usize,
-    /// Everything up to this order has been sent.
+    /// All events up to this order were sent.
     pub after: Option<OrderId>,
 }
 
-/// A replay that has sent nothing yet.
+/// A replay.
 pub struct Replay {
     store: Store,
     publisher: Publisher,
@@ -67,7 +67,7 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// `settings.topic` is the topic to send to; it must exist.
+    /// Prepares a replay to `settings.topic`, which must exist.
     pub async fn prepare(
         store: Store,
         settings: KafkaSettings,
@@ -80,8 +80,7 @@ impl Replay {
         Ok(Self { store, publisher, range, rate, started: Instant::now() })
     }
 
-    /// Sends the events of the next orders. `progress` says where to begin, and afterwards how far it came; nothing is
-    /// left where it returns true.
+    /// Sends the events of the next page of orders, and updates `progress`. Returns true after the last page.
     pub async fn send_page(&mut self, progress: &mut ReplayProgress) -> Result<bool, ReplayError> {
         let after = progress.after.unwrap_or(OrderId(Uuid::nil()));
         let page = self.read(after).await?;
@@ -93,15 +92,15 @@ impl Replay {
         }
         let orders = events.iter().filter(|of_order| of_order.len() > 0).count();
         loop {
-            // The next event of each order: no two of one order are under way at once.
-            let wave: Vec<PendingEvent> = events.iter_mut().filter_map(Iterator::next).collect();
-            if wave.is_empty() {
+            // The next event of each order, so that two events of an order are never in flight together.
+            let batch: Vec<PendingEvent> = events.iter_mut().filter_map(Iterator::next).collect();
+            if batch.is_empty() {
                 break;
             }
-            for part in wave.chunks(self.largest_part()) {
+            for part in batch.chunks(self.batch_size()) {
                 self.send(part).await?;
                 progress.events += part.len();
-                self.keep_the_rate(progress.events).await;
+                self.limit_rate(progress.events).await;
             }
         }
         progress.orders += orders;
@@ -121,21 +120,21 @@ impl Replay {
         }
     }
 
-    /// A tenth of a second's events.
-    fn largest_part(&self) -> usize {
-        usize::try_from(self.rate / 10).unwrap_or(LARGEST_WAVE).clamp(1, LARGEST_WAVE)
+    /// The events of a tenth of a second at the rate limit.
+    fn batch_size(&self) -> usize {
+        usize::try_from(self.rate / 10).unwrap_or(MAX_IN_FLIGHT).clamp(1, MAX_IN_FLIGHT)
     }
 
-    async fn keep_the_rate(&self, sent: usize) {
+    async fn limit_rate(&self, sent: usize) {
         let sent = u32::try_from(sent).unwrap_or(u32::MAX);
         sleep_until(self.started + Duration::from_secs(1) * sent / self.rate).await;
     }
 
-    /// Sends events, no two of one order, until all of them are acknowledged.
+    /// Sends events of different orders, and retries until all are acknowledged.
     async fn send(&mut self, events: &[PendingEvent]) -> Result<(), ReplayError> {
-        let (mut left, mut attempts) = (events.to_vec(), 0);
+        let (mut remaining, mut attempts) = (events.to_vec(), 0);
         loop {
-            let sent = self.publisher.send_all(&left).await;
+            let sent = self.publisher.send_all(&remaining).await;
             if let Some((event, error)) = sent.refused.into_iter().next() {
                 return Err(ReplayError::Refused(event.order_id, event.sequence, error));
             }
@@ -145,14 +144,14 @@ impl Replay {
                 return Err(failure.into());
             }
             let done: HashSet<OrderId> = sent.acknowledged.iter().map(|event| event.order_id).collect();
-            left.retain(|event| !done.contains(&event.order_id));
+            remaining.retain(|event| !done.contains(&event.order_id));
             self.publisher.renew_after_fatal_error()?;
             sleep(PAUSE).await;
         }
     }
 }
 
-/// As the relay would have found it in the outbox.
+/// The event as a row of the outbox.
 fn pending(order: &Order, change: &RecordedChange) -> Result<PendingEvent, serde_json::Error> {
     let event = OrderEvent::recorded(order, change)?;
     Ok(PendingEvent {
@@ -162,7 +161,7 @@ fn pending(order: &Order, change: &RecordedChange) -> Result<PendingEvent, serde
         sequence: event.sequence,
         payload: event.payload,
         headers: event.headers,
-        // Only the relay measures how long an event waited.
+        // The times are only used by the metrics of the relay.
         created_at: DateTime::UNIX_EPOCH,
         read_at: DateTime::UNIX_EPOCH,
     })

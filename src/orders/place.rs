@@ -218,7 +218,7 @@ impl OrderService {
     }
 }
 
-/// What a request with a key found; nothing where it failed for other reasons.
+/// The result of a request with a key; none if the request failed for other reasons.
 fn key_result(placed: &Result<Placed, PlaceError>) -> Option<KeyResult> {
     match placed {
         Ok(placed) if placed.replayed => Some(KeyResult::Replayed),

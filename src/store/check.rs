@@ -1,12 +1,11 @@
-//! Whether the database keeps what the service promises: one bounded step after the other, beside a service that writes.
+//! Checks the invariants on a live database, in bounded steps.
 //!
-//! A step reads one page of one table along its key, and what belongs to these rows by their keys, all in one snapshot
-//! (a transaction that is `repeatable read`). Whatever the service changes together it commits together, so a step sees
-//! all of a change or nothing, and a row that it names is really wrong. No statement reads a table from end to end:
-//! each subquery ends with an aggregate or a limit, so that PostgreSQL probes an index for each row of the page whatever
-//! its statistics say.
+//! A step reads a page of one table along its key, and the related rows by their keys, in one snapshot (a `repeatable read`
+//! transaction). The service commits related changes together, so a step sees all of a change or nothing, and every finding
+//! is real. No statement scans a table: each subquery ends with an aggregate or a limit, so PostgreSQL probes an index for
+//! each row of the page, whatever the statistics are.
 
-mod invariants;
+pub(super) mod invariants;
 
 use std::collections::HashSet;
 
@@ -18,44 +17,44 @@ use crate::domain::event::BUCKETS;
 use crate::metrics::Query;
 use invariants::{EVENTS, KEYS, LEASES, ORDERS, PAYMENTS, RECENT, SCHEMA};
 
-/// What contradicts an invariant.
+/// A contradiction of an invariant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Broken {
-    /// The invariant's name.
+    /// The name of the invariant.
     pub invariant: &'static str,
-    /// What it says.
+    /// The text of the invariant.
     pub says: &'static str,
-    /// The order, where it is about one.
+    /// The order, if it concerns one.
     pub order: Option<Uuid>,
-    /// What was found.
+    /// The finding.
     pub detail: String,
 }
 
-/// What a step looks at.
+/// What a step checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckPart {
     /// Indexes, the sequence of the outbox, the relay's leases.
     Schema,
-    /// Events that wait in the outbox.
+    /// Events in the outbox.
     Events,
     /// Idempotency keys.
     Keys,
-    /// Orders that are found by their lines.
+    /// Recent orders, by which requests without a key are deduplicated.
     Recent,
-    /// Payment events that were applied.
+    /// Applied payment events.
     Payments,
-    /// Orders, with everything that belongs to them.
+    /// Orders, with all related rows.
     Orders,
 }
 
-/// Where a step begins.
+/// The start of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckCursor(At);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum At {
     Schema,
-    /// After this position of this bucket, up to about the last position that there was at the beginning.
+    /// After this position of the bucket, up to about the last position at the start of the check.
     Events {
         bucket: i16,
         after: i64,
@@ -64,38 +63,38 @@ enum At {
     Keys(String, String),
     Recent(String, Vec<u8>),
     Payments(String),
-    /// After this order; not those that are placed while the check runs.
+    /// After this order, without orders that are placed during the check.
     Orders {
         after: Uuid,
         until: Uuid,
     },
 }
 
-/// What a step found.
+/// The result of a step.
 #[derive(Clone, Debug)]
 pub struct CheckStep {
-    /// What it looked at.
+    /// What was checked.
     pub part: CheckPart,
-    /// How many rows it looked at.
+    /// The number of rows that were checked.
     pub rows: usize,
-    /// What is wrong.
+    /// The contradictions.
     pub broken: Vec<Broken>,
-    /// Where the next step begins; nothing after the last.
+    /// The start of the next step; none after the last.
     pub next: Option<CheckCursor>,
 }
 
 impl CheckCursor {
-    /// Before everything.
+    /// The start of the check.
     pub const fn start() -> Self {
         Self(At::Schema)
     }
 
-    /// The orders after this one, and nothing else.
+    /// Only the orders after this one.
     pub fn after(order: Uuid) -> Self {
         Self(At::Orders { after: order, until: Uuid::now_v7() })
     }
 
-    /// The last order that was looked at, where it has come to the orders.
+    /// The last checked order, once the check has reached the orders.
     pub const fn order(&self) -> Option<Uuid> {
         match &self.0 {
             At::Orders { after, .. } => Some(*after),
@@ -104,7 +103,7 @@ impl CheckCursor {
     }
 }
 
-/// One page along a key: what to look at, and whether more follows.
+/// A page along a key.
 pub(super) struct Page<K> {
     pub(super) keys: Vec<K>,
     pub(super) is_full: bool,
@@ -117,10 +116,10 @@ impl<K> Page<K> {
     }
 }
 
-/// All changes that are committed at its first statement, and no later ones.
+/// A snapshot of all changes that are committed at its first statement.
 pub(super) const SNAPSHOT: &str = "begin isolation level repeatable read read only";
 
-const LAST_POSITION: &str =
+pub(super) const LAST_POSITION: &str =
     "select coalesce(pg_sequence_last_value(pg_get_serial_sequence('outbox', 'position')), 0)";
 
 pub(super) const EVENTS_PAGE: &str = "
@@ -136,27 +135,27 @@ select customer_id, fingerprint from recent_orders
 where (customer_id, fingerprint) > ($1, $2) order by customer_id, fingerprint limit $3
 ";
 
-const PAYMENTS_PAGE: &str =
+pub(super) const PAYMENTS_PAGE: &str =
     "select event_key from payment_events where event_key > $1 order by event_key limit $2";
 
 pub(super) const ORDERS_PAGE: &str = "select id from orders where id > $1 and id <= $2 order by id limit $3";
 
-/// Only for showing how far the check is.
+/// For the progress bar.
 pub(super) const ESTIMATE: &str = "
 select coalesce(sum(greatest(reltuples, 0)), 0)::bigint from pg_class
 where oid = any (array['orders', 'payment_events', 'outbox', 'idempotency_keys', 'recent_orders']::regclass[])
 ";
 
-const ESTIMATE_ORDERS: &str =
+pub(super) const ESTIMATE_ORDERS: &str =
     "select greatest(reltuples, 0)::bigint from pg_class where oid = 'orders'::regclass";
 
 impl Store {
-    /// About how many rows a whole check looks at, by PostgreSQL's statistics.
+    /// Estimates the rows of a whole check from PostgreSQL's statistics.
     pub async fn estimate_check(&self) -> Result<i64, StoreError> {
         self.estimate(ESTIMATE).await
     }
 
-    /// About how many orders there are, by PostgreSQL's statistics.
+    /// Estimates the number of orders from PostgreSQL's statistics.
     pub async fn estimate_orders(&self) -> Result<i64, StoreError> {
         self.estimate(ESTIMATE_ORDERS).await
     }
@@ -168,7 +167,7 @@ impl Store {
         .await
     }
 
-    /// Looks at the next rows, at most `limit`, in one snapshot.
+    /// Checks the next rows, at most `limit`, in one snapshot.
     pub async fn check_step(&self, from: &CheckCursor, limit: i64) -> Result<CheckStep, StoreError> {
         self.query(Query::Operate, async |connection| {
             let mut transaction = connection.begin_with(SNAPSHOT).await?;
@@ -291,10 +290,8 @@ async fn orders(
     Ok(CheckStep { part: CheckPart::Orders, rows: page.keys.len(), broken, next })
 }
 
-/// The names of all invariants, each with what it says.
+/// All invariants by name and text.
 pub fn invariants() -> Vec<(&'static str, &'static str)> {
-    let all =
-        SCHEMA.iter().chain([&LEASES]).chain(EVENTS).chain([&KEYS, &RECENT]).chain(PAYMENTS).chain(ORDERS);
     let mut seen = HashSet::new();
-    all.filter(|one| seen.insert(one.name)).map(|one| (one.name, one.says)).collect()
+    invariants::all().filter(|one| seen.insert(one.name)).map(|one| (one.name, one.says)).collect()
 }

@@ -87,7 +87,7 @@ pub struct IncomingPayment {
     pub trace: TraceParent,
     /// The bytes of the record, for parking it.
     pub payload: Vec<u8>,
-    /// The operator who applies it again, after it was parked.
+    /// The operator who retries the parked payment.
     pub retried_by: Option<String>,
 }
 
@@ -102,7 +102,7 @@ pub enum Received {
     OtherEvent,
     /// Parked, because there is no such order.
     UnknownOrder,
-    /// An operator retries it, and it does not wait any more: nothing was done.
+    /// The payment of a retry is not parked any more; nothing was done.
     NotParked,
 }
 
@@ -217,7 +217,7 @@ impl IncomingPayment {
 #[derive(Default)]
 pub(super) struct KnownEvents {
     events: HashMap<String, KnownEvent>,
-    /// The records that an operator retries and that still wait.
+    /// The records of retries that are still parked.
     parked: HashSet<RecordPlace>,
 }
 
@@ -364,7 +364,7 @@ pub(super) async fn write_events(
     Ok(())
 }
 
-/// `parked_again`: why the payment waits for a person all the same.
+/// `parked_again`: the reason if the payment stays parked.
 async fn write_retried(
     connection: &mut PgConnection,
     payment: &IncomingPayment,

@@ -1,4 +1,4 @@
-//! Orders with their history, page by page, for sending their events again.
+//! Reads orders with their history by pages, for the replay of events.
 
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
@@ -13,28 +13,28 @@ use crate::domain::event::RecordedChange;
 use crate::domain::{Money, Order, OrderId, Status};
 use crate::metrics::Query;
 
-/// Which orders.
+/// The orders of a replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReplayRange {
-    /// These, with their whole history.
+    /// These orders, with their whole history.
     Orders(Vec<OrderId>),
-    /// Those that changed within a time, with the changes of that time.
+    /// The orders that changed within a period, with the changes of that period.
     Changed {
-        /// The first moment.
+        /// The start of the period, inclusive.
         from: DateTime<Utc>,
-        /// The moment after the last one.
+        /// The end of the period, exclusive.
         to: DateTime<Utc>,
     },
 }
 
-/// Some orders.
+/// A page of orders.
 #[derive(Clone, Debug)]
 pub struct ReplayPage {
-    /// Each with the changes that are to be told again, in sequence.
+    /// Each order with the changes to replay, in order.
     pub orders: Vec<(Order, Vec<RecordedChange>)>,
-    /// How many orders were looked at.
+    /// The number of orders that were read.
     pub looked_at: usize,
-    /// The last of them; nothing after the last page.
+    /// The last order; none on the last page.
     pub next: Option<OrderId>,
 }
 
@@ -42,12 +42,12 @@ pub(super) const PAGE_OF_ORDERS: &str = "
 select id, true as is_wanted from orders where id = any ($3) and id > $1 order by id limit $2
 ";
 
-/// The history has no index by time: an order that was placed long before may have changed within the range.
+/// The history has no index by time, and an old order may have changed within the period. So all orders are read.
 pub(super) const PAGE_OF_TIME: &str = "
 select id, changed_at >= $3 and placed_at < $4 as is_wanted from orders where id > $1 order by id limit $2
 ";
 
-/// A payment that came after the cancellation is no part of its event.
+/// The refund of a payment that came after the cancellation is not part of its event.
 pub(super) const CHANGES: &str = "
 select history.order_id, history.version, history.from_status, history.to_status, history.reason, history.changed_at,
        history.event_id, history.traceparent,
@@ -61,8 +61,12 @@ where history.order_id = any ($1)
 order by history.order_id, history.version
 ";
 
+pub(super) const RECORD: &str = "
+insert into interventions (order_id, action, detail, actor) values ($1, 'EVENTS_REPLAY', $2, $3)
+";
+
 #[derive(sqlx::FromRow)]
-struct ChangeRow {
+pub(super) struct ChangeRow {
     order_id: Uuid,
     version: i32,
     from_status: Option<String>,
@@ -75,7 +79,7 @@ struct ChangeRow {
 }
 
 impl Store {
-    /// Looks at the next orders, at most `limit`, after this one. Orders and their history are of one snapshot.
+    /// Reads the next orders after `after`, at most `limit`, with their history, in one snapshot.
     pub async fn replay_page(
         &self,
         range: &ReplayRange,
@@ -102,19 +106,18 @@ impl Store {
             let changes = sqlx::query_as(CHANGES).bind(&wanted).fetch_all(&mut *transaction).await?;
             transaction.commit().await?;
             let next = page.keys.last().filter(|_| page.is_full).map(|(id, _)| OrderId(*id));
-            Ok(ReplayPage { orders: together(orders, changes, range)?, looked_at: page.keys.len(), next })
+            Ok(ReplayPage { orders: join(orders, changes, range)?, looked_at: page.keys.len(), next })
         })
         .await
     }
 
-    /// Writes down that an operator sends events again, before the first is sent.
+    /// Records a replay of an operator, before the first event is sent.
     pub async fn record_replay(
         &self,
         order: Option<OrderId>,
         detail: &str,
         actor: &str,
     ) -> Result<(), StoreError> {
-        const RECORD: &str = "insert into interventions (order_id, action, detail, actor) values ($1, 'EVENTS_REPLAY', $2, $3)";
         self.query(Query::Operate, async |connection| {
             let record = sqlx::query(RECORD).bind(order.map(|order| order.0)).bind(detail).bind(actor);
             record.execute(connection).await?;
@@ -124,8 +127,8 @@ impl Store {
     }
 }
 
-/// Each order with its changes; both come sorted by order.
-fn together(
+/// Joins orders and changes, both sorted by order.
+fn join(
     orders: Vec<OrderRow>,
     changes: Vec<ChangeRow>,
     range: &ReplayRange,

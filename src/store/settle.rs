@@ -1,5 +1,5 @@
-//! Parked payments and refunds that are due: which wait for a person, and which a person has dealt with. Every change is
-//! recorded in the transaction that makes it.
+//! Parked payments and due refunds, which operators list and settle. Each change is recorded in `interventions` in the same
+//! statement.
 
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
@@ -9,34 +9,34 @@ use super::payments::RecordPlace;
 use super::{Store, StoreError};
 use crate::metrics::Query;
 
-/// A record of the payment topic that waits for a person.
+/// A parked record of the payment topic.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
 pub struct ParkedPayment {
-    /// Where it stands in Kafka, which is also its key here.
+    /// The position in Kafka, which is also the key.
     #[sqlx(flatten)]
     pub place: RecordPlace,
-    /// The order, where the record names one.
+    /// The order, if the record names one.
     pub order_id: Option<Uuid>,
-    /// Why it is parked, as a word.
+    /// The reason as a code.
     pub reason: String,
-    /// Why, in full.
+    /// The reason in full.
     pub error: String,
-    /// Since when.
+    /// The time of parking.
     pub parked_at: DateTime<Utc>,
-    /// The record's value, where it was asked for; in a list its first 64 KiB.
+    /// The value, if it was requested; in a list its first 64 KiB.
     pub payload: Option<Vec<u8>>,
 }
 
-/// Money that has to go back.
+/// A refund that is due.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
 pub struct RefundDue {
     /// The order.
     pub order_id: Uuid,
-    /// How much.
+    /// The amount.
     pub amount: Decimal,
-    /// Why.
+    /// The reason.
     pub reason: String,
-    /// Since when.
+    /// The time since which it is due.
     pub due_at: DateTime<Utc>,
 }
 
@@ -77,7 +77,7 @@ select order_id, 'REFUND_DONE', format('%s: %s', amount, $2::text), $3 from refu
 ";
 
 impl Store {
-    /// The `limit` records that wait for longest, with their values where `with_payload` says so.
+    /// The oldest `limit` parked records, with their values if `with_payload`.
     pub async fn parked_payments(
         &self,
         with_payload: bool,
@@ -89,7 +89,7 @@ impl Store {
         .await
     }
 
-    /// One record that waits, with its value. Nothing where it does not wait.
+    /// A parked record with its value; none if it is not parked.
     pub async fn parked_payment(&self, place: &RecordPlace) -> Result<Option<ParkedPayment>, StoreError> {
         self.query(Query::Operate, async |connection| {
             let find = sqlx::query_as(FIND).bind(&place.topic).bind(place.partition).bind(place.offset);
@@ -98,7 +98,7 @@ impl Store {
         .await
     }
 
-    /// Marks a record as dealt with by other means. Whether it waited.
+    /// Marks a parked record as settled by other means. Returns whether it was parked.
     pub async fn settle_payment(
         &self,
         place: &RecordPlace,
@@ -117,7 +117,7 @@ impl Store {
         .await
     }
 
-    /// The `limit` refunds that are due for longest.
+    /// The oldest `limit` due refunds.
     pub async fn refunds_due(&self, limit: i64) -> Result<Vec<RefundDue>, StoreError> {
         self.query(Query::Operate, async |connection| {
             Ok(sqlx::query_as(REFUNDS).bind(limit).fetch_all(connection).await?)
@@ -125,7 +125,7 @@ impl Store {
         .await
     }
 
-    /// Marks the refund of an order as paid back. Whether one was due.
+    /// Marks the refund of an order as done. Returns whether one was due.
     pub async fn refund_done(&self, order: Uuid, note: &str, actor: &str) -> Result<bool, StoreError> {
         self.query(Query::Operate, async |connection| {
             let done = sqlx::query(REFUND_DONE).bind(order).bind(note).bind(actor);

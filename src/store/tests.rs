@@ -64,6 +64,7 @@ fn sample(name: &str) -> String {
         "UUID" => "gen_random_uuid()".to_owned(),
         "BOOL" => "true".to_owned(),
         "TIMESTAMPTZ" => "now()".to_owned(),
+        "REGCLASS" => "'orders'::regclass".to_owned(),
         "BYTEA" => "'\\x00'::bytea".to_owned(),
         name => format!("'1'::{name}"),
     }
@@ -86,6 +87,8 @@ async fn every_statement_fits_the_migrated_schema() {
     placements_and_payments(&mut checked).await;
     stock_and_operators(&mut checked).await;
     outbox_and_retention(&mut checked).await;
+    replays_and_counts(&mut checked).await;
+    invariants(&mut checked).await;
     let missing: Vec<String> = declared().into_iter().filter(|name| !checked.names.contains(name)).collect();
     assert_eq!(missing, [] as [String; 0], "add them to this test");
 }
@@ -113,6 +116,9 @@ async fn placements_and_payments(checked: &mut Checked) {
     let age = [type_of::<i64>(), type_of::<Duration>()];
     checked.reads::<(i64,)>("idempotency::DELETE_RECENT", idempotency::DELETE_RECENT, &age).await;
     checked.reads::<payments::KnownEvent>("payments::FIND", payments::FIND, &[]).await;
+    checked.reads::<payments::RecordPlace>("payments::LOCK_PARKED", payments::LOCK_PARKED, &[]).await;
+    checked.writes("payments::RETRIED", payments::RETRIED).await;
+    checked.reads::<(String, i64)>("payments::COUNT_PARKED", payments::COUNT_PARKED, &[]).await;
     checked.writes("payments::REMEMBER", payments::REMEMBER).await;
     checked.writes("payments::PARK", payments::PARK).await;
     checked.writes("payments::PAY", payments::PAY).await;
@@ -159,6 +165,38 @@ async fn outbox_and_retention(checked: &mut Checked) {
     checked.writes("retention::DELETE", retention::DELETE).await;
 }
 
+async fn replays_and_counts(checked: &mut Checked) {
+    checked.reads::<settle::ParkedPayment>("settle::LIST", settle::LIST, &[]).await;
+    checked.reads::<settle::ParkedPayment>("settle::FIND", settle::FIND, &[]).await;
+    checked.writes("settle::SETTLE", settle::SETTLE).await;
+    checked.reads::<settle::RefundDue>("settle::REFUNDS", settle::REFUNDS, &[]).await;
+    checked.writes("settle::REFUND_DONE", settle::REFUND_DONE).await;
+    checked.reads::<(Uuid, bool)>("replay::PAGE_OF_ORDERS", replay::PAGE_OF_ORDERS, &[]).await;
+    checked.reads::<(Uuid, bool)>("replay::PAGE_OF_TIME", replay::PAGE_OF_TIME, &[]).await;
+    checked.reads::<replay::ChangeRow>("replay::CHANGES", replay::CHANGES, &[]).await;
+    checked.writes("replay::RECORD", replay::RECORD).await;
+    checked.reads::<work::Outbox>("work::OUTBOX", work::OUTBOX, &[]).await;
+    checked.reads::<work::StockJobs>("work::STOCK", work::STOCK, &[]).await;
+    checked.reads::<(String, i64)>("work::REFUNDS", work::REFUNDS, &[]).await;
+    checked.reads::<(f64,)>("work::OLDEST_REFUND", work::OLDEST_REFUND, &[]).await;
+}
+
+async fn invariants(checked: &mut Checked) {
+    checked.reads::<(i64,)>("check::LAST_POSITION", check::LAST_POSITION, &[]).await;
+    checked.reads::<(i64,)>("check::EVENTS_PAGE", check::EVENTS_PAGE, &[]).await;
+    checked.reads::<(String, String)>("check::KEYS_PAGE", check::KEYS_PAGE, &[]).await;
+    checked.reads::<(String, Vec<u8>)>("check::RECENT_PAGE", check::RECENT_PAGE, &[]).await;
+    checked.reads::<(String,)>("check::PAYMENTS_PAGE", check::PAYMENTS_PAGE, &[]).await;
+    checked.reads::<(Uuid,)>("check::ORDERS_PAGE", check::ORDERS_PAGE, &[]).await;
+    checked.reads::<(i64,)>("check::ESTIMATE", check::ESTIMATE, &[]).await;
+    checked.reads::<(i64,)>("check::ESTIMATE_ORDERS", check::ESTIMATE_ORDERS, &[]).await;
+    let of_bucket = [type_of::<i16>(), type_of::<i64>(), type_of::<i64>(), type_of::<bool>()];
+    for invariant in check::invariants::all() {
+        let parameters: &[PgTypeInfo] = if invariant.sql.contains("$4") { &of_bucket } else { &[] };
+        checked.reads::<(Option<Uuid>, String)>(invariant.name, invariant.sql, parameters).await;
+    }
+}
+
 /// The statements in the files of this folder: every constant whose text is SQL.
 fn declared() -> Vec<String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store");
@@ -167,10 +205,10 @@ fn declared() -> Vec<String> {
     let statements = sources.flat_map(|path| {
         let module = path.file_stem().unwrap().to_str().unwrap().to_owned();
         let text = fs::read_to_string(path).unwrap();
-        let constants =
-            text.split("const ").skip(1).filter_map(|constant| constant.split_once(": &str = \""));
+        let constants = text.split("const ").skip(1).filter_map(|constant| constant.split_once(": &str ="));
         let sql = constants.filter(|(_, text)| {
-            let word = text.split_whitespace().next().unwrap_or_default();
+            let text = text.trim_start().trim_start_matches("concat!(").trim_start();
+            let word = text.trim_start_matches('"').split_whitespace().next().unwrap_or_default();
             ["select", "with", "insert", "update", "delete"].contains(&word)
         });
         sql.map(|(name, _)| format!("{module}::{name}")).collect::<Vec<_>>()

@@ -71,7 +71,7 @@ macro_rules! pending {
     };
 }
 
-const OUTBOX: &str = concat!(
+pub(super) const OUTBOX: &str = concat!(
     "
 select
     (select count(*) from (select",

@@ -45,6 +45,7 @@ const LAYERS: &[&str] = &[
     "json",
     "lifecycle",
     "domain",
+    "metrics",
     "telemetry",
     "store",
     "products",

@@ -93,7 +93,7 @@ async fn a_parked_payment_is_settled_once_with_a_note_and_not_retried_after_its_
         assert!(shop.operate(&settle).await.error(1).contains(record));
     }
 
-    assert_eq!(shop.operate(&["payments", "list"]).await.text(0), "No payment waits for a person.\n");
+    assert_eq!(shop.operate(&["payments", "list"]).await.text(0), "No payment waits for an operator.\n");
     let detail = |record| format!("{record}: paid back, ticket 77");
     let settled = |record| ("PAYMENT_SETTLE".into(), detail(record), "bob".into());
     assert_eq!(shop.interventions().await, [settled(record), settled(foreign)]);

@@ -1,5 +1,5 @@
 //! A refusal alone ends no order: it counts only where the product, looked up again, does not exist or has not the
-//! stock. Otherwise the call is made again, a bounded number of times, and then waits for a person.
+//! stock. Otherwise the call is made again, a bounded number of times, and then waits for an operator.
 
 use serde_json::{Value, json};
 

@@ -7,19 +7,19 @@ use crate::domain::{OrderId, TraceParent};
 use crate::store::payments::{IncomingPayment, Received, RecordPlace};
 use crate::store::{Store, StoreError};
 
-/// What became of it.
+/// The result of a retry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Retried {
-    /// No such record waits.
+    /// The record is not parked.
     NotParked,
-    /// It is still no payment event, and why.
+    /// The record is still no payment event, and why.
     NoPayment(String),
-    /// It is a payment of this order.
+    /// The record is a payment of this order.
     Received(OrderId, Received),
 }
 
-/// Applies a parked record as the consumer would. Where that settles it, the mark, the intervention and what the
-/// payment does commit together.
+/// Applies a parked record like the consumer. If that settles the record, the mark, the intervention and the effect of the
+/// payment commit together.
 pub async fn retry_parked(store: &Store, place: &RecordPlace, actor: &str) -> Result<Retried, StoreError> {
     let Some(parked) = store.parked_payment(place).await? else { return Ok(Retried::NotParked) };
     let payload = parked.payload.unwrap_or_default();

@@ -1,18 +1,18 @@
-//! The invariants that hold in every snapshot of the database, each as a statement that returns what contradicts it:
-//! the order, if any, and what was found. Only what one transaction writes together is held together here.
+//! The invariants that hold in every snapshot of the database. Each is a statement that returns its contradictions: the order,
+//! if any, and the finding. An invariant only relates rows that one transaction writes together.
 
 use uuid::Uuid;
 
 use super::Broken;
 
-/// An invariant over rows that are handed to its statement.
-pub(super) struct Invariant {
+/// An invariant.
+pub(in crate::store) struct Invariant {
     /// A short name, for reports.
-    pub(super) name: &'static str,
-    /// What holds.
+    pub(in crate::store) name: &'static str,
+    /// The text.
     pub(super) says: &'static str,
-    /// Returns `(order_id, detail)` for each row that contradicts it.
-    pub(super) sql: &'static str,
+    /// Returns `(order_id, detail)` for each contradiction.
+    pub(in crate::store) sql: &'static str,
 }
 
 impl Invariant {
@@ -21,6 +21,11 @@ impl Invariant {
         let broken = found.into_iter().map(|(order, detail)| Broken { invariant, says, order, detail });
         broken.collect()
     }
+}
+
+/// All invariants.
+pub(in crate::store) fn all() -> impl Iterator<Item = &'static Invariant> {
+    SCHEMA.iter().chain([&LEASES]).chain(EVENTS).chain([&KEYS, &RECENT]).chain(PAYMENTS).chain(ORDERS)
 }
 
 /// Without parameters.
@@ -37,7 +42,7 @@ where class.relnamespace = current_schema()::regnamespace and not index.indisval
     },
     Invariant {
         name: "positions",
-        says: "the sequence of the outbox gives positions one by one, which the relay's floors rest on",
+        says: "the sequence of the outbox caches no positions, because the floors of the relay need them in order",
         sql: "
 select null::uuid, format('it caches %s values', seqcache)
 from pg_sequence
@@ -46,10 +51,10 @@ where seqrelid = pg_get_serial_sequence('outbox', 'position')::regclass and seqc
     },
 ];
 
-/// $1: how many buckets there are.
+/// $1: the number of buckets.
 pub(super) const LEASES: Invariant = Invariant {
     name: "buckets",
-    says: "every bucket of the outbox has its lease, or nobody relays its events",
+    says: "every bucket of the outbox has a lease row, without which its events are not relayed",
     sql: "
 select null::uuid, format('bucket %s has none', bucket)
 from generate_series(0, $1::smallint - 1) as known (bucket)
@@ -61,11 +66,11 @@ where (select true from relay_leases lease where lease.bucket = known.bucket lim
 pub(super) const EVENTS: &[Invariant] = &[
     Invariant {
         name: "event-change",
-        says: "an event in the outbox tells of one change of one order, and of that change",
+        says: "an event in the outbox describes the change of its order with its sequence",
         sql: "
 select event.order_id,
        format('event %s, sequence %s, %s', event.event_id, event.sequence,
-              case when change.to_status is null then 'tells of no change' else 'does not tell of its change' end)
+              case when change.to_status is null then 'has no change' else 'differs from its change' end)
 from outbox event
 left join lateral (
     select to_status, from_status from order_history
@@ -93,7 +98,7 @@ where bucket = $1 and position between $2 and $3 and $4 is not null
     },
     Invariant {
         name: "event-floor",
-        says: "below the floor of its bucket, where the relay does not look, are events of parked orders alone",
+        says: "below the floor of a bucket, which the relay does not read, are only events of parked orders",
         sql: "
 select event.order_id, format('event %s at position %s is below the floor %s', event.event_id, event.position, lease.floor)
 from outbox event
@@ -103,10 +108,10 @@ where event.bucket = $1 and event.position between $2 and $3 and $4 is not null
   and (select true from parked_orders where order_id = event.order_id limit 1) is null
 ",
     },
-    // An operator may have skipped one in the middle, where an acknowledged one before it was not deleted yet.
+    // After a skip of an operator, a gap is legal: acknowledged events before it may not be deleted yet.
     Invariant {
         name: "event-sequence",
-        says: "the events of an order wait in their sequence, without a gap up to the latest change",
+        says: "the events of an order are in order, without a gap up to the latest change",
         sql: "
 select event.order_id, format('after sequence %s waits %s, and the latest change is %s',
                               event.sequence, coalesce(event.following::text, 'nothing'), placed.version)
@@ -124,7 +129,7 @@ where (event.following <> event.sequence + 1 or (event.following is null and not
 /// $1, $2: the keys of the page.
 pub(super) const KEYS: Invariant = Invariant {
     name: "idempotency-keys",
-    says: "an idempotency key in force names an order of its customer",
+    says: "a valid idempotency key names an order of its customer",
     sql: "
 select known.order_id, case when placed.id is null then 'the order is not there' else 'the order is of another customer' end
 from unnest($1::text[], $2::text[]) as page (customer_id, key)
@@ -137,10 +142,10 @@ where placed.customer_id is distinct from known.customer_id
 ",
 };
 
-/// $1, $2: the keys of the page. Older rows may outlive their order by a moment.
+/// $1, $2: the keys of the page. Older rows may be deleted shortly after their order.
 pub(super) const RECENT: Invariant = Invariant {
     name: "recent-orders",
-    says: "an order that is found by its lines is an order of that customer",
+    says: "a recent order belongs to the customer whose requests it deduplicates",
     sql: "
 select known.order_id, case when placed.id is null then 'the order is not there' else 'the order is of another customer' end
 from unnest($1::text[], $2::bytea[]) as page (customer_id, fingerprint)
@@ -158,7 +163,7 @@ where placed.customer_id is distinct from known.customer_id
 pub(super) const PAYMENTS: &[Invariant] = &[
     Invariant {
         name: "payment-effect",
-        says: "what a payment event did is there",
+        says: "the effect of an applied payment event is stored",
         sql: "
 select event.order_id, format('%s at %s/%s/%s: %s', event.outcome, event.topic, event.partition, event.\"offset\",
                               case when placed.status is null then 'the order is not there' else 'it had no effect' end)
@@ -177,7 +182,7 @@ where event.event_key = any ($1)
     },
     Invariant {
         name: "payment-parked",
-        says: "a payment that the order does not account for is kept for a person",
+        says: "a payment that the order does not account for is kept for an operator",
         sql: "
 select event.order_id, format('%s at %s/%s/%s is not kept', event.outcome, event.topic, event.partition, event.\"offset\")
 from payment_events event
@@ -196,7 +201,7 @@ where event.event_key = any ($1)
 pub(super) const ORDERS: &[Invariant] = &[
     Invariant {
         name: "order-items",
-        says: "an order has lines 1, 2, 3 …, one a product, and costs what they cost",
+        says: "an order has lines 1, 2, 3 …, one per product, and its total is their sum",
         sql: "
 select placed.id, format('%s lines of %s products up to number %s for %s, total %s',
                          items.lines, items.products, items.last, items.total, placed.total_amount)
@@ -213,7 +218,7 @@ where placed.id = any ($1)
     },
     Invariant {
         name: "order-history",
-        says: "the history of an order has every version once, each a legal change at a later time, and ends where the order is",
+        says: "the history of an order has every version once, each a legal change at a later time, and ends with the order's status",
         sql: "
 select placed.id, format('version %s, %s: %s rows up to version %s, %s', placed.version, placed.status,
                          history.changes, history.last, coalesce(history.end_status, 'nothing'))
@@ -245,7 +250,7 @@ where placed.id = any ($1)
     },
     Invariant {
         name: "confirmed-stock",
-        says: "an order is CONFIRMED where one attempt has taken its stock, and an attempt is under way for CREATED orders alone",
+        says: "an order is CONFIRMED if and only if one attempt has taken its stock; only a CREATED order has an attempt in progress",
         sql: "
 select placed.id, format('%s: %s attempts, up to number %s, %s have taken its stock, %s are taking it',
                          placed.status, jobs.attempts, jobs.last, jobs.taken, jobs.taking)
@@ -263,7 +268,7 @@ where placed.id = any ($1)
     },
     Invariant {
         name: "stock-lines",
-        says: "a stock job has the lines of its order, each as far as the job's state permits",
+        says: "a stock job has the lines of its order, each in a state that the state of the job allows",
         sql: "
 select job.order_id, format('attempt %s is %s: %s lines of %s, %s of another product or quantity, %s in a state that does not fit',
                             job.attempt, job.state, lines.lines, items.lines, lines.other, lines.unfit)
@@ -289,11 +294,11 @@ where job.order_id = any ($1) and (lines.lines <> items.lines or lines.other > 0
     },
     Invariant {
         name: "stock-paid",
-        says: "a stock job knows whether its order is paid",
+        says: "a stock job is marked as paid if its order is paid",
         sql: "
 select job.order_id, format('attempt %s is %s and %s', job.attempt, job.state,
-                            case when job.paid then 'says that a payment came, and none is there'
-                                 else 'does not know of the payment' end)
+                            case when job.paid then 'marked as paid without a payment'
+                                 else 'not marked as paid' end)
 from stock_jobs job
 left join lateral (select true as found from payments where order_id = job.order_id limit 1) paid on true
 where job.order_id = any ($1)
@@ -302,7 +307,7 @@ where job.order_id = any ($1)
     },
     Invariant {
         name: "paid-orders",
-        says: "an order is paid once, by an event, its total; then it is CONFIRMED, being confirmed, or CANCELLED with its refund",
+        says: "an order is paid once, by an event, with its total; then it is CONFIRMED, being confirmed, or CANCELLED with a refund",
         sql: "
 select placed.id, format('%s, total %s, paid %s, refund %s', placed.status, placed.total_amount, paid.amount,
                          coalesce(refund.amount::text, 'none'))
@@ -327,7 +332,7 @@ where placed.id = any ($1)
     },
     Invariant {
         name: "refunds",
-        says: "a refund is due for a paid and CANCELLED order alone",
+        says: "only a paid and CANCELLED order has a refund",
         sql: "
 select refund.order_id, format('%s, refund %s, paid %s', placed.status, refund.amount, coalesce(paid.amount::text, 'nothing'))
 from refunds_due refund

@@ -74,7 +74,7 @@ fn trace_of_placement(record: &Record) -> Option<&str> {
     trace.split('-').nth(1)
 }
 
-/// Payments that came in time are never too late, and each of them is remembered or kept for a person.
+/// Payments that came in time are never too late, and each of them is remembered or kept for an operator.
 fn arrivals(evidence: &Evidence) -> Vec<Promise> {
     let mut in_time = Promise::no("orders given up as unpaid that were paid in time");
     for story in &evidence.stories {

@@ -1,4 +1,4 @@
-//! The relay beside the events of parked orders (issue 8, point 3): however many wait for a person, a read costs what it
+//! The relay beside the events of parked orders (issue 8, point 3): however many wait for an operator, a read costs what it
 //! returns.
 //!
 //! `SIZE_PARKED_EVENTS` sets how many wait.
