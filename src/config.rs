@@ -8,6 +8,7 @@ mod kafka;
 mod products;
 #[cfg(test)]
 mod tests;
+mod traces;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -22,6 +23,7 @@ pub use kafka::is_topic;
 use kafka::kafka;
 pub(crate) use kafka::{ORDER_EVENTS, PAYMENT_EVENTS};
 use products::products;
+use traces::traces;
 
 use crate::api::server::ServerSettings;
 use crate::api::{ApiSettings, DocsPage, GatewaySecrets, RETRY_SOON};
@@ -29,6 +31,8 @@ use crate::events::{KafkaSettings, RelaySettings};
 use crate::orders::{ConfirmSettings, DuplicateSettings, HousekeepingSettings, OrderSettings};
 use crate::products::ProductSettings;
 use crate::store::{DatabaseSettings, StockTimes};
+use crate::telemetry::otlp::TraceSettings;
+pub use crate::telemetry::{LogConfig, LogFormat};
 
 /// All settings of `serve`.
 #[derive(Clone, Debug)]
@@ -57,6 +61,8 @@ pub struct Config {
     pub relay: RelaySettings,
     /// The Product Service.
     pub products: ProductSettings,
+    /// Where spans go; none: nowhere, and none is made.
+    pub traces: Option<TraceSettings>,
     /// Start and stop.
     pub timing: LifecycleSettings,
     /// Variables that look like settings and are none, a line each.
@@ -72,24 +78,6 @@ pub struct LifecycleSettings {
     pub shutdown_delay: Duration,
     /// How long the stop may take after that.
     pub shutdown_timeout: Duration,
-}
-
-/// What logs look like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// One JSON object a line.
-    Json,
-    /// For people.
-    Human,
-}
-
-/// The settings of the log, needed before all others.
-#[derive(Clone, Debug)]
-pub struct LogConfig {
-    /// The form.
-    pub format: LogFormat,
-    /// What is logged: a level, or directives of `tracing-subscriber`.
-    pub filter: String,
 }
 
 /// Where the service listens when nothing else is said: on this machine only.
@@ -120,6 +108,7 @@ impl Config {
             kafka: kafka(env, delivery_timeout),
             relay: relay(env, delivery_timeout),
             products,
+            traces: traces(env),
             timing: timing(env),
             // Those that are read elsewhere.
             unknown: env.unknown(&["LOG_FORMAT", "LOG_FILTER", "DEMO_PRODUCTS_ADDRESS"]),

@@ -24,8 +24,9 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use opentelemetry::trace::SpanKind;
 use reqwest::header::{ACCEPT, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{StatusCode, Url, redirect, retry};
+use reqwest::{RequestBuilder, StatusCode, Url, redirect, retry};
 use thiserror::Error;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -33,6 +34,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use crate::domain::{Money, ProductId, TraceParent};
 use crate::metrics::Metrics;
 use crate::telemetry::Seldom;
+use crate::telemetry::span::Span;
 
 mod answer;
 mod breaker;
@@ -55,6 +57,7 @@ use singleflight::{Singleflight, Ticket};
 pub use stock::{StockRoute, StockSettings};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 const USER_AGENT: &str = concat!("order-service/", env!("CARGO_PKG_VERSION"));
 
 /// Shorter than the 20 s after which Spring Boot's Tomcat closes an idle connection: a request that is sent
@@ -121,7 +124,6 @@ struct Catalogue {
 /// What the look-ups of one placement have in common.
 struct Call<'a> {
     trace: &'a TraceParent,
-    header: Option<HeaderValue>,
     started: Instant,
     deadline: Instant,
 }
@@ -165,8 +167,7 @@ impl ProductClient {
         trace: &TraceParent,
     ) -> Result<Vec<Option<Product>>, Unavailable> {
         let started = Instant::now();
-        let header = HeaderValue::from_str(trace.as_str()).ok();
-        let call = Call { trace, header, started, deadline: started + self.deadline };
+        let call = Call { trace, started, deadline: started + self.deadline };
         let mut products = vec![None; ids.len()];
         let mut waiting = ids.iter().enumerate();
         let mut asked = FuturesUnordered::new();
@@ -204,7 +205,7 @@ impl ProductClient {
         self.budget.earn();
         let mut retries = 0;
         loop {
-            let failure = match self.attempt(id, call).await {
+            let failure = match self.attempt(id, call, retries).await {
                 Ok(product) => return Ok(product),
                 Err(failure) => failure,
             };
@@ -224,19 +225,29 @@ impl ProductClient {
 
     /// One attempt, which placements that ask for the same product share. The caller waits for it until its own
     /// deadline; the trace that it carries is that of the caller who began it.
-    async fn attempt(&self, id: &ProductId, call: &Call<'_>) -> Answer {
+    async fn attempt(&self, id: &ProductId, call: &Call<'_>, retries: u32) -> Answer {
         if self.catalogue.gate.refuses() {
             return Err(Failure::Refused);
         }
-        let (catalogue, product, trace) = (Arc::clone(&self.catalogue), id.clone(), call.header.clone());
-        let look_up = move |ticket| async move { catalogue.attempt(&product, trace, ticket).await };
-        let mut joined = self.look_ups.join(id, call.deadline, look_up);
-        match timeout_at(call.deadline, &mut joined.answer).await {
+        let mut span = self.catalogue.span(call.trace);
+        if retries > 0 {
+            span.set("http.request.resend_count", i64::from(retries));
+        }
+        let trace = span.place().unwrap_or_else(|| call.trace.clone());
+        let (catalogue, product, place) = (Arc::clone(&self.catalogue), id.clone(), trace.clone());
+        let look_up = move |ticket| async move { catalogue.attempt(&product, &place, ticket).await };
+        let mut joined = self.look_ups.join(id, call.deadline, trace, look_up);
+        if let Some(begun_in) = &joined.begun_in {
+            span.link(begun_in);
+        }
+        let answer = match timeout_at(call.deadline, &mut joined.answer).await {
             Ok(answer) => answer,
             Err(_) => Err(joined.sent().map_or(Failure::Crowded, |sent| Failure::Late {
                 after: call.deadline.saturating_duration_since(sent),
             })),
-        }
+        };
+        note_look_up(&mut span, &answer);
+        answer
     }
 
     fn unavailable(&self, id: &ProductId, call: &Call<'_>, cause: Failure) -> Unavailable {
@@ -245,9 +256,9 @@ impl ProductClient {
         let error = cause.chain();
         // While the breaker is open every placement comes here: its opening was the warning.
         if matches!(cause, Failure::Refused) {
-            tracing::debug!(product = %id, elapsed_ms, trace_id, %error, "product not looked up");
+            tracing::debug!(product = %id, elapsed_ms, %trace_id, %error, "product not looked up");
         } else {
-            tracing::warn!(product = %id, elapsed_ms, trace_id, %error, "product look-up failed");
+            tracing::warn!(product = %id, elapsed_ms, %trace_id, %error, "product look-up failed");
         }
         let retry_after =
             self.catalogue.gate.remaining().unwrap_or_else(|| Duration::from_secs(1 + random_below(2)));
@@ -257,7 +268,7 @@ impl ProductClient {
 
 impl Catalogue {
     /// One GET, within its own time and the latest deadline of those who wait for it.
-    async fn attempt(&self, id: &ProductId, trace: Option<HeaderValue>, ticket: Ticket<Answer>) -> Answer {
+    async fn attempt(&self, id: &ProductId, trace: &TraceParent, ticket: Ticket<Answer>) -> Answer {
         let _permit = self.permits.acquire().await.map_err(|_| Failure::Crowded)?;
         let latest = ticket.send();
         let now = Instant::now();
@@ -277,11 +288,19 @@ impl Catalogue {
         answer
     }
 
-    async fn get(&self, id: &ProductId, trace: Option<HeaderValue>) -> Answer {
-        let mut request = self.http.get(self.address(id));
-        if let Some(trace) = trace {
-            request = request.header(TRACEPARENT, trace);
+    /// The span of one look-up, which is shared with others or not.
+    fn span(&self, trace: &TraceParent) -> Span {
+        let mut span = Span::child(SpanKind::Client, || "GET /api/products/{productId}", trace);
+        if span.is_recorded() {
+            span.set("http.request.method", "GET");
+            span.set("url.template", "/api/products/{productId}");
+            note_server(&mut span, &self.products);
         }
+        span
+    }
+
+    async fn get(&self, id: &ProductId, trace: &TraceParent) -> Answer {
+        let request = traced(self.http.get(self.address(id)), trace);
         let response = request.send().await?;
         match response.status() {
             StatusCode::OK => answer::read(response, id).await.map(Some),
@@ -308,6 +327,37 @@ impl Catalogue {
         }
         address
     }
+}
+
+/// The request with the headers of its trace.
+fn traced(request: RequestBuilder, trace: &TraceParent) -> RequestBuilder {
+    let request = request.header(TRACEPARENT, trace.to_string());
+    match trace.state() {
+        Some(state) => request.header(TRACESTATE, state),
+        None => request,
+    }
+}
+
+fn note_server(span: &mut Span, base: &Url) {
+    span.set("server.address", base.host_str().unwrap_or_default().to_owned());
+    span.set("server.port", i64::from(base.port_or_known_default().unwrap_or_default()));
+}
+
+fn note_look_up(span: &mut Span, answer: &Answer) {
+    if !span.is_recorded() {
+        return;
+    }
+    match answer {
+        Ok(Some(_)) => span.set("http.response.status_code", 200),
+        Ok(None) => span.set("http.response.status_code", 404),
+        Err(Failure::Status(status)) => note_refusal(span, *status),
+        Err(failure) => span.fail(failure.as_str()),
+    }
+}
+
+fn note_refusal(span: &mut Span, status: StatusCode) {
+    span.set("http.response.status_code", i64::from(status.as_u16()));
+    span.fail(status.as_str().to_owned());
 }
 
 fn http_client(settings: &ProductSettings) -> Result<reqwest::Client, reqwest::Error> {

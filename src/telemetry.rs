@@ -1,4 +1,10 @@
-//! Logs: one line an event, on standard error.
+//! What the service says of itself: logs, one line an event, on standard error ([`start`]), and traces ([`otlp`],
+//! [`span`]). Settings are plain arguments; nothing here knows the rest of the service but [`TraceParent`].
+//!
+//! [`TraceParent`]: crate::domain::TraceParent
+
+pub mod otlp;
+pub mod span;
 
 use std::error::Error;
 use std::io::IsTerminal;
@@ -8,7 +14,23 @@ use std::time::{Duration, Instant};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
-use crate::config::{LogConfig, LogFormat};
+/// What logs look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Human,
+}
+
+/// The settings of the log, needed before all others.
+#[derive(Clone, Debug)]
+pub struct LogConfig {
+    /// The form.
+    pub format: LogFormat,
+    /// What is logged: a level, or directives of `tracing-subscriber`.
+    pub filter: String,
+}
 
 /// An error and all its causes, in one line.
 pub fn chain(error: &dyn Error) -> String {

@@ -10,7 +10,7 @@ use futures_util::future::OptionFuture;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
-use tracing::{error, warn};
+use tracing::{Instrument, error, info_span, warn};
 use uuid::Uuid;
 
 use super::{ChangeStatus, ChangeStatusError, OrderService, Versions};
@@ -20,7 +20,7 @@ use crate::domain::stock::{CallOutcome, CallRules, JobState, StockCall, StockJob
 use crate::domain::{Actor, Order, OrderAggregate, OrderId, Status, TraceParent, time};
 use crate::store::StoreError;
 use crate::store::stock_queue::{DueJob, TakeUp};
-use crate::telemetry::chain;
+use crate::telemetry::{chain, span};
 
 /// How stock work is done.
 #[derive(Clone, Copy, Debug)]
@@ -92,9 +92,9 @@ impl OrderService {
         let permit = Arc::clone(&self.confirm_permits).try_acquire_owned();
         let permit = permit.map_err(|_| ChangeStatusError::Busy)?;
         // In a task of its own, so that it comes to its end even when the client hangs up.
-        let (service, trace) = (self.clone(), trace.clone());
-        let begun =
-            self.tasks.spawn(async move { service.begin_to_confirm(actor, change, trace, permit).await });
+        let (service, place) = (self.clone(), trace.clone());
+        let begun = async move { service.begin_to_confirm(actor, change, place, permit).await };
+        let begun = self.tasks.spawn(span::within(trace, begun).in_current_span());
         let (order, confirmation, first_calls) = begun.await??;
         let attempt = match confirmation {
             Confirmation::Already => return Ok(order),
@@ -283,6 +283,12 @@ impl OrderService {
 
     /// Makes the calls that were written down, with nothing held but `slots`, and writes down what they brought.
     pub(super) async fn take_step<S>(&self, step: Step, slots: S) -> Stepped {
+        let trace = step.trace.clone();
+        let log = info_span!("stock job", trace_id = %trace.trace_id(), span_id = %trace.span_id());
+        span::within(&trace, self.make_calls(step, slots)).instrument(log).await
+    }
+
+    async fn make_calls<S>(&self, step: Step, slots: S) -> Stepped {
         let Step { order: id, attempt, holder, calls, trace } = step;
         let outcomes: Vec<_> = futures_util::stream::iter(calls)
             .map(async |call| {

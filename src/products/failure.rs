@@ -65,6 +65,18 @@ impl Failure {
         }
     }
 
+    /// A word for it, of a bounded set (`error.type` of a span).
+    pub(super) const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Refused => "circuit_breaker_open",
+            Self::Crowded => "too_many_in_flight",
+            Self::Late { .. } => "timeout",
+            Self::Connection(_) => "connection",
+            Self::Status(_) => "status",
+            Self::Nonsense(_) => "invalid_answer",
+        }
+    }
+
     /// The failure and what is behind it, in one line.
     pub(super) fn chain(&self) -> String {
         let mut text = chain(self);

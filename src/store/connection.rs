@@ -18,6 +18,7 @@ use super::pool::{Pool, PooledConnection};
 use super::{Store, StoreError};
 use crate::domain::Order;
 use crate::metrics::{Metrics, Query};
+use crate::telemetry::span::Span;
 
 /// How the service uses its database.
 #[derive(Clone)]
@@ -175,15 +176,18 @@ impl Database {
         timeout(self.settings.deadline, work).await.unwrap_or(Err(StoreError::Deadline))
     }
 
-    /// Bounds one use of the store by its deadline, and measures how long it takes.
+    /// Bounds one use of the store by its deadline, and measures how long it takes. A span shows it in its trace.
     pub(super) async fn query<T>(
         &self,
         query: Query,
         work: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        let started = Instant::now();
+        let (started, mut span) = (Instant::now(), Span::of_database(query.as_str()));
         let result = self.bounded(work).await;
         self.metrics.database.used(query, started.elapsed());
+        if let Err(error) = &result {
+            span.fail(error.as_str());
+        }
         result
     }
 }

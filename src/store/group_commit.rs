@@ -20,9 +20,13 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use super::StoreError;
+use crate::metrics::Query;
+use crate::telemetry::span::{self, Span};
 
 /// One kind of write, and how it is committed.
 pub(super) trait Group: Send + Sync + 'static {
+    /// What the span of a write is called.
+    const QUERY: Query;
     /// A write.
     type Item: Send + 'static;
     /// What its caller learns.
@@ -96,6 +100,8 @@ struct Caller<G: Group> {
     number: u64,
     deadline: Instant,
     answer: oneshot::Sender<Result<G::Answer, StoreError>>,
+    /// From the moment of asking to the answer.
+    span: Span,
     /// Set while the write is under way.
     key: Option<KeyUnderWay<G>>,
 }
@@ -123,8 +129,11 @@ impl<G: Group> fmt::Debug for GroupCommit<G> {
 
 impl<G: Group> Caller<G> {
     /// Answers, after the write's key is free again. A caller that has gone away is told nothing.
-    fn tell(self, result: Result<G::Answer, StoreError>) {
-        drop(self.key);
+    fn tell(mut self, result: Result<G::Answer, StoreError>) {
+        if let Err(error) = &result {
+            self.span.fail(error.as_str());
+        }
+        drop((self.key, self.span));
         let _ = self.answer.send(result);
     }
 }
@@ -144,6 +153,7 @@ impl<G: Group> GroupCommit<G> {
         let limits = &self.0.limits;
         let deadline = Instant::now() + limits.deadline;
         let (answer, mut answered) = oneshot::channel();
+        let span = Span::of_database(G::QUERY.as_str());
         let number = {
             let mut state = self.lock();
             if state.queue.len() >= limits.waiting {
@@ -151,7 +161,7 @@ impl<G: Group> GroupCommit<G> {
             }
             let number = state.arrived;
             state.arrived += 1;
-            state.queue.push_back((item, Caller { number, deadline, answer, key: None }));
+            state.queue.push_back((item, Caller { number, deadline, answer, span, key: None }));
             self.start_writer(&mut state);
             number
         };
@@ -170,7 +180,9 @@ impl<G: Group> GroupCommit<G> {
     fn withdraw(&self, number: u64) -> bool {
         let mut state = self.lock();
         let place = state.queue.iter().position(|(_, caller)| caller.number == number);
-        place.and_then(|place| state.queue.remove(place)).is_some()
+        let withdrawn = place.and_then(|place| state.queue.remove(place));
+        drop(state);
+        withdrawn.map(|(_, mut caller)| caller.span.fail(StoreError::Deadline.as_str())).is_some()
     }
 
     fn lock(&self) -> MutexGuard<'_, State<G>> {
@@ -223,7 +235,10 @@ impl<G: Group> GroupCommit<G> {
     }
 
     /// Commits a group before the last of its deadlines; a caller whose own is earlier does not wait for it.
-    async fn commit_group(&self, mut items: Vec<G::Item>, callers: Vec<Caller<G>>) {
+    async fn commit_group(&self, mut items: Vec<G::Item>, mut callers: Vec<Caller<G>>) {
+        if callers.len() > 1 {
+            span::share(callers.len(), callers.iter_mut().map(|caller| &mut caller.span));
+        }
         let deadline = callers.iter().map(|caller| caller.deadline).max().unwrap_or_else(Instant::now);
         match self.commit(&mut items, false, deadline).await {
             Ok(committed) => {

@@ -53,6 +53,8 @@ impl KeyReads {
 type KeyRow = (i64, Vec<u8>, Option<Uuid>, Option<Decimal>);
 
 impl ReadSet for KeyReads {
+    const QUERY: Query = Query::FindKey;
+
     /// Whose key, and the key.
     type Question = (CustomerId, String);
     type Answer = Result<Option<KnownKey>, StoreError>;

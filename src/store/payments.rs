@@ -84,7 +84,7 @@ pub struct IncomingPayment {
     pub event_type: &'static str,
     /// Where it stands.
     pub place: RecordPlace,
-    /// The record's own trace, else a new one.
+    /// The trace that the work on it belongs to.
     pub trace: TraceParent,
     /// The record as it came, for parking it.
     pub payload: Vec<u8>,

@@ -312,6 +312,8 @@ impl Placements {
 }
 
 impl Group for Placements {
+    const QUERY: Query = Query::Place;
+
     type Item = Arc<Placing>;
     /// Whether the guard let it happen.
     type Answer = bool;

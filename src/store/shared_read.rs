@@ -17,9 +17,13 @@ use tokio::time::timeout;
 use tracing::error;
 
 use super::StoreError;
+use crate::metrics::Query;
+use crate::telemetry::span::{self, Span};
 
 /// One kind of read.
 pub(super) trait ReadSet: Send + Sync + 'static {
+    /// What the span of a read is called.
+    const QUERY: Query;
     /// What one caller asks for.
     type Question: Send + Sync + 'static;
     /// What this caller learns.
@@ -61,7 +65,11 @@ struct State<R: ReadSet> {
 }
 
 /// Who waits for a read.
-type Caller<R> = oneshot::Sender<Result<<R as ReadSet>::Answer, StoreError>>;
+struct Caller<R: ReadSet> {
+    answer: oneshot::Sender<Result<R::Answer, StoreError>>,
+    /// From the moment of asking to the answer.
+    span: Span,
+}
 
 /// What is read together, and who waits for each.
 type Set<R> = (Vec<<R as ReadSet>::Question>, Vec<Caller<R>>);
@@ -88,12 +96,13 @@ impl<R: ReadSet> SharedRead<R> {
     pub(super) async fn ask(&self, question: R::Question) -> Result<R::Answer, StoreError> {
         let limits = &self.0.limits;
         let (answer, answered) = oneshot::channel();
+        let span = Span::of_database(R::QUERY.as_str());
         {
             let mut state = self.lock();
             if state.queue.len() >= limits.waiting {
                 return Err(StoreError::TooManyReads);
             }
-            state.queue.push_back((question, answer));
+            state.queue.push_back((question, Caller { answer, span }));
             if state.readers < limits.readers {
                 state.readers += 1;
                 tokio::spawn(self.clone().run());
@@ -113,7 +122,10 @@ impl<R: ReadSet> SharedRead<R> {
 
     /// Reads set after set until nobody waits.
     async fn run(self) {
-        while let Some((questions, callers)) = self.take() {
+        while let Some((questions, mut callers)) = self.take() {
+            if callers.len() > 1 {
+                span::share(callers.len(), callers.iter_mut().map(|caller| &mut caller.span));
+            }
             // A panic is a bug, and it must not end the reader.
             match AssertUnwindSafe(self.0.read.read(&questions)).catch_unwind().await {
                 Ok(Ok(answers)) => answer(callers, answers.into_iter().map(Ok)),
@@ -134,7 +146,7 @@ impl<R: ReadSet> SharedRead<R> {
         while questions.len() < self.0.limits.set
             && let Some((question, caller)) = state.queue.pop_front()
         {
-            if !caller.is_closed() {
+            if !caller.answer.is_closed() {
                 questions.push(question);
                 callers.push(caller);
             }
@@ -148,9 +160,13 @@ impl<R: ReadSet> SharedRead<R> {
 }
 
 /// Tells each caller its own answer. One that has gone away is told nothing.
-fn answer<A>(callers: Vec<oneshot::Sender<A>>, answers: impl Iterator<Item = A>) {
-    for (caller, answer) in callers.into_iter().zip(answers) {
-        let _ = caller.send(answer);
+fn answer<R: ReadSet>(callers: Vec<Caller<R>>, answers: impl Iterator<Item = Result<R::Answer, StoreError>>) {
+    for (Caller { answer, mut span }, result) in callers.into_iter().zip(answers) {
+        if let Err(error) = &result {
+            span.fail(error.as_str());
+        }
+        drop(span);
+        let _ = answer.send(result);
     }
 }
 

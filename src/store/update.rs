@@ -233,6 +233,8 @@ impl Writes {
 }
 
 impl Group for Updates {
+    const QUERY: Query = Query::Update;
+
     type Item = Update;
     type Answer = Updated;
 

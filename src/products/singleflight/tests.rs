@@ -101,8 +101,9 @@ impl World {
         let world = Arc::clone(self);
         let id = ProductId::parse(PRODUCTS[product]).unwrap();
         let deadline = Instant::now() + Duration::from_secs(arrived);
-        let joined =
-            self.singleflight.join(&id, deadline, move |ticket| world.look_up(product, deadline, ticket));
+        let joined = self.singleflight.join(&id, deadline, TraceParent::start(), move |ticket| {
+            world.look_up(product, deadline, ticket)
+        });
         Caller { product, arrived, waiting: tokio::spawn(joined.answer) }
     }
 
@@ -266,7 +267,7 @@ async fn no_thread_finds_an_answer_that_is_older_than_its_question() {
                         tokio::task::yield_now().await;
                         sent
                     };
-                    let joined = singleflight.join(&id, arrived, look_up);
+                    let joined = singleflight.join(&id, arrived, TraceParent::start(), look_up);
                     assert!(joined.answer.await >= arrived);
                 }
             })
