@@ -8,6 +8,7 @@ mod kafka;
 mod products;
 #[cfg(test)]
 mod tests;
+mod traces;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -22,6 +23,7 @@ use kafka::kafka;
 pub use kafka::parse_topic;
 pub(crate) use kafka::{ORDER_EVENTS, PAYMENT_EVENTS};
 use products::products;
+use traces::traces;
 
 use crate::api::server::ServerSettings;
 use crate::api::{ApiSettings, DocsPage, GatewaySecrets, RETRY_SOON};
@@ -29,6 +31,7 @@ use crate::events::{KafkaSettings, RelaySettings};
 use crate::orders::{ConfirmSettings, DuplicateSettings, HousekeepingSettings, OrderSettings};
 use crate::products::ProductSettings;
 use crate::store::{DatabaseSettings, StockTimes};
+use crate::telemetry::otlp::TraceSettings;
 pub use crate::telemetry::{LogConfig, LogFormat};
 
 /// All settings of `serve`.
@@ -58,6 +61,8 @@ pub struct Config {
     pub relay: RelaySettings,
     /// The Product Service.
     pub products: ProductSettings,
+    /// Where spans go; none: nowhere, and none is made.
+    pub traces: Option<TraceSettings>,
     /// Start and stop.
     pub timing: LifecycleSettings,
     /// A line for each variable that looks like a setting but is none.
@@ -103,6 +108,7 @@ impl Config {
             kafka: kafka(env, delivery_timeout),
             relay: relay(env, delivery_timeout),
             products,
+            traces: traces(env),
             timing: timing(env),
             // These are read elsewhere.
             unknown: env.unknown(&["LOG_FORMAT", "LOG_FILTER", "DEMO_PRODUCTS_ADDRESS"]),

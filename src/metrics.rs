@@ -285,6 +285,13 @@ pub(crate) enum Query {
     Operate,
 }
 
+impl Query {
+    /// The label.
+    pub(crate) fn as_str(self) -> &'static str {
+        self.into()
+    }
+}
+
 /// PostgreSQL: pools, statements, and writes that share a commit.
 pub(crate) struct Database {
     connections: Gauges<2>,
@@ -312,7 +319,7 @@ impl Database {
         let durations: Histograms<Labels<1>> = histograms(seconds);
         let operations = Query::VARIANTS
             .iter()
-            .map(|query| durations.get_or_create_owned(&[("db_query_summary", query.into())]));
+            .map(|query| durations.get_or_create_owned(&[("db_query_summary", query.as_str())]));
         let operations = operations.collect();
         let database = Self {
             connections: register(

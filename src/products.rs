@@ -24,8 +24,9 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use opentelemetry::trace::SpanKind;
 use reqwest::header::{ACCEPT, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{StatusCode, Url, redirect, retry};
+use reqwest::{RequestBuilder, StatusCode, Url, redirect, retry};
 use thiserror::Error;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -33,6 +34,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use crate::domain::{Money, ProductId, TraceParent};
 use crate::metrics::Metrics;
 use crate::telemetry::RateLimitedLog;
+use crate::telemetry::span::Span;
 
 mod answer;
 mod budget;
@@ -53,6 +55,7 @@ use singleflight::{InFlight, Singleflight};
 pub use stock::{StockRoute, StockSettings};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 const USER_AGENT: &str = concat!("order-service/", env!("CARGO_PKG_VERSION"));
 
 /// Spring Boot's Tomcat closes idle connections after 20 s. This is less, so that no request is sent on a
@@ -120,7 +123,6 @@ struct Catalogue {
 /// The context of all look-ups of one placement.
 struct Call<'a> {
     trace: &'a TraceParent,
-    header: Option<HeaderValue>,
     started: Instant,
     deadline: Instant,
 }
@@ -164,8 +166,7 @@ impl ProductClient {
         trace: &TraceParent,
     ) -> Result<Vec<Option<Product>>, Unavailable> {
         let started = Instant::now();
-        let header = HeaderValue::from_str(trace.as_str()).ok();
-        let call = Call { trace, header, started, deadline: started + self.deadline };
+        let call = Call { trace, started, deadline: started + self.deadline };
         let mut products = vec![None; ids.len()];
         let mut waiting = ids.iter().enumerate();
         let mut running = FuturesUnordered::new();
@@ -203,7 +204,7 @@ impl ProductClient {
         self.budget.earn();
         let mut retries = 0;
         loop {
-            let failure = match self.attempt(id, call).await {
+            let failure = match self.attempt(id, call, retries).await {
                 Ok(product) => return Ok(product),
                 Err(failure) => failure,
             };
@@ -223,19 +224,29 @@ impl ProductClient {
 
     /// Makes one attempt, or joins one that is not sent yet. The caller waits until its own deadline. A shared
     /// attempt carries the trace of the caller that started it.
-    async fn attempt(&self, id: &ProductId, call: &Call<'_>) -> Answer {
+    async fn attempt(&self, id: &ProductId, call: &Call<'_>, retries: u32) -> Answer {
         if self.catalogue.breaker.refuses() {
             return Err(Failure::NotPermitted);
         }
-        let (catalogue, product, trace) = (Arc::clone(&self.catalogue), id.clone(), call.header.clone());
-        let look_up = move |flight| async move { catalogue.attempt(&product, trace, flight).await };
-        let mut joined = self.look_ups.join(id, call.deadline, look_up);
-        match timeout_at(call.deadline, &mut joined.answer).await {
+        let mut span = self.catalogue.span(call.trace);
+        if retries > 0 {
+            span.set("http.request.resend_count", i64::from(retries));
+        }
+        let trace = span.context().unwrap_or_else(|| call.trace.clone());
+        let (catalogue, product, of_flight) = (Arc::clone(&self.catalogue), id.clone(), trace.clone());
+        let look_up = move |flight| async move { catalogue.attempt(&product, &of_flight, flight).await };
+        let mut joined = self.look_ups.join(id, call.deadline, trace, look_up);
+        if let Some(shared) = &joined.shared_trace {
+            span.link(shared);
+        }
+        let answer = match timeout_at(call.deadline, &mut joined.answer).await {
             Ok(answer) => answer,
             Err(_) => Err(joined.sent().map_or(Failure::Overloaded, |sent| Failure::TimedOut {
                 after: call.deadline.saturating_duration_since(sent),
             })),
-        }
+        };
+        note_look_up(&mut span, &answer);
+        answer
     }
 
     fn unavailable(&self, id: &ProductId, call: &Call<'_>, cause: Failure) -> Unavailable {
@@ -244,9 +255,9 @@ impl ProductClient {
         let error = cause.chain();
         // The breaker warned once when it opened; while it is open, every placement fails here.
         if matches!(cause, Failure::NotPermitted) {
-            tracing::debug!(product = %id, elapsed_ms, trace_id, %error, "product look-up not permitted");
+            tracing::debug!(product = %id, elapsed_ms, %trace_id, %error, "product look-up not permitted");
         } else {
-            tracing::warn!(product = %id, elapsed_ms, trace_id, %error, "product look-up failed");
+            tracing::warn!(product = %id, elapsed_ms, %trace_id, %error, "product look-up failed");
         }
         let retry_after =
             self.catalogue.breaker.remaining().unwrap_or_else(|| Duration::from_secs(1 + random_below(2)));
@@ -256,7 +267,7 @@ impl ProductClient {
 
 impl Catalogue {
     /// Sends one GET. It ends at the attempt timeout, or at the latest deadline of the callers that share it.
-    async fn attempt(&self, id: &ProductId, trace: Option<HeaderValue>, flight: InFlight<Answer>) -> Answer {
+    async fn attempt(&self, id: &ProductId, trace: &TraceParent, flight: InFlight<Answer>) -> Answer {
         let _in_flight = self.in_flight.acquire().await.map_err(|_| Failure::Overloaded)?;
         let latest = flight.mark_sent();
         let now = Instant::now();
@@ -276,11 +287,19 @@ impl Catalogue {
         answer
     }
 
-    async fn get(&self, id: &ProductId, trace: Option<HeaderValue>) -> Answer {
-        let mut request = self.http.get(self.address(id));
-        if let Some(trace) = trace {
-            request = request.header(TRACEPARENT, trace);
+    /// The span of a look-up.
+    fn span(&self, trace: &TraceParent) -> Span {
+        let mut span = Span::child(SpanKind::Client, || "GET /api/products/{productId}", trace);
+        if span.is_recorded() {
+            span.set("http.request.method", "GET");
+            span.set("url.template", "/api/products/{productId}");
+            note_server(&mut span, &self.products);
         }
+        span
+    }
+
+    async fn get(&self, id: &ProductId, trace: &TraceParent) -> Answer {
+        let request = traced(self.http.get(self.address(id)), trace);
         let response = request.send().await?;
         match response.status() {
             StatusCode::OK => answer::read(response, id).await.map(Some),
@@ -307,6 +326,37 @@ impl Catalogue {
         }
         address
     }
+}
+
+/// Adds the headers of the trace.
+fn traced(request: RequestBuilder, trace: &TraceParent) -> RequestBuilder {
+    let request = request.header(TRACEPARENT, trace.to_string());
+    match trace.state() {
+        Some(state) => request.header(TRACESTATE, state),
+        None => request,
+    }
+}
+
+fn note_server(span: &mut Span, base: &Url) {
+    span.set("server.address", base.host_str().unwrap_or_default().to_owned());
+    span.set("server.port", i64::from(base.port_or_known_default().unwrap_or_default()));
+}
+
+fn note_look_up(span: &mut Span, answer: &Answer) {
+    if !span.is_recorded() {
+        return;
+    }
+    match answer {
+        Ok(Some(_)) => span.set("http.response.status_code", 200),
+        Ok(None) => span.set("http.response.status_code", 404),
+        Err(Failure::Status(status)) => note_refusal(span, *status),
+        Err(failure) => span.fail(failure.error_type()),
+    }
+}
+
+fn note_refusal(span: &mut Span, status: StatusCode) {
+    span.set("http.response.status_code", i64::from(status.as_u16()));
+    span.fail(status.as_str().to_owned());
 }
 
 fn http_client(settings: &ProductSettings) -> Result<reqwest::Client, reqwest::Error> {

@@ -1,4 +1,7 @@
-//! Logs: one line per event, on standard error.
+//! Logs, one line per event, on standard error ([`start`]); and traces ([`otlp`], [`span`]). Settings are plain arguments.
+
+pub mod otlp;
+pub mod span;
 
 use std::error::Error;
 use std::io::IsTerminal;

@@ -2,6 +2,7 @@
 //!
 //! The line contains no header, no query and no e-mail address.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,16 +11,21 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::Response;
 use chrono::Utc;
+use opentelemetry::trace::SpanKind;
 use tracing::{Instrument, error, info, info_span, warn};
 
 use super::problem::{Problem, write_problem};
 use crate::domain::TraceParent;
 use crate::domain::trace::random;
 use crate::metrics::{Counted, Metrics};
+use crate::telemetry::span::{self, Span};
 
 /// The request id, which is also in the log.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+/// The routes that platforms poll every few seconds.
+const NOT_TRACED: [&str; 3] = ["/health", "/metrics", "/actuator"];
 
 /// The outermost layer.
 pub(super) async fn observe(
@@ -29,20 +35,61 @@ pub(super) async fn observe(
 ) -> Response {
     let (started, _active) = (Instant::now(), Counted::new(&metrics.http.active));
     let request_id = request_id(request.headers());
-    let trace = TraceParent::continue_or_start(only(request.headers(), &TRACEPARENT));
     let route = request.extensions().get::<MatchedPath>().cloned();
-    let route = route.as_ref().map_or("none", MatchedPath::as_str);
+    let route = route.as_ref().map(MatchedPath::as_str);
     let (method, uri) = (request.method().clone(), request.uri().clone());
-    let span = info_span!("request", request_id = %request_id, trace_id = trace.trace_id(), %method, %route);
-    request.extensions_mut().insert(trace);
-    let response = next.run(request).instrument(span.clone()).await;
+    let (mut recorded, trace) = server_span(request.headers(), &method, route);
+    let span = info_span!(
+        "request", request_id = %request_id, trace_id = %trace.trace_id(), span_id = %trace.span_id(), %method,
+        route = route.unwrap_or("none")
+    );
+    request.extensions_mut().insert(trace.clone());
+    let response = span::within(&trace, next.run(request)).instrument(span.clone()).await;
     let mut response = write_problem(uri.path(), response);
     span.in_scope(|| log(&response, started));
-    measure(&metrics, &method, route, &response, started);
+    measure(&metrics, &method, route.unwrap_or("none"), &response, started);
+    note_answer(&mut recorded, &response);
     if let Ok(value) = HeaderValue::try_from(request_id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
     response
+}
+
+/// The span of the request, and its context. The span has the route and not the path, because an unknown path may contain
+/// anything.
+fn server_span(headers: &HeaderMap, method: &Method, route: Option<&str>) -> (Span, TraceParent) {
+    let states: Vec<&str> =
+        headers.get_all(TRACESTATE).iter().filter_map(|value| value.to_str().ok()).collect();
+    let state = (!states.is_empty()).then(|| states.join(","));
+    let caller = TraceParent::extract(only(headers, &TRACEPARENT), state.as_deref());
+    if route.is_some_and(|route| NOT_TRACED.iter().any(|prefix| route.starts_with(prefix))) {
+        return (Span::none(), caller.unwrap_or_else(TraceParent::start).unsampled());
+    }
+    // Callers can invent methods, but the set of span names must be bounded.
+    let is_known = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"].contains(&method.as_str());
+    let method = if is_known { method.as_str() } else { "_OTHER" };
+    let name = || route.map_or_else(|| method.to_owned(), |route| format!("{method} {route}"));
+    let (mut span, trace) = Span::entry(SpanKind::Server, name, caller);
+    if span.is_recorded() {
+        span.set("http.request.method", method.to_owned());
+        span.set("url.scheme", "http");
+        if let Some(route) = route {
+            span.set("http.route", route.to_owned());
+        }
+    }
+    (span, trace)
+}
+
+fn note_answer(span: &mut Span, response: &Response) {
+    if !span.is_recorded() {
+        return;
+    }
+    let status = response.status();
+    span.set("http.response.status_code", i64::from(status.as_u16()));
+    if status.is_server_error() {
+        let code = response.extensions().get::<Problem>().map(Problem::code);
+        span.fail(code.map_or_else(|| Cow::from(status.as_u16().to_string()), Cow::from));
+    }
 }
 
 fn log(response: &Response, started: Instant) {

@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::{Failure, stop_signal};
+use super::{Failure, start_traces, stop_signal, stop_traces};
 
 /// Where the demo Product Service listens when nothing else is said.
 const DEMO_PRODUCTS_ADDRESS: &str = "127.0.0.1:8081";
@@ -104,6 +104,7 @@ async fn run_service(env: &Environment, parts: &Parts, stop: &CancellationToken)
         }
     }
     let kafka = config.kafka.clone();
+    let traces = start_traces(&config)?;
     let app = Box::pin(start_service(&env, config)).await?;
     let mut console = None;
     if stop.run_until_cancelled(app.ready()).await == Some(true) {
@@ -122,6 +123,7 @@ async fn run_service(env: &Environment, parts: &Parts, stop: &CancellationToken)
     if let Some(console) = console {
         console.stop().await;
     }
+    stop_traces(traces).await;
     Ok(outcome?)
 }
 

@@ -14,11 +14,13 @@ use std::error::Error;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::{Shell, generate};
 use order_service::app::{App, AppError};
-use order_service::config::{self, Environment, LogConfig};
+use order_service::config::{self, Config, Environment, LogConfig};
+use order_service::telemetry::otlp::Traces;
 use order_service::{kit, store, telemetry};
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
@@ -175,8 +177,27 @@ async fn serve(env: &Environment) -> Result<(), Failure> {
     telemetry::start(&log)?;
     // Before the start, because a signal without a handler would end the process at once.
     let stop = stop_signal()?;
-    App::start(config).await?.run_until(stop.cancelled()).await?;
-    Ok(())
+    let traces = start_traces(&config)?;
+    let outcome = run_service(config, &stop).await;
+    stop_traces(traces).await;
+    Ok(outcome?)
+}
+
+async fn run_service(config: Config, stop: &CancellationToken) -> Result<(), AppError> {
+    App::start(config).await?.run_until(stop.cancelled()).await
+}
+
+/// Starts traces, where an endpoint is set.
+fn start_traces(config: &Config) -> Result<Option<Traces>, Failure> {
+    Ok(config.traces.as_ref().map(telemetry::otlp::start).transpose()?)
+}
+
+/// Sends the last spans, within a time that leaves room in the grace period of the platform.
+async fn stop_traces(traces: Option<Traces>) {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    if let Some(traces) = traces {
+        traces.stop(PATIENCE).await;
+    }
 }
 
 async fn migrate(env: &Environment) -> Result<(), Failure> {

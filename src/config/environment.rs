@@ -11,13 +11,15 @@ use std::time::Duration;
 use thiserror::Error;
 
 /// The secret settings, each with the variable that names a file to read it from.
-const SECRETS: [(&str, &str); 6] = [
+const SECRETS: [(&str, &str); 8] = [
     ("DATABASE_URL", "DATABASE_URL_FILE"),
     ("GATEWAY_SECRET", "GATEWAY_SECRET_FILE"),
     ("GATEWAY_SECRET_PREVIOUS", "GATEWAY_SECRET_PREVIOUS_FILE"),
     ("KAFKA_SASL_USERNAME", "KAFKA_SASL_USERNAME_FILE"),
     ("KAFKA_SASL_PASSWORD", "KAFKA_SASL_PASSWORD_FILE"),
     ("KAFKA_SSL_KEY_PASSWORD", "KAFKA_SSL_KEY_PASSWORD_FILE"),
+    ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS_FILE"),
+    ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS_FILE"),
 ];
 
 /// The maximum size of a secret's file, in bytes.

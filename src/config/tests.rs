@@ -125,7 +125,7 @@ fn an_empty_setting_counts_as_none() {
 
 #[test]
 fn every_number_has_its_bounds() {
-    let bounds: [(&str, i64, i64); 43] = [
+    let bounds: [(&str, i64, i64); 49] = [
         ("MAX_CONCURRENT_REQUESTS", 1, 100_000),
         ("MAX_CONCURRENT_CONFIRMATIONS", 1, 100_000),
         ("PRODUCT_REFUSAL_RETRIES", 0, 1_000),
@@ -169,6 +169,12 @@ fn every_number_has_its_bounds() {
         ("REQUEST_BODY_TIMEOUT_MS", 100, 60_000),
         ("RESPONSE_WRITE_TIMEOUT_MS", 100, 60_000),
         ("SHUTDOWN_TIMEOUT_MS", 100, 3_600_000),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", 1, 600_000),
+        ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", 1, 600_000),
+        ("OTEL_BSP_SCHEDULE_DELAY", 1, 600_000),
+        ("OTEL_BSP_EXPORT_TIMEOUT", 1, 600_000),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", 1, 1_000_000),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 1, 1_000_000),
     ];
     for (name, least, most) in bounds {
         for bad in [(least - 1).to_string(), (most + 1).to_string(), "many".into(), "1.5".into()] {
@@ -214,7 +220,7 @@ fn a_duplicate_window_that_a_repeat_can_miss_is_refused_with_the_names_of_what_i
 #[test]
 fn every_other_wrong_value_is_refused_by_name() {
     let too_long = "x".repeat(250);
-    let table: [(&str, &[&str]); 22] = [
+    let table: [(&str, &[&str]); 34] = [
         ("ORDER_RETENTION", &["-1", "never", "36501d"]),
         ("PRODUCT_IDEMPOTENCY_KEY_TTL", &["0", "off", "-1", "1.5h", "soon", "366d"]),
         ("UNPAID_ORDER_TTL", &["-1", "1.5h", "h", "soon", "1w", "366d", "99999999999999999999d"]),
@@ -261,6 +267,18 @@ fn every_other_wrong_value_is_refused_by_name() {
             ],
         ),
         ("GATEWAY_SECRET_PREVIOUS", &["long-enough-but-alone"]),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &["otel-collector:4318", "ftp://collector", "collector"]),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &["otel-collector:4318", "http://"]),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", &["http", "http/json", "GRPC"]),
+        ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", &["tcp"]),
+        ("OTEL_EXPORTER_OTLP_HEADERS", &["key", "a key=1", "=1", "key=line%0Abreak"]),
+        ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", &["key"]),
+        ("OTEL_RESOURCE_ATTRIBUTES", &["production", "=production"]),
+        ("OTEL_TRACES_SAMPLER", &["always", "xray"]),
+        ("OTEL_TRACES_SAMPLER_ARG", &["half", "-0.1", "1.1", "NaN"]),
+        ("OTEL_TRACES_EXPORTER", &["zipkin", "console"]),
+        ("OTEL_SDK_DISABLED", &["1", "yes"]),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", &["2049"]),
     ];
     for (name, values) in table {
         for value in values {
@@ -291,13 +309,17 @@ fn everything_wrong_is_reported_at_once() {
 
 #[test]
 fn dangerous_combinations_are_refused() {
-    let table: [(&[(&str, &str)], &str); 16] = [
+    let table: [(&[(&str, &str)], &str); 17] = [
         (&[("ORDER_RETENTION", "29d")], "ORDER_RETENTION"),
         (&[("ORDER_RETENTION", "60d"), ("IDEMPOTENCY_KEY_TTL_HOURS", "1000")], "ORDER_RETENTION"),
         (&[("UNPAID_ORDER_TTL", "30m"), ("PAYMENT_EVENTS_ENABLED", "false")], "UNPAID_ORDER_TTL"),
         (
             &[("KAFKA_TOPIC_REPLICATION", "3"), ("KAFKA_TOPIC_MIN_INSYNC_REPLICAS", "4")],
             "KAFKA_TOPIC_MIN_INSYNC_REPLICAS",
+        ),
+        (
+            &[("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"), ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://otel:4317")],
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
         ),
         (&[("RELAY_LEASE_MS", "20000")], "RELAY_LEASE_MS"),
         (&[("KAFKA_DELIVERY_TIMEOUT_MS", "15000")], "RELAY_LEASE_MS"),

@@ -75,23 +75,23 @@ pub struct OrderEvent {
 impl OrderEvent {
     /// The event of a new order.
     pub fn placed(order: &Order, trace: &TraceParent) -> Result<Self, serde_json::Error> {
-        Self::placed_as(Uuid::now_v7(), order, trace.to_string())
+        Self::placed_as(Uuid::now_v7(), order, trace.into())
     }
 
-    fn placed_as(id: Uuid, order: &Order, traceparent: String) -> Result<Self, serde_json::Error> {
+    fn placed_as(id: Uuid, order: &Order, trace: Trace) -> Result<Self, serde_json::Error> {
         let metadata = PlacedMetadata {
             event_id: id,
             sequence: order.version,
             status: order.status,
             items: &order.lines,
         };
-        Self::render(id, order, EventType::OrderPlaced, traceparent, metadata)
+        Self::render(id, order, EventType::OrderPlaced, trace, metadata)
     }
 
     /// The event of an order after `change`.
     pub fn status_updated(order: &Order, change: &StatusChange) -> Result<Self, serde_json::Error> {
         let why = (change.reason.as_deref(), change.refund_due);
-        Self::status_updated_as(Uuid::now_v7(), order, change.from, why, change.trace.to_string())
+        Self::status_updated_as(Uuid::now_v7(), order, change.from, why, (&change.trace).into())
     }
 
     fn status_updated_as(
@@ -99,7 +99,7 @@ impl OrderEvent {
         order: &Order,
         previous_status: Status,
         (reason, refund_due): (Option<&str>, Option<Money>),
-        traceparent: String,
+        trace: Trace,
     ) -> Result<Self, serde_json::Error> {
         let metadata = StatusUpdatedMetadata {
             event_id: id,
@@ -109,16 +109,18 @@ impl OrderEvent {
             reason,
             refund_due,
         };
-        Self::render(id, order, EventType::OrderStatusUpdated, traceparent, metadata)
+        Self::render(id, order, EventType::OrderStatusUpdated, trace, metadata)
     }
 
-    /// The event of a change, as it was first published. `order` gives what never changes.
+    /// The event of a change, as it was first published, but without a `tracestate`, which is not stored with the history.
+    /// `order` gives what never changes.
     ///
     /// Where the id or the trace were not written down, they are derived from the order and the sequence: always the same.
     pub fn recorded(order: &Order, change: &RecordedChange) -> Result<Self, serde_json::Error> {
         let derived = LazyCell::new(|| change.derived(order.id));
         let id = change.event_id.unwrap_or_else(|| derived.0);
-        let traceparent = change.traceparent.clone().unwrap_or_else(|| derived.1.clone());
+        let parent = change.traceparent.clone().unwrap_or_else(|| derived.1.clone());
+        let trace = Trace { parent, state: None };
         let order = Order {
             status: change.to,
             version: change.sequence,
@@ -126,10 +128,10 @@ impl OrderEvent {
             ..order.clone()
         };
         match change.from {
-            None => Self::placed_as(id, &order, traceparent),
+            None => Self::placed_as(id, &order, trace),
             Some(from) => {
                 let why = (change.reason.as_deref(), change.refund_due);
-                Self::status_updated_as(id, &order, from, why, traceparent)
+                Self::status_updated_as(id, &order, from, why, trace)
             }
         }
     }
@@ -138,11 +140,11 @@ impl OrderEvent {
         id: Uuid,
         order: &Order,
         event_type: EventType,
-        traceparent: String,
+        trace: Trace,
         metadata: M,
     ) -> Result<Self, serde_json::Error> {
         let timestamp = time::rfc3339(order.changed_at);
-        let headers = headers(id, event_type, order.id, &timestamp, &traceparent);
+        let headers = headers(id, event_type, order.id, &timestamp, &trace);
         let envelope = Envelope {
             event_type,
             service: ServiceName::OrderService,
@@ -159,8 +161,20 @@ impl OrderEvent {
             event_type,
             payload: serde_json::to_string(&envelope)?,
             headers: serde_json::to_string(&headers)?,
-            traceparent,
+            traceparent: trace.parent,
         })
+    }
+}
+
+/// The headers of an event for its trace.
+struct Trace {
+    parent: String,
+    state: Option<String>,
+}
+
+impl From<&TraceParent> for Trace {
+    fn from(trace: &TraceParent) -> Self {
+        Self { parent: trace.to_string(), state: trace.state() }
     }
 }
 
@@ -203,9 +217,9 @@ fn headers(
     event_type: EventType,
     order: OrderId,
     timestamp: &str,
-    traceparent: &str,
-) -> [(&'static str, String); 8] {
-    [
+    trace: &Trace,
+) -> Vec<(&'static str, String)> {
+    let mut headers = vec![
         ("ce_specversion", "1.0".to_owned()),
         ("ce_id", id.to_string()),
         ("ce_type", event_type.ce_type().to_owned()),
@@ -213,8 +227,10 @@ fn headers(
         ("ce_subject", order.to_string()),
         ("ce_time", timestamp.to_owned()),
         ("content-type", "application/json".to_owned()),
-        ("traceparent", traceparent.to_owned()),
-    ]
+        ("traceparent", trace.parent.clone()),
+    ];
+    headers.extend(trace.state.clone().map(|state| ("tracestate", state)));
+    headers
 }
 
 /// The service that an event comes from.
@@ -293,12 +309,12 @@ pub(crate) fn examples() -> Option<[OrderEvent; 2]> {
     let mut order = Order::place(customer, vec![line])?;
     order.id = OrderId::parse("0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10").ok()?;
     order.changed_at = DateTime::from_timestamp_micros(1_769_000_000_123_456)?;
-    let placed = OrderEvent::placed_as(FIRST, &order, trace.to_string()).ok()?;
+    let placed = OrderEvent::placed_as(FIRST, &order, (&trace).into()).ok()?;
     order.status = Status::Cancelled;
     order.version = 2;
     order.changed_at += TimeDelta::seconds(30);
     let why = (Some(reason::PAYMENT_FAILED), None);
-    let updated = OrderEvent::status_updated_as(SECOND, &order, Status::Created, why, trace.to_string());
+    let updated = OrderEvent::status_updated_as(SECOND, &order, Status::Created, why, (&trace).into());
     Some([placed, updated.ok()?])
 }
 

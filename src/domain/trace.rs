@@ -1,69 +1,115 @@
-//! The W3C trace context of a call, carried from the request to the Product Service and into the events.
+//! The W3C trace context, passed from the request to the Product Service and into the events.
 
 use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::BuildHasher;
 
-/// A `traceparent` header value (W3C Trace Context, section 3.2), version 00.
+use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
+
+/// The context of a span of this service or of a caller (W3C Trace Context). `Display` gives the value of the
+/// `traceparent` header, version 00.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TraceParent(String);
+pub struct TraceParent(SpanContext);
+
+/// The maximum length of a `tracestate` in bytes, the minimum that the specification allows. A longer one is dropped, because
+/// each event stores it.
+const MAX_STATE_BYTES: usize = 512;
 
 impl TraceParent {
-    /// Continues the caller's trace where it sent a valid header, else starts a new one.
-    ///
-    /// The parent id is our own in both cases: what we send on was caused by our part of the work.
-    pub fn continue_or_start(header: Option<&str>) -> Self {
-        let parent_id = random();
-        Self(match header.and_then(parse) {
-            Some((trace_id, flags)) => format!("00-{trace_id}-{parent_id:016x}-{flags}"),
-            None => format!("00-{:016x}{:016x}-{parent_id:016x}-01", random(), random()),
-        })
+    /// Parses the headers of a request or a record; none if `traceparent` is missing or invalid.
+    pub fn extract(traceparent: Option<&str>, tracestate: Option<&str>) -> Option<Self> {
+        let header = traceparent.filter(|header| is_traceparent(header))?;
+        let trace = TraceId::from_hex(header.get(3..35)?).ok()?;
+        let span = SpanId::from_hex(header.get(36..52)?).ok()?;
+        let flags = TraceFlags::new(u8::from_str_radix(header.get(53..55)?, 16).ok()?);
+        let state = tracestate.filter(|state| is_tracestate(state)).and_then(|state| state.parse().ok());
+        let flags = flags & TraceFlags::SAMPLED;
+        let context = SpanContext::new(trace, span, flags, true, state.unwrap_or_default());
+        context.is_valid().then_some(Self(context))
     }
 
-    /// Always the same, for the documentation.
+    /// Parses the header, or starts a new trace.
+    pub fn continue_or_start(traceparent: Option<&str>) -> Self {
+        Self::extract(traceparent, None).unwrap_or_else(Self::start)
+    }
+
+    /// Starts a new trace. It is flagged as sampled, so that services downstream record it.
+    pub fn start() -> Self {
+        let trace = u128::from(random()) << 64 | u128::from(random());
+        Self::sampled(trace, random())
+    }
+
+    /// A fixed context for the documentation.
     pub(crate) fn example() -> Self {
-        Self("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned())
+        Self::sampled(0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736, 0x00f0_67aa_0ba9_02b7)
     }
 
-    /// The header value.
-    pub fn as_str(&self) -> &str {
+    /// The same context, flagged as not sampled.
+    #[must_use]
+    pub fn unsampled(self) -> Self {
+        let (trace, span, state) = (self.0.trace_id(), self.0.span_id(), self.0.trace_state().clone());
+        Self(SpanContext::new(trace, span, TraceFlags::NOT_SAMPLED, self.0.is_remote(), state))
+    }
+
+    fn sampled(trace: u128, span: u64) -> Self {
+        let (trace, span) = (TraceId::from(trace), SpanId::from(span));
+        Self(SpanContext::new(trace, span, TraceFlags::SAMPLED, false, TraceState::NONE))
+    }
+
+    /// The id of the trace: 32 hex digits.
+    pub fn trace_id(&self) -> TraceId {
+        self.0.trace_id()
+    }
+
+    /// The id of the span: 16 hex digits.
+    pub fn span_id(&self) -> SpanId {
+        self.0.span_id()
+    }
+
+    /// The value of the `tracestate` header, if there is one.
+    pub fn state(&self) -> Option<String> {
+        Some(self.0.trace_state().header()).filter(|state| !state.is_empty())
+    }
+
+    /// The context as a type of OpenTelemetry.
+    pub fn context(&self) -> &SpanContext {
         &self.0
     }
+}
 
-    /// The 32 hex digits that all parts of one trace share.
-    pub fn trace_id(&self) -> &str {
-        &self.0[3..35]
+impl From<SpanContext> for TraceParent {
+    fn from(context: SpanContext) -> Self {
+        Self(context)
     }
 }
 
 impl fmt::Display for TraceParent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        write!(f, "00-{}-{}-{:02x}", self.0.trace_id(), self.0.span_id(), self.0.trace_flags())
     }
 }
 
-/// Random bits for ids that have to be unique and may be guessed. Without a system call, because every request needs some:
-/// each `RandomState` has another key of the thread's random ones.
+/// Random bits for ids that must be unique but may be guessable. Needs no system call: each `RandomState` has a different key,
+/// derived from the random keys of its thread.
 pub(crate) fn random() -> u64 {
     RandomState::new().hash_one(())
 }
 
-/// The trace id and the flags of a version-00 header, or nothing if it is not one.
-fn parse(header: &str) -> Option<(&str, &str)> {
-    let mut parts = header.split('-');
-    let (version, trace_id, parent_id, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    let hex = |text: &str, length: usize| {
-        text.len() == length && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+/// Whether the header has the format of version 00; later versions may have more fields (W3C Trace Context, section 3.2). Needed
+/// because the parser of the SDK accepts ids of any length.
+fn is_traceparent(header: &str) -> bool {
+    let bytes = header.as_bytes();
+    let is_complete = bytes.len() == 55 || (!header.starts_with("00") && bytes.get(55) == Some(&b'-'));
+    let fits = |(place, byte): (usize, &u8)| match place {
+        2 | 35 | 52 => *byte == b'-',
+        _ => matches!(byte, b'0'..=b'9' | b'a'..=b'f'),
     };
-    let zero = |text: &str| text.bytes().all(|byte| byte == b'0');
-    let valid = version == "00"
-        && parts.next().is_none()
-        && hex(trace_id, 32)
-        && !zero(trace_id)
-        && hex(parent_id, 16)
-        && !zero(parent_id)
-        && hex(flags, 2);
-    valid.then_some((trace_id, flags))
+    is_complete && !header.starts_with("ff") && bytes.iter().take(55).enumerate().all(fits)
+}
+
+/// Whether the header is valid and short enough to pass on.
+fn is_tracestate(header: &str) -> bool {
+    header.len() <= MAX_STATE_BYTES && header.bytes().all(|byte| matches!(byte, b' '..=b'~'))
 }
 
 #[cfg(test)]
@@ -72,29 +118,52 @@ mod tests {
 
     use super::*;
 
+    const HEADER: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
+
     #[test]
-    fn a_valid_trace_is_continued_under_our_own_parent_id() {
-        let header = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
-        let ours = TraceParent::continue_or_start(Some(header));
-        assert_eq!(ours.trace_id(), "0af7651916cd43dd8448eb211c80319c");
-        assert!(parse(ours.as_str()).is_some_and(|(_, flags)| flags == "00"));
-        assert_ne!(ours.as_str(), header);
+    fn a_valid_trace_is_passed_on_as_it_came() {
+        let trace = TraceParent::extract(Some(HEADER), Some("one=1,two=2")).unwrap();
+        assert_eq!(trace.trace_id().to_string(), "0af7651916cd43dd8448eb211c80319c");
+        assert_eq!(trace.to_string(), HEADER);
+        assert_eq!(trace.state().as_deref(), Some("one=1,two=2"));
+        assert_eq!(TraceParent::continue_or_start(Some(HEADER)).state(), None);
+    }
+
+    #[test]
+    fn a_trace_state_that_is_too_long_or_malformed_is_dropped() {
+        for state in [format!("one={}", "x".repeat(MAX_STATE_BYTES)), "one".to_owned(), "one=\n".to_owned()] {
+            let trace = TraceParent::extract(Some(HEADER), Some(&state)).unwrap();
+            assert_eq!((trace.to_string().as_str(), trace.state()), (HEADER, None));
+        }
     }
 
     #[test]
     fn new_traces_differ() {
-        let traces: HashSet<String> =
-            (0..1000).map(|_| TraceParent::continue_or_start(None).trace_id().to_owned()).collect();
+        let traces: HashSet<TraceId> = (0..1000).map(|_| TraceParent::start().trace_id()).collect();
         assert_eq!(traces.len(), 1000);
     }
 
     #[test]
     fn an_invalid_trace_is_replaced_by_a_new_one() {
-        for bad in
-            ["", "00", "00-0-0-00", "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "x\u{7f}"]
-        {
-            let ours = TraceParent::continue_or_start(Some(bad));
-            assert!(parse(ours.as_str()).is_some(), "{bad} gave {ours}");
+        let bad = [
+            "",
+            "00",
+            "00-0-0-00",
+            "00-1-1-01",
+            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more",
+            "00-+af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+            "x\u{7f}",
+        ];
+        for bad in bad {
+            assert_eq!(TraceParent::extract(Some(bad), None), None);
+            let ours = TraceParent::continue_or_start(Some(bad)).to_string();
+            assert!(TraceParent::extract(Some(&ours), None).is_some(), "{bad} gave {ours}");
+            assert!(ours.ends_with("-01"), "{bad} gave {ours}");
         }
     }
 }

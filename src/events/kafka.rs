@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
+use opentelemetry::trace::SpanKind;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::metadata::MetadataBroker;
-use rdkafka::producer::future_producer::DeliveryFuture;
+use rdkafka::producer::future_producer::{Delivery, DeliveryFuture};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use thiserror::Error;
 use tokio::task::JoinError;
@@ -20,7 +21,9 @@ use uuid::Uuid;
 
 use super::PaymentSettings;
 use super::topic::{self, KnownTopic};
+use crate::domain::TraceParent;
 use crate::store::PendingEvent;
+use crate::telemetry::span::{self, Span};
 
 /// The settings of Kafka.
 #[derive(Clone, Debug)]
@@ -240,7 +243,7 @@ impl Publisher {
         let mut in_flight = Vec::with_capacity(events.len());
         for event in events {
             match self.enqueue(event) {
-                Ok(delivery) => in_flight.push((event, delivery)),
+                Ok((delivery, span)) => in_flight.push((event, delivery, span)),
                 Err(error) => {
                     let continues = error.is_about_the_record();
                     sent.note(event, error);
@@ -250,11 +253,20 @@ impl Publisher {
                 }
             }
         }
-        for (event, delivery) in in_flight {
+        for (event, delivery, mut span) in in_flight {
             match delivery.await {
-                Ok(Ok(_)) => sent.acknowledged.push(event),
-                Ok(Err((error, _))) => sent.note(event, error.into()),
-                Err(_) => sent.note(event, PublishError::Canceled),
+                Ok(Ok(delivery)) => {
+                    note_delivery(&mut span, &delivery);
+                    sent.acknowledged.push(event);
+                }
+                Ok(Err((error, _))) => {
+                    span.fail("not_acknowledged");
+                    sent.note(event, error.into());
+                }
+                Err(_) => {
+                    span.fail("canceled");
+                    sent.note(event, PublishError::Canceled);
+                }
             }
         }
         if !sent.acknowledged.is_empty() {
@@ -263,16 +275,51 @@ impl Publisher {
         sent
     }
 
-    fn enqueue(&self, event: &PendingEvent) -> Result<DeliveryFuture, PublishError> {
+    fn enqueue(&self, event: &PendingEvent) -> Result<(DeliveryFuture, Span), PublishError> {
         let mut key = Uuid::encode_buffer();
         let key: &str = event.order_id.0.hyphenated().encode_lower(&mut key);
         let headers: Vec<(&str, Text<'_>)> = serde_json::from_str(&event.headers)?;
+        let mut span = self.span(&headers);
         let headers =
             headers.iter().fold(OwnedHeaders::new_with_capacity(headers.len()), |all, (key, Text(value))| {
                 all.insert(Header { key, value: Some(value.as_ref()) })
             });
         let record = FutureRecord::to(&self.settings.topic).key(key).payload(&event.payload).headers(headers);
-        self.producer.send_result(record).map_err(|(error, _)| error.into())
+        match self.producer.send_result(record) {
+            Ok(delivery) => Ok((delivery, span)),
+            Err((error, _)) => {
+                span.fail("not_queued");
+                Err(error.into())
+            }
+        }
+    }
+
+    /// The span of a publication, in the trace that wrote the event. The record keeps its stored `traceparent`, so that a
+    /// repeat is byte-identical.
+    fn span(&self, headers: &[(&str, Text<'_>)]) -> Span {
+        if !span::is_on() {
+            return Span::none();
+        }
+        let header = headers.iter().find(|(name, _)| *name == "traceparent");
+        let Some(trace) = header.and_then(|(_, Text(value))| TraceParent::extract(Some(value), None)) else {
+            return Span::none();
+        };
+        let topic = &self.settings.topic;
+        let mut span = Span::child(SpanKind::Producer, || format!("send {topic}"), &trace);
+        if span.is_recorded() {
+            span.set("messaging.system", "kafka");
+            span.set("messaging.operation.type", "send");
+            span.set("messaging.operation.name", "send");
+            span.set("messaging.destination.name", topic.clone());
+        }
+        span
+    }
+}
+
+fn note_delivery(span: &mut Span, delivery: &Delivery) {
+    if span.is_recorded() {
+        span.set("messaging.destination.partition.id", delivery.partition.to_string());
+        span.set("messaging.kafka.offset", delivery.offset);
     }
 }
 

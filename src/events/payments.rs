@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::join_all;
+use opentelemetry::trace::SpanKind;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{Consumer, ConsumerContext, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -21,7 +22,7 @@ use rdkafka::topic_partition_list::Offset;
 use serde::Deserialize;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use super::KafkaSettings;
 use super::kafka::connection_config;
@@ -32,6 +33,7 @@ use crate::orders::OrderService;
 use crate::store::StoreError;
 use crate::store::payments::{IncomingPayment, Received, RecordPlace};
 use crate::telemetry::error_chain;
+use crate::telemetry::span::{self, Span};
 use decode::{Decoded, decode};
 pub use retry::{Retried, retry_parked};
 pub use unpaid::{UnpaidOrders, UnpaidSettings};
@@ -231,25 +233,62 @@ impl PaymentConsumer {
         Vec::new()
     }
 
-    /// Applies a record, or parks it if it can never be applied.
+    /// Applies a record within its trace, or parks it if it can never be applied.
     async fn apply(&self, record: &Record, decoded: Decoded) -> Result<(), StoreError> {
         let event_type = match &decoded {
             Decoded::Payment { event_type, .. } => event_type,
             Decoded::Ignored => "other",
             Decoded::Undecodable { .. } => "unreadable",
         };
-        let outcome = self.apply_decoded(record, decoded).await?;
+        // An ignored record has no span.
+        let outcome = if matches!(decoded, Decoded::Ignored) {
+            "ignored"
+        } else {
+            self.apply_traced(record, decoded).await?
+        };
         self.metrics.payments.applied(event_type, outcome);
         Ok(())
     }
 
+    async fn apply_traced(&self, record: &Record, decoded: Decoded) -> Result<&'static str, StoreError> {
+        let (mut span, trace) = self.span(record);
+        let log = info_span!("payment", trace_id = %trace.trace_id(), span_id = %trace.span_id());
+        let applied = span::within(&trace, self.apply_decoded(&trace, record, decoded)).instrument(log).await;
+        if let Err(error) = &applied {
+            span.fail(error.error_type());
+        }
+        applied
+    }
+
+    /// The span of a record. Its parent is the context of the record, so that the payment, the change of the order and its
+    /// event belong to the trace of the Payment Service.
+    fn span(&self, record: &Record) -> (Span, TraceParent) {
+        let topic = &self.topic;
+        let name = || format!("process {topic}");
+        let (mut span, trace) = Span::entry(SpanKind::Consumer, name, record.caller.clone());
+        if span.is_recorded() {
+            span.set("messaging.system", "kafka");
+            span.set("messaging.operation.type", "process");
+            span.set("messaging.operation.name", "process");
+            span.set("messaging.destination.name", topic.clone());
+            span.set("messaging.destination.partition.id", record.place.partition.to_string());
+            span.set("messaging.kafka.offset", record.place.offset);
+        }
+        (span, trace)
+    }
+
     /// What became of the record, as a metric has it.
-    async fn apply_decoded(&self, record: &Record, decoded: Decoded) -> Result<&'static str, StoreError> {
+    async fn apply_decoded(
+        &self,
+        trace: &TraceParent,
+        record: &Record,
+        decoded: Decoded,
+    ) -> Result<&'static str, StoreError> {
         let (place, payload) = (&record.place, &record.payload);
         match decoded {
             Decoded::Ignored => Ok("ignored"),
             Decoded::Payment { key, order, event, event_type } => {
-                let (trace, offset) = (record.trace.clone(), place.offset);
+                let (trace, offset) = (trace.clone(), place.offset);
                 let (place, payload) = (place.clone(), payload.clone());
                 let payment = Arc::new(IncomingPayment {
                     key,
@@ -390,8 +429,8 @@ enum ErrorKind {
 struct Record {
     place: RecordPlace,
     payload: Vec<u8>,
-    /// The trace of the record, or a new one.
-    trace: TraceParent,
+    /// The trace of the record, if it names one.
+    caller: Option<TraceParent>,
     /// When it was written, by Kafka's clock, in milliseconds of the epoch; none where Kafka does not say.
     written: Option<i64>,
 }
@@ -405,7 +444,7 @@ impl Record {
                 offset: message.offset(),
             },
             payload: message.payload().unwrap_or_default().to_vec(),
-            trace: TraceParent::continue_or_start(header(message, "traceparent")),
+            caller: TraceParent::extract(header(message, "traceparent"), header(message, "tracestate")),
             written: message.timestamp().to_millis(),
         }
     }
@@ -471,7 +510,7 @@ mod tests {
             .map(|(partition, offset)| Record {
                 place: place(partition, offset),
                 payload: Vec::new(),
-                trace: TraceParent::continue_or_start(None),
+                caller: None,
                 written: None,
             })
             .collect();

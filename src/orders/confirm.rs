@@ -7,6 +7,7 @@ use futures_util::future::OptionFuture;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
+use tracing::Instrument;
 use uuid::Uuid;
 
 use super::stock::{BatchResult, CallBatch};
@@ -16,6 +17,7 @@ use crate::domain::order::InvalidTransition;
 use crate::domain::stock::{JobState, StockJob};
 use crate::domain::{Actor, Order, OrderAggregate, OrderId, Status, TraceParent};
 use crate::store::StoreError;
+use crate::telemetry::span;
 
 /// The settings of confirmations and stock work.
 #[derive(Clone, Copy, Debug)]
@@ -42,9 +44,9 @@ impl OrderService {
         let permit = Arc::clone(&self.confirm_permits).try_acquire_owned();
         let permit = permit.map_err(|_| ChangeStatusError::Busy)?;
         // In its own task, so that it ends even if the client hangs up (invariant 9).
-        let (service, trace) = (self.clone(), trace.clone());
-        let started =
-            self.tasks.spawn(async move { service.start_confirmation(actor, change, trace, permit).await });
+        let (service, of_task) = (self.clone(), trace.clone());
+        let started = async move { service.start_confirmation(actor, change, of_task, permit).await };
+        let started = self.tasks.spawn(span::within(trace, started).in_current_span());
         let (order, confirmation, first_calls) = started.await??;
         let attempt = match confirmation {
             Confirmation::Already => return Ok(order),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use thiserror::Error;
 use tokio::task::JoinError;
+use tracing::Instrument;
 
 use super::OrderService;
 use super::fingerprint::fingerprint;
@@ -15,6 +16,7 @@ use crate::metrics::KeyResult;
 use crate::products::{Product, Unavailable};
 use crate::store::place::PlacedOrder;
 use crate::store::{Deduplication, InsertOutcome, StoreError};
+use crate::telemetry::span;
 
 /// A request to place an order.
 #[derive(Clone, Debug)]
@@ -128,12 +130,13 @@ impl OrderService {
         let request = Request { caller, lines, fingerprint, key, received_at: time::now(), trace };
         let permit = Arc::clone(&self.place_permits).try_acquire_owned().map_err(|_| PlaceError::Busy)?;
         let service = self.clone();
-        let placement = self.tasks.spawn(async move {
+        let trace = request.trace.clone();
+        let placement = async move {
             let placed = service.place_once(request).await;
             drop(permit);
             placed
-        });
-        placement.await?
+        };
+        self.tasks.spawn(span::within(&trace, placement).in_current_span()).await?
     }
 
     /// Chooses how duplicates of the request are recognised, and places it.

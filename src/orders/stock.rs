@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use tokio::time::sleep;
-use tracing::{error, warn};
+use tracing::{Instrument, error, info_span, warn};
 use uuid::Uuid;
 
 use super::OrderService;
@@ -17,7 +17,7 @@ use crate::domain::stock::{CallOutcome, CallRules, StockCall, Verdict};
 use crate::domain::{Order, OrderAggregate, OrderId, TraceParent, time};
 use crate::store::StoreError;
 use crate::store::stock_claims::{ClaimOrder, DueJob};
-use crate::telemetry::error_chain;
+use crate::telemetry::{error_chain, span};
 
 /// How often recording the outcomes of a batch is tried. Without them the calls must be repeated, or, where the
 /// Product Service does not honour keys, an operator must look.
@@ -148,6 +148,12 @@ impl OrderService {
     /// Sends the recorded stock calls outside any transaction, and records their outcomes. `slots` are released
     /// before the outcomes are recorded.
     pub(super) async fn send_batch<S>(&self, batch: CallBatch, slots: S) -> BatchResult {
+        let trace = batch.trace.clone();
+        let log = info_span!("stock job", trace_id = %trace.trace_id(), span_id = %trace.span_id());
+        span::within(&trace, self.send_and_record(batch, slots)).instrument(log).await
+    }
+
+    async fn send_and_record<S>(&self, batch: CallBatch, slots: S) -> BatchResult {
         let CallBatch { order: id, attempt, holder, calls, trace } = batch;
         let outcomes: Vec<_> = futures_util::stream::iter(calls)
             .map(async |call| {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use opentelemetry::trace::SpanKind;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
@@ -10,9 +11,10 @@ use super::OrderService;
 use crate::domain::aggregate::reason::PAYMENT_TIMEOUT;
 use crate::domain::order::Change;
 use crate::domain::stock::JobState;
-use crate::domain::{Actor, OrderAggregate, OrderId, Status, TraceParent};
+use crate::domain::{Actor, OrderAggregate, OrderId, Status};
 use crate::store::{StoreError, UnpaidCursor};
 use crate::telemetry::error_chain;
+use crate::telemetry::span::{self, Span};
 
 /// The orders per query.
 const PAGE: i64 = 500;
@@ -58,15 +60,16 @@ impl OrderService {
 
     /// Checks again under the lock: a payment or another replica may have changed the order since.
     async fn cancel_if_unpaid(&self, id: OrderId) -> Result<bool, StoreError> {
-        let decide = |aggregate: &mut OrderAggregate| {
+        let (_span, trace) = Span::entry(SpanKind::Internal, || "cancel unpaid order", None);
+        let place = trace.clone();
+        let decide = move |aggregate: &mut OrderAggregate| {
             let confirming = aggregate.job.as_ref().is_some_and(|job| job.state == JobState::Taking);
             if aggregate.order.status != Status::Created || aggregate.paid.is_some() || confirming {
                 return Ok(Change::None);
             }
-            let trace = TraceParent::continue_or_start(None);
-            aggregate.cancel(Actor::system(), Some(PAYMENT_TIMEOUT.to_owned()), &trace)
+            aggregate.cancel(Actor::system(), Some(PAYMENT_TIMEOUT.to_owned()), &place)
         };
-        let changed = self.store.update_order(id, None, decide).await?;
+        let changed = span::within(&trace, self.store.update_order(id, None, decide)).await?;
         Ok(matches!(changed, Some(Ok((_, Change::Real)))))
     }
 }

@@ -77,6 +77,18 @@ impl Failure {
         }
     }
 
+    /// The `error.type` of a span; a bounded set.
+    pub(super) const fn error_type(&self) -> &'static str {
+        match self {
+            Self::NotPermitted => "circuit_breaker_open",
+            Self::Overloaded => "too_many_in_flight",
+            Self::TimedOut { .. } => "timeout",
+            Self::Connection(_) => "connection",
+            Self::Status(_) => "status",
+            Self::InvalidAnswer(_) => "invalid_answer",
+        }
+    }
+
     /// The failure and its causes, in one line.
     pub(super) fn chain(&self) -> String {
         let mut text = error_chain(self);

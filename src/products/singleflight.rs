@@ -17,7 +17,7 @@ use futures_util::future::{BoxFuture, Shared, WeakShared};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::domain::ProductId;
+use crate::domain::{ProductId, TraceParent};
 
 /// The look-ups that wait or are in flight, by product.
 pub(super) struct Singleflight<T: Clone>(Mutex<HashMap<ProductId, LookUps<T>>>);
@@ -36,11 +36,14 @@ struct Waiting<T: Clone> {
     /// The latest deadline of its callers.
     deadline: Instant,
     sent: Arc<OnceLock<Instant>>,
+    trace: TraceParent,
 }
 
 /// A caller's share of a look-up.
 pub(super) struct Joined<T: Clone> {
     pub(super) answer: Shared<BoxFuture<'static, T>>,
+    /// The trace of the caller that started it, if that is another one.
+    pub(super) shared_trace: Option<TraceParent>,
     sent: Arc<OnceLock<Instant>>,
 }
 
@@ -64,6 +67,7 @@ impl<T: Clone + Send + Sync + 'static> Singleflight<T> {
         self: &Arc<Self>,
         product: &ProductId,
         deadline: Instant,
+        trace: TraceParent,
         look_up: impl FnOnce(InFlight<T>) -> F + Send + 'static,
     ) -> Joined<T>
     where
@@ -74,7 +78,8 @@ impl<T: Clone + Send + Sync + 'static> Singleflight<T> {
             && let Some(answer) = waiting.answer.upgrade()
         {
             waiting.deadline = waiting.deadline.max(deadline);
-            return Joined { answer, sent: Arc::clone(&waiting.sent) };
+            let (shared_trace, sent) = (Some(waiting.trace.clone()), Arc::clone(&waiting.sent));
+            return Joined { answer, shared_trace, sent };
         }
         let look_ups =
             all.entry(product.clone()).or_insert_with(|| LookUps { waiting: None, in_flight: None });
@@ -94,8 +99,8 @@ impl<T: Clone + Send + Sync + 'static> Singleflight<T> {
         };
         let answer = answer.boxed().shared();
         look_ups.waiting =
-            answer.downgrade().map(|answer| Waiting { answer, deadline, sent: Arc::clone(&sent) });
-        Joined { answer, sent }
+            answer.downgrade().map(|answer| Waiting { answer, deadline, sent: Arc::clone(&sent), trace });
+        Joined { answer, shared_trace: None, sent }
     }
 }
 

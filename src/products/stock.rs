@@ -17,16 +17,18 @@
 
 use std::time::Duration;
 
-use reqwest::header::{HeaderValue, RETRY_AFTER};
+use opentelemetry::trace::SpanKind;
+use reqwest::header::RETRY_AFTER;
 use reqwest::{Method, Response, StatusCode, Url};
 use serde_json::Value;
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout};
 
 use super::failure::Failure;
-use super::{Product, ProductClient, TRACEPARENT, answer};
+use super::{Product, ProductClient, answer, note_look_up, note_refusal, note_server, traced};
 use crate::domain::TraceParent;
 use crate::domain::stock::{CallOutcome, Direction, StockCall};
+use crate::telemetry::span::Span;
 
 /// The route of a stock call. The platform's pages do not document it, so all of it is a setting.
 #[derive(Clone, Debug)]
@@ -70,9 +72,13 @@ impl StockRoute {
 impl ProductClient {
     /// Sends one stock call over HTTP, once. Before a retry, the caller must record it in the database.
     pub async fn send_stock_call(&self, call: &StockCall, trace: &TraceParent) -> CallOutcome {
-        let started = Instant::now();
-        let answered = timeout(self.stock.timeout, self.send(call, trace)).await;
+        let mut span = self.stock_span(call, trace);
+        let (started, context) = (Instant::now(), span.context());
+        let answered = self.send(call, context.as_ref().unwrap_or(trace));
+        let answered = timeout(self.stock.timeout, answered).await;
         self.measure(call.direction, started, &answered);
+        note_answer(&mut span, &answered);
+        drop(span);
         let outcome = match answered {
             Err(_) => CallOutcome::Unknown(format!("no answer within {:?}", self.stock.timeout)),
             Ok(Err(error)) if error.is_builder() || error.is_connect() => {
@@ -129,21 +135,34 @@ impl ProductClient {
         &self.stock
     }
 
-    async fn send(&self, call: &StockCall, trace: &TraceParent) -> Result<Answered, reqwest::Error> {
-        let route = match call.direction {
+    fn route(&self, call: &StockCall) -> &StockRoute {
+        match call.direction {
             Direction::Take => &self.stock.reduce,
             Direction::GiveBack => &self.stock.restore,
-        };
+        }
+    }
+
+    /// The span of a stock call.
+    fn stock_span(&self, call: &StockCall, trace: &TraceParent) -> Span {
+        let route = self.route(call);
+        let mut span = Span::child(SpanKind::Client, || format!("{} {}", route.method, route.path), trace);
+        if span.is_recorded() {
+            span.set("http.request.method", route.method.to_string());
+            span.set("url.template", route.path.clone());
+            note_server(&mut span, &self.base);
+        }
+        span
+    }
+
+    async fn send(&self, call: &StockCall, trace: &TraceParent) -> Result<Answered, reqwest::Error> {
+        let route = self.route(call);
         let Some(address) = route.address(&self.base, call.product_id.as_str()) else {
             return Ok(StatusCode::MISDIRECTED_REQUEST.into());
         };
-        let response = self
-            .http
-            .request(route.method.clone(), address)
+        let response = traced(self.http.request(route.method.clone(), address), trace)
             .header("Idempotency-Key", &call.idempotency_key)
             .header("X-User-Email", &self.stock.service_email)
             .header("X-User-Role", "ADMIN")
-            .header(TRACEPARENT, trace.as_str())
             .header("Content-Type", "application/json")
             .body(format!(r#"{{"quantity":{}}}"#, call.quantity.get()))
             .send()
@@ -192,11 +211,12 @@ impl ProductClient {
 
     /// Has its own timeout, because the refusal may have used up that of the call.
     async fn look_up_again(&self, call: &StockCall, trace: &TraceParent) -> Result<Option<Product>, String> {
-        let header = HeaderValue::from_str(trace.as_str()).ok();
-        let (started, after) = (Instant::now(), self.stock.timeout);
-        let found = timeout(after, self.catalogue.get(&call.product_id, header)).await;
-        let found = found.unwrap_or(Err(Failure::TimedOut { after }));
+        let mut span = self.catalogue.span(trace);
+        let (started, after, context) = (Instant::now(), self.stock.timeout, span.context());
+        let found = self.catalogue.get(&call.product_id, context.as_ref().unwrap_or(trace));
+        let found = timeout(after, found).await.unwrap_or(Err(Failure::TimedOut { after }));
         self.catalogue.measure(started, &found);
+        note_look_up(&mut span, &found);
         found.map_err(|failure| failure.chain())
     }
 
@@ -207,6 +227,20 @@ impl ProductClient {
                 %product, setting, said, found, suppressed, "a stock call was refused, but a look-up does not confirm it: check the path setting"
             );
         }
+    }
+}
+
+fn note_answer(span: &mut Span, answered: &Result<Result<Answered, reqwest::Error>, Elapsed>) {
+    if !span.is_recorded() {
+        return;
+    }
+    match answered {
+        Err(_) => span.fail("timeout"),
+        Ok(Err(_)) => span.fail("connection"),
+        Ok(Ok(Answered { status, .. })) if status.is_success() => {
+            span.set("http.response.status_code", i64::from(status.as_u16()));
+        }
+        Ok(Ok(Answered { status, .. })) => note_refusal(span, *status),
     }
 }
 

@@ -17,6 +17,7 @@ use super::pool::{Pool, PooledConnection};
 use super::{Store, StoreError};
 use crate::domain::Order;
 use crate::metrics::{Metrics, Query};
+use crate::telemetry::span::Span;
 
 /// The settings of the database.
 #[derive(Clone)]
@@ -165,15 +166,18 @@ impl Database {
         .await
     }
 
-    /// Runs `work` within the deadline, and measures its duration.
+    /// Runs `work` within the deadline, with its metrics and a span.
     async fn measured<T>(
         &self,
         query: Query,
         work: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        let started = Instant::now();
+        let (started, mut span) = (Instant::now(), Span::of_database(query.as_str()));
         let result = timeout(self.settings.deadline, work).await.unwrap_or(Err(StoreError::Deadline));
         self.metrics.database.used(query, started.elapsed());
+        if let Err(error) = &result {
+            span.fail(error.error_type());
+        }
         result
     }
 }

@@ -62,6 +62,22 @@ impl StoreError {
         }
     }
 
+    /// The `error.type` of a span; a bounded set.
+    pub fn error_type(&self) -> &'static str {
+        match self {
+            Self::Unavailable(_) => "unavailable",
+            Self::Slow(_) => "slow",
+            Self::Deadline => "deadline",
+            Self::OutcomeUnknown(_) => "outcome_unknown",
+            Self::OfSet(error) => error.error_type(),
+            Self::TooManyWrites => "too_many_writes",
+            Self::TooManyReads => "too_many_reads",
+            Self::Refused(_) => "refused",
+            Self::Inconsistent { .. } => "inconsistent",
+            Self::Render(_) => "render",
+        }
+    }
+
     fn code(&self) -> Option<Cow<'_, str>> {
         let (Self::Unavailable(error) | Self::Slow(error) | Self::Refused(error)) = self else { return None };
         error.as_database_error().and_then(sqlx::error::DatabaseError::code)

@@ -20,9 +20,13 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use super::StoreError;
+use crate::metrics::Query;
+use crate::telemetry::span::{self, Span};
 
 /// A kind of write, and how it is committed.
 pub(super) trait Group: Send + Sync + 'static {
+    /// The query of the spans of its writes.
+    const QUERY: Query;
     /// A write.
     type Item: Send + 'static;
     /// The answer to its caller.
@@ -96,6 +100,8 @@ struct Caller<G: Group> {
     number: u64,
     deadline: Instant,
     answer: oneshot::Sender<Result<G::Answer, StoreError>>,
+    /// Lasts from the submission to the answer.
+    span: Span,
     /// Set while the write is in progress.
     key: Option<KeyInProgress<G>>,
 }
@@ -123,8 +129,11 @@ impl<G: Group> fmt::Debug for GroupCommit<G> {
 
 impl<G: Group> Caller<G> {
     /// Frees the key of the write, then answers the caller, if it still waits.
-    fn answer(self, result: Result<G::Answer, StoreError>) {
-        drop(self.key);
+    fn answer(mut self, result: Result<G::Answer, StoreError>) {
+        if let Err(error) = &result {
+            self.span.fail(error.error_type());
+        }
+        drop((self.key, self.span));
         let _ = self.answer.send(result);
     }
 }
@@ -145,6 +154,7 @@ impl<G: Group> GroupCommit<G> {
         let limits = &self.0.limits;
         let deadline = Instant::now() + limits.deadline;
         let (answer, mut answered) = oneshot::channel();
+        let span = Span::of_database(G::QUERY.as_str());
         let number = {
             let mut state = self.lock();
             if state.queue.len() >= limits.waiting {
@@ -152,7 +162,7 @@ impl<G: Group> GroupCommit<G> {
             }
             let number = state.arrived;
             state.arrived += 1;
-            state.queue.push_back((item, Caller { number, deadline, answer, key: None }));
+            state.queue.push_back((item, Caller { number, deadline, answer, span, key: None }));
             self.start_writer(&mut state);
             number
         };
@@ -171,7 +181,9 @@ impl<G: Group> GroupCommit<G> {
     fn withdraw(&self, number: u64) -> bool {
         let mut state = self.lock();
         let index = state.queue.iter().position(|(_, caller)| caller.number == number);
-        index.and_then(|index| state.queue.remove(index)).is_some()
+        let withdrawn = index.and_then(|index| state.queue.remove(index));
+        drop(state);
+        withdrawn.map(|(_, mut caller)| caller.span.fail(StoreError::Deadline.error_type())).is_some()
     }
 
     fn lock(&self) -> MutexGuard<'_, State<G>> {
@@ -224,7 +236,10 @@ impl<G: Group> GroupCommit<G> {
     }
 
     /// Commits a group before the latest deadline of its callers. A caller with an earlier deadline does not wait for it.
-    async fn commit_group(&self, mut items: Vec<G::Item>, callers: Vec<Caller<G>>) {
+    async fn commit_group(&self, mut items: Vec<G::Item>, mut callers: Vec<Caller<G>>) {
+        if callers.len() > 1 {
+            span::share(callers.len(), callers.iter_mut().map(|caller| &mut caller.span));
+        }
         let deadline = callers.iter().map(|caller| caller.deadline).max().unwrap_or_else(Instant::now);
         match self.commit(&mut items, false, deadline).await {
             Ok(committed) => {

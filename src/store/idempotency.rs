@@ -52,6 +52,8 @@ impl KeyReads {
 pub(super) type KeyRow = (i64, Vec<u8>, Option<Uuid>, Option<Decimal>);
 
 impl ReadSet for KeyReads {
+    const QUERY: Query = Query::FindKey;
+
     /// The customer and the key.
     type Question = (CustomerId, String);
     type Answer = Result<Option<KnownKey>, StoreError>;

@@ -169,6 +169,8 @@ impl CustomerPages {
 }
 
 impl ReadSet for CustomerPages {
+    const QUERY: Query = Query::ListOwnOrders;
+
     type Question = CustomerPage;
     type Answer = Result<Page, StoreError>;
 

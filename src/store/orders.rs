@@ -105,6 +105,8 @@ impl OrderReads {
 }
 
 impl ReadSet for OrderReads {
+    const QUERY: Query = Query::ReadOrder;
+
     type Question = OrderId;
     type Answer = Result<Option<Order>, StoreError>;
 

@@ -83,7 +83,7 @@ pub struct IncomingPayment {
     pub event_type: &'static str,
     /// The position of its record.
     pub place: RecordPlace,
-    /// The trace of the record, or a new one.
+    /// The trace of the work on the payment.
     pub trace: TraceParent,
     /// The bytes of the record, for parking it.
     pub payload: Vec<u8>,

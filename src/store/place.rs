@@ -311,6 +311,8 @@ impl Placements {
 }
 
 impl Group for Placements {
+    const QUERY: Query = Query::Place;
+
     type Item = Arc<Placing>;
     /// Whether the order was inserted.
     type Answer = bool;

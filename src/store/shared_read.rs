@@ -16,9 +16,13 @@ use tokio::time::timeout;
 use tracing::error;
 
 use super::StoreError;
+use crate::metrics::Query;
+use crate::telemetry::span::{self, Span};
 
 /// A kind of read.
 pub(super) trait ReadSet: Send + Sync + 'static {
+    /// The query of the spans of its reads.
+    const QUERY: Query;
     /// The request of a caller.
     type Question: Send + Sync + 'static;
     /// The answer to a caller.
@@ -60,7 +64,11 @@ struct State<R: ReadSet> {
 }
 
 /// A waiting caller.
-type Caller<R> = oneshot::Sender<Result<<R as ReadSet>::Answer, StoreError>>;
+struct Caller<R: ReadSet> {
+    answer: oneshot::Sender<Result<R::Answer, StoreError>>,
+    /// Lasts from the question to the answer.
+    span: Span,
+}
 
 /// The questions of a statement, and their callers.
 type Set<R> = (Vec<<R as ReadSet>::Question>, Vec<Caller<R>>);
@@ -87,12 +95,13 @@ impl<R: ReadSet> SharedRead<R> {
     pub(super) async fn ask(&self, question: R::Question) -> Result<R::Answer, StoreError> {
         let limits = &self.0.limits;
         let (answer, answered) = oneshot::channel();
+        let span = Span::of_database(R::QUERY.as_str());
         {
             let mut state = self.lock();
             if state.queue.len() >= limits.waiting {
                 return Err(StoreError::TooManyReads);
             }
-            state.queue.push_back((question, answer));
+            state.queue.push_back((question, Caller { answer, span }));
             if state.readers < limits.readers {
                 state.readers += 1;
                 tokio::spawn(self.clone().run());
@@ -112,7 +121,10 @@ impl<R: ReadSet> SharedRead<R> {
 
     /// Reads set after set until no caller waits.
     async fn run(self) {
-        while let Some((questions, callers)) = self.take() {
+        while let Some((questions, mut callers)) = self.take() {
+            if callers.len() > 1 {
+                span::share(callers.len(), callers.iter_mut().map(|caller| &mut caller.span));
+            }
             // Catches a panic, which is a bug and must not end the reader.
             match AssertUnwindSafe(self.0.read.read(&questions)).catch_unwind().await {
                 Ok(Ok(answers)) => answer(callers, answers.into_iter().map(Ok)),
@@ -133,7 +145,7 @@ impl<R: ReadSet> SharedRead<R> {
         while questions.len() < self.0.limits.set
             && let Some((question, caller)) = state.queue.pop_front()
         {
-            if !caller.is_closed() {
+            if !caller.answer.is_closed() {
                 questions.push(question);
                 callers.push(caller);
             }
@@ -147,9 +159,13 @@ impl<R: ReadSet> SharedRead<R> {
 }
 
 /// Answers each caller that still waits.
-fn answer<A>(callers: Vec<oneshot::Sender<A>>, answers: impl Iterator<Item = A>) {
-    for (caller, answer) in callers.into_iter().zip(answers) {
-        let _ = caller.send(answer);
+fn answer<R: ReadSet>(callers: Vec<Caller<R>>, answers: impl Iterator<Item = Result<R::Answer, StoreError>>) {
+    for (Caller { answer, mut span }, result) in callers.into_iter().zip(answers) {
+        if let Err(error) = &result {
+            span.fail(error.error_type());
+        }
+        drop(span);
+        let _ = answer.send(result);
     }
 }
 

@@ -197,7 +197,7 @@ async fn insert(
         .bind(column(jobs, |job| job.actor.role.as_str()))
         .bind(column(jobs, |job| job.actor.id.as_str()))
         .bind(column(jobs, |job| job.reason.as_deref()))
-        .bind(column(jobs, |job| job.trace.as_str()))
+        .bind(column(jobs, |job| job.trace.to_string()))
         .bind(times.deadline)
         .bind(times.lease)
         .bind(column(&lines, |(job, _)| job.order.0))

@@ -230,6 +230,8 @@ impl Writes {
 }
 
 impl Group for Updates {
+    const QUERY: Query = Query::Update;
+
     type Item = Update;
     type Answer = Updated;
 

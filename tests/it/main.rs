@@ -62,4 +62,5 @@ mod stock_refusals;
 mod stock_routes;
 mod stop;
 mod topic_settings;
+mod traces;
 mod unpaid_orders;

@@ -114,7 +114,7 @@ fn order_message(payload: &Payload, event: &OrderEvent) -> Value {
     let headers: Vec<(String, String)> = serde_json::from_str(&event.headers).unwrap_or_default();
     // Those that are the same for every event of the type.
     let fixed = ["ce_specversion", "ce_type", "ce_source", "content-type"];
-    let properties: Map<String, Value> = headers
+    let mut properties: Map<String, Value> = headers
         .iter()
         .map(|(name, value)| {
             let is_fixed = fixed.contains(&name.as_str());
@@ -123,6 +123,8 @@ fn order_message(payload: &Payload, event: &OrderEvent) -> Value {
             (name.clone(), schema)
         })
         .collect();
+    // Only where the request had one.
+    properties.insert("tracestate".to_owned(), json!({"type": "string"}));
     let names: Vec<&String> = headers.iter().map(|(name, _)| name).collect();
     let example: Map<String, Value> =
         headers.iter().map(|(name, value)| (name.clone(), json!(value))).collect();

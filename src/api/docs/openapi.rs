@@ -147,7 +147,7 @@ fn add_parameters(operation: &mut Operation) {
         let example = EXAMPLES.iter().find(|(known, _)| known == name);
         schema.examples.extend(example.map(|(_, example)| json!(example)));
     }
-    parameters.extend([request_id(), trace_parent()].map(RefOr::from));
+    parameters.extend([request_id(), trace_parent(), trace_state()].map(RefOr::from));
 }
 
 /// A body that may be left out is never `null`, which the derived schema would permit.
@@ -175,6 +175,14 @@ fn trace_parent() -> Parameter {
         "traceparent",
         "The trace that the request belongs to (W3C Trace Context). It goes on in the event.",
         "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+    )
+}
+
+fn trace_state() -> Parameter {
+    header_parameter(
+        "tracestate",
+        "What tracing systems add to the trace (W3C Trace Context). It goes on with `traceparent`, up to 512 bytes.",
+        "gateway=00f067aa0ba902b7",
     )
 }
 

@@ -101,8 +101,9 @@ impl World {
         let world = Arc::clone(self);
         let id = ProductId::parse(PRODUCTS[product]).unwrap();
         let deadline = Instant::now() + Duration::from_secs(arrived);
-        let joined =
-            self.singleflight.join(&id, deadline, move |flight| world.look_up(product, deadline, flight));
+        let joined = self.singleflight.join(&id, deadline, TraceParent::start(), move |flight| {
+            world.look_up(product, deadline, flight)
+        });
         Caller { product, arrived, waiting: tokio::spawn(joined.answer) }
     }
 
@@ -271,7 +272,7 @@ async fn no_thread_gets_an_answer_that_is_older_than_its_request() {
                         tokio::task::yield_now().await;
                         sent
                     };
-                    let joined = singleflight.join(&id, arrived, look_up);
+                    let joined = singleflight.join(&id, arrived, TraceParent::start(), look_up);
                     assert!(joined.answer.await >= arrived);
                 }
             })

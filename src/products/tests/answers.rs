@@ -44,7 +44,7 @@ async fn a_look_up_is_a_get_below_the_base_path_with_the_trace() {
     let requests = shop.seen.requests.lock().unwrap();
     let [(uri, headers)] = requests.as_slice() else { panic!("{requests:?}") };
     assert_eq!(uri, "/in/here/api/products/a.b-c_d:e");
-    assert_eq!(headers["traceparent"], trace.as_str());
+    assert_eq!(headers["traceparent"], trace.to_string());
     assert_eq!(headers["user-agent"], concat!("order-service/", env!("CARGO_PKG_VERSION")));
     assert_eq!(headers["accept"], "application/json");
 }

@@ -110,6 +110,8 @@ fn refusal(id: usize) -> StoreError {
 }
 
 impl Group for Fake {
+    const QUERY: Query = Query::Place;
+
     type Item = Write;
     type Answer = usize;
 

@@ -63,6 +63,8 @@ impl Drop for UnderWay {
 }
 
 impl ReadSet for Fake {
+    const QUERY: Query = Query::ReadOrder;
+
     type Question = usize;
     type Answer = Answered;
 

@@ -6,7 +6,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::message::{Headers, Message};
+use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde_json::Value;
@@ -88,6 +88,17 @@ impl Topic {
         let producer: FutureProducer =
             ClientConfig::new().set("bootstrap.servers", &self.bootstrap_servers).create().unwrap();
         let record = FutureRecord::to(&self.name).key(key).payload(payload);
+        producer.send(record, PATIENCE).await.expect("an acknowledgement");
+    }
+
+    /// Publishes a record with headers, and waits until the broker has it.
+    pub(crate) async fn publish_with(&self, key: &str, payload: &[u8], headers: &[(&str, String)]) {
+        let producer: FutureProducer =
+            ClientConfig::new().set("bootstrap.servers", &self.bootstrap_servers).create().unwrap();
+        let headers = headers
+            .iter()
+            .fold(OwnedHeaders::new(), |all, (key, value)| all.insert(Header { key, value: Some(value) }));
+        let record = FutureRecord::to(&self.name).key(key).payload(payload).headers(headers);
         producer.send(record, PATIENCE).await.expect("an acknowledgement");
     }
 

@@ -1,6 +1,7 @@
 //! What the tests stand on.
 
 mod call;
+mod collector;
 mod description;
 mod events;
 mod history;
@@ -18,6 +19,7 @@ mod stack;
 use std::time::{Duration, Instant};
 
 pub(crate) use call::{Answer, Call, Who, admin, customer};
+pub(crate) use collector::{Collector, shown, tree};
 pub(crate) use description::Description;
 pub(crate) use events::{event_document, event_faults};
 pub(crate) use history::expect_history;
