@@ -57,15 +57,18 @@ pub struct DemoProducts {
     shop: Arc<Shop>,
 }
 
-/// A fault of every call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+/// The state of the demo Product Service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Outage {
+pub enum ProductState {
+    /// Calls are answered.
+    #[default]
+    Up,
     /// Every call is answered 503.
     Errors,
     /// No call is answered.
     Hangs,
-    /// Every call is carried out, and its answer lost.
+    /// Every call is applied, and its answer lost.
     LosesAnswers,
 }
 
@@ -95,14 +98,14 @@ impl DemoProducts {
         self.shop.ledger().catalogue()
     }
 
-    /// Makes all calls fail until told otherwise; `None` ends it.
-    pub fn set_outage(&self, outage: Option<Outage>) {
-        self.shop.ledger().set_outage(outage);
+    /// Sets the state, which applies to all calls.
+    pub fn set_state(&self, state: ProductState) {
+        self.shop.ledger().state = state;
     }
 
-    /// The fault of every call now.
-    pub fn outage(&self) -> Option<Outage> {
-        self.shop.ledger().outage()
+    /// The present state.
+    pub fn state(&self) -> ProductState {
+        self.shop.ledger().state
     }
 
     /// Where it is, as a `PRODUCT_SERVICE_URL`.

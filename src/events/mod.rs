@@ -2,6 +2,7 @@
 //!
 //! The request path never uses Kafka (invariant 2).
 
+mod client;
 mod floor;
 mod kafka;
 pub mod payments;
@@ -10,8 +11,9 @@ mod replay;
 mod topic;
 
 #[cfg(feature = "dev")]
-pub(crate) use kafka::connection_config;
-pub use kafka::{KafkaHealth, KafkaSettings, PublishError, Publisher, Secret, Sent};
-pub use payments::{PaymentConsumer, PaymentSettings, Retried, UnpaidOrders, UnpaidSettings, retry_parked};
+pub(crate) use client::connection_config;
+pub use client::{KafkaSettings, PaymentSettings, PublishError, Secret};
+pub use kafka::{KafkaHealth, Publisher, Sent};
+pub use payments::{PaymentConsumer, Retried, UnpaidOrders, UnpaidSettings, retry_parked};
 pub use relay::{Relay, RelaySettings};
 pub use replay::{Replay, ReplayError, ReplayProgress};

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use super::KafkaSettings;
-use super::kafka::connection_config;
+use super::client::connection_config;
 use crate::domain::payments::{ParkReason, PaymentOutcome};
 use crate::domain::{OrderId, TraceParent};
 use crate::metrics::Metrics;
@@ -37,19 +37,6 @@ use crate::telemetry::span::{self, Span};
 use decode::{Decoded, decode};
 pub use retry::{Retried, retry_parked};
 pub use unpaid::{UnpaidOrders, UnpaidSettings};
-
-/// The settings of the payment consumer.
-#[derive(Clone, Debug)]
-pub struct PaymentSettings {
-    /// Whether payments are read.
-    pub enabled: bool,
-    /// The topic.
-    pub topic: String,
-    /// The consumer group, which all replicas share.
-    pub group: String,
-    /// After this time without a heartbeat, the partitions of a replica go to others.
-    pub session_timeout: Duration,
-}
 
 /// Reads payments from the partitions of this replica.
 pub struct PaymentConsumer {

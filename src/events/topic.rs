@@ -11,7 +11,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::{Metadata, MetadataTopic};
 use tracing::{debug, info, warn};
 
-use super::kafka::connection_config;
+use super::client::connection_config;
 use super::{KafkaSettings, PublishError};
 
 const MIN_INSYNC: &str = "min.insync.replicas";

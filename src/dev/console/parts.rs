@@ -14,22 +14,13 @@ use serde_json::{Value, json};
 use super::{Refusal, Shared, refuse, reply};
 use crate::dev::DevError;
 use crate::dev::kafka::ALL_BROKERS;
-use crate::dev::products::{DemoProducts, Outage};
+use crate::dev::products::{DemoProducts, ProductState};
 
 #[derive(Clone, Copy, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum Switch {
     Up,
     Down,
-}
-
-#[derive(Clone, Copy, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum ProductState {
-    Up,
-    Errors,
-    Hangs,
-    LosesAnswers,
 }
 
 #[derive(Deserialize)]
@@ -39,8 +30,12 @@ struct Wanted<T> {
 
 /// Whether Kafka or the Product Service is broken now.
 pub(super) fn is_any_broken(console: &Shared) -> bool {
-    let outage = console.stack.products.as_ref().and_then(DemoProducts::outage);
-    console.kafka_down.load(Ordering::Relaxed) || outage.is_some()
+    console.kafka_down.load(Ordering::Relaxed) || product_state(console) != ProductState::Up
+}
+
+/// The state of the demo Product Service; up if another one is used.
+fn product_state(console: &Shared) -> ProductState {
+    console.stack.products.as_ref().map(DemoProducts::state).unwrap_or_default()
 }
 
 /// The state of the parts, for the page.
@@ -48,7 +43,6 @@ pub(super) fn state(console: &Shared, health: Option<&Value>) -> Value {
     console.second.check();
     let stack = &console.stack;
     let kafka = if console.kafka_down.load(Ordering::Relaxed) { Switch::Down } else { Switch::Up };
-    let outage = stack.products.as_ref().and_then(DemoProducts::outage);
     json!({
         "run": console.run,
         "service": {"url": console.gateway.first(), "health": health},
@@ -56,7 +50,7 @@ pub(super) fn state(console: &Shared, health: Option<&Value>) -> Value {
         "products": {
             "address": stack.product_service(),
             "embedded": stack.products.is_some(),
-            "state": outage.map_or_else(|| json!("up"), |outage| json!(outage)),
+            "state": product_state(console),
             "catalogue": stack.products.as_ref().map(DemoProducts::catalogue),
         },
         "replica": console.second.status(),
@@ -99,12 +93,7 @@ async fn set_kafka(console: &Arc<Shared>, wanted: Switch) -> Result<(), Refusal>
 
 fn set_products(console: &Shared, wanted: ProductState) -> Result<(), Refusal> {
     let products = console.stack.products.as_ref().ok_or_else(|| not_ours("PRODUCT_SERVICE_URL"))?;
-    products.set_outage(match wanted {
-        ProductState::Up => None,
-        ProductState::Errors => Some(Outage::Errors),
-        ProductState::Hangs => Some(Outage::Hangs),
-        ProductState::LosesAnswers => Some(Outage::LosesAnswers),
-    });
+    products.set_state(wanted);
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 
-use super::Outage;
+use super::ProductState;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -25,12 +25,14 @@ pub(super) enum Fault {
     Endless,
 }
 
-impl From<Outage> for Fault {
-    fn from(outage: Outage) -> Self {
-        match outage {
-            Outage::Errors => Self::Status(StatusCode::SERVICE_UNAVAILABLE),
-            Outage::Hangs => Self::Hang,
-            Outage::LosesAnswers => Self::LoseAnswer,
+impl Fault {
+    /// The fault of every call in this state.
+    pub(super) const fn of(state: ProductState) -> Option<Self> {
+        match state {
+            ProductState::Up => None,
+            ProductState::Errors => Some(Self::Status(StatusCode::SERVICE_UNAVAILABLE)),
+            ProductState::Hangs => Some(Self::Hang),
+            ProductState::LosesAnswers => Some(Self::LoseAnswer),
         }
     }
 }

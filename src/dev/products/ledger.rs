@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Number, Value, json};
 
-use super::Outage;
+use super::ProductState;
 use super::fault_injection::{Call, Fault, FaultPlan};
 use crate::dev::DevError;
 use crate::dev::data::{DataFolder, whole_lines};
@@ -101,7 +101,7 @@ pub(super) struct Ledger {
     entries: Vec<Entry>,
     faults: HashMap<String, FaultPlan>,
     /// A fault of every call; it comes before the fault of a product.
-    outage: Option<Outage>,
+    pub(super) state: ProductState,
     calls: HashMap<String, Calls>,
     /// The file that every change is appended to, with `dev --data`.
     file: Option<File>,
@@ -280,19 +280,11 @@ impl Ledger {
         self.products.values().filter(|product| !product.withdrawn).map(|product| json!(product)).collect()
     }
 
-    pub(super) fn set_outage(&mut self, outage: Option<Outage>) {
-        self.outage = outage;
-    }
-
-    pub(super) fn outage(&self) -> Option<Outage> {
-        self.outage
-    }
-
     /// Counts a call that begins, and tells what shall go wrong with it.
     pub(super) fn begin(&mut self, id: &str, call: Call) -> Option<Fault> {
         self.count(id);
-        if let Some(outage) = self.outage {
-            return Some(outage.into());
+        if let Some(fault) = Fault::of(self.state) {
+            return Some(fault);
         }
         let plan = self.faults.get_mut(id)?;
         let fault = plan.next(call);

@@ -12,7 +12,7 @@ use rdkafka::types::RDKafkaRespErr;
 use thiserror::Error;
 
 use crate::events::KafkaSettings;
-use crate::events::kafka::connection_config;
+use crate::events::client::connection_config;
 
 /// The deadline of one query, with all its exchanges.
 const DEADLINE: Duration = Duration::from_secs(10);
