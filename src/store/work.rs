@@ -1,4 +1,4 @@
-//! Counts of unfinished work, for a scrape. Each count stops at [`MAX_COUNT`] and reads along an index.
+//! Counts of unfinished work, for a scrape. Each count stops at 10,000 and reads along an index.
 
 use super::payments::COUNT_PARKED;
 use super::{Store, StoreError};
@@ -111,7 +111,7 @@ select least(count(*) filter (where state = 'TAKING'), $1) as taking,
 from unfinished
 ";
 
-/// The reasons that [`REFUNDS`] counts separately.
+/// The reasons that are counted separately.
 pub const REFUND_REASONS: [&str; 7] = [
     "OUT_OF_STOCK",
     "PAID_AFTER_CANCELLED",
