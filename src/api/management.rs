@@ -18,11 +18,12 @@ use tokio::time::Instant;
 
 use super::health::{Components, Health, answer};
 use super::problem::Problem;
+use crate::domain::aggregate::reason;
 use crate::domain::payments::ParkReason;
 use crate::lifecycle::Phase;
 use crate::metrics::{Metrics, OPEN_METRICS};
 use crate::store::Store;
-use crate::store::work::{REFUND_REASONS, UnfinishedWork};
+use crate::store::work::{OTHER_REASON, UnfinishedWork};
 
 /// The deadline of the database queries of a scrape.
 const DATABASE_DEADLINE: Duration = Duration::from_secs(1);
@@ -117,7 +118,7 @@ impl Scrape {
         for &reason in ParkReason::VARIANTS {
             work.parked_payments.get_or_create(&[("reason", reason)]).set(count(parked_payments, reason));
         }
-        for reason in REFUND_REASONS {
+        for reason in reason::ALL.into_iter().chain([OTHER_REASON]) {
             work.refunds_due.get_or_create(&[("reason", reason)]).set(count(refunds_due, reason));
         }
     }

@@ -7,7 +7,7 @@ use super::order::{Change, InvalidTransition};
 use super::stock::{CallOutcome, CallRules, JobState, LineState, StockCall, StockJob, StockLine, Verdict};
 use super::{Actor, Money, Order, Status, StatusChange, TraceParent};
 
-/// The reasons that the service itself gives.
+/// The reasons that the service itself gives for a change or a refund.
 pub mod reason {
     /// The stock of a paid order could not be taken.
     pub const OUT_OF_STOCK: &str = "OUT_OF_STOCK";
@@ -17,6 +17,20 @@ pub mod reason {
     pub const PAYMENT_TIMEOUT: &str = "PAYMENT_TIMEOUT";
     /// The owner cancelled.
     pub const CUSTOMER_REQUEST: &str = "CUSTOMER_REQUEST";
+    /// The payment of a refund came after the order was cancelled.
+    pub const PAID_AFTER_CANCELLED: &str = "PAID_AFTER_CANCELLED";
+    /// The order of a refund was cancelled without a reason.
+    pub const CANCELLED: &str = "CANCELLED";
+
+    /// All of them.
+    pub const ALL: [&str; 6] = [
+        OUT_OF_STOCK,
+        PAYMENT_FAILED,
+        PAYMENT_TIMEOUT,
+        CUSTOMER_REQUEST,
+        PAID_AFTER_CANCELLED,
+        CANCELLED,
+    ];
 }
 
 /// A locked order.
@@ -184,7 +198,7 @@ impl OrderAggregate {
         }
         if let Some(amount) = self.paid {
             change.refund_due = Some(amount);
-            let reason = change.reason.clone().unwrap_or_else(|| Status::Cancelled.to_string());
+            let reason = change.reason.clone().unwrap_or_else(|| reason::CANCELLED.to_owned());
             self.changes.refund = Some(Refund { amount, reason });
         }
         self.changes.status = Some(change);

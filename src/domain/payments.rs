@@ -98,7 +98,7 @@ impl OrderAggregate {
         self.paid = Some(amount);
         self.changes.payment = Some(amount);
         if cancelled {
-            let reason = "PAID_AFTER_CANCELLED".to_owned();
+            let reason = reason::PAID_AFTER_CANCELLED.to_owned();
             self.changes.refund = Some(Refund { amount, reason });
             return PaymentOutcome::RefundDue;
         }

@@ -2,6 +2,7 @@
 
 use super::payments::COUNT_PARKED;
 use super::{Store, StoreError};
+use crate::domain::aggregate::reason;
 use crate::metrics::Query;
 
 /// Counting stops here.
@@ -111,18 +112,10 @@ select least(count(*) filter (where state = 'TAKING'), $1) as taking,
 from unfinished
 ";
 
-/// The reasons that are counted separately.
-pub const REFUND_REASONS: [&str; 7] = [
-    "OUT_OF_STOCK",
-    "PAID_AFTER_CANCELLED",
-    "PAYMENT_FAILED",
-    "PAYMENT_TIMEOUT",
-    "CUSTOMER_REQUEST",
-    "CANCELLED",
-    "OTHER",
-];
+/// Stands for all other reasons of refunds.
+pub const OTHER_REASON: &str = "OTHER";
 
-/// The reason may be free text of an admin; all such texts count as `OTHER`.
+/// The reason may be free text of an admin; all such texts count as [`OTHER_REASON`].
 pub(super) const REFUNDS: &str = "
 select case when reason = any ($2) then reason else 'OTHER' end as reason,
        count(*)
@@ -145,7 +138,7 @@ impl Store {
                 sqlx::query_as(COUNT_PARKED).bind(MAX_COUNT).fetch_all(&mut *connection).await?;
             let refunds_due = sqlx::query_as(REFUNDS)
                 .bind(MAX_COUNT)
-                .bind(REFUND_REASONS)
+                .bind(reason::ALL)
                 .fetch_all(&mut *connection)
                 .await?;
             let oldest_refund_seconds =
