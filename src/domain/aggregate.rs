@@ -23,14 +23,8 @@ pub mod reason {
     pub const CANCELLED: &str = "CANCELLED";
 
     /// All of them.
-    pub const ALL: [&str; 6] = [
-        OUT_OF_STOCK,
-        PAYMENT_FAILED,
-        PAYMENT_TIMEOUT,
-        CUSTOMER_REQUEST,
-        PAID_AFTER_CANCELLED,
-        CANCELLED,
-    ];
+    pub const ALL: [&str; 6] =
+        [OUT_OF_STOCK, PAYMENT_FAILED, PAYMENT_TIMEOUT, CUSTOMER_REQUEST, PAID_AFTER_CANCELLED, CANCELLED];
 }
 
 /// A locked order.

@@ -136,11 +136,8 @@ impl Store {
             let stock = sqlx::query_as(STOCK).bind(MAX_COUNT).fetch_one(&mut *connection).await?;
             let parked_payments =
                 sqlx::query_as(COUNT_PARKED).bind(MAX_COUNT).fetch_all(&mut *connection).await?;
-            let refunds_due = sqlx::query_as(REFUNDS)
-                .bind(MAX_COUNT)
-                .bind(reason::ALL)
-                .fetch_all(&mut *connection)
-                .await?;
+            let refunds_due =
+                sqlx::query_as(REFUNDS).bind(MAX_COUNT).bind(reason::ALL).fetch_all(&mut *connection).await?;
             let oldest_refund_seconds =
                 sqlx::query_scalar(OLDEST_REFUND).bind(MAX_COUNT).fetch_one(&mut *connection).await?;
             Ok(UnfinishedWork { outbox, stock, parked_payments, refunds_due, oldest_refund_seconds })
