@@ -1,4 +1,4 @@
-//! What operators and consumers of this very version need beside the binary: the `OpenAPI` and `AsyncAPI` documents,
+//! The files of this version for operators and consumers: the `OpenAPI` and `AsyncAPI` documents,
 //! manifests, dashboards, decisions. `order-service kit FOLDER` writes them. The files lie in `src/kit` and are part of the binary.
 
 use std::fs::{self, File};
@@ -75,7 +75,7 @@ const ASYNCAPI: &str = "asyncapi.json";
 /// Why the files were not written.
 #[derive(Debug, Error)]
 pub enum KitError {
-    /// Something is there, and might be lost.
+    /// The folder has content, which might be lost.
     #[error("{} is not empty: name a new folder, or an empty one", .0.display())]
     NotEmpty(PathBuf),
     /// The folder or a file cannot be made.

@@ -1,7 +1,7 @@
-//! What describes the service: the `OpenAPI` document and a page that shows it, and the `AsyncAPI` document.
+//! The `OpenAPI` document with a page that shows it, and the `AsyncAPI` document.
 //!
-//! Each is rendered once, when it is first asked for, so that the start does not wait for it. These routes need no
-//! identity, take no permit (so a client that reads slowly keeps nobody out) and show nothing of any order.
+//! Each document is rendered once, at its first request, so that it does not delay the start. The routes need no identity, take
+//! no permit (so a slow client does not block others) and show no data of orders.
 
 mod asyncapi;
 mod headers;
@@ -24,10 +24,10 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use utoipa::openapi::OpenApi;
 
-/// Whether there is a page that shows the `OpenAPI` document.
+/// Whether the page is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DocsPage {
-    /// No page; the documents are there all the same.
+    /// No page; the documents are still served.
     Off,
     /// A page.
     On,
@@ -35,7 +35,7 @@ pub enum DocsPage {
     Dev,
 }
 
-/// A document that does not change while the process runs.
+/// A document that is constant for the process.
 struct Document {
     body: Bytes,
     etag: HeaderValue,
@@ -46,7 +46,7 @@ type Headers = &'static [(HeaderName, &'static str)];
 
 const JSON: Headers = &[(CONTENT_TYPE, "application/json")];
 
-/// The page takes nothing from another host, and nobody may frame it.
+/// The page loads nothing from other hosts, and must not be framed.
 const HTML: Headers = &[
     (CONTENT_TYPE, "text/html; charset=utf-8"),
     (
@@ -63,7 +63,7 @@ const PACKED_STYLE: Headers = &[(CONTENT_TYPE, "text/css; charset=utf-8"), (CONT
 
 const INDEX: &str = include_str!("docs/page/index.html");
 const PAGE_SCRIPT: &str = include_str!("docs/page/page.js");
-/// Compressed, as they are sent: every browser takes gzip.
+/// Sent compressed: every browser accepts gzip.
 const SWAGGER_UI: &[u8] = include_bytes!("docs/page/swagger-ui-bundle.js.gz");
 const SWAGGER_UI_STYLE: &[u8] = include_bytes!("docs/page/swagger-ui.css.gz");
 
@@ -75,9 +75,9 @@ pub(super) fn openapi(routes: OpenApi) -> OpenApi {
 /// The names of the topics.
 #[derive(Clone, Copy, Debug)]
 pub struct Topics<'a> {
-    /// What the service publishes to.
+    /// The topic of the order events.
     pub orders: &'a str,
-    /// What it reads.
+    /// The topic of the payment events.
     pub payments: &'a str,
 }
 
@@ -86,10 +86,10 @@ pub(super) fn asyncapi(topics: &Topics<'_>) -> Value {
     asyncapi::document(topics)
 }
 
-/// A document that is rendered when it is first asked for.
+/// A document that is rendered at its first request.
 type Rendered = Arc<LazyLock<Document, Box<dyn FnOnce() -> Document + Send>>>;
 
-/// The routes of the documents, and of the page where there is one.
+/// The routes of the documents and of the page.
 pub(super) fn router(openapi: fn() -> OpenApi, topics: &Topics<'_>, page: DocsPage) -> Router {
     let openapi = rendered(move || Document::new(openapi().to_json().unwrap_or_default(), JSON));
     let (orders, payments) = (topics.orders.to_owned(), topics.payments.to_owned());
@@ -142,13 +142,13 @@ impl Document {
         headers
             .extend(self.headers.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))));
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        // Kept, and asked for again with the ETag: another version of the service has another document.
+        // Caches must revalidate with the ETag, because another version of the service has another document.
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         headers.insert(ETAG, self.etag.clone());
         response
     }
 
-    /// Whether the client has it (RFC 9110, 13.1.2; weak comparison).
+    /// Whether the client has this version (RFC 9110, 13.1.2; weak comparison).
     fn is_known(&self, headers: &HeaderMap) -> bool {
         let tags = headers.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
         let mut tags = tags.flat_map(|value| value.split(',')).map(str::trim);

@@ -62,7 +62,7 @@ pub struct ApiSettings {
 /// The layers, outermost first: log line, ids and problem+json; panics; and for `/api` only, admission (identity, body,
 /// permit, deadline). There are few layers, because each one costs every request a future.
 ///
-/// `scrape`: what is asked beside the API, where that has no address of its own.
+/// `scrape` adds the management routes, if they have no address of their own.
 pub fn router(
     orders: OrderService,
     health: Health,

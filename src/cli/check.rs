@@ -66,7 +66,7 @@ pub(super) async fn check(args: &CheckArgs, env: &Environment) -> Result<(), Fai
     findings.show(args.output, interrupted_at.is_none())?;
     match interrupted_at {
         Some(at) => Err(match at.order() {
-            Some(order) => format!("interrupted; `order-service check --after {order}` goes on").into(),
+            Some(order) => format!("interrupted; `order-service check --after {order}` continues").into(),
             None => "interrupted; start again".into(),
         }),
         None if findings.count > 0 => Err(format!("{} contradictions", findings.count).into()),

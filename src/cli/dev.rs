@@ -18,17 +18,17 @@ use tracing::info;
 
 use super::{Failure, start_traces, stop_signal, stop_traces};
 
-/// Where the demo Product Service listens when nothing else is said.
+/// The default address of the demo Product Service.
 const DEMO_PRODUCTS_ADDRESS: &str = "127.0.0.1:8081";
 
 /// Defaults of `dev`: it stops without delay, and after a kill another replica takes over payments within seconds.
 const DEV_DEFAULTS: [(&str, &str); 2] = [("SHUTDOWN_DELAY_MS", "0"), ("KAFKA_SESSION_TIMEOUT_MS", "6000")];
 
-/// The same for events. Both or none: the lease must be more than twice the timeout.
+/// The same for events. Either both are set or none, because the lease must exceed twice the timeout.
 const RELAY_DEFAULTS: [(&str, &str); 2] = [("KAFKA_DELIVERY_TIMEOUT_MS", "3000"), ("RELAY_LEASE_MS", "7000")];
 
 /// Starts the parts that the environment does not name, then the service; stops all of it on Ctrl-C.
-/// With `data`, that folder keeps what there is for the next start.
+/// The folder `data` keeps the data for the next start.
 pub(super) async fn run(env: &Environment, data: Option<&Path>) -> Result<(), Failure> {
     telemetry::start(&log_config(env)?)?;
     let stop = stop_signal()?;
@@ -39,7 +39,7 @@ pub(super) async fn run(env: &Environment, data: Option<&Path>) -> Result<(), Fa
     };
     let starting =
         stop.run_until_cancelled(Stack::start_in(data.as_ref(), &program, |name| env.optional(name)));
-    // What was started of it until then goes with it.
+    // The parts that were started until then are dropped with it.
     let Some(stack) = starting.await.transpose()?.map(Arc::new) else { return Ok(()) };
     let parts = Parts { program, stack, data };
     let outcome = run_service(env, &parts, &stop).await;
@@ -51,7 +51,7 @@ pub(super) async fn run(env: &Environment, data: Option<&Path>) -> Result<(), Fa
     outcome
 }
 
-/// The stack, once no request of the console uses it any more. `None` after a timeout: it then ends with this process.
+/// The stack, once no request of the console uses it. None after a timeout: the stack then ends with this process.
 async fn take_stack(stack: Arc<Stack>) -> Option<Stack> {
     const WITHIN: Duration = Duration::from_secs(5);
     const POLL: Duration = Duration::from_millis(10);
@@ -64,7 +64,7 @@ async fn take_stack(stack: Arc<Stack>) -> Option<Stack> {
     Arc::into_inner(stack)
 }
 
-/// For people, and quiet: warnings and what the service itself says.
+/// A quiet log for humans: warnings, and the messages of the service.
 fn log_config(env: &Environment) -> Result<LogConfig, Failure> {
     let defaults = [("LOG_FORMAT", "human"), ("LOG_FILTER", "warn,order_service=info")];
     let defaults = defaults.map(|(name, value)| (name.to_owned(), value.to_owned()));
@@ -127,7 +127,7 @@ async fn run_service(env: &Environment, parts: &Parts, stop: &CancellationToken)
     Ok(outcome?)
 }
 
-/// On the default port, or on a free one if another service has that and nobody asked for it by name.
+/// Listens on the default port, or on a free one if the default port is taken and was not configured.
 async fn start_service(env: &Environment, config: Config) -> Result<App, AppError> {
     let chosen = env.optional("BIND_ADDRESS").is_some();
     match App::start(config.clone()).await {
@@ -188,7 +188,7 @@ pub(super) async fn demo_products(env: &Environment) -> Result<(), Failure> {
     Ok(())
 }
 
-/// One more replica for the process that started this one, until that closes the standard input.
+/// Runs a replica for the parent process until it closes the standard input.
 pub(super) async fn replica(env: &Environment) -> Result<(), Failure> {
     telemetry::start(&log_config(env)?)?;
     let mut config = Config::read(env)?;
@@ -196,7 +196,7 @@ pub(super) async fn replica(env: &Environment) -> Result<(), Failure> {
     let stop = CancellationToken::new();
     let stopping = stop.clone();
     std::thread::spawn(move || {
-        // Nothing is ever written to it: reading ends when it is closed.
+        // The parent never writes to it, so the read ends when it is closed.
         let _ = std::io::stdin().read(&mut [0]);
         stopping.cancel();
     });
@@ -209,7 +209,7 @@ pub(super) async fn replica(env: &Environment) -> Result<(), Failure> {
     Ok(app.run_until(stop.cancelled()).await?)
 }
 
-/// The Kafka cluster alone, for the process that started this one.
+/// Runs the Kafka cluster alone, for the parent process.
 pub(super) fn embedded_kafka(brokers: i32) -> Result<(), Failure> {
     Ok(kafka::run(brokers, std::io::stdin().lock(), std::io::stdout().lock())?)
 }

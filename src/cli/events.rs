@@ -180,7 +180,7 @@ impl ReplayArgs {
         outcome.map_err(|error| match after {
             Some(after) => {
                 let why = order_service::telemetry::error_chain(error.as_ref());
-                format!("{why}; the same command with --after {after} goes on").into()
+                format!("{why}; repeat the command with --after {after} to continue").into()
             }
             None => error,
         })

@@ -1,4 +1,4 @@
-//! The console of `dev`: one page in the browser that places orders, shows what becomes of them, and breaks parts.
+//! The console of `dev`: a page in the browser that places orders, shows their events, and breaks parts.
 //!
 //! | call | what it does |
 //! |---|---|

@@ -1,7 +1,7 @@
-//! An embedded Kafka cluster, in a process of its own.
+//! An embedded Kafka cluster in its own process.
 //!
-//! librdkafka aborts the process of its cluster when a broker that goes down cannot have its port back at
-//! once, so the cluster must not live in the process of the service or of the tests.
+//! librdkafka aborts the process of its cluster if a restarted broker cannot get its port back at once. So the cluster must not
+//! run in the process of the service or of the tests.
 
 mod cluster;
 mod journal;
@@ -35,7 +35,7 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(30);
 /// librdkafka's own cluster for tests, which speaks Kafka's protocol on 127.0.0.1 to any process: consumer
 /// groups, idempotent and transactional producers, and topics that appear when they are first named (with
 /// four partitions). Brokers are numbered from 1. Its process ends when this is dropped, and when the process
-/// that started it dies in whatever way.
+/// that started it dies.
 ///
 /// What it cannot do:
 /// * tell a repeated batch of an idempotent producer: it checks sequence numbers only for producers with a
@@ -126,11 +126,11 @@ impl Process {
         let failed = || DevError::io("run the embedded Kafka");
         let mut child = Command::new(program)
             .args([COMMAND, &brokers.to_string()])
-            // A `.env` of the current folder is none of its business.
+            // It must not read a `.env` of the current folder.
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            // Ctrl-C in the terminal is ours alone: Kafka has to outlive the draining of the service.
+            // Only this process handles Ctrl-C: Kafka must outlive the shutdown of the service.
             .process_group(0)
             .spawn()
             .map_err(failed())?;
@@ -152,7 +152,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It has nothing to clean up. Nobody can do anything about a failure here.
+        // It has nothing to clean up, and a failure cannot be handled here.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

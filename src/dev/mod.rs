@@ -25,7 +25,7 @@ pub use kafka::Kafka;
 pub use postgres::Postgres;
 pub use products::DemoProducts;
 
-/// Why a part of the embedded stack could not do what it was told.
+/// An error of a part of the embedded stack.
 #[derive(Debug, Error)]
 pub enum DevError {
     /// PostgreSQL is not installed and could not be fetched.
@@ -37,7 +37,7 @@ pub enum DevError {
         #[source]
         cause: fetch::FetchError,
     },
-    /// We are root, whom PostgreSQL refuses, and there is nobody else.
+    /// PostgreSQL refuses root, and there is no other account.
     #[error("PostgreSQL refuses to run as root, and /etc/passwd has neither a user postgres nor nobody")]
     NoAccount,
     /// The server failed.
@@ -54,15 +54,15 @@ pub enum DevError {
     /// librdkafka started without its cluster.
     #[error("librdkafka came without its embedded cluster")]
     NoCluster,
-    /// The process of the embedded cluster did not do what it was told.
+    /// The process of the embedded cluster failed a command.
     #[error("the embedded Kafka answered {command:?} with: {answer}")]
     KafkaRefuses {
-        /// What it was told.
+        /// The command.
         command: String,
-        /// What it said, or how it ended.
+        /// Its answer, or how it ended.
         answer: String,
     },
-    /// The process of the embedded cluster was told something else than its commands.
+    /// The process of the embedded cluster received an unknown command.
     #[error("{0:?} is no command of the embedded Kafka")]
     UnknownCommand(String),
     /// The folder of `dev --data` cannot be used.

@@ -17,9 +17,9 @@ use super::{DataFolder, DevError};
 
 const SUPERVISOR: &str = include_str!("postgres.sh");
 
-/// Speed where it costs a test nothing: what a killed process has written stays in the page cache, so neither
-/// `fsync` nor `full_page_writes` matters unless the machine itself dies. `synchronous_commit` stays on,
-/// because without it a killed server does forget commits that it has already answered.
+/// Settings for fast tests. The page cache keeps the writes of a killed process, so `fsync` and `full_page_writes` only
+/// matter if the machine dies. `synchronous_commit` stays on, because without it a killed server loses acknowledged
+/// commits.
 const FOR_TESTS: [&str; 2] = ["fsync=off", "full_page_writes=off"];
 
 const SETTINGS: [&str; 7] = [
@@ -41,7 +41,7 @@ const LOG_TAIL_LINES: usize = 20;
 
 /// A running PostgreSQL server with an empty database, user `postgres`, no password, on 127.0.0.1.
 ///
-/// It stops with [`stop`](Self::stop), on drop, and when this process dies in whatever way; then its folder is removed,
+/// It stops with [`stop`](Self::stop), on drop, and however this process dies; then its folder is removed,
 /// unless it is kept. It needs no async runtime to stay alive. For root, who may not run PostgreSQL, it runs as
 /// another user.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ pub struct Postgres {
     data_dir: PathBuf,
 }
 
-/// What a commit survives.
+/// The durability of commits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
     /// PostgreSQL's defaults: also a power cut. The benchmark measures with this.
@@ -104,7 +104,7 @@ impl Postgres {
                         supervisor,
                     });
                 }
-                // Somebody else may have taken the port since it was found free.
+                // Another process may have taken the port in the meantime.
                 Served::Ended if tried < PORTS_TRIED && supervisor.initialised() => {}
                 Served::Ended => return Err(supervisor.failure("did not start")),
             }
@@ -135,7 +135,7 @@ impl Postgres {
     /// Stops the server and removes its folder, unless that is kept; both are done when this returns.
     pub async fn stop(mut self) {
         if let Some(mut child) = self.supervisor.let_go() {
-            // Nobody can do anything about a failure here, and the supervisor bounds its own time.
+            // A failure cannot be handled here, and the supervisor has its own timeout.
             let _ = tokio::task::spawn_blocking(move || child.wait()).await;
         }
     }
@@ -226,7 +226,7 @@ impl Supervisor {
             .args([&binaries.initdb, &binaries.postgres])
             .args(["-D", "data"])
             .args(SETTINGS.iter().chain(for_tests).flat_map(|setting| ["-c", setting]))
-            // Nothing of ours, PGPORT or PGDATA say, shall reach the server.
+            // The environment of this process, such as PGPORT, must not reach the server.
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into()))
             .env("LC_ALL", "C")
@@ -234,7 +234,7 @@ impl Supervisor {
             .stdin(Stdio::piped())
             .stdout(lock.map_or_else(Stdio::null, Stdio::from))
             .stderr(Stdio::null())
-            // Ctrl-C in the terminal is ours alone: PostgreSQL has to outlive the draining of the service.
+            // Only this process handles Ctrl-C: PostgreSQL must outlive the shutdown of the service.
             .process_group(0);
         if let Some(RunAs { uid, gid }) = run_as {
             std::os::unix::fs::chown(folder.path(), Some(uid), Some(gid))
@@ -261,7 +261,7 @@ impl Supervisor {
         Err(self.failure("did not answer in time"))
     }
 
-    /// Whether this very server answers. A port that was free a moment ago may be another server's by now.
+    /// Whether this server answers, and not another one that has taken the port.
     async fn answers(&self, port: u16) -> bool {
         let attempt = async {
             let mut connection = PgConnection::connect(&url(port)).await?;
@@ -322,7 +322,7 @@ impl Supervisor {
 impl Drop for Supervisor {
     fn drop(&mut self) {
         if let Some(mut child) = self.let_go() {
-            // A drop must not block, but an ended process that nobody waits for stays in the process table.
+            // A drop must not block, but an ended process must be waited for, or it stays in the process table.
             let _ = std::thread::Builder::new().spawn(move || child.wait());
         }
     }

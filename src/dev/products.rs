@@ -1,4 +1,4 @@
-//! The demo Product Service: a catalogue whose stock really goes down, and which misbehaves when told to.
+//! The demo Product Service: a catalogue with stock, and with faults on request.
 //!
 //! | call | answer |
 //! |---|---|
@@ -13,15 +13,14 @@
 //! | `GET /demo/requests/{id}` | `{"total","atOnce"}`: calls seen so far, and the most that ran at one time |
 //! | `GET /health`, `GET /health/live`, `GET /health/ready` | 200; the last two for `order-service healthcheck` |
 //!
-//! Stock changes honour `Idempotency-Key`: the same request under the same key is answered as it was the
-//! first time and changes nothing; another request under it is a 422; a repeat while the first is running is a
-//! 409 with `Retry-After`, as the IETF's draft has it. A refusal leaves its key free. A slow change goes on when
-//! its client hangs up.
+//! Stock changes honour `Idempotency-Key` (IETF draft): a repeat gets the first answer and changes nothing; another
+//! request with the key gets 422; a repeat while the first is running gets 409 with `Retry-After`. A refusal leaves
+//! its key free. A slow change continues after its client hangs up.
 //!
-//! A fault belongs to one product, so that tests that run side by side do not meet: `slow` (`millis`),
-//! `status` (`status`), `body` (`body`, sent as it is with 200), `hang` (never answers), `lose-answer` (does
-//! it, then closes the connection), `endless` (200 and a body without end). `times` ends it after so many
-//! calls; `on` keeps it to one of `read`, `reduce-stock`, `restore-stock`.
+//! A fault belongs to one product, so that parallel tests do not interfere: `slow` (`millis`), `status` (`status`),
+//! `body` (`body`, sent unchanged with 200), `hang` (never answers), `lose-answer` (applies the call, then closes the
+//! connection), `endless` (200 and an endless body). `times` limits it to a number of calls, and `on` to one of
+//! `read`, `reduce-stock`, `restore-stock`.
 //!
 //! `/demo/requests/{id}` also counts groups: calls for `a1-x` and `a1-y` are counted as `a1`, too.
 
@@ -44,7 +43,7 @@ use tokio_util::sync::CancellationToken;
 use super::{DataFolder, DevError};
 use ledger::Ledger;
 
-/// How long calls may go on after the stop. Those that hang on purpose end at once.
+/// The time limit of calls after the stop. Calls that hang on purpose end at once.
 const STOPPED_WITHIN: Duration = Duration::from_secs(5);
 
 /// A running demo Product Service. It stops with [`stop`](Self::stop), on drop, and with the runtime it was
@@ -135,13 +134,13 @@ struct Shop {
 }
 
 impl Shop {
-    /// Everything in the ledger is whole after every statement, so a panic elsewhere spoils nothing.
+    /// The ledger is consistent after every statement, so a panic elsewhere does not corrupt it.
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Nobody can connect to "every address".
+/// Clients cannot connect to an unspecified address.
 fn reachable(mut bound: SocketAddr) -> SocketAddr {
     if bound.ip().is_unspecified() {
         bound.set_ip(Ipv4Addr::LOCALHOST.into());

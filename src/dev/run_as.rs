@@ -1,4 +1,4 @@
-//! Who runs PostgreSQL, and where: it refuses root.
+//! The account and the folder for PostgreSQL, which refuses root.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -15,7 +15,7 @@ pub(super) struct RunAs {
     pub(super) gid: u32,
 }
 
-/// `None` where the current user will do.
+/// None if the current user can run PostgreSQL.
 pub(super) fn for_postgres() -> Result<Option<RunAs>, DevError> {
     if !am_root()? {
         return Ok(None);
@@ -24,13 +24,13 @@ pub(super) fn for_postgres() -> Result<Option<RunAs>, DevError> {
     find(&passwd, "postgres").or_else(|| find(&passwd, "nobody")).map(Some).ok_or(DevError::NoAccount)
 }
 
-/// The owner of a file made just now tells without unsafe code who we are.
+/// The current user, as the owner of a new file: this needs no unsafe code.
 pub(super) fn am_root() -> Result<bool, DevError> {
     let probe = tempfile::tempfile().and_then(|file| file.metadata());
     Ok(probe.map_err(DevError::io("make a temporary file"))?.uid() == ROOT)
 }
 
-/// The machine's folder for temporary files, or `/tmp` where the other user could not work in that one.
+/// The folder for temporary files, or `/tmp` if the other user cannot use that folder.
 pub(super) fn temp_dir(run_as: Option<&RunAs>) -> PathBuf {
     let usual = std::env::temp_dir();
     if run_as.is_none() || open_to_all(&usual) { usual } else { PathBuf::from("/tmp") }
@@ -40,7 +40,7 @@ fn open_to_all(folder: &Path) -> bool {
     allows(folder, 0o003) && can_be_reached(folder)
 }
 
-/// Whether any user can come to what is in the folder.
+/// Whether all users can enter the folder.
 pub(super) fn can_be_reached(folder: &Path) -> bool {
     folder.ancestors().all(|parent| allows(parent, 0o001))
 }

@@ -102,7 +102,7 @@ impl OrderAggregate {
             self.changes.refund = Some(Refund { amount, reason });
             return PaymentOutcome::RefundDue;
         }
-        // The calls are the worker's: a consumer that waited for them would hold up every other payment.
+        // The stock worker sends the calls: in the consumer, they would delay all other payments.
         match self.confirm(Actor::payment(), None, trace) {
             Ok(Confirmation::Started(_) | Confirmation::Running(_)) => PaymentOutcome::Confirming,
             Ok(Confirmation::Already) | Err(_) => PaymentOutcome::Ignored,

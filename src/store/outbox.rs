@@ -137,7 +137,7 @@ pub(super) const SERVER: &str = "select pg_postmaster_start_time()";
 /// Counts the buckets without a holder.
 pub(super) const FREE: &str = "select count(*) from relay_leases where expires_at < now()";
 
-/// A floor stays true forever, so any replica may store it, whoever holds the bucket now. It belongs to one server: another
+/// A floor stays true forever, so any replica may store it, even without the lease of the bucket. It belongs to one server: another
 /// one that lost the latest commits assigns the same positions again.
 pub(super) const RAISE: &str = "
 update relay_leases lease

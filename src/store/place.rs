@@ -254,7 +254,7 @@ pub(super) fn pool(database: &Database) -> Database {
 /// Commits placements in groups.
 pub(super) struct Placements {
     sets: Database,
-    /// For an order that is inserted alone, and for checking what was written.
+    /// For an order that is inserted alone, and for the check of an unknown outcome.
     alone: Database,
     outbox_written: Arc<Notify>,
     /// How many orders share a statement.

@@ -13,7 +13,7 @@ use crate::events::payments::decode;
 type Placed = Envelope<'static, PlacedMetadata<'static>>;
 type StatusUpdated = Envelope<'static, StatusUpdatedMetadata<'static>>;
 
-/// What the payload of a message must have, beyond its type.
+/// The schema of the payload of a message.
 struct Payload {
     /// The name of its schema.
     name: &'static str,
@@ -112,7 +112,7 @@ fn payment_payload(name: &'static str, event_type: &str, required: &[&str]) -> P
 
 fn order_message(payload: &Payload, event: &OrderEvent) -> Value {
     let headers: Vec<(String, String)> = serde_json::from_str(&event.headers).unwrap_or_default();
-    // Those that are the same for every event of the type.
+    // Headers with the same value for all events of the type.
     let fixed = ["ce_specversion", "ce_type", "ce_source", "content-type"];
     let mut properties: Map<String, Value> = headers
         .iter()
@@ -123,7 +123,7 @@ fn order_message(payload: &Payload, event: &OrderEvent) -> Value {
             (name.clone(), schema)
         })
         .collect();
-    // Only where the request had one.
+    // Optional: present if the request had it.
     properties.insert("tracestate".to_owned(), json!({"type": "string"}));
     let names: Vec<&String> = headers.iter().map(|(name, _)| name).collect();
     let example: Map<String, Value> =
@@ -165,9 +165,9 @@ fn order_channel(topic: &str) -> Value {
     json!({
         "address": topic,
         "title": "Events of orders",
-        "description": "The key of a record is the order's id. At least once, and in sequence within an order; a repeat is \
-            byte-identical. To see each event once, drop what was seen by `metadata.eventId`, or whatever is not beyond the \
-            last `metadata.sequence` of its order. New members and event types may come.",
+        "description": "The key of a record is the order's id. Delivery is at least once, in order within an order id; a repeat \
+            is byte-identical. To process each event once, drop repeats by `metadata.eventId`, or drop events whose \
+            `metadata.sequence` is not above the last one of the order. New members and event types may be added.",
         "messages": messages(&["OrderPlaced", "OrderStatusUpdated"]),
     })
 }
@@ -176,7 +176,7 @@ fn payment_channel(topic: &str) -> Value {
     json!({
         "address": topic,
         "title": "Events of the Payment Service",
-        "description": "A repeat is known by `metadata.eventId`; without one by `eventType`, `entityId` and `timestamp`.",
+        "description": "Repeats are recognised by `metadata.eventId`, or without one by `eventType`, `entityId` and `timestamp`.",
         "messages": messages(&["PaymentSuccess", "PaymentFailed"]),
     })
 }

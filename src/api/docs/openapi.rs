@@ -1,4 +1,4 @@
-//! The `OpenAPI` document: what the handlers say of themselves, and what is the same for all of them.
+//! The `OpenAPI` document: the descriptions of the handlers, completed with what all of them share.
 
 use serde_json::json;
 use utoipa::openapi::link::Link;
@@ -18,10 +18,10 @@ use crate::api::problem::kinds::{
     UNSUPPORTED_MEDIA_TYPE,
 };
 
-/// The extension by which a handler names the problems that it answers with.
+/// The extension in which a handler lists its problems.
 pub(super) const PROBLEMS: &str = "x-problems";
 
-/// The link from an answer to an operation on its order: where from, where the order's id stands, where to.
+/// A link from a response to the operations on its order.
 struct FollowUp {
     from: &'static str,
     status: &'static str,
@@ -42,7 +42,7 @@ const FOLLOW_UPS: [FollowUp; 4] = {
     ]
 };
 
-/// Completes what the handlers say with what is the same for all of them.
+/// Adds what all handlers share: problems, links, headers and parameters.
 pub(super) fn complete(mut api: OpenApi) -> OpenApi {
     describe(&mut api);
     let mut components = api.components.take().unwrap_or_default();
@@ -73,10 +73,10 @@ pub(super) fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Opera
 
 fn describe(api: &mut OpenApi) {
     const ABOUT: &str = "Places orders, keeps them in PostgreSQL and publishes their events to Kafka \
-        (`/asyncapi.json` describes those).\n\n\
-        The gateway in front of the service checks the caller's token and says who is calling in `X-User-Email` and \
-        `X-User-Role`. Amounts are exact decimals with at most two places, in INR. Times are RFC 3339 in UTC. Fields that \
-        are not described are ignored on the way in, and new ones may come on the way out.";
+        (see `/asyncapi.json`).\n\n\
+        The gateway in front of the service authenticates the caller and sends the identity in `X-User-Email` and \
+        `X-User-Role`. Amounts are exact decimals with at most two places, in INR. Times are RFC 3339 in UTC. Unknown \
+        fields in requests are ignored, and new fields may be added to responses.";
     let mut contact = Contact::new();
     contact.name = Some("The order service of ShopVerse".to_owned());
     api.info = InfoBuilder::new()
@@ -89,7 +89,7 @@ fn describe(api: &mut OpenApi) {
         ))
         .build();
     let mut here = Server::new("/");
-    here.description = Some("Where this document comes from.".to_owned());
+    here.description = Some("The server of this document.".to_owned());
     api.servers = Some(vec![here]);
     let tag = |name: &str, description: &str| {
         let mut tag = Tag::new(name);
@@ -102,14 +102,14 @@ fn describe(api: &mut OpenApi) {
     ]);
 }
 
-/// The identity, as the gateway sends it; the secret where `GATEWAY_SECRET` is set.
+/// The identity headers of the gateway, and its secret if `GATEWAY_SECRET` is set.
 const SCHEMES: [(&str, &str, &str); 3] = [
     ("userEmail", "X-User-Email", "The customer: an e-mail address, compared exactly."),
     ("userRole", "X-User-Role", "`CUSTOMER` or `ADMIN`."),
     (
         "gatewaySecret",
         "X-Gateway-Secret",
-        "Proves that the call came through the gateway, where `GATEWAY_SECRET` is set.",
+        "Proves that the request came through the gateway, if `GATEWAY_SECRET` is set.",
     ),
 ];
 
@@ -128,7 +128,7 @@ fn add_components(components: &mut Components) {
     problems::add_components(components);
 }
 
-/// Examples of parameters. They stand in the schemas: one of the parameter itself is filled in by the page, and sent.
+/// Examples of parameters. They are in the schemas, because the page would fill in and send an example of a parameter.
 const EXAMPLES: [(&str, &str); 5] = [
     ("Idempotency-Key", "8e03978e-40d5-43dd-bc93-6894a57f9324"),
     ("If-Match", "\"1\""),
@@ -150,7 +150,7 @@ fn add_parameters(operation: &mut Operation) {
     parameters.extend([request_id(), trace_parent(), trace_state()].map(RefOr::from));
 }
 
-/// A body that may be left out is never `null`, which the derived schema would permit.
+/// An optional body is never `null`, which the derived schema would allow.
 fn name_optional_body(body: &mut RequestBody) {
     for content in body.content.values_mut() {
         if let RefOr::T(content) = content
@@ -165,7 +165,7 @@ fn name_optional_body(body: &mut RequestBody) {
 fn request_id() -> Parameter {
     header_parameter(
         "X-Request-Id",
-        "By which the caller and the log speak of the request: 1 to 128 letters, digits, `-`, `_`, `.` or `:`. Others are replaced.",
+        "The id of the request in the log and the response: 1 to 128 letters, digits, `-`, `_`, `.` or `:`. Invalid ids are replaced.",
         "checkout-4711",
     )
 }
@@ -173,7 +173,7 @@ fn request_id() -> Parameter {
 fn trace_parent() -> Parameter {
     header_parameter(
         "traceparent",
-        "The trace that the request belongs to (W3C Trace Context). It goes on in the event.",
+        "The trace of the request (W3C Trace Context). It is continued in the event.",
         "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
     )
 }
@@ -181,7 +181,7 @@ fn trace_parent() -> Parameter {
 fn trace_state() -> Parameter {
     header_parameter(
         "tracestate",
-        "What tracing systems add to the trace (W3C Trace Context). It goes on with `traceparent`, up to 512 bytes.",
+        "Vendor data of the trace (W3C Trace Context). It is passed on with `traceparent`, up to 512 bytes.",
         "gateway=00f067aa0ba902b7",
     )
 }
@@ -196,7 +196,7 @@ fn header_parameter(name: &str, about: &str, example: &str) -> Parameter {
         .build()
 }
 
-/// What the operation names itself, and what every call of its kind can meet.
+/// Adds the problems of the operation, and those that all operations of its kind share.
 fn add_problems(operation: &mut Operation, is_order_call: bool) {
     let named = operation.extensions.as_ref().and_then(|extensions| extensions.get(PROBLEMS)?.as_array());
     let mut codes: Vec<String> =
@@ -227,7 +227,7 @@ fn add_links(operation: &mut Operation) {
             let link = Link::builder()
                 .operation_id(*to)
                 .parameter("orderId", follow_up.order)
-                .description("The order's id goes on as the path parameter.")
+                .description("The id of the order is the path parameter.")
                 .build();
             response.links.insert((*to).to_owned(), link.into());
         }

@@ -1,4 +1,4 @@
-//! The problems in the `OpenAPI` document: rendered by the code that renders the answers.
+//! The problems in the `OpenAPI` document, rendered by the code of the responses.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ use crate::orders::{ChangeStatusError, PlaceError, ShortLine, UnknownProduct};
 
 const ORDER: &str = "/api/orders/0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10";
 
-/// The answers of these kinds, by status.
+/// The responses of these kinds, by status.
 pub(super) fn responses(codes: &[String]) -> BTreeMap<String, Response> {
     let mut by_status: BTreeMap<String, Vec<&'static Kind>> = BTreeMap::new();
     for kind in kinds::ALL.iter().filter(|kind| codes.iter().any(|code| code == kind.code)) {
@@ -30,7 +30,7 @@ pub(super) fn responses(codes: &[String]) -> BTreeMap<String, Response> {
     by_status.into_iter().map(|(status, kinds)| (status, response(&kinds))).collect()
 }
 
-/// One answer: of these kinds and no others.
+/// A response that allows only these kinds.
 fn response(kinds: &[&'static Kind]) -> Response {
     let about: Vec<String> = kinds.iter().map(|kind| format!("`{}`: {}", kind.code, kind.when)).collect();
     let types = kinds.iter().map(|kind| format!("{TYPE_PREFIX}{}", kind.code));
@@ -52,7 +52,7 @@ fn response(kinds: &[&'static Kind]) -> Response {
     response
 }
 
-/// The shape of a problem, an example of each kind, and an answer of those that belong to no operation.
+/// The schema of a problem, an example of each kind, and the responses that belong to no operation.
 pub(super) fn add_components(components: &mut Components) {
     components.schemas.insert("Problem".to_owned(), problem().into());
     components.schemas.insert("FieldError".to_owned(), field_error().into());
@@ -69,7 +69,7 @@ fn text() -> ObjectBuilder {
     ObjectBuilder::new().schema_type(Type::String)
 }
 
-/// RFC 9457, and the members that some kinds add.
+/// RFC 9457, with the extension members of some kinds.
 fn problem() -> Object {
     let codes = kinds::ALL.iter().map(|kind| format!("{TYPE_PREFIX}{}", kind.code));
     let status = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(400)).maximum(Some(599));
@@ -113,7 +113,7 @@ fn field_error() -> Object {
         .build()
 }
 
-/// A document of each kind.
+/// An example of each kind.
 fn examples() -> Vec<(&'static Kind, Value)> {
     let mut problems = of_placing();
     problems.extend(of_an_order());

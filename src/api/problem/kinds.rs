@@ -33,7 +33,7 @@ macro_rules! kinds {
 
 kinds! {
     INVALID_REQUEST = BAD_REQUEST "invalid-request", "The request is invalid",
-        "Not JSON, a wrong type, a limit, a bad id, cursor or header. `errors` names the place.";
+        "The JSON, a type, a limit, an id, a cursor or a header is invalid. `errors` names each field.";
     PRODUCT_NOT_FOUND = BAD_REQUEST "product-not-found", "There is no such product",
         "The Product Service does not know a product. `errors` names each of them.";
     INSUFFICIENT_STOCK = BAD_REQUEST "insufficient-stock", "There is not enough stock",
@@ -51,9 +51,9 @@ kinds! {
     REQUEST_TIMEOUT = REQUEST_TIMEOUT "request-timeout", "The request took too long to arrive",
         "The body did not arrive in time.";
     INVALID_TRANSITION = CONFLICT "invalid-transition", "The order cannot get there",
-        "The order's status does not allow the change. `allowed` has the statuses that can be reached.";
+        "The status of the order does not allow the change. `allowed` lists the reachable statuses.";
     STOCK_UNAVAILABLE = CONFLICT "stock-unavailable", "The stock is gone",
-        "The stock was gone when the order was to be confirmed. The order stays CREATED.";
+        "The stock was gone at the confirmation. The order stays CREATED.";
     REQUEST_IN_PROGRESS = CONFLICT "request-in-progress", "The same request is running",
         "A request with the same Idempotency-Key, or with the same lines, is still running.";
     PRECONDITION_FAILED = PRECONDITION_FAILED "precondition-failed", "The order has changed",
@@ -65,12 +65,12 @@ kinds! {
     IDEMPOTENCY_KEY_REUSED = UNPROCESSABLE_ENTITY "idempotency-key-reused", "The key belongs to another request",
         "The same `Idempotency-Key` was sent with other lines before.";
     INTERNAL = INTERNAL_SERVER_ERROR "internal", "Something went wrong",
-        "The service has a bug. The log says more, under the request's `X-Request-Id`.";
+        "The service has a bug. The log has the details under the `X-Request-Id` of the request.";
     PRODUCT_SERVICE_UNAVAILABLE = SERVICE_UNAVAILABLE "product-service-unavailable",
         "The Product Service is not available",
-        "The Product Service is unreachable, slow, or answers nonsense. No order was written; a confirmation goes on.";
+        "The Product Service is unreachable, slow, or sends invalid answers. No order was written; a confirmation continues.";
     UNAVAILABLE = SERVICE_UNAVAILABLE "unavailable", "The service is not available",
-        "The database is away, or the service is overloaded, starting or stopping. Nothing was written.";
+        "The database is unavailable, or the service is overloaded, starting or stopping. Nothing was written.";
     OUTCOME_UNKNOWN = SERVICE_UNAVAILABLE "outcome-unknown", "The outcome is not known yet",
-        "The database did not say in time whether it wrote. `detail` says how to ask again safely.";
+        "The database did not confirm in time whether it wrote. `detail` says how to retry safely.";
 }

@@ -1,4 +1,4 @@
-//! What shall go wrong, and how often.
+//! The faults of calls.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What the demo Product Service knows: products, stock changes, faults and calls.
+//! The data of the demo Product Service: products, stock changes, faults and calls.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
@@ -54,7 +54,7 @@ pub(super) struct NewProduct {
     category: Option<String>,
 }
 
-/// A stock change as it was asked for.
+/// A requested stock change.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 pub(super) struct Change {
     pub(super) product: String,
@@ -96,7 +96,7 @@ pub(super) struct Ledger {
     products: BTreeMap<String, Product>,
     /// Every first answer by its `Idempotency-Key`.
     answers: HashMap<String, (Change, Answer)>,
-    /// The keys of the stock changes that are under way.
+    /// The keys of the stock changes in progress.
     under_way: HashSet<String>,
     entries: Vec<Entry>,
     faults: HashMap<String, FaultPlan>,
@@ -280,7 +280,7 @@ impl Ledger {
         self.products.values().filter(|product| !product.withdrawn).map(|product| json!(product)).collect()
     }
 
-    /// Counts a call that begins, and tells what shall go wrong with it.
+    /// Counts a call, and returns its fault.
     pub(super) fn begin(&mut self, id: &str, call: Call) -> Option<Fault> {
         self.count(id);
         if let Some(fault) = Fault::of(self.state) {
@@ -294,7 +294,7 @@ impl Ledger {
         fault
     }
 
-    /// Counts a call that begins and that nothing can go wrong with.
+    /// Counts a call that has no faults.
     pub(super) fn count(&mut self, id: &str) {
         for name in counted_as(id) {
             let calls = self.calls.entry(name.to_owned()).or_default();
@@ -304,7 +304,7 @@ impl Ledger {
         }
     }
 
-    /// Takes a key for a change that begins; not while another change has it.
+    /// Claims a key for a change, unless another change holds it.
     pub(super) fn hold(&mut self, key: &str) -> bool {
         self.under_way.insert(key.to_owned())
     }
@@ -334,7 +334,7 @@ fn write_catalogue(path: &Path) -> io::Result<()> {
     fs::rename(&new, path)
 }
 
-/// The product itself, and its group: what stands before the first hyphen.
+/// The product, and its group: the part before the first hyphen.
 fn counted_as(id: &str) -> impl Iterator<Item = &str> {
     std::iter::once(id).chain(id.split_once('-').map(|(group, _)| group))
 }

@@ -86,7 +86,7 @@ async fn change(
     call(running, kind, work).await
 }
 
-/// A call that is running; it ends also when the client hangs up and the future is dropped.
+/// A running call. It also ends when the client hangs up and the future is dropped.
 struct Running {
     shop: Arc<Shop>,
     id: String,
@@ -97,10 +97,10 @@ struct Running {
 struct StillRunning;
 
 impl Running {
-    /// Counts the call, and tells what shall go wrong with it.
+    /// Counts the call, and returns its fault.
     fn begin(&mut self, kind: Call) -> Result<Option<Fault>, StillRunning> {
         let mut ledger = self.shop.ledger();
-        // The key is the other one's: this one must not let it go.
+        // The other call holds the key: this one must not release it.
         if self.key.take_if(|key| !ledger.hold(key)).is_some() {
             ledger.count(&self.id);
             return Err(StillRunning);
@@ -119,7 +119,7 @@ impl Drop for Running {
     }
 }
 
-/// Does what was asked for, and what the product's fault makes of it.
+/// Applies a stock change, subject to the fault of the product.
 async fn call(mut running: Running, kind: Call, work: impl FnOnce() -> Answer + Send + 'static) -> Response {
     let Ok(fault) = running.begin(kind) else { return in_progress() };
     let shop = Arc::clone(&running.shop);
@@ -131,7 +131,7 @@ async fn call(mut running: Running, kind: Call, work: impl FnOnce() -> Answer + 
                 until_stopped(&running.shop, sleep(delay)).await;
                 answer(work())
             };
-            // In a task of its own, so that it comes to its end when the client hangs up.
+            // In its own task, so that it ends even if the client hangs up.
             if keyed { tokio::spawn(slowly).await.unwrap_or_else(|_| no_answer()) } else { slowly.await }
         }
         Some(Fault::Status(status)) => answer((status, json!({"error": "told to fail"}))),
