@@ -82,8 +82,12 @@ impl Metrics {
     }
 }
 
-/// Registers a metric and returns it. The help ends without a full stop: the library adds it.
-fn register<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+/// Registers a new metric and returns it. The help ends without a full stop: the library adds it.
+fn register<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    register_metric(registry, name, help, M::default())
+}
+
+fn register_metric<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
     registry.register(name, help, metric.clone());
     metric
 }
@@ -135,23 +139,17 @@ struct RequestLabels {
 impl Http {
     fn new(registry: &mut Registry) -> Self {
         Self {
-            requests: register(
+            requests: register_metric(
                 registry,
                 "http_server_request_duration_seconds",
                 "Duration from the head of a request to its answer",
                 histograms(seconds),
             ),
-            active: register(
-                registry,
-                "http_server_active_requests",
-                "Requests in progress",
-                Gauge::default(),
-            ),
+            active: register(registry, "http_server_active_requests", "Requests in progress"),
             connections: register(
                 registry,
                 "http_server_connections",
                 "Open connections of the gateway's port",
-                Gauge::default(),
             ),
         }
     }
@@ -193,7 +191,7 @@ impl Products {
     const NAME: (&'static str, &'static str) = ("name", "productService");
 
     fn new(registry: &mut Registry) -> Self {
-        let requests = register(
+        let requests = register_metric(
             registry,
             "http_client_request_duration_seconds",
             "Requests to the Product Service",
@@ -206,13 +204,11 @@ impl Products {
             registry,
             "resilience4j_circuitbreaker_state",
             "1 for the present state of the breaker of look-ups",
-            Gauges::default(),
         );
         let calls: Counters<2> = register(
             registry,
             "resilience4j_circuitbreaker_calls",
             "Look-ups by their result for the breaker",
-            Counters::default(),
         );
         let of = |kind| calls.get_or_create_owned(&[Self::NAME, ("kind", kind)]);
         let breaker_calls = BreakerCalls {
@@ -322,39 +318,27 @@ impl Database {
             .map(|query| durations.get_or_create_owned(&[("db_query_summary", query.as_str())]));
         let operations = operations.collect();
         let database = Self {
-            connections: register(
-                registry,
-                "db_client_connection_count",
-                "Connections to PostgreSQL",
-                Gauges::default(),
-            ),
-            max: register(
-                registry,
-                "db_client_connection_max",
-                "The maximum of connections to PostgreSQL",
-                Gauges::default(),
-            ),
+            connections: register(registry, "db_client_connection_count", "Connections to PostgreSQL"),
+            max: register(registry, "db_client_connection_max", "The maximum of connections to PostgreSQL"),
             pending: register(
                 registry,
                 "db_client_connection_pending_requests",
                 "Uses of the database that wait for a connection",
-                Gauges::default(),
             ),
             timeouts: register(
                 registry,
                 "db_client_connection_timeouts",
                 "Uses of the database that got no connection in time",
-                Counters::default(),
             ),
             operations,
-            group_writes: register(
+            group_writes: register_metric(
                 registry,
                 "group_commit_writes",
                 "Writes that shared a commit",
                 histograms(|| Histogram::new([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0])),
             ),
         };
-        register(
+        register_metric(
             registry,
             "db_client_operation_duration_seconds",
             "Duration of a use of the database, including the wait for a connection",
@@ -420,31 +404,19 @@ impl KeyResult {
 impl Orders {
     fn new(registry: &mut Registry) -> Self {
         let orders = Self {
-            placed: register(registry, "orders_placed", "Orders that were placed", Counter::default()),
+            placed: register(registry, "orders_placed", "Orders that were placed"),
             duplicates: register(
                 registry,
                 "order_duplicates",
                 "Requests without a key that repeated a recent order",
-                Counter::default(),
             ),
             refused: register(
                 registry,
                 "orders_refused",
                 "Requests to place an order that were refused, by the code of the problem",
-                Counters::default(),
             ),
-            status_changes: register(
-                registry,
-                "order_status_changes",
-                "Status changes of orders",
-                Counters::default(),
-            ),
-            keys: register(
-                registry,
-                "idempotency_requests",
-                "Requests with an Idempotency-Key",
-                Counters::default(),
-            ),
+            status_changes: register(registry, "order_status_changes", "Status changes of orders"),
+            keys: register(registry, "idempotency_requests", "Requests with an Idempotency-Key"),
         };
         for result in [KeyResult::New, KeyResult::Replayed, KeyResult::Mismatch, KeyResult::InProgress] {
             drop(orders.keys.get_or_create(&[("result", result.as_str())]));
@@ -506,8 +478,7 @@ impl Relay {
     fn new(registry: &mut Registry) -> Self {
         const DELAYS: [f64; 16] =
             [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0];
-        let published: Counters<1> =
-            register(registry, "outbox_published", "Events that Kafka acknowledged", Counters::default());
+        let published: Counters<1> = register(registry, "outbox_published", "Events that Kafka acknowledged");
         Self {
             placed: published.get_or_create_owned(&[("type", "ORDER_PLACED")]),
             updated: published.get_or_create_owned(&[("type", "ORDER_STATUS_UPDATED")]),
@@ -515,9 +486,8 @@ impl Relay {
                 registry,
                 "outbox_publish_failures",
                 "Failed attempts to publish: no broker, or a refused record",
-                Counter::default(),
             ),
-            delay: register(
+            delay: register_metric(
                 registry,
                 "outbox_publish_delay_seconds",
                 "Duration from the insert of an event to Kafka's acknowledgement",
@@ -527,7 +497,6 @@ impl Relay {
                 registry,
                 "relay_buckets_held",
                 "Buckets of the outbox that this replica relays",
-                Gauge::default(),
             ),
         }
     }
@@ -557,12 +526,8 @@ struct PartitionLabels {
 
 impl Payments {
     fn new(registry: &mut Registry) -> Self {
-        let records = register(
-            registry,
-            "payment_records",
-            "Records of the payment topic by outcome",
-            Counters::default(),
-        );
+        let records: Counters<2> =
+            register(registry, "payment_records", "Records of the payment topic by outcome");
         for (event_type, outcome) in [("PAYMENT_SUCCESS", "confirming"), ("PAYMENT_FAILED", "cancelled")] {
             drop(records.get_or_create(&[("type", event_type), ("outcome", outcome)]));
         }
@@ -572,13 +537,11 @@ impl Payments {
                 registry,
                 "payment_consumer_lag_records",
                 "Records of a partition that this replica has not applied",
-                Family::default(),
             ),
             age: register(
                 registry,
                 "payment_consumer_oldest_age_seconds",
                 "Age of the oldest record that was read and is not applied; 0 without any",
-                Seconds::default(),
             ),
             oldest: AtomicI64::new(0),
         }
@@ -636,7 +599,7 @@ pub(crate) struct Work {
 
 impl Work {
     fn new(registry: &mut Registry) -> Self {
-        let mut count = |name: &str, help: &str| register(registry, name, help, Gauges::default());
+        let mut count = |name: &str, help: &str| register(registry, name, help);
         let (outbox_pending, outbox_parked) = (
             count("outbox_pending_events", "Events that Kafka has not acknowledged, counted up to 10000"),
             count("outbox_parked_orders", "Parked orders, counted up to 10000"),
@@ -645,14 +608,14 @@ impl Work {
             count("stock_jobs_overdue", "Stock jobs past their deadline that are not parked"),
             count("stock_jobs_parked", "Parked stock jobs"),
         );
-        let mut by = |name: &str, help: &str| register(registry, name, help, Gauges::default());
+        let mut by = |name: &str, help: &str| register(registry, name, help);
         let (parked_payments, refunds_due, stock_jobs, stuck) = (
             by("parked_payments", "Parked records of the payment topic, counted up to 10000"),
             by("refunds_due", "Refunds that are due, counted up to 10000"),
             by("stock_jobs", "Unfinished stock jobs, counted up to 10000 each"),
             by("orders_stuck", "Orders whose stock is not taken by the deadline"),
         );
-        let mut age = |name: &str, help: &str| register(registry, name, help, Family::default());
+        let mut age = |name: &str, help: &str| register(registry, name, help);
         Self {
             outbox_oldest: age(
                 "outbox_oldest_age_seconds",
@@ -693,13 +656,11 @@ impl Service {
                 registry,
                 "order_service_ready",
                 "1 for a ready component; `service` is the result of /health/ready",
-                Gauges::default(),
             ),
             database_reachable: register(
                 registry,
                 "order_service_database_reachable",
                 "Whether the database answered the latest scrape that read it",
-                Gauge::default(),
             ),
         }
     }

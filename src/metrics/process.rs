@@ -28,27 +28,16 @@ pub(super) struct Process {
 impl Process {
     pub(super) fn new(registry: &mut Registry) -> Self {
         Self {
-            resident: register(
-                registry,
-                "process_resident_memory_bytes",
-                "Resident memory",
-                Gauges::default(),
-            ),
-            cpu: register(
-                registry,
-                "process_cpu_seconds",
-                "Processor time, user and system",
-                Family::default(),
-            ),
-            open_fds: register(registry, "process_open_fds", "Open file descriptors", Gauges::default()),
+            resident: register(registry, "process_resident_memory_bytes", "Resident memory"),
+            cpu: register(registry, "process_cpu_seconds", "Processor time, user and system"),
+            open_fds: register(registry, "process_open_fds", "Open file descriptors"),
             started: register(
                 registry,
                 "process_start_time_seconds",
                 "Start of the process, in seconds since 1970",
-                Family::default(),
             ),
-            workers: register(registry, "tokio_workers", "Worker threads of the runtime", Gauge::default()),
-            tasks: register(registry, "tokio_alive_tasks", "Live tasks of the runtime", Gauge::default()),
+            workers: register(registry, "tokio_workers", "Worker threads of the runtime"),
+            tasks: register(registry, "tokio_alive_tasks", "Live tasks of the runtime"),
             reading: Mutex::default(),
         }
     }

@@ -302,15 +302,14 @@ impl Store {
         let from: Vec<i64> = ranges.iter().map(|range| range.from).collect();
         let to: Vec<i64> = ranges.iter().map(|range| range.to).collect();
         self.query(Query::RelayRead, async |connection| {
-            let events = sqlx::query_as(PENDING)
+            Ok(sqlx::query_as(PENDING)
                 .bind(buckets)
                 .bind(from)
                 .bind(to)
                 .bind(limit)
                 .bind(server)
                 .fetch_all(&mut *connection)
-                .await?;
-            Ok(events)
+                .await?)
         })
         .await
     }

@@ -219,13 +219,12 @@ impl Store {
     /// Claims one due job without reading it, after a claim of many failed: one of them may be unreadable.
     pub async fn claim_stock_job_unread(&self, holder: Uuid) -> Result<Option<DueJob>, StoreError> {
         self.query(Query::ClaimStockJobs, async |connection| {
-            let job = sqlx::query_as(CLAIM_UNREAD)
+            Ok(sqlx::query_as(CLAIM_UNREAD)
                 .bind(1_i64)
                 .bind(holder)
                 .bind(self.stock.lease)
                 .fetch_optional(&mut *connection)
-                .await?;
-            Ok(job)
+                .await?)
         })
         .await
     }
@@ -233,9 +232,7 @@ impl Store {
     /// Counts the unfinished work.
     pub async fn unfinished_work(&self) -> Result<Unfinished, StoreError> {
         self.query(Query::Readiness, async |connection| {
-            let counts =
-                sqlx::query_as(UNFINISHED).bind(Unfinished::MOST).fetch_one(&mut *connection).await?;
-            Ok(counts)
+            Ok(sqlx::query_as(UNFINISHED).bind(Unfinished::MOST).fetch_one(&mut *connection).await?)
         })
         .await
     }
