@@ -85,7 +85,7 @@
 //! # What operators do
 //!
 //! `outbox`, `stock`, `payments`, `refunds`, `events replay`, `check` and `config` are in `src/cli`, their statements in
-//! `store/parked_orders.rs`, `store/settle.rs`, `store/replay.rs` and `store/check.rs`. Whatever one of them does is in
+//! `store/parked_orders.rs`, `store/settle.rs`, `store/replay.rs` and `store/check.rs`. Each change is recorded in
 //! `interventions`. — `operate_payments::*`, `operate_events::*`, `parking::*`
 //!
 //! # Deliberately absent
