@@ -9,7 +9,7 @@ use futures_util::FutureExt;
 use prometheus_client::metrics::gauge::Gauge;
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::task::{JoinError, JoinHandle, JoinSet};
+use tokio::task::{JoinError, JoinHandle, JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -82,6 +82,8 @@ struct Parts {
     metrics: Arc<Metrics>,
     lifecycle: Lifecycle,
     stores: [Store; 4],
+    /// Ends when the schema is current. It runs while the other parts are made.
+    schema: AbortOnDropHandle<Result<(), AppError>>,
     relay: Relay,
     orders: OrderService,
     background: OrderService,
@@ -154,13 +156,18 @@ impl Parts {
         const RELAY_CONNECTIONS: u32 = 3;
         const WORKER_CONNECTIONS: u32 = 4;
         let (lifecycle, metrics) = (Lifecycle::default(), Arc::<Metrics>::default());
+        let listener = Listener::bind("BIND_ADDRESS", config.bind_address).await?;
+        // OpenSSL parses all certificates of the machine, some 30 ms of work, and the database is waited for: both run
+        // beside the rest.
+        let products = spawn_product_client(&config, &metrics);
         let store = Store::new(&config.database, config.stock, &metrics);
         let relay_store = store.for_relay(RELAY_CONNECTIONS);
         let worker_store = store.with_own_pool(WORKER_CONNECTIONS);
-        let products = Arc::new(ProductClient::new(config.products.clone(), &metrics)?);
         let kafka = KafkaHealth::default();
         let publisher = Publisher::new(config.kafka.clone(), kafka.clone())?;
         let relay = Relay::new(relay_store.clone(), publisher, config.relay.clone(), &metrics);
+        let schema = AbortOnDropHandle::new(tokio::spawn(prepare_schema(config.clone(), store.clone())));
+        let products = Arc::new(products.await??);
         let orders = OrderService::new(store.clone(), Arc::clone(&products), &config.orders, &metrics);
         let background = orders.with_store(worker_store.clone());
         let payments = config
@@ -181,7 +188,6 @@ impl Parts {
             }
         };
         let router = api::router(orders.clone(), health, &config.api, &topics, scrape, &metrics);
-        let listener = Listener::bind("BIND_ADDRESS", config.bind_address).await?;
         Ok(Self {
             config,
             listener,
@@ -189,6 +195,7 @@ impl Parts {
             metrics,
             lifecycle,
             stores,
+            schema,
             relay,
             orders,
             background,
@@ -205,6 +212,7 @@ impl Parts {
             metrics,
             lifecycle,
             stores,
+            schema,
             relay,
             orders,
             background,
@@ -232,7 +240,7 @@ impl Parts {
             management.map(|(listener, router)| serve_management(listener.listener, router, &config.server));
 
         tokio::select! {
-            ready = prepare_schema(&config, &stores[0]) => ready?,
+            ready = schema => ready??,
             () = stop.cancelled() => {
                 lifecycle.stopping();
                 info!("stopped before the start was complete");
@@ -269,6 +277,14 @@ impl Parts {
         };
         timeout(config.timing.shutdown_timeout, drain).await.unwrap_or(Err(AppError::ShutdownTimeout))
     }
+}
+
+fn spawn_product_client(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+) -> JoinHandle<Result<ProductClient, InvalidSettings>> {
+    let (settings, metrics) = (config.products.clone(), Arc::clone(metrics));
+    spawn_blocking(move || ProductClient::new(settings, &metrics))
 }
 
 /// Serves metrics and health until the handle is dropped.
@@ -308,11 +324,11 @@ fn spawn_workers(
 }
 
 /// Waits for the database, then migrates the schema or checks that it is current.
-async fn prepare_schema(config: &Config, store: &Store) -> Result<(), AppError> {
+async fn prepare_schema(config: Config, store: Store) -> Result<(), AppError> {
     const PAUSE: Duration = Duration::from_millis(500);
     let give_up = Instant::now() + config.timing.startup_timeout;
     loop {
-        let error = match try_schema(config, store).await {
+        let error = match try_schema(&config, &store).await {
             Ok(()) => return Ok(()),
             Err(AppError::Database(error)) if error.is_transient() => error,
             Err(error) => return Err(error),

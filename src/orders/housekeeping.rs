@@ -46,11 +46,11 @@ impl OrderService {
                 );
             }
             if let Some(age) = settings.order_retention
-                && let Err(error) = self.delete_old_orders(age, &mut cursors, &stop).await
+                && let Err(error) = self.apply_retention(age, &mut cursors, &stop).await
             {
                 warn!(
                     error = error_chain(&error),
-                    "old orders could not be deleted; retrying at the next interval"
+                    "old orders and settled payments could not be deleted; retrying at the next interval"
                 );
             }
             tokio::select! {
@@ -67,6 +67,16 @@ impl OrderService {
         // Until nothing is left: every placement adds a row, so a fixed number might never catch up.
         while !stop.is_cancelled() && self.store.delete_expired_requests(past_any_window, BATCH).await? > 0 {}
         Ok(())
+    }
+
+    async fn apply_retention(
+        &self,
+        age: Duration,
+        cursors: &mut [RetentionCursor; FINISHED.len()],
+        stop: &CancellationToken,
+    ) -> Result<(), StoreError> {
+        self.store.delete_settled_payments(age, BATCH).await?;
+        self.delete_old_orders(age, cursors, stop).await
     }
 
     /// Deletes a bounded number of orders that are older than `age`. The cursors continue at the next run, and start again

@@ -63,6 +63,13 @@ items as (delete from order_items where order_id = any (array(select id from gon
 delete from orders where id = any (array(select id from gone))
 ";
 
+/// A settled payment whose order is unknown or gone is in no order's deletion.
+pub(super) const DELETE_SETTLED: &str = "
+delete from parked_payments where ctid = any (array(
+    select ctid from parked_payments where settled_at < now() - $1::interval order by settled_at limit $2))
+and settled_at < now() - $1::interval
+";
+
 impl Store {
     /// Reads up to `limit` orders of a status that were placed more than `age` ago, and deletes those that have not changed
     /// since and have nothing unfinished.
@@ -94,6 +101,15 @@ impl Store {
             let deleted = sqlx::query(DELETE).bind(locked).execute(&mut *transaction).await?.rows_affected();
             transaction.commit().await?;
             Ok(RetentionBatch { deleted, next: last.filter(|_| is_full) })
+        })
+        .await
+    }
+
+    /// Deletes up to `limit` parked payments that were settled more than `age` ago. Returns how many it deleted.
+    pub async fn delete_settled_payments(&self, age: Duration, limit: i64) -> Result<u64, StoreError> {
+        self.query(Query::Housekeeping, async |connection| {
+            let deleted = sqlx::query(DELETE_SETTLED).bind(age).bind(limit).execute(connection).await?;
+            Ok(deleted.rows_affected())
         })
         .await
     }

@@ -163,6 +163,7 @@ async fn outbox_and_retention(checked: &mut Checked) {
     checked.reads::<(Uuid, DateTime<Utc>, bool)>("retention::CANDIDATES", retention::CANDIDATES, &age).await;
     checked.reads::<(Uuid, String)>("retention::LOCK", retention::LOCK, &[]).await;
     checked.writes("retention::DELETE", retention::DELETE).await;
+    checked.writes("retention::DELETE_SETTLED", retention::DELETE_SETTLED).await;
 }
 
 async fn replays_and_counts(checked: &mut Checked) {

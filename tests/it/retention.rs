@@ -113,6 +113,26 @@ async fn an_order_stays_while_it_is_young_or_anything_about_it_is_not_finished()
     shop.stop_service().await;
 }
 
+#[tokio::test]
+async fn a_settled_payment_of_no_known_order_goes_when_it_is_old_and_one_that_waits_stays() {
+    let mut shop = Shop::start().await;
+    let parked = "
+        insert into parked_payments (topic, partition, \"offset\", order_id, payload, error, parked_at, settled_at)
+        select 'payments', 0, number, case number % 2 when 0 then gen_random_uuid() end, 'ada@example.com', 'why',
+               now() - interval '400 days', settled_at
+        from unnest(array[now() - interval '31 days', now() - interval '31 days', now() - interval '29 days', null])
+             with ordinality as payment (settled_at, number)";
+    sqlx::query(parked).execute(&shop.database).await.unwrap();
+
+    shop.stop_service().await;
+    shop.environment = retention_of(&shop, "30d");
+    shop.start_service().await;
+    eventually("two are deleted", async || shop.count("parked_payments").await == 2).await;
+    let kept = "parked_payments where settled_at is null or settled_at > now() - interval '30 days'";
+    assert_eq!(shop.count(kept).await, 2);
+    shop.stop_service().await;
+}
+
 fn retention_of(shop: &Shop, age: &str) -> Environment {
     shop.environment.clone().with("ORDER_RETENTION", age).with("HOUSEKEEPING_INTERVAL_MS", "50")
 }
