@@ -96,12 +96,21 @@ class Page {
 
   close() {
     return new Promise((resolve) => {
-      this.browser.on("exit", () => {
-        fs.rmSync(this.profile, { recursive: true, force: true, maxRetries: 5 });
-        resolve();
-      });
+      this.browser.on("exit", () => resolve(this.removeProfile(50)));
       this.browser.kill();
     });
+  }
+
+  /** Processes of the browser may write to the profile for a moment after its end. */
+  async removeProfile(tries) {
+    for (;;) {
+      try {
+        return fs.rmSync(this.profile, { recursive: true, force: true });
+      } catch (error) {
+        if (--tries === 0) throw error;
+        await new Promise((resolve) => setTimeout(resolve, 100));
+      }
+    }
   }
 }
 

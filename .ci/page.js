@@ -12,7 +12,9 @@ async function placeAnOrder() {
   const block = "#operations-orders-placeOrder";
   await page.until("the page shows the operation", `!!document.querySelector('${block} .opblock-summary-control')`);
   await page.evaluate(`document.querySelector('${block} .opblock-summary-control').click()`);
-  await page.until("the operation can be tried", `!!document.querySelector('${block} .btn.execute')`);
+  // Execute does nothing before the example is in the body.
+  const body = `document.querySelector('${block} textarea.body-param__text')`;
+  await page.until("the operation can be tried", `!!document.querySelector('${block} .btn.execute') && !!${body}?.value`);
   await page.evaluate(`document.querySelector('${block} .btn.execute').click()`);
   const answer = `document.querySelector('${block} .live-responses-table')`;
   const status = await page.until(
