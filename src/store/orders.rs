@@ -1,7 +1,7 @@
 //! Reading, locking and changing orders, many per statement.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
@@ -35,32 +35,11 @@ where o.id = any ($1)";
 
 /// Locks the order until the end of the transaction. The lock precedes the position of a new outbox row, so positions follow
 /// the order of the events of an order.
-pub(super) const LOCK_ONE: &str = "
-select o.id, o.customer_id, o.status, o.total_amount, o.placed_at, o.version, o.changed_at,
-       items.products, items.quantities, items.prices
-from orders o
-cross join lateral (
-    select array_agg(product_id) as products, array_agg(quantity) as quantities, array_agg(unit_price) as prices
-    from (
-        select product_id, quantity, unit_price from order_items where order_id = o.id order by line_number
-    ) line
-) items
-where o.id = any ($1)
-for update of o";
+pub(super) static LOCK_ONE: LazyLock<String> = LazyLock::new(|| format!("{SELECT}\nfor update of o"));
 
 /// Skips orders that another transaction has locked: waiting for them would delay the others.
-pub(super) const LOCK_GROUP: &str = "
-select o.id, o.customer_id, o.status, o.total_amount, o.placed_at, o.version, o.changed_at,
-       items.products, items.quantities, items.prices
-from orders o
-cross join lateral (
-    select array_agg(product_id) as products, array_agg(quantity) as quantities, array_agg(unit_price) as prices
-    from (
-        select product_id, quantity, unit_price from order_items where order_id = o.id order by line_number
-    ) line
-) items
-where o.id = any ($1)
-for update of o skip locked";
+pub(super) static LOCK_GROUP: LazyLock<String> =
+    LazyLock::new(|| format!("{SELECT}\nfor update of o skip locked"));
 
 /// Writes the new statuses, their history rows and their events, in one statement.
 pub(super) const CHANGE_STATUS: &str = "
@@ -138,7 +117,7 @@ pub(super) async fn lock(
     wait: bool,
 ) -> Result<HashMap<OrderId, OrderAggregate>, StoreError> {
     let ids: Vec<Uuid> = wanted.iter().map(|(id, _)| id.0).collect();
-    let statement = if wait { LOCK_ONE } else { LOCK_GROUP };
+    let statement = if wait { LOCK_ONE.as_str() } else { LOCK_GROUP.as_str() };
     let rows: Vec<OrderRow> = sqlx::query_as(statement).bind(ids).fetch_all(&mut *connection).await?;
     let orders: Vec<Order> = rows.into_iter().map(Order::try_from).collect::<Result<_, _>>()?;
     let jobs: HashMap<OrderId, Option<i16>> = wanted.iter().copied().collect();

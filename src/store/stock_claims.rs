@@ -9,6 +9,7 @@
 //! that another transaction has locked stays due. So it cannot deadlock, although it locks jobs before their orders.
 
 use std::collections::HashSet;
+use std::sync::LazyLock;
 
 use sqlx::Connection;
 use uuid::Uuid;
@@ -18,14 +19,17 @@ use super::{Store, StoreError, orders};
 use crate::domain::{OrderAggregate, OrderId};
 use crate::metrics::Query;
 
-/// Locks at most $1 due jobs, fresh ones first. The orders of a product that does not answer are due again and again, and the
-/// others would queue behind them. `leased_until` is for jobs that a replica of an older release holds.
-pub(super) const DUE_OLDEST: &str = "
+/// Locks at most $1 due jobs, fresh ones first, and does `rest` with the `fresh` and the `failed` ones. The orders of a product
+/// that does not answer are due again and again, and the others would queue behind them. `leased_until` is for jobs that a
+/// replica of an older release holds.
+fn with_due(direction: &str, rest: &str) -> String {
+    format!(
+        "
 with fresh as materialized (
     select ctid, order_id, attempt, deadline, failures from stock_jobs
     where state in ('TAKING', 'RETURNING') and parked is null and failures = 0
       and next_attempt_at <= now() and leased_until < now()
-    order by next_attempt_at asc
+    order by next_attempt_at {direction}
     limit $1
     for update skip locked
 ),
@@ -33,60 +37,39 @@ failed as materialized (
     select ctid, order_id, attempt, deadline, failures from stock_jobs
     where state in ('TAKING', 'RETURNING') and parked is null and failures > 0
       and next_attempt_at <= now() and leased_until < now()
-    order by next_attempt_at asc
+    order by next_attempt_at {direction}
     limit $1 - (select count(*) from fresh)
     for update skip locked
 )
-select order_id, attempt, deadline < now() as overdue, failures
-from (select * from fresh union all select * from failed) due
-";
+{rest}
+"
+    )
+}
 
-/// The same as [`DUE_OLDEST`], newest first.
-pub(super) const DUE_NEWEST: &str = "
-with fresh as materialized (
-    select ctid, order_id, attempt, deadline, failures from stock_jobs
-    where state in ('TAKING', 'RETURNING') and parked is null and failures = 0
-      and next_attempt_at <= now() and leased_until < now()
-    order by next_attempt_at desc
-    limit $1
-    for update skip locked
-),
-failed as materialized (
-    select ctid, order_id, attempt, deadline, failures from stock_jobs
-    where state in ('TAKING', 'RETURNING') and parked is null and failures > 0
-      and next_attempt_at <= now() and leased_until < now()
-    order by next_attempt_at desc
-    limit $1 - (select count(*) from fresh)
-    for update skip locked
-)
+fn lock_due(direction: &str) -> String {
+    with_due(
+        direction,
+        "\
 select order_id, attempt, deadline < now() as overdue, failures
-from (select * from fresh union all select * from failed) due
-";
+from (select * from fresh union all select * from failed) due",
+    )
+}
+
+pub(super) static DUE_OLDEST: LazyLock<String> = LazyLock::new(|| lock_due("asc"));
+pub(super) static DUE_NEWEST: LazyLock<String> = LazyLock::new(|| lock_due("desc"));
 
 /// Claims jobs without reading their orders. The rows are found by `ctid`, so that the planner does not join the whole
 /// table.
-pub(super) const CLAIM_UNREAD: &str = "
-with fresh as materialized (
-    select ctid, order_id, attempt, deadline, failures from stock_jobs
-    where state in ('TAKING', 'RETURNING') and parked is null and failures = 0
-      and next_attempt_at <= now() and leased_until < now()
-    order by next_attempt_at asc
-    limit $1
-    for update skip locked
-),
-failed as materialized (
-    select ctid, order_id, attempt, deadline, failures from stock_jobs
-    where state in ('TAKING', 'RETURNING') and parked is null and failures > 0
-      and next_attempt_at <= now() and leased_until < now()
-    order by next_attempt_at asc
-    limit $1 - (select count(*) from fresh)
-    for update skip locked
-)
+pub(super) static CLAIM_UNREAD: LazyLock<String> = LazyLock::new(|| {
+    with_due(
+        "asc",
+        "\
 update stock_jobs
 set lease_token = $2, leased_until = now() + $3, next_attempt_at = now() + $3
 where ctid = any (array(select ctid from fresh union all select ctid from failed))
-returning order_id, attempt, deadline < now() as overdue, failures
-";
+returning order_id, attempt, deadline < now() as overdue, failures",
+    )
+});
 
 /// Readiness runs this often, so it reads at most $1 jobs of each kind. The overdue jobs are among the oldest of the failed
 /// ones and of the others.
@@ -175,8 +158,8 @@ impl Store {
         mut decide: impl FnMut(&mut OrderAggregate) -> Option<T>,
     ) -> Result<ClaimedJobs<T>, StoreError> {
         let due = match first {
-            ClaimOrder::OldestFirst => DUE_OLDEST,
-            ClaimOrder::NewestFirst => DUE_NEWEST,
+            ClaimOrder::OldestFirst => DUE_OLDEST.as_str(),
+            ClaimOrder::NewestFirst => DUE_NEWEST.as_str(),
         };
         self.query(Query::ClaimStockJobs, async |connection| {
             let mut transaction = connection.begin().await?;
@@ -219,7 +202,7 @@ impl Store {
     /// Claims one due job without reading it, after a claim of many failed: one of them may be unreadable.
     pub async fn claim_stock_job_unread(&self, holder: Uuid) -> Result<Option<DueJob>, StoreError> {
         self.query(Query::ClaimStockJobs, async |connection| {
-            Ok(sqlx::query_as(CLAIM_UNREAD)
+            Ok(sqlx::query_as(CLAIM_UNREAD.as_str())
                 .bind(1_i64)
                 .bind(holder)
                 .bind(self.stock.lease)
