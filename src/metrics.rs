@@ -382,23 +382,13 @@ pub(crate) struct Orders {
 }
 
 /// The result of a request with an `Idempotency-Key`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub(crate) enum KeyResult {
     New,
     Replayed,
     Mismatch,
     InProgress,
-}
-
-impl KeyResult {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::New => "new",
-            Self::Replayed => "replayed",
-            Self::Mismatch => "mismatch",
-            Self::InProgress => "in_progress",
-        }
-    }
 }
 
 impl Orders {
@@ -418,16 +408,14 @@ impl Orders {
             status_changes: register(registry, "order_status_changes", "Status changes of orders"),
             keys: register(registry, "idempotency_requests", "Requests with an Idempotency-Key"),
         };
-        for result in [KeyResult::New, KeyResult::Replayed, KeyResult::Mismatch, KeyResult::InProgress] {
-            drop(orders.keys.get_or_create(&[("result", result.as_str())]));
+        for result in KeyResult::VARIANTS {
+            drop(orders.keys.get_or_create(&[("result", result.into())]));
         }
-        for (from, to) in [
-            (Status::Created, Status::Confirmed),
-            (Status::Created, Status::Cancelled),
-            (Status::Confirmed, Status::Cancelled),
-        ] {
-            for actor in [ActorRole::Customer, ActorRole::Admin, ActorRole::Payment, ActorRole::System] {
-                drop(orders.status_changes.get_or_create(&change_labels(from, to, actor)));
+        for &from in Status::VARIANTS {
+            for &to in from.reachable() {
+                for &actor in ActorRole::VARIANTS {
+                    drop(orders.status_changes.get_or_create(&change_labels(from, to, actor)));
+                }
             }
         }
         orders
@@ -447,7 +435,7 @@ impl Orders {
 
     /// Counts a request with a key.
     pub(crate) fn key_used(&self, result: KeyResult) {
-        self.keys.get_or_create(&[("result", result.as_str())]).inc();
+        self.keys.get_or_create(&[("result", result.into())]).inc();
     }
 
     /// Counts a committed change, if it changed the status.
@@ -599,44 +587,42 @@ pub(crate) struct Work {
 
 impl Work {
     fn new(registry: &mut Registry) -> Self {
-        let mut count = |name: &str, help: &str| register(registry, name, help);
-        let (outbox_pending, outbox_parked) = (
-            count("outbox_pending_events", "Events that Kafka has not acknowledged, counted up to 10000"),
-            count("outbox_parked_orders", "Parked orders, counted up to 10000"),
-        );
-        let (stock_overdue, stock_parked) = (
-            count("stock_jobs_overdue", "Stock jobs past their deadline that are not parked"),
-            count("stock_jobs_parked", "Parked stock jobs"),
-        );
-        let mut by = |name: &str, help: &str| register(registry, name, help);
-        let (parked_payments, refunds_due, stock_jobs, stuck) = (
-            by("parked_payments", "Parked records of the payment topic, counted up to 10000"),
-            by("refunds_due", "Refunds that are due, counted up to 10000"),
-            by("stock_jobs", "Unfinished stock jobs, counted up to 10000 each"),
-            by("orders_stuck", "Orders whose stock is not taken by the deadline"),
-        );
-        let mut age = |name: &str, help: &str| register(registry, name, help);
         Self {
-            outbox_oldest: age(
+            outbox_pending: register(
+                registry,
+                "outbox_pending_events",
+                "Events that Kafka has not acknowledged, counted up to 10000",
+            ),
+            outbox_parked: register(registry, "outbox_parked_orders", "Parked orders, counted up to 10000"),
+            stock_overdue: register(
+                registry,
+                "stock_jobs_overdue",
+                "Stock jobs past their deadline that are not parked",
+            ),
+            stock_parked: register(registry, "stock_jobs_parked", "Parked stock jobs"),
+            parked_payments: register(
+                registry,
+                "parked_payments",
+                "Parked records of the payment topic, counted up to 10000",
+            ),
+            refunds_due: register(registry, "refunds_due", "Refunds that are due, counted up to 10000"),
+            stock_jobs: register(registry, "stock_jobs", "Unfinished stock jobs, counted up to 10000 each"),
+            stuck: register(registry, "orders_stuck", "Orders whose stock is not taken by the deadline"),
+            outbox_oldest: register(
+                registry,
                 "outbox_oldest_age_seconds",
                 "Age of the oldest event that Kafka has not acknowledged; 0 without any",
             ),
-            stock_oldest: age(
+            stock_oldest: register(
+                registry,
                 "stock_jobs_oldest_age_seconds",
                 "Age of the oldest unfinished stock job; 0 without any",
             ),
-            refunds_oldest: age(
+            refunds_oldest: register(
+                registry,
                 "refunds_due_oldest_age_seconds",
                 "Age of the oldest refund that is due; 0 without any",
             ),
-            outbox_pending,
-            outbox_parked,
-            parked_payments,
-            refunds_due,
-            stock_jobs,
-            stock_overdue,
-            stock_parked,
-            stuck,
         }
     }
 }

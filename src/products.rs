@@ -31,6 +31,7 @@ use thiserror::Error;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use crate::domain::trace::random;
 use crate::domain::{Money, ProductId, TraceParent};
 use crate::metrics::Metrics;
 use crate::telemetry::RateLimitedLog;
@@ -380,8 +381,7 @@ fn backoff(retries: u32) -> Duration {
     half + Duration::from_micros(random_below(u64::try_from(half.as_micros()).unwrap_or(u64::MAX)))
 }
 
-/// Random enough for jitter: the standard library seeds every `RandomState` differently.
+/// Random enough for jitter.
 fn random_below(bound: u64) -> u64 {
-    use std::hash::{BuildHasher, Hasher, RandomState};
-    RandomState::new().build_hasher().finish() % bound.max(1)
+    random() % bound.max(1)
 }

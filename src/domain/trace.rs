@@ -89,7 +89,7 @@ impl fmt::Display for TraceParent {
     }
 }
 
-/// Random bits for ids that must be unique but may be guessable. Needs no system call: each `RandomState` has a different key,
+/// Random bits for jitter, and for ids that must be unique but may be guessable. Needs no system call: each `RandomState` has a different key,
 /// derived from the random keys of its thread.
 pub(crate) fn random() -> u64 {
     RandomState::new().hash_one(())

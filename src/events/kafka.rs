@@ -11,7 +11,7 @@ use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::metadata::MetadataBroker;
-use rdkafka::producer::future_producer::{Delivery, DeliveryFuture};
+use rdkafka::producer::future_producer::DeliveryFuture;
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -182,7 +182,7 @@ impl Publisher {
         for (event, delivery, mut span) in in_flight {
             match delivery.await {
                 Ok(Ok(delivery)) => {
-                    note_delivery(&mut span, &delivery);
+                    span.set_kafka_record(delivery.partition, delivery.offset);
                     sent.acknowledged.push(event);
                 }
                 Ok(Err((error, _))) => {
@@ -232,20 +232,8 @@ impl Publisher {
         };
         let topic = &self.settings.topic;
         let mut span = Span::child(SpanKind::Producer, || format!("send {topic}"), &trace);
-        if span.is_recorded() {
-            span.set("messaging.system", "kafka");
-            span.set("messaging.operation.type", "send");
-            span.set("messaging.operation.name", "send");
-            span.set("messaging.destination.name", topic.clone());
-        }
+        span.set_kafka_operation("send", topic);
         span
-    }
-}
-
-fn note_delivery(span: &mut Span, delivery: &Delivery) {
-    if span.is_recorded() {
-        span.set("messaging.destination.partition.id", delivery.partition.to_string());
-        span.set("messaging.kafka.offset", delivery.offset);
     }
 }
 

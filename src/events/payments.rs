@@ -253,14 +253,8 @@ impl PaymentConsumer {
         let topic = &self.topic;
         let name = || format!("process {topic}");
         let (mut span, trace) = Span::entry(SpanKind::Consumer, name, record.caller.clone());
-        if span.is_recorded() {
-            span.set("messaging.system", "kafka");
-            span.set("messaging.operation.type", "process");
-            span.set("messaging.operation.name", "process");
-            span.set("messaging.destination.name", topic.clone());
-            span.set("messaging.destination.partition.id", record.place.partition.to_string());
-            span.set("messaging.kafka.offset", record.place.offset);
-        }
+        span.set_kafka_operation("process", topic);
+        span.set_kafka_record(record.place.partition, record.place.offset);
         (span, trace)
     }
 

@@ -125,7 +125,7 @@ group by 1
 
 pub(super) const OLDEST_REFUND: &str = "
 select coalesce(extract(epoch from now() - min(due_at)), 0)::float8
-from (select due_at from refunds_due where done_at is null order by due_at limit $1) due
+from (select due_at from refunds_due where done_at is null order by due_at limit 1) due
 ";
 
 impl Store {
@@ -138,8 +138,7 @@ impl Store {
                 sqlx::query_as(COUNT_PARKED).bind(MAX_COUNT).fetch_all(&mut *connection).await?;
             let refunds_due =
                 sqlx::query_as(REFUNDS).bind(MAX_COUNT).bind(reason::ALL).fetch_all(&mut *connection).await?;
-            let oldest_refund_seconds =
-                sqlx::query_scalar(OLDEST_REFUND).bind(MAX_COUNT).fetch_one(&mut *connection).await?;
+            let oldest_refund_seconds = sqlx::query_scalar(OLDEST_REFUND).fetch_one(&mut *connection).await?;
             Ok(UnfinishedWork { outbox, stock, parked_payments, refunds_due, oldest_refund_seconds })
         })
         .await

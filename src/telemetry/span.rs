@@ -104,6 +104,24 @@ impl Span {
         }
     }
 
+    /// Sets the attributes of an operation on a topic of Kafka.
+    pub fn set_kafka_operation(&mut self, operation: &'static str, topic: &str) {
+        if self.is_recorded() {
+            self.set("messaging.system", "kafka");
+            self.set("messaging.operation.type", operation);
+            self.set("messaging.operation.name", operation);
+            self.set("messaging.destination.name", topic.to_owned());
+        }
+    }
+
+    /// Sets the place of a record of Kafka.
+    pub fn set_kafka_record(&mut self, partition: i32, offset: i64) {
+        if self.is_recorded() {
+            self.set("messaging.destination.partition.id", partition.to_string());
+            self.set("messaging.kafka.offset", offset);
+        }
+    }
+
     /// Marks the work as failed. The `error.type` is of a bounded set.
     pub fn fail(&mut self, error_type: impl Into<Cow<'static, str>>) {
         if let Some(span) = &mut self.0 {
@@ -145,7 +163,7 @@ pub fn share<'a>(size: usize, spans: impl Iterator<Item = &'a mut Span>) {
 
 /// Runs `work` in a trace, so that its spans of the database become children.
 pub fn within<F: Future>(trace: &TraceParent, work: F) -> Either<WithContext<F>, F> {
-    if TRACER.get().is_some() && trace.context().is_sampled() {
+    if is_on() && trace.context().is_sampled() {
         Either::Left(work.with_context(parent(trace)))
     } else {
         Either::Right(work)
