@@ -31,7 +31,7 @@ use crate::domain::{OrderId, TraceParent};
 use crate::metrics::Metrics;
 use crate::orders::OrderService;
 use crate::store::StoreError;
-use crate::store::payments::{IncomingPayment, Received, RecordPlace};
+use crate::store::payments::{IncomingPayment, ParkedRecord, Received, RecordPlace};
 use crate::telemetry::error_chain;
 use crate::telemetry::span::{self, Span};
 use decode::{Decoded, decode};
@@ -258,70 +258,70 @@ impl PaymentConsumer {
         (span, trace)
     }
 
-    /// What became of the record, as a metric has it.
+    /// Applies or parks a record. Returns its outcome for the metrics.
     async fn apply_decoded(
         &self,
         trace: &TraceParent,
         record: &Record,
         decoded: Decoded,
     ) -> Result<&'static str, StoreError> {
-        let (place, payload) = (&record.place, &record.payload);
+        let Record { place, payload, .. } = record;
         match decoded {
             Decoded::Ignored => Ok("ignored"),
             Decoded::Payment { key, order, event, event_type } => {
-                let (trace, offset) = (trace.clone(), place.offset);
-                let (place, payload) = (place.clone(), payload.clone());
-                let payment = Arc::new(IncomingPayment {
-                    key,
-                    order,
-                    event,
-                    event_type,
-                    place,
-                    trace,
-                    payload,
-                    retried_by: None,
-                });
-                match self.orders.receive_payment(Arc::clone(&payment)).await {
-                    Ok(Received::Repeated) => {
-                        debug!(%order, event_type, offset, "repeated payment ignored");
-                        Ok("repeated")
-                    }
-                    Ok(Received::OtherEvent) => {
-                        warn!(%order, event_type, offset, "payment parked: its key belongs to another event");
-                        Ok("key_reused")
-                    }
-                    Ok(Received::UnknownOrder) => {
-                        warn!(%order, event_type, offset, "payment parked: its order does not exist");
-                        Ok("unknown_order")
-                    }
-                    // Only the retry of an operator gets this answer.
-                    Ok(Received::NotParked) => Ok("repeated"),
-                    Ok(Received::Applied(outcome)) => {
-                        if outcome.needs_an_operator() {
-                            warn!(%order, event_type, offset, ?outcome, "a payment needs an operator");
-                        } else {
-                            info!(%order, event_type, ?outcome, "payment applied");
-                        }
-                        Ok(metric_outcome(outcome))
-                    }
-                    // A repeat would be refused again, and block the partition.
-                    Err(refusal) if refusal.is_about_the_data() => {
-                        let error = error_chain(&refusal);
-                        error!(%order, event_type, offset, error, "payment parked: it cannot be written");
-                        let IncomingPayment { place, payload, .. } = &*payment;
-                        let why = (ParkReason::Unwritable, error.as_str());
-                        self.orders.park_payment(place, Some(order), payload, why).await?;
-                        Ok("unreadable")
-                    }
-                    Err(error) => Err(error),
-                }
+                let (place, trace, payload) = (place.clone(), trace.clone(), payload.clone());
+                let retried_by = None;
+                let payment =
+                    IncomingPayment { key, order, event, event_type, place, trace, payload, retried_by };
+                self.apply_payment(Arc::new(payment)).await
             }
             Decoded::Undecodable { order, error } => {
                 warn!(?place, error, "record parked: it is no payment event");
-                let why = (ParkReason::Undecodable, error.as_str());
-                self.orders.park_payment(place, order, payload, why).await?;
+                let reason = ParkReason::Undecodable;
+                let parked = ParkedRecord { place, order, payload, reason, error: &error };
+                self.orders.park_payment(parked).await?;
                 Ok("unreadable")
             }
+        }
+    }
+
+    /// Applies a payment. Returns its outcome for the metrics.
+    async fn apply_payment(&self, payment: Arc<IncomingPayment>) -> Result<&'static str, StoreError> {
+        let (order, event_type, offset) = (payment.order, payment.event_type, payment.place.offset);
+        match self.orders.receive_payment(Arc::clone(&payment)).await {
+            Ok(Received::Repeated) => {
+                debug!(%order, event_type, offset, "repeated payment ignored");
+                Ok("repeated")
+            }
+            Ok(Received::OtherEvent) => {
+                warn!(%order, event_type, offset, "payment parked: its key belongs to another event");
+                Ok("key_reused")
+            }
+            Ok(Received::UnknownOrder) => {
+                warn!(%order, event_type, offset, "payment parked: its order does not exist");
+                Ok("unknown_order")
+            }
+            // Only the retry of an operator gets this answer.
+            Ok(Received::NotParked) => Ok("repeated"),
+            Ok(Received::Applied(outcome)) => {
+                if outcome.needs_an_operator() {
+                    warn!(%order, event_type, offset, ?outcome, "a payment needs an operator");
+                } else {
+                    info!(%order, event_type, ?outcome, "payment applied");
+                }
+                Ok(metric_outcome(outcome))
+            }
+            // A repeat would be refused again, and block the partition.
+            Err(refusal) if refusal.is_about_the_data() => {
+                let error = error_chain(&refusal);
+                error!(%order, event_type, offset, error, "payment parked: it cannot be written");
+                let IncomingPayment { place, payload, .. } = &*payment;
+                let (reason, order) = (ParkReason::Unwritable, Some(order));
+                let parked = ParkedRecord { place, order, payload, reason, error: &error };
+                self.orders.park_payment(parked).await?;
+                Ok("unreadable")
+            }
+            Err(error) => Err(error),
         }
     }
 

@@ -3,10 +3,8 @@
 use std::sync::Arc;
 
 use super::OrderService;
-use crate::domain::OrderId;
-use crate::domain::payments::ParkReason;
 use crate::store::StoreError;
-use crate::store::payments::{IncomingPayment, Received, RecordPlace};
+use crate::store::payments::{IncomingPayment, ParkedRecord, Received};
 
 impl OrderService {
     /// Applies a payment event, and wakes the worker that takes the stock of a paid order.
@@ -17,13 +15,7 @@ impl OrderService {
     }
 
     /// Parks a record that cannot be applied, for an operator.
-    pub async fn park_payment(
-        &self,
-        place: &RecordPlace,
-        order: Option<OrderId>,
-        payload: &[u8],
-        (reason, error): (ParkReason, &str),
-    ) -> Result<(), StoreError> {
-        self.store.park_payment(place, order, payload, (reason, error)).await
+    pub async fn park_payment(&self, record: ParkedRecord<'_>) -> Result<(), StoreError> {
+        self.store.park_payment(record).await
     }
 }

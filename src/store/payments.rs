@@ -386,13 +386,19 @@ async fn write_retried(
     Ok(())
 }
 
-/// A record that an operator must look at.
-struct ParkedRecord<'a> {
-    place: &'a RecordPlace,
-    order: Option<OrderId>,
-    payload: &'a [u8],
-    reason: ParkReason,
-    error: &'a str,
+/// A record that cannot be applied, for an operator.
+#[derive(Clone, Copy, Debug)]
+pub struct ParkedRecord<'a> {
+    /// The place of the record.
+    pub place: &'a RecordPlace,
+    /// The order, if the record names one.
+    pub order: Option<OrderId>,
+    /// The bytes of the record.
+    pub payload: &'a [u8],
+    /// Why it is parked.
+    pub reason: ParkReason,
+    /// The details, in words.
+    pub error: &'a str,
 }
 
 async fn park(connection: &mut PgConnection, records: &[ParkedRecord<'_>]) -> Result<(), StoreError> {
@@ -411,17 +417,7 @@ async fn park(connection: &mut PgConnection, records: &[ParkedRecord<'_>]) -> Re
 
 impl Store {
     /// Parks a record that cannot be applied, for an operator.
-    pub async fn park_payment(
-        &self,
-        place: &RecordPlace,
-        order: Option<OrderId>,
-        payload: &[u8],
-        (reason, error): (ParkReason, &str),
-    ) -> Result<(), StoreError> {
-        self.query(Query::Park, async |connection| {
-            park(connection, &[ParkedRecord { place, order, payload, reason, error }]).await?;
-            Ok(())
-        })
-        .await
+    pub async fn park_payment(&self, record: ParkedRecord<'_>) -> Result<(), StoreError> {
+        self.query(Query::Park, async |connection| park(connection, &[record]).await).await
     }
 }
