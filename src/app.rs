@@ -205,51 +205,40 @@ impl Parts {
     }
 
     async fn run(self, stop: CancellationToken) -> Result<(), AppError> {
-        let Self {
-            config,
-            listener,
-            management,
-            metrics,
-            lifecycle,
-            stores,
-            schema,
-            relay,
-            orders,
-            background,
-            payments,
-            router,
-        } = self;
-        if let Some(warning) = config.warning() {
+        if let Some(warning) = self.config.warning() {
             warn!("{warning}");
         }
-        for line in &config.unknown {
+        for line in &self.config.unknown {
             warn!("{line}");
         }
         let (server_stop, work_stop, relay_stop) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         // On an early return, the drop of the set aborts its tasks.
         let mut parts: JoinSet<&'static str> = JoinSet::new();
-        let (settings, stopping) = (config.server.clone(), server_stop.clone());
-        let connections = metrics.http.connections.clone();
+        let (listener, router) = (self.listener.listener, self.router);
+        let (settings, stopping) = (self.config.server.clone(), server_stop.clone());
+        let connections = self.metrics.http.connections.clone();
         parts.spawn(async move {
-            server::serve(listener.listener, router, &settings, &stopping, connections).await;
+            server::serve(listener, router, &settings, &stopping, connections).await;
             "server"
         });
         // To the very end: a scrape may watch the stop.
-        let _management =
-            management.map(|(listener, router)| serve_management(listener.listener, router, &config.server));
+        let serve = |(listener, router): (Listener, _)| {
+            serve_management(listener.listener, router, &self.config.server)
+        };
+        let _management = self.management.map(serve);
 
         tokio::select! {
-            ready = schema => ready??,
+            ready = self.schema => ready??,
             () = stop.cancelled() => {
-                lifecycle.stopping();
+                self.lifecycle.stopping();
                 info!("stopped before the start was complete");
                 return Ok(());
             }
         }
-        lifecycle.serving();
-        spawn_workers(&mut parts, &config, &background, payments, &work_stop);
-        let mut relay = AbortOnDropHandle::new(tokio::spawn(relay.run(relay_stop.clone())));
+        self.lifecycle.serving();
+        spawn_workers(&mut parts, &self.config, &self.background, self.payments, &work_stop);
+        let mut relay = AbortOnDropHandle::new(tokio::spawn(self.relay.run(relay_stop.clone())));
         info!("serving");
         tokio::select! {
             () = stop.cancelled() => {}
@@ -257,25 +246,25 @@ impl Parts {
             ended = &mut relay => return Err(ended.err().map_or(AppError::PartEnded("relay"), AppError::from)),
         }
 
-        lifecycle.stopping();
+        self.lifecycle.stopping();
         info!("stopping");
-        sleep(config.timing.shutdown_delay).await;
+        sleep(self.config.timing.shutdown_delay).await;
         let drain = async {
             server_stop.cancel();
             work_stop.cancel();
             while let Some(ended) = parts.join_next().await {
                 ended?;
             }
-            orders.drain().await;
+            self.orders.drain().await;
             relay_stop.cancel();
             relay.await?;
-            for store in &stores {
+            for store in &self.stores {
                 store.close().await;
             }
             info!("stopped");
             Ok(())
         };
-        timeout(config.timing.shutdown_timeout, drain).await.unwrap_or(Err(AppError::ShutdownTimeout))
+        timeout(self.config.timing.shutdown_timeout, drain).await.unwrap_or(Err(AppError::ShutdownTimeout))
     }
 }
 

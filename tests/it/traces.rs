@@ -21,6 +21,13 @@ fn traced(collector: &str) -> Builder {
         .with("PAYMENT_EVENTS_ENABLED", "true")
 }
 
+/// Starts the service, and sends all calls of the shop to it.
+async fn start(builder: Builder) -> (Shop, Replica) {
+    let shop = builder.without_service().await;
+    let replica = Replica::start(&shop.environment);
+    (shop.through(&replica.url), replica)
+}
+
 fn traceparent(span: &str, flags: &str) -> String {
     format!("00-{TRACE}-{span}-{flags}")
 }
@@ -42,9 +49,7 @@ async fn pay(shop: &Shop, order: &str, amount: &str, flags: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_trace_goes_from_the_gateway_to_kafka_and_on_to_the_confirmation_by_payment() {
     let collector = Collector::http().await;
-    let shop = traced(&collector.url).without_service().await;
-    let replica = Replica::start(&shop.environment);
-    let shop = shop.through(&replica.url);
+    let (shop, _replica) = start(traced(&collector.url)).await;
     let (phone, case) = (shop.product("phone", "10", 5).await, shop.product("case", "1", 5).await);
 
     let order = place(&shop, &[(&phone, 1), (&case, 2)], "01").await;
@@ -104,9 +109,7 @@ async fn one_trace_goes_from_the_gateway_to_kafka_and_on_to_the_confirmation_by_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_trace_that_the_caller_does_not_sample_goes_on_and_exports_nothing_nor_does_a_probe() {
     let collector = Collector::http().await;
-    let shop = traced(&collector.url).without_service().await;
-    let mut replica = Replica::start(&shop.environment);
-    let shop = shop.through(&replica.url);
+    let (shop, mut replica) = start(traced(&collector.url)).await;
     let phone = shop.product("phone", "10", 5).await;
 
     let order = place(&shop, &[(&phone, 1)], "00").await;
@@ -128,9 +131,7 @@ async fn a_trace_that_the_caller_does_not_sample_goes_on_and_exports_nothing_nor
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_read_of_the_database_has_a_span() {
     let collector = Collector::http().await;
-    let shop = traced(&collector.url).without_service().await;
-    let replica = Replica::start(&shop.environment);
-    let shop = shop.through(&replica.url);
+    let (shop, _replica) = start(traced(&collector.url)).await;
     let phone = shop.product("phone", "10", 5).await;
     let order = shop.placed(ADA, &[(&phone, 1)]).await;
 
@@ -151,9 +152,7 @@ async fn every_read_of_the_database_has_a_span() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn orders_that_share_a_commit_have_a_span_each_and_are_linked() {
     let collector = Collector::http().await;
-    let shop = traced(&collector.url).without_service().await;
-    let mut replica = Replica::start(&shop.environment);
-    let shop = shop.through(&replica.url);
+    let (shop, mut replica) = start(traced(&collector.url)).await;
     let phone = shop.product("phone", "10", 1_000).await;
 
     let body = lines(&[(&phone, 1)]);
@@ -189,15 +188,14 @@ async fn orders_that_share_a_commit_have_a_span_each_and_are_linked() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn spans_go_over_grpc_with_the_headers_and_the_name_of_the_settings() {
     let collector = Collector::grpc().await;
-    let shop = traced(&collector.url)
-        .with("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
-        .with("OTEL_EXPORTER_OTLP_HEADERS", "api-key=the-key")
-        .with("OTEL_SERVICE_NAME", "orders-of-the-test")
-        .with("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
-        .without_service()
-        .await;
-    let replica = Replica::start(&shop.environment);
-    let shop = shop.through(&replica.url);
+    let (shop, _replica) = start(
+        traced(&collector.url)
+            .with("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+            .with("OTEL_EXPORTER_OTLP_HEADERS", "api-key=the-key")
+            .with("OTEL_SERVICE_NAME", "orders-of-the-test")
+            .with("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test"),
+    )
+    .await;
     let phone = shop.product("phone", "10", 5).await;
 
     place(&shop, &[(&phone, 1)], "01").await;
@@ -213,9 +211,7 @@ async fn spans_go_over_grpc_with_the_headers_and_the_name_of_the_settings() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn logs_name_the_span_that_they_belong_to() {
     let collector = Collector::http().await;
-    let shop = traced(&collector.url).without_service().await;
-    let replica = Replica::start(&shop.environment);
-    let shop = shop.through(&replica.url);
+    let (shop, replica) = start(traced(&collector.url)).await;
     let phone = shop.product("phone", "10", 5).await;
 
     let order = place(&shop, &[(&phone, 1)], "01").await;
@@ -235,9 +231,7 @@ async fn logs_name_the_span_that_they_belong_to() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failure_is_in_the_span_by_its_code() {
     let collector = Collector::http().await;
-    let shop = traced(&collector.url).without_service().await;
-    let replica = Replica::start(&shop.environment);
-    let shop = shop.through(&replica.url);
+    let (shop, _replica) = start(traced(&collector.url)).await;
     let phone = shop.product("phone", "10", 5).await;
     shop.fault(&phone, &json!({"kind": "status", "status": 500})).await;
 
@@ -257,9 +251,7 @@ async fn a_failure_is_in_the_span_by_its_code() {
 async fn a_collector_that_is_away_costs_one_line_of_the_log_and_one_when_it_is_back() {
     // A port that nobody listens on.
     let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let shop = traced(&format!("http://{address}")).without_service().await;
-    let mut replica = Replica::start(&shop.environment);
-    let shop = shop.through(&replica.url);
+    let (shop, mut replica) = start(traced(&format!("http://{address}"))).await;
     let phone = shop.product("phone", "10", 1_000).await;
 
     shop.placed(ADA, &[(&phone, 1)]).await;
@@ -316,13 +308,12 @@ async fn a_stop_sends_the_last_spans_and_a_collector_that_hangs_does_not_hold_it
 async fn a_collector_that_hangs_holds_up_no_order_and_the_log_says_once_that_spans_are_dropped() {
     // Accepts connections and never answers.
     let hanging = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let shop = traced(&format!("http://{}", hanging.local_addr().unwrap()))
-        .with("OTEL_BSP_MAX_QUEUE_SIZE", "4")
-        .with("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2")
-        .without_service()
-        .await;
-    let mut replica = Replica::start(&shop.environment);
-    let shop = shop.through(&replica.url);
+    let (shop, mut replica) = start(
+        traced(&format!("http://{}", hanging.local_addr().unwrap()))
+            .with("OTEL_BSP_MAX_QUEUE_SIZE", "4")
+            .with("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2"),
+    )
+    .await;
     let phone = shop.product("phone", "10", 1_000).await;
 
     for _ in 0..20 {

@@ -166,7 +166,15 @@ impl Prometheus {
     /// Waits until a shop has been scraped.
     pub(super) async fn has_scraped(&self, namespace: &str) {
         let up = format!(r#"up{{namespace="{namespace}"}} == 1"#);
-        while self.query(&up).await.is_empty() {
+        self.wait_until(&format!("a scrape of {namespace}"), async || !self.query(&up).await.is_empty())
+            .await;
+    }
+
+    /// Waits for something that an evaluation brings about.
+    async fn wait_until(&self, what: &str, happened: impl AsyncFn() -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !happened().await {
+            assert!(Instant::now() < deadline, "never happened: {what}");
             self.next_evaluation().await;
         }
     }
@@ -193,10 +201,8 @@ impl Prometheus {
 
     async fn wait_for(&self, namespace: &str, alert: &str, firing: bool) {
         let (started, what) = (Instant::now(), if firing { "fires" } else { "ends" });
-        while self.is_firing(namespace, alert).await != firing {
-            assert!(started.elapsed() < PATIENCE, "never happened: {alert} {what} of {namespace}");
-            self.next_evaluation().await;
-        }
+        let is_so = async || self.is_firing(namespace, alert).await == firing;
+        self.wait_until(&format!("{alert} {what} of {namespace}"), is_so).await;
         figure(&format!("{namespace}: {alert} {what} after {} s", started.elapsed().as_secs()));
     }
 
