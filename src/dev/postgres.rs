@@ -116,6 +116,11 @@ impl Postgres {
         &self.url
     }
 
+    /// The last lines of the server's log: why it refuses connections, or why it crashed.
+    pub fn log_tail(&self) -> String {
+        self.supervisor.log_tail()
+    }
+
     /// The server's data folder.
     pub fn data_dir(&self) -> &Path {
         &self.data_dir
@@ -305,11 +310,14 @@ impl Supervisor {
     }
 
     fn failure(&self, what: &'static str) -> DevError {
+        DevError::Postgres { what, log: self.log_tail() }
+    }
+
+    fn log_tail(&self) -> String {
         let log = fs::read(self.folder.join("log")).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
         let lines: Vec<&str> = log.lines().collect();
-        let tail = lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n");
-        DevError::Postgres { what, log: tail }
+        lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
     }
 
     /// Closes the lifeline and hands over the process that is ending now.

@@ -6,15 +6,17 @@
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use order_service::config::Environment;
-use order_service::dev::{Kafka, Stack};
+use order_service::dev::{Kafka, Postgres, Stack};
 use order_service::{config, store};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, Connection, Executor};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
+use super::PATIENCE;
 use super::process::PROGRAM;
 
 struct Shared {
@@ -63,13 +65,28 @@ pub(crate) async fn empty_database() -> String {
 async fn create_database(template: Option<&str>) -> String {
     let name = format!("it_{}", Uuid::new_v4().simple());
     let template = template.map(|template| format!(" template {template}")).unwrap_or_default();
-    let options = PgConnectOptions::from_str(stack().database_url()).unwrap();
-    let mut connection = PgConnection::connect_with(&options).await.unwrap();
+    let mut connection = connect().await;
     // PostgreSQL copies one template at a time; the lock makes the others wait instead of fail.
     connection.execute("select pg_advisory_lock(4711)").await.unwrap();
     connection.execute(AssertSqlSafe(format!("create database {name}{template}"))).await.unwrap();
     connection.close().await.unwrap();
     name
+}
+
+/// Connects to the shared server. A server that has crashed fails the test that sees it first with the end of the server's
+/// log, which has the cause; the tests behind it wait until the server is back.
+async fn connect() -> PgConnection {
+    let options = PgConnectOptions::from_str(stack().database_url()).unwrap();
+    let failure = match PgConnection::connect_with(&options).await {
+        Ok(connection) => return connection,
+        Err(failure) => failure,
+    };
+    let log = stack().postgres.as_ref().map(Postgres::log_tail).unwrap_or_default();
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline && PgConnection::connect_with(&options).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("the shared PostgreSQL refused a connection: {failure}; its log ends with\n{log}");
 }
 
 fn url_of(database: &str) -> String {
