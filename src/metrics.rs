@@ -165,8 +165,8 @@ impl Http {
     }
 }
 
-/// The method as `OpenTelemetry` labels it: an unknown one is `_OTHER`, because callers can invent methods.
-fn known_method(method: &str) -> &'static str {
+/// The method as `OpenTelemetry` names it in labels and spans: an unknown one is `_OTHER`, because callers can invent methods.
+pub(crate) fn known_method(method: &str) -> &'static str {
     const KNOWN: [&str; 9] = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "CONNECT"];
     KNOWN.into_iter().find(|known| *known == method).unwrap_or("_OTHER")
 }

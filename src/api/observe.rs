@@ -17,7 +17,7 @@ use tracing::{Instrument, error, info, info_span, warn};
 use super::problem::{Problem, write_problem};
 use crate::domain::TraceParent;
 use crate::domain::trace::random;
-use crate::metrics::{Counted, Metrics};
+use crate::metrics::{Counted, Metrics, known_method};
 use crate::telemetry::span::{self, Span};
 
 /// The request id, which is also in the log.
@@ -65,13 +65,11 @@ fn server_span(headers: &HeaderMap, method: &Method, route: Option<&str>) -> (Sp
     if route.is_some_and(|route| NOT_TRACED.iter().any(|prefix| route.starts_with(prefix))) {
         return (Span::none(), caller.unwrap_or_else(TraceParent::start).unsampled());
     }
-    // Callers can invent methods, but the set of span names must be bounded.
-    let is_known = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"].contains(&method.as_str());
-    let method = if is_known { method.as_str() } else { "_OTHER" };
+    let method = known_method(method.as_str());
     let name = || route.map_or_else(|| method.to_owned(), |route| format!("{method} {route}"));
     let (mut span, trace) = Span::entry(SpanKind::Server, name, caller);
     if span.is_recorded() {
-        span.set("http.request.method", method.to_owned());
+        span.set("http.request.method", method);
         span.set("url.scheme", "http");
         if let Some(route) = route {
             span.set("http.route", route.to_owned());
