@@ -48,7 +48,7 @@ severities = re.findall(r"severity: (\w+)", rules)
 assert index == list(zip(alerts, severities)), "runbooks/README.md lists other alerts, or others of their severities"
 for alert in alerts:
     text = (kit / f"runbooks/{alert}.md").read_text()
-    for part in (f"# {alert}\n", "## What it means\n", "## What to look at\n", "## What mends it\n"):
+    for part in (f"# {alert}\n", "## What it means\n", "## What to look at\n", "## What to do\n"):
         assert part in text, f"{alert}.md has no {part.strip()}"
     assert re.search(rf"alertname: {alert}\n\s+eval_time: \w+\n\s+exp_alerts:", tests), f"no unit test lets {alert} fire"
     for link in re.findall(r"\]\((\w+\.md)\)", text):
