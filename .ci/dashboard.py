@@ -1,5 +1,5 @@
-"""Checks the dashboard and the runbooks of the kit, and prints each query of the dashboard as a recording rule, so that
-promtool can check its syntax: dashboard.py FOLDER"""
+"""Checks the dashboard and the runbooks of the kit, and prints each query of the dashboard as a recording rule, whose
+syntax promtool can check: dashboard.py FOLDER"""
 
 import json
 import pathlib
@@ -22,7 +22,7 @@ for panel in panels:
     title, place = panel["title"], panel["gridPos"]
     assert place["x"] + place["w"] <= 24, f"{title} is wider than the dashboard"
     for cell in ((x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])):
-        assert cell not in taken, f"{title} lies upon {taken[cell]}"
+        assert cell not in taken, f"{title} overlaps {taken[cell]}"
         taken[cell] = title
     if panel["type"] == "row":
         continue
@@ -42,15 +42,15 @@ tests = (kit / "prometheus/rules.test.yml").read_text()
 alerts = re.findall(r"- alert: (\w+)", rules)
 assert re.findall(r"runbook_url: (\S+)", rules) == [f"runbooks/{alert}.md" for alert in alerts], "runbook_url"
 there = {path.stem for path in (kit / "runbooks").glob("*.md")} - {"README"}
-assert there == set(alerts), f"runbooks without alert, or the other way round: {there ^ set(alerts)}"
+assert there == set(alerts), f"runbooks without an alert, or alerts without a runbook: {there ^ set(alerts)}"
 index = re.findall(r"^\| \[(\w+)\]\(\1\.md\) \| (\w+) \|", (kit / "runbooks/README.md").read_text(), re.M)
 severities = re.findall(r"severity: (\w+)", rules)
-assert index == list(zip(alerts, severities)), "runbooks/README.md lists other alerts, or others of their severities"
+assert index == list(zip(alerts, severities)), "runbooks/README.md lists other alerts or severities than the rules"
 for alert in alerts:
     text = (kit / f"runbooks/{alert}.md").read_text()
     for part in (f"# {alert}\n", "## What it means\n", "## What to look at\n", "## What to do\n"):
         assert part in text, f"{alert}.md has no {part.strip()}"
-    assert re.search(rf"alertname: {alert}\n\s+eval_time: \w+\n\s+exp_alerts:", tests), f"no unit test lets {alert} fire"
+    assert re.search(rf"alertname: {alert}\n\s+eval_time: \w+\n\s+exp_alerts:", tests), f"no unit test expects {alert} to fire"
     for link in re.findall(r"\]\((\w+\.md)\)", text):
         assert (kit / "runbooks" / link).exists(), f"{alert}.md: {link}"
 print(f"{len(queries)} queries, {len(alerts)} alerts with their runbooks", file=sys.stderr)
