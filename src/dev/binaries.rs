@@ -1,4 +1,4 @@
-//! Where PostgreSQL's server programs are.
+//! Finds PostgreSQL's server binaries.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,7 +7,7 @@ use std::{env, fs};
 use super::DevError;
 use super::fetch::{self, FetchError};
 
-/// The programs that make a database and serve it.
+/// The binaries that create a database and serve it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Binaries {
     pub(super) initdb: PathBuf,
@@ -15,7 +15,7 @@ pub(super) struct Binaries {
 }
 
 impl Binaries {
-    /// This machine's own programs; fetched ones where there are none.
+    /// The machine's own binaries, or downloaded ones if it has none.
     pub(super) async fn find_or_fetch() -> Result<Self, DevError> {
         if let Some(binaries) = Self::installed() {
             return Ok(binaries);
@@ -30,7 +30,7 @@ impl Binaries {
         })
     }
 
-    /// Whether this is the server of that major version, which is what its data folder names.
+    /// Whether the server has this major version. A data folder names the major version that created it.
     pub(super) fn is_version(&self, major: &str) -> Result<bool, DevError> {
         let answer = Command::new(&self.postgres).arg("--version").output();
         let answer = answer.map_err(DevError::io("ask PostgreSQL for its version"))?;
@@ -58,7 +58,7 @@ impl Binaries {
     }
 
     fn in_folder(folder: &Path) -> Option<Self> {
-        // The server runs elsewhere than we do: a relative entry of PATH would lead nowhere there.
+        // The server runs in another folder, where a relative entry of PATH is wrong.
         let folder = folder.canonicalize().ok()?;
         let binaries = Self { initdb: folder.join("initdb"), postgres: folder.join("postgres") };
         (binaries.initdb.is_file() && binaries.postgres.is_file()).then_some(binaries)

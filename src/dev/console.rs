@@ -4,9 +4,9 @@
 //! |---|---|
 //! | `GET /`, `/console.css`, `/console.js` | the page |
 //! | `GET /events` | server-sent events: `state` (parts and catalogue) and `record` (of either topic) |
-//! | `/api/…` | the same call at a replica, as the gateway would make it; `X-Replica: 2` chooses one |
+//! | `/api/…` | forwards the call to a replica, as the gateway would; `X-Replica: 2` chooses one |
 //! | `POST /payments` | publishes the body to the payment topic, as the Payment Service would |
-//! | `PUT /parts/{part}` `{"state":"down"}` | breaks or mends `kafka`, `product-service` or `replica` |
+//! | `PUT /parts/{part}` `{"state":"down"}` | breaks or repairs `kafka`, `product-service` or `replica` |
 //!
 //! It listens on 127.0.0.1 only, and accepts a browser's requests only from its own page (`guard.rs`).
 
@@ -46,26 +46,26 @@ use feed::Feed;
 use gateway::Gateway;
 use payments::PaymentService;
 
-/// Where the console listens; on a free port where another process has this one.
+/// The address of the console; it uses a free port if another process has this one.
 const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8088);
-/// How often the state is compared with what the pages have.
+/// The interval between comparisons of the state with the one that the pages show.
 const TICK: Duration = Duration::from_millis(400);
-/// How often the readiness of the service is asked for.
+/// The interval between readiness requests to the service.
 const HEALTH: Duration = Duration::from_secs(15);
 const HEALTH_WHILE_UNSETTLED: Duration = Duration::from_secs(1);
-/// How long after a change the service may take to notice it.
+/// The service notices a change within this time.
 const SETTLED_AFTER: Duration = Duration::from_secs(15);
 const STOPPED_WITHIN: Duration = Duration::from_secs(5);
 /// More than the replica itself takes.
 const REPLICA_STOPPED_WITHIN: Duration = Duration::from_secs(30);
-/// Pages that are open at once.
+/// The maximum of open pages.
 const MOST_PAGES: usize = 32;
 
 const HTML: &str = include_str!("console/page/index.html");
 const STYLE: &str = include_str!("console/page/console.css");
 const SCRIPT: &str = include_str!("console/page/console.js");
 
-/// What the console works with.
+/// The parts and settings that the console needs.
 pub struct ConsoleSettings {
     /// The embedded parts, which it breaks.
     pub stack: Arc<Stack>,
@@ -77,7 +77,7 @@ pub struct ConsoleSettings {
     pub program: PathBuf,
     /// All settings of the service.
     pub env: Environment,
-    /// Where the records of the embedded Kafka are written down for the next start.
+    /// The file that keeps the records of the embedded Kafka for the next start.
     pub journal: Option<Journal>,
 }
 
@@ -95,7 +95,7 @@ struct Shared {
     payments: PaymentService,
     second: Replica,
     feed: Feed,
-    /// Identifies this process: a page of an earlier one reloads itself.
+    /// Identifies this process. A page of an earlier process reloads itself.
     run: uuid::Uuid,
     kafka_down: std::sync::atomic::AtomicBool,
     state: watch::Sender<String>,
@@ -105,7 +105,7 @@ struct Shared {
 }
 
 impl Console {
-    /// Listens, and reads both topics.
+    /// Starts listening and reading both topics.
     pub async fn start(settings: ConsoleSettings) -> Result<Self, DevError> {
         let failed = || DevError::io("listen for the console");
         let listener = match TcpListener::bind(ADDRESS).await {
@@ -139,20 +139,21 @@ impl Console {
         Ok(Self { address, shared: console, server, reader })
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Stops it, and the second replica, and writes down what is in Kafka; within bounds.
+    /// Stops the console and the second replica, and writes the last records of Kafka to the journal. Each step has a
+    /// time limit.
     pub async fn stop(mut self) {
         self.shared.stopping.cancel();
-        // It may be starting. Where it is late, it ends with this process.
+        // The replica may still be starting. After a timeout, it ends with this process.
         let _ = timeout(REPLICA_STOPPED_WITHIN, self.shared.second.stop()).await;
         if timeout(STOPPED_WITHIN, &mut self.server).await.is_err() {
             self.server.abort();
         }
-        // Where it is late, what it has not read yet is not written down.
+        // After a timeout, the journal lacks the records that were not read yet.
         let _ = timeout(STOPPED_WITHIN, self.reader).await;
     }
 }

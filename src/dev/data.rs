@@ -1,6 +1,6 @@
 //! The folder of `dev --data`, which keeps data from one start to the next.
 //!
-//! | in it | what |
+//! | file or folder | content |
 //! |---|---|
 //! | `order-service-dev` | marks a folder of `dev`; locked while it is in use |
 //! | `postgres/` | PostgreSQL's data, with PostgreSQL's own durability |
@@ -8,9 +8,9 @@
 //! | `kafka.jsonl` | the records of both topics |
 //!
 //! Kafka's records keep their partitions and offsets. Consumer groups are not kept: at the next start each group begins
-//! where its `auto.offset.reset` says, and the service recognises the payments that it has read before. Where `dev` is
-//! killed instead of stopped, the records of its last moment may be missing from `kafka.jsonl`. A power cut may also
-//! take the last lines of both `.jsonl` files.
+//! where its `auto.offset.reset` says, and the service recognises the payments that it has read before. If `dev` is
+//! killed instead of stopped, its last records may be missing from `kafka.jsonl`. A power cut may also remove the last
+//! lines of both `.jsonl` files.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read as _, Write as _};
@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep};
 use super::DevError;
 
 const MARKER: &str = "order-service-dev";
-/// The content of the marker; a new number for each incompatible change of the folder's format.
+/// The content of the marker. Each incompatible change of the folder's format increments the number.
 const FORMAT: &str = "data of order-service dev, format 1\n";
 /// A PostgreSQL whose `dev` was killed keeps the folder locked until it has stopped.
 const FREE_WITHIN: Duration = Duration::from_secs(10);
@@ -36,16 +36,17 @@ pub struct DataFolder {
 }
 
 impl DataFolder {
-    /// Creates the folder if it is missing, and locks it. Refuses a folder that is in use, or that `dev` has not made.
+    /// Creates the folder if it is missing, and locks it. Refuses a folder that is in use, or that `dev` did not
+    /// create.
     pub async fn open(path: &Path) -> Result<Self, DevError> {
         let refused = |why: String| DevError::Data { folder: path.to_owned(), why };
         let failed = |what| move |error: std::io::Error| refused(format!("cannot be {what}: {error}"));
-        fs::create_dir_all(path).map_err(failed("made"))?;
+        fs::create_dir_all(path).map_err(failed("created"))?;
         let folder = path.canonicalize().map_err(failed("read"))?;
         let marker = folder.join(MARKER);
         let is_empty = fs::read_dir(&folder).map_err(failed("read"))?.next().is_none();
         if !is_empty && !marker.exists() {
-            return Err(refused("is not empty, and `dev` has not made it: name a new folder".to_owned()));
+            return Err(refused("is not empty, and `dev` did not create it: name a new folder".to_owned()));
         }
         let options = OpenOptions::new().read(true).append(true).create(true).open(&marker);
         let mut lock = options.map_err(failed("written"))?;
@@ -62,12 +63,12 @@ impl DataFolder {
         if format.is_empty() {
             lock.write_all(FORMAT.as_bytes()).map_err(failed("written"))?;
         } else if format != FORMAT {
-            return Err(refused("was made by another version of `dev`".to_owned()));
+            return Err(refused("was created by another version of `dev`".to_owned()));
         }
         Ok(Self { path: folder, lock })
     }
 
-    /// Where it is.
+    /// The path of the folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -84,7 +85,7 @@ impl DataFolder {
         self.path.join("kafka.jsonl")
     }
 
-    /// The lock, for a child process that uses the folder too: it is free once both processes have ended.
+    /// The lock, for a child process that also uses the folder. It is released when both processes have ended.
     pub(super) fn lock(&self) -> std::io::Result<File> {
         self.lock.try_clone()
     }

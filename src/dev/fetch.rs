@@ -1,4 +1,4 @@
-//! PostgreSQL's server programs for a machine that has none: from Maven Central, pinned by version and
+//! Downloads PostgreSQL's server binaries for a machine without them, from Maven Central, pinned by version and
 //! SHA-256.
 
 use std::fs::{self, File};
@@ -17,7 +17,7 @@ const BASE: &str = "https://repo1.maven.org/maven2/io/zonky/test/postgres";
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 const DOWNLOAD_WITHIN: Duration = Duration::from_mins(5);
 
-/// Why PostgreSQL's programs could not be fetched.
+/// Why PostgreSQL's binaries could not be downloaded.
 #[derive(Debug, Error)]
 pub enum FetchError {
     /// There is no build for this platform.
@@ -31,16 +31,16 @@ pub enum FetchError {
     Checksum {
         /// What was downloaded.
         url: String,
-        /// The checksum of what came.
+        /// The checksum of the download.
         found: String,
-        /// The checksum in the source.
+        /// The checksum in the source code.
         pinned: &'static str,
     },
-    /// A file could not be written, or `sh` not run.
-    #[error("the programs could not be kept")]
+    /// A file could not be written, or `sh` did not run.
+    #[error("the binaries could not be stored")]
     Io(#[from] std::io::Error),
     /// Unpacking failed: usually because `unzip`, `tar` or `xz` is missing.
-    #[error("unpacking failed, which takes unzip, tar and xz: {0}")]
+    #[error("unpacking failed; it needs unzip, tar and xz: {0}")]
     Unpack(String),
 }
 
@@ -70,7 +70,7 @@ fn build() -> Option<Build> {
     Some(Build { platform, sha256 })
 }
 
-/// The folder of the programs. Fetches them once; later calls find them in the cache.
+/// The folder of the binaries. Downloads them once; later calls find them in the cache.
 pub(super) async fn bin_folder() -> Result<PathBuf, FetchError> {
     let here = || format!("{} on {}", std::env::consts::OS, std::env::consts::ARCH);
     let build = build().ok_or_else(|| FetchError::Platform(here()))?;
@@ -80,8 +80,7 @@ pub(super) async fn bin_folder() -> Result<PathBuf, FetchError> {
         return Ok(home.join("bin"));
     }
     fs::create_dir_all(&cache)?;
-    // Next to its final place, so that it gets there in one step: a half-made copy is never taken for a whole
-    // one.
+    // On the file system of its final place, so that the rename is atomic and an incomplete copy is never used.
     let scratch = tempfile::Builder::new().prefix(".unpacking-").tempdir_in(&cache)?;
     let jar = scratch.path().join("postgresql.jar");
     let unpacked = scratch.path().join("postgresql");
@@ -91,7 +90,7 @@ pub(super) async fn bin_folder() -> Result<PathBuf, FetchError> {
     unpacking.map_err(std::io::Error::other)??;
     let moved = fs::rename(&unpacked, &home);
     match moved {
-        // Where the move failed, another process may have been faster.
+        // If the rename failed, another process may have been faster.
         Err(error) if !home.exists() => Err(error.into()),
         _ => Ok(home.join("bin")),
     }
@@ -100,7 +99,7 @@ pub(super) async fn bin_folder() -> Result<PathBuf, FetchError> {
 async fn download(build: &Build, target: &Path) -> Result<(), FetchError> {
     let artifact = format!("embedded-postgres-binaries-{}", build.platform);
     let url = format!("{BASE}/{artifact}/{VERSION}/{artifact}-{VERSION}.jar");
-    tracing::info!(%url, "no PostgreSQL on this machine: fetching it once");
+    tracing::info!(%url, "this machine has no PostgreSQL: downloading it once");
     let client = reqwest::Client::builder()
         .https_only(true)
         .connect_timeout(CONNECT_WITHIN)
@@ -120,7 +119,7 @@ async fn download(build: &Build, target: &Path) -> Result<(), FetchError> {
     Err(FetchError::Checksum { url, found, pinned: build.sha256 })
 }
 
-/// The jar holds one tar archive.
+/// The jar contains one tar archive.
 fn unpack(jar: &Path, target: &Path) -> Result<(), FetchError> {
     fs::create_dir(target)?;
     let script = r#"unzip -p "$1" '*.txz' >"$1.txz" && tar -xJf "$1.txz" -C "$2""#;
@@ -136,7 +135,7 @@ fn unpack(jar: &Path, target: &Path) -> Result<(), FetchError> {
     Err(FetchError::Unpack(complaint.trim().to_owned()))
 }
 
-/// Root's server runs as another user, who could not reach root's home.
+/// The cache folder. As root it is outside root's home: the server then runs as another user, who cannot enter it.
 fn cache() -> PathBuf {
     let var = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let root = run_as::am_root().unwrap_or(false);

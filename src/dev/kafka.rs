@@ -1,7 +1,7 @@
 //! An embedded Kafka cluster in its own process.
 //!
-//! librdkafka aborts the process of its cluster if a restarted broker cannot get its port back at once. So the cluster must not
-//! run in the process of the service or of the tests.
+//! librdkafka aborts the process of its cluster if a restarted broker cannot get its port back at once. So the cluster
+//! must not run in the process of the service or of the tests.
 
 mod cluster;
 mod journal;
@@ -22,35 +22,33 @@ use super::{DataFolder, DevError};
 pub use cluster::run;
 pub use journal::Journal;
 
-/// Addresses every broker at once where a broker's number is asked for.
+/// As a broker's number: all brokers.
 pub const ALL_BROKERS: i32 = -1;
 
 /// The subcommand of the binary that runs the cluster.
 pub const COMMAND: &str = "embedded-kafka";
 
-/// How the cluster answers a command that it has carried out.
+/// The answer of the cluster to a command that it has carried out.
 const DONE: &str = "done";
 const ANSWERS_WITHIN: Duration = Duration::from_secs(30);
 
-/// librdkafka's own cluster for tests, which speaks Kafka's protocol on 127.0.0.1 to any process: consumer
-/// groups, idempotent and transactional producers, and topics that appear when they are first named (with
-/// four partitions). Brokers are numbered from 1. Its process ends when this is dropped, and when the process
-/// that started it dies.
+/// librdkafka's own cluster for tests. It speaks Kafka's protocol on 127.0.0.1 to any process, with consumer groups and
+/// idempotent and transactional producers, and creates a topic (with four partitions) when a client first names it.
+/// Brokers are numbered from 1. Its process ends when this is dropped, and when the process that started it dies.
 ///
-/// What it cannot do:
-/// * tell a repeated batch of an idempotent producer: it checks sequence numbers only for producers with a
-///   transactional id, so an acknowledgement that is lost on the way ends in a second copy of the record, and
-///   an injected error that hits one of several batches on their way loses it: the producer takes the
-///   acknowledgement of a later batch for one of the earlier;
-/// * hide what a transaction has not committed, or keep the offsets that were committed in one;
-/// * keep anything on disk: its records end with its process ([`restore`](Self::restore) publishes them again);
-/// * keep much: of each partition only the newest 5 MiB (or 100,000 batches), older ones vanish
-///   without a word;
-/// * create, change, list or delete topics, groups or settings for an admin client
-///   ([`create_topic`](Self::create_topic) is the only way);
-/// * find an offset by time, compact, authenticate, encrypt, or stamp records (every acknowledgement says
-///   1234);
-/// * move leadership when a broker goes down: its partitions are away until it is back.
+/// Its limits:
+/// * It does not recognise a repeated batch of an idempotent producer, because it checks sequence numbers only for
+///   producers with a transactional id. So a lost acknowledgement leads to a second copy of the record, and an injected
+///   error for one of several batches in flight loses this batch: the producer takes the acknowledgement of a later
+///   batch for that of an earlier one.
+/// * It shows records of uncommitted transactions, and loses offsets that were committed in a transaction.
+/// * It writes nothing to disk: its records end with its process ([`restore`](Self::restore) publishes them again).
+/// * It keeps only the newest 5 MiB (or 100,000 batches) of each partition, and drops older ones silently.
+/// * It has no admin API: no client can create, change, list or delete topics, groups or settings
+///   ([`create_topic`](Self::create_topic) is the only way).
+/// * It does not find offsets by time, compact, authenticate, encrypt, or stamp records (every acknowledgement says
+///   1234).
+/// * It does not move leadership: the partitions of a broker that is down are unavailable until it is up again.
 #[derive(Debug)]
 pub struct Kafka {
     process: Mutex<Process>,
@@ -58,30 +56,30 @@ pub struct Kafka {
 }
 
 impl Kafka {
-    /// Starts a cluster of so many brokers. `program` is the `order-service` binary, which has the cluster in
-    /// it.
+    /// Starts a cluster of `brokers` brokers. `program` is the `order-service` binary, which contains the cluster.
     pub fn start(program: &Path, brokers: i32) -> Result<Self, DevError> {
         let mut process = Process::spawn(program, brokers)?;
         let bootstrap_servers = process.answer("start")?;
         Ok(Self { process: Mutex::new(process), bootstrap_servers })
     }
 
-    /// Where to connect, as `KAFKA_BOOTSTRAP_SERVERS`.
+    /// The addresses of the brokers, in the form of `KAFKA_BOOTSTRAP_SERVERS`.
     pub fn bootstrap_servers(&self) -> &str {
         &self.bootstrap_servers
     }
 
-    /// The process of the cluster.
+    /// The process id of the cluster.
     pub fn pid(&self) -> u32 {
         self.process.lock().unwrap_or_else(PoisonError::into_inner).child.id()
     }
 
-    /// Creates a topic, each partition on as many brokers as Kafka's default asks for (at most three).
+    /// Creates a topic with Kafka's default replication factor, at most three.
     pub fn create_topic(&self, name: &str, partitions: i32) -> Result<(), DevError> {
         self.tell(&format!("create-topic {name} {partitions}"))
     }
 
-    /// Publishes the records of earlier starts that the folder holds, and opens it for new ones. The topics must exist.
+    /// Publishes the records of earlier starts from the folder, and opens its journal for new ones. The topics must
+    /// exist.
     pub async fn restore(&self, data: &DataFolder) -> Result<Journal, DevError> {
         Journal::restore(data, &self.bootstrap_servers).await
     }
@@ -91,7 +89,7 @@ impl Kafka {
         self.tell(&format!("broker-down {broker}"))
     }
 
-    /// Lets the broker take connections again.
+    /// Lets the broker accept connections again.
     pub fn broker_up(&self, broker: i32) -> Result<(), DevError> {
         self.tell(&format!("broker-up {broker}"))
     }
@@ -113,7 +111,7 @@ impl Kafka {
     }
 }
 
-/// The cluster's process. It reads commands from its standard input, and ends where that ends.
+/// The cluster's process. It reads commands from its standard input, and ends when its standard input ends.
 #[derive(Debug)]
 struct Process {
     child: Child,

@@ -1,6 +1,5 @@
-//! The embedded stack, for `order-service dev` and for the tests: everything that the service talks to,
-//! without a container or an installation. Each part is replaced by a real one where the environment names
-//! it.
+//! The embedded stack, for `order-service dev` and for the tests: every system that the service talks to, without a
+//! container or an installation. An address in the environment replaces the embedded part by a real one.
 
 mod binaries;
 pub mod console;
@@ -28,12 +27,12 @@ pub use products::DemoProducts;
 /// An error of a part of the embedded stack.
 #[derive(Debug, Error)]
 pub enum DevError {
-    /// PostgreSQL is not installed and could not be fetched.
-    #[error("no PostgreSQL on this machine, and none could be fetched; install it with: {install}")]
+    /// PostgreSQL is not installed and could not be downloaded.
+    #[error("this machine has no PostgreSQL, and the download failed; install it with: {install}")]
     NoPostgres {
-        /// The command that helps.
+        /// The command that installs it.
         install: &'static str,
-        /// Why fetching failed.
+        /// Why the download failed.
         #[source]
         cause: fetch::FetchError,
     },
@@ -43,7 +42,7 @@ pub enum DevError {
     /// The server failed.
     #[error("PostgreSQL {what}; the end of its log:\n{log}")]
     Postgres {
-        /// What it failed at.
+        /// The failed step.
         what: &'static str,
         /// The last lines of its log.
         log: String,
@@ -52,7 +51,7 @@ pub enum DevError {
     #[error("the embedded Kafka cluster failed: {0}")]
     Kafka(#[from] KafkaError),
     /// librdkafka started without its cluster.
-    #[error("librdkafka came without its embedded cluster")]
+    #[error("this librdkafka has no embedded cluster")]
     NoCluster,
     /// The process of the embedded cluster failed a command.
     #[error("the embedded Kafka answered {command:?} with: {answer}")]
@@ -63,7 +62,7 @@ pub enum DevError {
         answer: String,
     },
     /// The process of the embedded cluster received an unknown command.
-    #[error("{0:?} is no command of the embedded Kafka")]
+    #[error("the embedded Kafka has no command {0:?}")]
     UnknownCommand(String),
     /// The folder of `dev --data` cannot be used.
     #[error("--data {}: it {why}", folder.display())]
@@ -73,16 +72,16 @@ pub enum DevError {
         /// Why not.
         why: String,
     },
-    /// The second replica ended, or did not serve in time.
+    /// The second replica exited, or was not ready in time.
     #[error("the second replica did not start; the log says why")]
     ReplicaNotReady,
-    /// No HTTP client can be made.
-    #[error("the HTTP client of the console cannot be made")]
+    /// The HTTP client cannot be created.
+    #[error("the HTTP client of the console cannot be created")]
     Http(#[from] reqwest::Error),
-    /// The operating system refused.
+    /// The operating system refused an operation.
     #[error("could not {what}")]
     Io {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
         /// Why it failed.
         source: io::Error,
@@ -110,10 +109,11 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Starts what `get` does not name: `DATABASE_URL`, `KAFKA_BOOTSTRAP_SERVERS`, `PRODUCT_SERVICE_URL`. An
-    /// empty value names nothing. `program` is the `order-service` binary, which runs the embedded Kafka.
+    /// Starts each part whose address `get` does not return: `DATABASE_URL`, `KAFKA_BOOTSTRAP_SERVERS`,
+    /// `PRODUCT_SERVICE_URL`. An empty value counts as absent. `program` is the `order-service` binary, which runs the
+    /// embedded Kafka.
     ///
-    /// The demo Product Service lives no longer than the runtime that this is called in.
+    /// The demo Product Service ends with the runtime that calls this function.
     pub async fn start(
         program: &Path,
         get: impl Fn(&'static str) -> Option<String>,
@@ -121,7 +121,7 @@ impl Stack {
         Self::start_in(None, program, get).await
     }
 
-    /// As [`start`](Self::start), with the data of a folder.
+    /// Like [`start`](Self::start), with the data of a folder.
     pub async fn start_in(
         data: Option<&DataFolder>,
         program: &Path,
@@ -152,22 +152,22 @@ impl Stack {
         Ok(Self { postgres, cluster, products, database_url, kafka, product_service })
     }
 
-    /// Where PostgreSQL is.
+    /// The URL of PostgreSQL.
     pub fn database_url(&self) -> &str {
         &self.database_url
     }
 
-    /// Where Kafka is.
+    /// The addresses of Kafka's brokers.
     pub fn kafka(&self) -> &str {
         &self.kafka
     }
 
-    /// Where the Product Service is.
+    /// The URL of the Product Service.
     pub fn product_service(&self) -> &str {
         &self.product_service
     }
 
-    /// Stops every embedded part; nothing of it is left when this returns.
+    /// Stops every embedded part, and returns when all of them have ended.
     pub async fn stop(self) {
         if let Some(products) = self.products {
             products.stop().await;

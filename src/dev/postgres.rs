@@ -1,4 +1,4 @@
-//! A real PostgreSQL server in a temporary folder, or in that of `dev --data`, for as long as this process lives.
+//! A real PostgreSQL server in a temporary folder or in the folder of `dev --data`. It ends with this process.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -41,9 +41,8 @@ const LOG_TAIL_LINES: usize = 20;
 
 /// A running PostgreSQL server with an empty database, user `postgres`, no password, on 127.0.0.1.
 ///
-/// It stops with [`stop`](Self::stop), on drop, and however this process dies; then its folder is removed,
-/// unless it is kept. It needs no async runtime to stay alive. For root, who may not run PostgreSQL, it runs as
-/// another user.
+/// It stops with [`stop`](Self::stop), on drop, and when this process dies in any way; then its temporary folder is
+/// removed. It needs no async runtime to stay alive. PostgreSQL refuses root, so for root it runs as another user.
 #[derive(Debug)]
 pub struct Postgres {
     supervisor: Supervisor,
@@ -55,14 +54,14 @@ pub struct Postgres {
 /// The durability of commits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
-    /// PostgreSQL's defaults: also a power cut. The benchmark measures with this.
+    /// PostgreSQL's defaults: commits also survive a power cut. The benchmark uses this.
     Default,
-    /// Killed processes, but no power cut.
+    /// Commits survive killed processes, but no power cut.
     ForTests,
 }
 
 impl Postgres {
-    /// Starts a server for tests from this machine's own programs, or from fetched ones where it has none.
+    /// Starts a server for tests from the machine's own binaries, or from downloaded ones if it has none.
     pub async fn start() -> Result<Self, DevError> {
         Self::start_with(Durability::ForTests).await
     }
@@ -81,7 +80,7 @@ impl Postgres {
             && !binaries.is_version(made_by.trim())?
         {
             return Err(data.refuse(format!(
-                "was made by PostgreSQL {}, and {} is another version: install that one, or name a new folder",
+                "was created by PostgreSQL {}, and {} is another version: install that version, or name a new folder",
                 made_by.trim(),
                 binaries.postgres.display(),
             )));
@@ -111,7 +110,7 @@ impl Postgres {
         }
     }
 
-    /// Where to connect, as a `DATABASE_URL`.
+    /// The address of the server, as a `DATABASE_URL`.
     pub fn url(&self) -> &str {
         &self.url
     }
@@ -126,8 +125,7 @@ impl Postgres {
         &self.data_dir
     }
 
-    /// Ends the server as a crash would, every connection with it, and starts it again on the same port and
-    /// data.
+    /// Crashes the server with all its connections, and starts it again with the same port and data.
     pub async fn restart_immediately(&mut self) -> Result<(), DevError> {
         self.supervisor.crash().await?;
         let deadline = Instant::now() + READY_WITHIN;
@@ -137,7 +135,7 @@ impl Postgres {
         }
     }
 
-    /// Stops the server and removes its folder, unless that is kept; both are done when this returns.
+    /// Stops the server and removes its temporary folder, and returns when both are done.
     pub async fn stop(mut self) {
         if let Some(mut child) = self.supervisor.let_go() {
             // A failure cannot be handled here, and the supervisor has its own timeout.
@@ -146,7 +144,7 @@ impl Postgres {
     }
 }
 
-/// The folder that the server works in.
+/// The working folder of the server.
 enum Home {
     /// The supervisor removes it.
     Temporary(tempfile::TempDir),
@@ -191,13 +189,13 @@ enum Served {
     Ended,
 }
 
-/// The shell that holds the server, and the pipe that holds the shell.
+/// The shell that supervises the server, and the pipe that keeps the shell alive.
 #[derive(Debug)]
 struct Supervisor {
     child: Option<Child>,
     lifeline: Option<ChildStdin>,
     folder: PathBuf,
-    /// How often the server was started: it tells the end of one run from the end of another.
+    /// The number of starts of the server. It separates the exit file of this run from those of earlier runs.
     run: u32,
 }
 
@@ -266,7 +264,7 @@ impl Supervisor {
         Err(self.failure("did not answer in time"))
     }
 
-    /// Whether this server answers, and not another one that has taken the port.
+    /// Whether this server answers, not another one that has taken the port.
     async fn answers(&self, port: u16) -> bool {
         let attempt = async {
             let mut connection = PgConnection::connect(&url(port)).await?;
@@ -274,7 +272,7 @@ impl Supervisor {
             connection.close().await?;
             Ok::<_, sqlx::Error>(served)
         };
-        // Either path may lead through links.
+        // Either path may contain symbolic links.
         let ours = |served: &str| {
             let folders = [Path::new(served), &self.folder.join("data")].map(Path::canonicalize);
             matches!(folders, [Ok(served), Ok(ours)] if served == ours)
@@ -320,7 +318,7 @@ impl Supervisor {
         lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
     }
 
-    /// Closes the lifeline and hands over the process that is ending now.
+    /// Closes the lifeline and returns the process, which then ends.
     fn let_go(&mut self) -> Option<Child> {
         self.lifeline = None;
         self.child.take()

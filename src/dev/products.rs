@@ -5,12 +5,12 @@
 //! | `GET /api/products/{id}` | the product; 404 unknown or withdrawn |
 //! | `POST /api/products/{id}/reduce-stock` `{"quantity":2}` | 200 the product; 409 not enough; 404 |
 //! | `POST /api/products/{id}/restore-stock` `{"quantity":2}` | 200 the product; 404 |
-//! | `PUT /demo/products/{id}` `{"price":2499.10,"stock":5}` | makes or replaces a product |
+//! | `PUT /demo/products/{id}` `{"price":2499.10,"stock":5}` | creates or replaces a product |
 //! | `DELETE /demo/products/{id}` | withdraws it |
 //! | `PUT /demo/products/{id}/fault` `{"kind":"slow","millis":300,"times":2,"on":"read"}` | see below |
 //! | `DELETE /demo/products/{id}/fault` | ends it |
 //! | `GET /demo/ledger`, `GET /demo/ledger/{id}` | every stock change that was applied, in order |
-//! | `GET /demo/requests/{id}` | `{"total","atOnce"}`: calls seen so far, and the most that ran at one time |
+//! | `GET /demo/requests/{id}` | `{"total","atOnce"}`: the number of calls so far, and the most in flight |
 //! | `GET /health`, `GET /health/live`, `GET /health/ready` | 200; the last two for `order-service healthcheck` |
 //!
 //! Stock changes honour `Idempotency-Key` (IETF draft): a repeat gets the first answer and changes nothing; another
@@ -72,12 +72,12 @@ pub enum ProductState {
 }
 
 impl DemoProducts {
-    /// Starts with the demo catalogue; port 0 takes a free one.
+    /// Starts with the demo catalogue. Port 0 selects a free one.
     pub async fn start(addr: SocketAddr) -> Result<Self, DevError> {
         Self::start_in(None, addr).await
     }
 
-    /// As [`start`](Self::start), with the catalogue, stock and keys of a data folder.
+    /// Like [`start`](Self::start), with the catalogue, stock and keys of a data folder.
     pub async fn start_in(data: Option<&DataFolder>, addr: SocketAddr) -> Result<Self, DevError> {
         let ledger = data.map_or_else(|| Ok(Ledger::demo()), Ledger::open)?;
         let failed = || DevError::io("listen for the demo Product Service");
@@ -107,7 +107,7 @@ impl DemoProducts {
         self.shop.ledger().state
     }
 
-    /// Where it is, as a `PRODUCT_SERVICE_URL`.
+    /// The address of the service, as a `PRODUCT_SERVICE_URL`.
     pub fn url(&self) -> &str {
         &self.url
     }

@@ -18,7 +18,7 @@ use super::DevError;
 pub const COMMAND: &str = "dev-replica";
 
 const READY_WITHIN: Duration = Duration::from_mins(1);
-/// More than `SHUTDOWN_TIMEOUT_MS` takes by default.
+/// More than the default of `SHUTDOWN_TIMEOUT_MS`.
 const STOPPED_WITHIN: Duration = Duration::from_secs(25);
 
 /// The replica, running or not.
@@ -51,7 +51,7 @@ impl Replica {
         self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Where it listens, while it runs.
+    /// The address it listens on, while it runs.
     pub(super) fn address(&self) -> Option<String> {
         match self.status() {
             Status::Running { address, .. } => Some(address),
@@ -87,7 +87,7 @@ impl Replica {
             .envs(&self.variables)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            // Ctrl-C in the terminal is for `dev` alone, which then stops this process.
+            // Only `dev` handles Ctrl-C, and then stops this process.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
@@ -101,7 +101,7 @@ impl Replica {
         address.map(|address| (child, address)).ok_or(DevError::ReplicaNotReady)
     }
 
-    /// Ends it with SIGKILL.
+    /// Kills it with SIGKILL.
     pub(super) async fn kill(&self) -> Result<(), DevError> {
         if let Some(mut child) = self.child.lock().await.take() {
             child.kill().await.map_err(DevError::io("kill the second replica"))?;

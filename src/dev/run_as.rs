@@ -1,4 +1,4 @@
-//! The account and the folder for PostgreSQL, which refuses root.
+//! The user and the folder for PostgreSQL, which refuses root.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -24,7 +24,7 @@ pub(super) fn for_postgres() -> Result<Option<RunAs>, DevError> {
     find(&passwd, "postgres").or_else(|| find(&passwd, "nobody")).map(Some).ok_or(DevError::NoAccount)
 }
 
-/// The current user, as the owner of a new file: this needs no unsafe code.
+/// Whether the current user is root. Takes the owner of a new file, which needs no unsafe code.
 pub(super) fn am_root() -> Result<bool, DevError> {
     let probe = tempfile::tempfile().and_then(|file| file.metadata());
     Ok(probe.map_err(DevError::io("make a temporary file"))?.uid() == ROOT)

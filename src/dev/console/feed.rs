@@ -20,17 +20,17 @@ use super::Shared;
 use crate::dev::kafka::Journal;
 use crate::events::{KafkaSettings, connection_config};
 
-/// Records that are kept for pages that open later.
+/// The maximum of records that are kept for pages that open later.
 const KEPT: usize = 500;
 const POLL: Duration = Duration::from_millis(100);
-/// How long reading to the ends may take at the stop.
+/// At the stop, the time limit for reading the topics to their ends.
 const DRAINED_WITHIN: Duration = Duration::from_secs(3);
 const RETRY: Duration = Duration::from_millis(500);
 const METADATA_WITHIN: Duration = Duration::from_secs(2);
-/// Records of a partition that are read of a Kafka that was there before.
+/// The number of older records that are read of each partition if `dev` did not start this Kafka.
 const TAIL: i64 = 20;
 
-/// A Kafka client that logs at debug level alone: the console breaks Kafka on purpose.
+/// A Kafka client that logs only at debug level, because the console breaks Kafka on purpose.
 #[derive(Clone)]
 pub(super) struct Quiet;
 
@@ -64,7 +64,7 @@ impl Feed {
         self.count.subscribe()
     }
 
-    /// The record of this number, or the oldest one behind it that is kept.
+    /// The record with this number, or the oldest later one that is kept.
     pub(super) fn at(&self, number: u64) -> Option<(u64, String)> {
         let records = self.records();
         let first = *self.count.borrow() - records.len() as u64;
@@ -87,7 +87,7 @@ impl Feed {
     }
 }
 
-/// Reads both topics until the console stops; with a journal, then also up to their ends. Blocks its thread.
+/// Reads both topics until the console stops, and with a journal then up to their ends. Blocks its thread.
 pub(super) fn read_topics(settings: &KafkaSettings, console: &Shared, mut journal: Option<Journal>) {
     let consumer = connection_config(settings)
         .set("group.id", "order-service-console")
@@ -102,11 +102,11 @@ pub(super) fn read_topics(settings: &KafkaSettings, console: &Shared, mut journa
         Err(error) => return warn!(%error, "the console cannot read Kafka"),
     };
     let topics = [settings.topic.as_str(), settings.payments.topic.as_str()];
-    // An embedded Kafka holds what this `dev` wrote; another one may hold years.
+    // The embedded Kafka contains only the records of this `dev`; another one may contain those of years.
     let from = if console.stack.cluster.is_some() { Offset::Beginning } else { Offset::OffsetTail(TAIL) };
     let mut assigned = BTreeMap::new();
     while !console.stopping.is_cancelled() {
-        // A topic that the service creates may not be there yet.
+        // The service may not have created a topic yet.
         if assigned.len() < topics.len()
             && !matches!(assign(&consumer, &topics, from, &mut assigned), Ok(true))
         {
@@ -116,12 +116,12 @@ pub(super) fn read_topics(settings: &KafkaSettings, console: &Shared, mut journa
     }
     if journal.is_some() {
         let deadline = Instant::now() + DRAINED_WITHIN;
-        // At the end of every partition nothing comes for a whole poll.
+        // A poll without a record means that every partition is at its end.
         while read_one(&consumer, console, &mut journal) && Instant::now() < deadline {}
     }
 }
 
-/// Polls once. Returns whether a record came.
+/// Polls once. Returns whether a record arrived.
 fn read_one(consumer: &BaseConsumer<Quiet>, console: &Shared, journal: &mut Option<Journal>) -> bool {
     let message = consumer.poll(POLL).and_then(Result::ok);
     let written = match (&message, journal.as_mut()) {
@@ -130,7 +130,7 @@ fn read_one(consumer: &BaseConsumer<Quiet>, console: &Shared, journal: &mut Opti
         (_, None) => Ok(()),
     };
     if let Err(error) = written {
-        warn!(%error, "the records of Kafka cannot be written to --data any more");
+        warn!(%error, "writing Kafka's records to --data failed; later ones will not be written");
         *journal = None;
     }
     if let Some(message) = &message {
@@ -139,14 +139,14 @@ fn read_one(consumer: &BaseConsumer<Quiet>, console: &Shared, journal: &mut Opti
     message.is_some()
 }
 
-/// Assigns the partitions of topics that exist by now. Returns whether all topics do.
+/// Assigns the partitions of the topics that exist. Returns whether all topics exist.
 fn assign<'a>(
     consumer: &BaseConsumer<Quiet>,
     topics: &[&'a str],
     from: Offset,
     assigned: &mut BTreeMap<&'a str, usize>,
 ) -> KafkaResult<bool> {
-    // All of them, because asking for one by name makes some brokers create it.
+    // Asks for all topics, because some brokers create a topic that a client asks for by name.
     let metadata = consumer.fetch_metadata(None, METADATA_WITHIN)?;
     for topic in metadata.topics() {
         let Some(name) = topics.iter().find(|name| **name == topic.name()) else { continue };

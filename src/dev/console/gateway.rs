@@ -1,4 +1,4 @@
-//! The console in the place of the platform's gateway: it passes calls on to the replicas.
+//! The console as the platform's gateway: forwards calls to the replicas.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use axum::response::{IntoResponse as _, Response};
 use super::{Shared, refuse};
 use crate::dev::DevError;
 
-/// Longer than the service takes at most.
+/// More than the maximum time of the service.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(20);
 
 const TO_SERVICE: [&str; 7] = [
@@ -62,7 +62,7 @@ impl Gateway {
         serde_json::from_slice(&answer.bytes().await.ok()?).ok()
     }
 
-    /// The replicas to try, in order: the one that was chosen, or each in turn.
+    /// The replicas to try, in order: only the chosen one, or else all of them, starting with another one each time.
     fn replicas(&self, second: Option<String>, chosen: Option<&str>) -> Vec<(u8, String)> {
         let mut replicas = vec![(1, self.first.clone())];
         replicas.extend(second.map(|address| (2, format!("http://{address}"))));
@@ -104,7 +104,7 @@ pub(super) async fn forward(
             Err(_) => return unknown(number),
         }
     }
-    refuse(StatusCode::BAD_GATEWAY, "no replica could be connected to; nothing was sent").into_response()
+    refuse(StatusCode::BAD_GATEWAY, "no replica accepts connections; nothing was sent").into_response()
 }
 
 async fn pass_back(number: u8, answer: reqwest::Response) -> Response {
@@ -123,8 +123,8 @@ async fn pass_back(number: u8, answer: reqwest::Response) -> Response {
 
 fn unknown(number: u8) -> Response {
     let detail = format!(
-        "Replica {number} gave no answer, so it is not known whether the request was carried out. Send it again \
-         with the same Idempotency-Key."
+        "Replica {number} did not answer, so the outcome of the request is unknown. Send it again with the same \
+         Idempotency-Key."
     );
     refuse(StatusCode::BAD_GATEWAY, detail).into_response()
 }

@@ -1,4 +1,4 @@
-//! The state of the parts, and the switches that break and mend them.
+//! The state of the parts, and the calls that break and repair them.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -57,7 +57,7 @@ pub(super) fn state(console: &Shared, health: Option<&Value>) -> Value {
     })
 }
 
-/// Breaks or mends a part.
+/// Breaks or repairs a part.
 pub(super) async fn set(
     State(console): State<Arc<Shared>>,
     Path(part): Path<String>,

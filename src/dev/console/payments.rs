@@ -1,4 +1,4 @@
-//! The console in the place of the Payment Service: it publishes payment events.
+//! The console as the Payment Service: publishes payment events.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ pub(super) struct PaymentService {
     topic: String,
 }
 
-/// What must be right in a payment that the console publishes.
+/// The members that the console checks before it publishes a payment.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Envelope {
@@ -45,11 +45,11 @@ impl PaymentService {
     }
 }
 
-/// Publishes the body as it stands, so that the same body again is a repeat of the same payment.
+/// Publishes the body unchanged, so that publishing it again is a repeat of the same payment.
 pub(super) async fn publish(State(console): State<Arc<Shared>>, body: Bytes) -> Result<Response, Refusal> {
     let bad = |detail: String| refuse(StatusCode::BAD_REQUEST, detail);
-    let Envelope { event_type, entity_id } =
-        serde_json::from_slice(&body).map_err(|error| bad(format!("no payment event: {error}")))?;
+    let Envelope { event_type, entity_id } = serde_json::from_slice(&body)
+        .map_err(|error| bad(format!("the body is not a payment event: {error}")))?;
     if !["PAYMENT_SUCCESS", "PAYMENT_FAILED"].contains(&event_type.as_str()) {
         return Err(bad("eventType must be PAYMENT_SUCCESS or PAYMENT_FAILED".to_owned()));
     }
@@ -59,7 +59,7 @@ pub(super) async fn publish(State(console): State<Arc<Shared>>, body: Bytes) -> 
     match producer.send(record, DELIVERY_TIMEOUT).await {
         Ok(delivery) => Ok(reply(&json!({"partition": delivery.partition, "offset": delivery.offset}))),
         Err((error, _)) => {
-            let detail = format!("Kafka did not take the payment: {error}");
+            let detail = format!("Kafka did not accept the payment: {error}");
             Err(refuse(StatusCode::SERVICE_UNAVAILABLE, detail))
         }
     }

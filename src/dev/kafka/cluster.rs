@@ -1,4 +1,4 @@
-//! The process that the cluster runs in.
+//! The process of the cluster.
 
 use std::io::{BufRead, Write};
 
@@ -10,8 +10,8 @@ use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use super::DONE;
 use crate::dev::DevError;
 
-/// Runs a cluster of so many brokers until `commands` ends. Prints its address, then one line a command:
-/// `done`, or what went wrong.
+/// Runs a cluster of `brokers` brokers until `commands` ends. Prints its address, then one line per command: `done`, or
+/// the error.
 pub fn run(brokers: i32, commands: impl BufRead, mut answers: impl Write) -> Result<(), DevError> {
     let host: BaseProducer = ClientConfig::new()
         .set("test.mock.num.brokers", brokers.to_string())

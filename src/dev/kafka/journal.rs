@@ -1,4 +1,4 @@
-//! Keeps the records of the embedded cluster for the next start; the cluster itself writes nothing to disk.
+//! Keeps the records of the embedded cluster for the next start, because the cluster itself writes nothing to disk.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -18,7 +18,7 @@ use crate::dev::data::{DataFolder, whole_lines};
 
 const DELIVERED_WITHIN: Duration = Duration::from_secs(30);
 
-/// One record, as a line of JSON. A record may hold any bytes, so they are in base64.
+/// One record, as a line of JSON. Keys and values may be any bytes, so they are in base64.
 #[derive(Debug, Deserialize, PartialEq, Serialize)]
 struct Line {
     topic: String,
@@ -33,13 +33,14 @@ struct Line {
 #[derive(Debug)]
 pub struct Journal {
     file: BufWriter<File>,
-    /// How many records of earlier starts each partition has. The consumer gets them again, and they are skipped.
+    /// The number of records of earlier starts in each partition. The consumer reads them again, and the journal skips
+    /// them.
     known: HashMap<(String, i32), i64>,
 }
 
 impl Journal {
-    /// Publishes the records of the file to a new cluster. Each goes to its partition; the order within a partition is
-    /// the same, so each also gets its former offset.
+    /// Publishes the records of the file to a new cluster. Each goes to its former partition, in the former order, so
+    /// it also gets its former offset.
     pub(super) async fn restore(folder: &DataFolder, servers: &str) -> Result<Self, DevError> {
         let (file, lines) =
             whole_lines(&folder.kafka()).map_err(DevError::io("read kafka.jsonl of --data"))?;
@@ -62,7 +63,7 @@ impl Journal {
             let sent = chunk.iter().map(|record| record.send(&producer));
             for delivered in join_all(sent).await {
                 delivered.map_err(|why| {
-                    folder.refuse(format!("has a kafka.jsonl that Kafka does not take: {why}"))
+                    folder.refuse(format!("has a kafka.jsonl that Kafka does not accept: {why}"))
                 })?;
             }
         }
@@ -118,6 +119,6 @@ impl Line {
         record.key = key.as_deref();
         record.payload = value.as_deref();
         let delivered = producer.send(record, DELIVERED_WITHIN).await;
-        delivered.map(drop).map_err(|(error, _)| format!("{} takes no record: {error}", self.topic))
+        delivered.map(drop).map_err(|(error, _)| format!("{} refuses a record: {error}", self.topic))
     }
 }

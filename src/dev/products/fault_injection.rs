@@ -1,4 +1,4 @@
-//! The faults of calls.
+//! Injected faults of calls.
 
 use std::time::Duration;
 

@@ -25,7 +25,7 @@ const CATALOGUE: [(&str, &str, &str, &str, u64, &str, &str); 8] = [
     ("PROD678", "Cinema camera", "Full frame, body only", "189999.00", 1, "Optima", "cameras"),
     ("PROD890", "Desk lamp", "Warm to cold, dimmable", "1299", 0, "Lumen", "home"),
 ];
-/// Was sold once; answered with 404 like a product that never was.
+/// A product that is no longer sold. Its answer is 404, as for an unknown product.
 const WITHDRAWN: &str = "PROD404";
 
 #[derive(Debug, Clone, Serialize)]
@@ -100,7 +100,7 @@ pub(super) struct Ledger {
     under_way: HashSet<String>,
     entries: Vec<Entry>,
     faults: HashMap<String, FaultPlan>,
-    /// A fault of every call; it comes before the fault of a product.
+    /// A fault of every call. It overrides the fault of a product.
     pub(super) state: ProductState,
     calls: HashMap<String, Calls>,
     /// The file that every change is appended to, with `dev --data`.
