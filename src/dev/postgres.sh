@@ -1,24 +1,24 @@
 # Keeps one PostgreSQL server for one order-service process:
 #   sh -c <this> postgres keep|remove FOLDER INITDB SERVER [ARGUMENT...]
 #
-# Standard input is the lifeline. The kernel closes it when that process ends, however it ends (SIGKILL
-# included), and then the server stops and the folder goes, unless it is kept. Until then every line is a command:
-#   start RUN PORT   makes the database where there is none yet, and starts the server
-#   crash            ends the server as a crash would
-# The file "exit.RUN" tells that this run of the server, or the making of its database, has ended.
+# Standard input is the lifeline. The kernel closes it when that process ends in any way (also by SIGKILL). Then the
+# server stops, and with "remove" the folder is deleted. Until then every line is a command:
+#   start RUN PORT   creates the database if it is missing, and starts the server
+#   crash            crashes the server
+# The file "exit.RUN" means that this run of the server, or the creation of its database, has ended.
 
 end=$1 folder=$2 initdb=$3
 shift 3
 run=0
-# Only the lifeline decides.
+# Only the end of the lifeline stops this shell.
 trap '' HUP INT TERM
-# Standard output is the lock of a folder that is kept: this shell and the server hold it until they have ended.
+# Standard output is the lock of a kept folder: this shell and the server hold it until they have ended.
 cd "$folder" && exec 3>&1 >>log 2>&1 || exit 1
-# Data that is kept has to survive a power cut.
+# Kept data must survive a power cut.
 [ "$end" = keep ] && sync= || sync=--no-sync
 
 make_database() {
-    # Whole or not at all: a database that is half made looks like one.
+    # Renames the complete database, because an incomplete one looks complete.
     rm -rf data.new
     "$initdb" -D data.new -U postgres -A trust -E UTF8 --locale=C $sync </dev/null && mv data.new data
 }
@@ -38,11 +38,11 @@ start() {
         return
     fi
     serve "$@" &
-    # Nobody can stop a server whose number is not known yet.
+    # A stop needs the server's process id.
     until [ -s pid ]; do sleep 0.01; done
 }
 
-# Each signal only where the one before has not ended the server within five seconds.
+# Sends each signal only if the one before has not ended the server within five seconds.
 halt() {
     for signal in "$@"; do
         [ -s pid ] && [ ! -e "exit.$run" ] || return
@@ -64,5 +64,5 @@ done
 halt INT QUIT KILL
 [ "$end" = keep ] && exit
 cd / || exit 1
-# After a KILL the server's children may still be writing for a moment.
+# After a KILL, the server's child processes may still write for a moment.
 rm -rf "$folder" || { sleep 1 && rm -rf "$folder"; }

@@ -1,9 +1,9 @@
-// The console of `order-service dev`. It makes the calls that a shop, its Payment Service and its admins would make.
+// The console of `order-service dev`. It makes the calls of a shop, its Payment Service and its admins.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
 
-/** An element with text and children; no HTML is ever put together from data. */
+/** Creates an element with children. Text becomes text nodes, never HTML. */
 function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
@@ -27,12 +27,12 @@ let selected;
 let lastPlacement;
 /** The last payment of each order, to send the same bytes again. */
 const payments = new Map();
-/** The sequence numbers of each order's events that are in Kafka, with their place. */
+/** For each order, the partition and offset of its events in Kafka, by sequence number. */
 const published = new Map();
 
 // ---- Calls
 
-/** One call; what came back, and how long it took. A failure is an answer, too. */
+/** Makes one call, and returns the answer and its duration. A network error becomes an answer with status 0. */
 async function call(method, path, { headers = {}, body } = {}) {
   const started = performance.now();
   const request = { method, headers: { ...headers } };
@@ -81,7 +81,7 @@ function chosenItems() {
 function placementMeaning(answer) {
   if (answer.status === 201) {
     return answer.headers.get("idempotency-replayed")
-      ? "The same key: this is the first order again. Nothing new was written."
+      ? "The key is known: the answer is the first order, and nothing was written."
       : "Committed: the order, its history and its event are in PostgreSQL.";
   }
   if (answer.status === 503) return "Nothing was written.";
@@ -121,7 +121,7 @@ $("with-key").addEventListener("change", () => {
 
 const current = () => orders.find((order) => order.orderId === selected);
 
-/** Reads the list and the chosen order again; calls that come meanwhile are one more round. */
+/** Reads the list and the selected order again. Calls during a refresh share one more round. */
 let refreshing;
 let again = false;
 async function refresh() {
@@ -201,7 +201,7 @@ async function publishPayment(record) {
   const answer = await call("POST", "/payments", { body: record });
   showAnswer(answer, answer.status === 200
     ? "The payment event is in Kafka. The service reads it and changes the order."
-    : "The Payment Service could not publish the payment; it would try again.");
+    : "The payment could not be published. A real Payment Service would retry.");
   return answer.status === 200;
 }
 
@@ -249,21 +249,21 @@ $("cancel").addEventListener("click", () => {
 
 const PROMISES = {
   kafka: {
-    up: "Take it down, then place an order: it is answered as before, and its event waits in the outbox.",
-    down: "Orders are still placed. Bring Kafka back: each order's events arrive, in sequence.",
+    up: "Stop Kafka, then place an order: the answer is the same, and the event waits in the outbox.",
+    down: "You can still place orders. Restart Kafka: the events of each order arrive, in order.",
   },
   products: {
-    up: "Break it, then place an order: the answer is 503 and nothing is written. Orders can still be read.",
-    errors: "No order can be placed or confirmed; after some failures the circuit breaker opens and answers at once.",
-    hangs: "A placement gives up at its deadline of 3 s. Nothing is written, and nothing else waits for it.",
-    "loses-answers": "Confirm an order now: the stock is taken, but the answer is lost. Mend it: the stock is still taken only once.",
+    up: "Break it, then place an order: the answer is 503, and nothing is written. Reads still work.",
+    errors: "Placing and confirming fail. After some failures the circuit breaker opens, and the answer comes at once.",
+    hangs: "A placement gives up at its deadline of 3 s. Nothing is written, and no other request waits for it.",
+    "loses-answers": "Confirm an order now: the stock is taken, but the answer is lost. Repair it: the stock was still taken only once.",
   },
   replica: {
-    "not-started": "A second process of the service on the same database and Kafka. Start it, use both, then kill it.",
-    starting: "It is starting.",
-    running: "Kill it (SIGKILL) while orders are under way. Replica 1 takes over its work within 7 s.",
-    killed: "Ended by SIGKILL. Nothing that was answered is lost: replica 1 continues with its orders and events.",
-    failed: "The process ended by itself; the terminal shows why.",
+    "not-started": "A second process of the service with the same database and Kafka. Start it, use both, then kill it.",
+    starting: "Replica 2 is starting.",
+    running: "Kill it (SIGKILL) while orders are in flight. Replica 1 takes over its work within 7 s.",
+    killed: "Killed by SIGKILL. No acknowledged order is lost: replica 1 continues with its orders and events.",
+    failed: "The process exited; the terminal shows why.",
   },
 };
 
@@ -281,7 +281,7 @@ function showPart(name, partState, promise) {
 
 function renderParts() {
   const { kafka, products, replica, service } = state;
-  const given = (variable) => `${variable} names another: it cannot be broken from here.`;
+  const given = (variable) => `${variable} is set, so the console cannot break this part.`;
   showPart("kafka", kafka.state, kafka.embedded ? undefined : given("KAFKA_BOOTSTRAP_SERVERS"));
   $("kafka-down").disabled = !kafka.embedded || kafka.state === "down";
   $("kafka-up").disabled = !kafka.embedded || kafka.state === "up";
@@ -319,7 +319,7 @@ function renderHealth(health) {
   $("health").replaceChildren(...rows);
 }
 
-/** Rows stay where they are, so that what a person has typed stays, too. */
+/** Updates the rows in place, so that typed quantities stay. */
 function renderCatalogue() {
   const { catalogue } = state.products;
   for (const product of catalogue ?? []) {
@@ -384,7 +384,7 @@ function showRecord(record) {
 const stream = new EventSource("/events");
 stream.addEventListener("state", (event) => {
   const next = JSON.parse(event.data);
-  // Another start of `dev`: everything that this page knows is of the one before.
+  // `dev` was restarted: the data on this page is outdated.
   if (state && state.run !== next.run) return location.reload();
   state = next;
   renderParts();
@@ -402,5 +402,5 @@ stream.addEventListener("open", () => { if (state) renderHealth(state.service.he
 
 newKey();
 refresh();
-// Every change is an event; while Kafka is away, none arrives.
+// Changes arrive as events. While Kafka is down, none arrive, so the page polls.
 setInterval(() => { if (state?.kafka.state === "down") refresh(); }, 3000);
