@@ -1,6 +1,6 @@
-//! All settings: read once from the environment, validated, and refused with the name of the variable.
+//! Reads all settings once from the environment, and validates them. Each error names its variable.
 //!
-//! `.env.example` lists them with a sentence each; a test compares both.
+//! `.env.example` explains each setting in a sentence; a test compares the two.
 
 mod environment;
 mod in_force;
@@ -124,7 +124,7 @@ impl Config {
         if self.bind_address.port() != 0 && self.management_address == Some(self.bind_address) {
             env.refuse(
                 "MANAGEMENT_ADDRESS",
-                "must not be BIND_ADDRESS: leave it empty to have both in one place",
+                "must differ from BIND_ADDRESS: leave it empty to use one port for both",
             );
         }
         if self.relay.lease <= self.relay.delivery_timeout * 2 {
@@ -145,7 +145,7 @@ impl Config {
         if self.housekeeping.unpaid_order_ttl.is_some() && !self.kafka.payments.enabled {
             env.refuse(
                 "UNPAID_ORDER_TTL",
-                "needs PAYMENT_EVENTS_ENABLED=true: without reading payments no order is known to be unpaid",
+                "needs PAYMENT_EVENTS_ENABLED=true: the service must read payments to know which orders are unpaid",
             );
         }
         let duplicates = self.orders.duplicates;
@@ -159,8 +159,8 @@ impl Config {
         if duplicates.window.is_some_and(|window| window < duplicates.longest_commit + RETRY_SOON) {
             env.refuse(
                 "DUPLICATE_WINDOW_SECONDS",
-                "must be 0, or at least DATABASE_DEADLINE_MS, DATABASE_ACQUIRE_TIMEOUT_MS and the Retry-After of 1 s \
-                 together: a request that is repeated after a commit of unknown outcome would be a second order",
+                "must be 0, or at least the sum of DATABASE_DEADLINE_MS, DATABASE_ACQUIRE_TIMEOUT_MS and the \
+                 Retry-After of 1 s: a request repeated after a commit of unknown outcome would place a second order",
             );
         }
         if self.api.request_deadline <= self.products.deadline {
@@ -172,8 +172,8 @@ impl Config {
     pub fn warning(&self) -> Option<&'static str> {
         let exposed = !self.bind_address.ip().is_loopback();
         (exposed && self.api.gateway_secrets.is_empty()).then_some(
-            "GATEWAY_SECRET is not set and BIND_ADDRESS is not a loopback address: anyone who reaches this port can call \
-             as any customer or admin by sending X-User-Email and X-User-Role",
+            "GATEWAY_SECRET is not set and BIND_ADDRESS is not a loopback address: any client that reaches this port \
+             can call as any customer or admin by sending X-User-Email and X-User-Role",
         )
     }
 }
@@ -335,7 +335,7 @@ fn gateway_secrets(env: &Environment) -> GatewaySecrets {
     };
     let secrets: Vec<String> = secrets.into_iter().filter_map(read).collect();
     if secrets.len() == 1 && env.optional("GATEWAY_SECRET").is_none() && !env.is_refused("GATEWAY_SECRET") {
-        env.refuse("GATEWAY_SECRET_PREVIOUS", "is only accepted beside GATEWAY_SECRET");
+        env.refuse("GATEWAY_SECRET_PREVIOUS", "needs GATEWAY_SECRET");
     }
     GatewaySecrets::new(secrets)
 }

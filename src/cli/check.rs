@@ -1,4 +1,4 @@
-//! `check`: checks the invariants on a live database.
+//! `check`: checks the invariants of a live database.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,17 +17,18 @@ use super::operate::store;
 use super::output::{Output, progress_bar, text};
 use super::{Failure, stop_signal};
 
-/// The rows of one step.
+/// The maximum number of rows in one step.
 const PAGE: i64 = 500;
-/// The maximum of findings that are shown; all are counted.
+/// The maximum number of findings in the output; the count includes all.
 const MAX_SHOWN: usize = 10_000;
-/// The consecutive failures of a step after which the check gives up.
+/// The check gives up after this many consecutive failures of a step.
 const ATTEMPTS: u32 = 10;
 
 #[derive(Args)]
 #[command(
-    after_help = "The command only reads, one page of rows at a time, and runs beside a live service. After an interruption it is \
-                  safe to start again. Exit code 0: no contradiction. 1: the list names the contradictions.\n\n\
+    after_help = "The command only reads, one page of rows at a time, and may run beside a live service. After an \
+                  interruption it is safe to start again. Exit code 0: all invariants hold. 1: the list names the broken \
+                  ones.\n\n\
                   Examples:\n  order-service check\n  order-service check --json > check.json\n  \
                   order-service check --list"
 )]
@@ -47,7 +48,7 @@ pub(super) struct CheckArgs {
 struct Findings {
     rows: BTreeMap<&'static str, usize>,
     broken: Vec<Broken>,
-    /// Including those that are not in `broken`.
+    /// The number of all findings, including those that are not in `broken`.
     count: usize,
 }
 
@@ -69,7 +70,7 @@ pub(super) async fn check(args: &CheckArgs, env: &Environment) -> Result<(), Fai
             Some(order) => format!("interrupted; `order-service check --after {order}` continues").into(),
             None => "interrupted; start again".into(),
         }),
-        None if findings.count > 0 => Err(format!("{} contradictions", findings.count).into()),
+        None if findings.count > 0 => Err(format!("{} broken invariants", findings.count).into()),
         None => Ok(()),
     }
 }
@@ -142,7 +143,7 @@ impl Findings {
             return output.result(&result, "");
         }
         let checked: Vec<String> = self.rows.iter().map(|(part, rows)| format!("{part} {rows}")).collect();
-        let none = format!("Nothing is wrong. Checked: {}.", checked.join(", "));
+        let none = format!("All invariants hold. Checked: {}.", checked.join(", "));
         let rows: Vec<Value> = self.broken.iter().map(as_json).collect();
         output.rows(
             &rows,

@@ -1,4 +1,4 @@
-//! `dev`: the service with everything around it, on this machine.
+//! `dev`: the service with the embedded stack, on this machine.
 
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
@@ -27,8 +27,8 @@ const DEV_DEFAULTS: [(&str, &str); 2] = [("SHUTDOWN_DELAY_MS", "0"), ("KAFKA_SES
 /// The same for events. Either both are set or none, because the lease must exceed twice the timeout.
 const RELAY_DEFAULTS: [(&str, &str); 2] = [("KAFKA_DELIVERY_TIMEOUT_MS", "3000"), ("RELAY_LEASE_MS", "7000")];
 
-/// Starts the parts that the environment does not name, then the service; stops all of it on Ctrl-C.
-/// The folder `data` keeps the data for the next start.
+/// Starts each part whose address is not in the environment, then the service. Stops all of them on Ctrl-C. The folder
+/// `data` keeps the data for the next start.
 pub(super) async fn run(env: &Environment, data: Option<&Path>) -> Result<(), Failure> {
     telemetry::start(&log_config(env)?)?;
     let stop = stop_signal()?;
@@ -39,7 +39,7 @@ pub(super) async fn run(env: &Environment, data: Option<&Path>) -> Result<(), Fa
     };
     let starting =
         stop.run_until_cancelled(Stack::start_in(data.as_ref(), &program, |name| env.optional(name)));
-    // The parts that were started until then are dropped with it.
+    // An interruption drops the parts that were already started.
     let Some(stack) = starting.await.transpose()?.map(Arc::new) else { return Ok(()) };
     let parts = Parts { program, stack, data };
     let outcome = run_service(env, &parts, &stop).await;
@@ -51,7 +51,8 @@ pub(super) async fn run(env: &Environment, data: Option<&Path>) -> Result<(), Fa
     outcome
 }
 
-/// The stack, once no request of the console uses it. None after a timeout: the stack then ends with this process.
+/// The stack, when no request of the console uses it any more. None after a timeout: the stack then ends with this
+/// process.
 async fn take_stack(stack: Arc<Stack>) -> Option<Stack> {
     const WITHIN: Duration = Duration::from_secs(5);
     const POLL: Duration = Duration::from_millis(10);
@@ -71,7 +72,7 @@ fn log_config(env: &Environment) -> Result<LogConfig, Failure> {
     Ok(LogConfig::read(&env.clone().or(defaults))?)
 }
 
-/// Everything around the service.
+/// The parts that the service needs.
 struct Parts {
     program: PathBuf,
     stack: Arc<Stack>,
@@ -147,7 +148,7 @@ fn show(env: &Environment, parts: &Parts, http: SocketAddr, console: SocketAddr)
     let data = data.as_ref().map(|data| format!("\n  data             {}", data.path().display()));
     let screen = format!(
         "
-The order service is up. Ctrl-C stops everything. The console shows it in the browser.
+The order service is up. Open the console in a browser. Ctrl-C stops everything.
 
   console          http://{console}
   http             http://{http}

@@ -1,4 +1,4 @@
-//! `events replay`: sends events again, for a consumer that lost its data.
+//! `events replay`: publishes events again, for a consumer that lost its data.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -26,14 +26,14 @@ pub(super) struct EventsArgs {
 
 #[derive(Subcommand)]
 enum EventsCommand {
-    /// Send the events of orders, or of a period, again to a topic of your choice
+    /// Publish the events of some orders, or of a period, again to a topic of your choice
     #[command(
-        after_help = "The events have the key, the value, the headers and the id (metadata.eventId, ce_id) of their first \
-                      publication. For orders from a release before 2026-11-25, the id differs from the first one, but is \
-                      the same in every replay. Consumers drop repeats by the id, or by the sequence within the order. \
-                      The events of an order come in sequence; orders come by id, oldest first.\n\n\
-                      After an interruption it is safe to start again, from the beginning or with --after. The topic must \
-                      exist, with the same number of partitions if consumers rely on it.\n\n\
+        after_help = "The events have the key, the value, the headers and the id (metadata.eventId, ce_id) of their \
+                      first publication. For orders from a release before 2026-11-25, the id differs from the first \
+                      one, but is the same in every replay. Consumers drop repeats by the id, or by metadata.sequence \
+                      within the order. The events of an order keep their ordering; orders come by id, oldest first.\n\n\
+                      After an interruption it is safe to start again, from the beginning or with --after. The topic \
+                      must exist, with the same number of partitions if consumers rely on it.\n\n\
                       Examples:\n  \
                       order-service events replay --order 0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10 --topic order-events-replay --by ada\n  \
                       order-service events replay --from 2026-11-01T00:00:00Z --to 2026-11-02T00:00:00Z \
@@ -59,7 +59,7 @@ struct ReplayArgs {
     /// Allow the topic of the relay, which every consumer reads
     #[arg(long)]
     to_all_consumers: bool,
-    /// The maximum of events per second
+    /// The maximum number of events per second
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rate: u32,
     /// Start after this order, as an interrupted replay printed it
@@ -121,8 +121,7 @@ impl ReplayArgs {
             return Err(BadArgument("--topic must not be PAYMENT_EVENTS_TOPIC").into());
         }
         if self.topic == kafka.topic && !self.to_all_consumers {
-            let rule =
-                "--topic is ORDER_EVENTS_TOPIC, which every consumer reads: say --to-all-consumers as well";
+            let rule = "--topic is ORDER_EVENTS_TOPIC, which every consumer reads: add --to-all-consumers to confirm";
             return Err(BadArgument(rule).into());
         }
         Ok(())

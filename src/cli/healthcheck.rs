@@ -1,4 +1,4 @@
-//! Asks the service on this machine whether it is ready, or whether it lives; for containers that have no curl.
+//! Checks the readiness or the liveness of the service on this machine, for containers without curl.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -14,7 +14,7 @@ pub(super) async fn run(bound: SocketAddr, probe: &str) -> Result<(), Failure> {
     if status.is_success() { Ok(()) } else { Err(format!("{url} answered {status}").into()) }
 }
 
-/// An address to connect to: what listens on every interface listens on loopback.
+/// The address to connect to: a service that listens on all interfaces also listens on loopback.
 fn reachable(bound: SocketAddr) -> SocketAddr {
     let ip = match bound.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),

@@ -1,4 +1,4 @@
-//! The command line: `serve`, the commands of operators, and with the embedded stack `dev`.
+//! The command line: `serve`, the operators' commands and, with the embedded stack, `dev`.
 
 mod check;
 #[cfg(feature = "dev")]
@@ -27,7 +27,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-/// The transactional heart of ShopVerse. Settings come from the environment; .env.example lists them.
+/// The order service of ShopVerse. Settings come from the environment; .env.example lists them.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -60,7 +60,7 @@ enum Command {
     },
     /// Check or show the settings
     Config(settings::ConfigArgs),
-    /// Print the completions of a shell
+    /// Print the completion script of a shell
     #[command(
         after_help = "Example:\n  order-service completions bash > /etc/bash_completion.d/order-service"
     )]
@@ -103,12 +103,12 @@ const EXIT_STOP_TIMED_OUT: u8 = 2;
 /// The exit code of clap.
 const EXIT_BAD_ARGUMENT: u8 = 2;
 
-/// An argument that contradicts another one, or the settings. Nothing was done.
+/// An argument that contradicts another argument or the settings. The command did nothing.
 #[derive(Debug, Error)]
 #[error("{0}")]
 struct BadArgument(&'static str);
 
-/// Any failure, with its causes.
+/// The error of a command, with its causes.
 type Failure = Box<dyn Error + Send + Sync>;
 
 pub(crate) fn run() -> ExitCode {
@@ -124,7 +124,7 @@ pub(crate) fn run() -> ExitCode {
 fn run_command(command: &Command) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(execute(command));
-    // Does not wait for abandoned tasks.
+    // Does not wait for tasks that are still running.
     runtime.shutdown_background();
     outcome
 }
@@ -175,7 +175,7 @@ async fn execute(command: &Command) -> Result<(), Failure> {
 async fn serve(env: &Environment) -> Result<(), Failure> {
     let (log, config) = config::read_service(env)?;
     telemetry::start(&log)?;
-    // Before the start, because a signal without a handler would end the process at once.
+    // Installed before the start, because a signal without a handler would end the process at once.
     let stop = stop_signal()?;
     let traces = start_traces(&config)?;
     let outcome = run_service(config, &stop).await;
@@ -187,12 +187,12 @@ async fn run_service(config: Config, stop: &CancellationToken) -> Result<(), App
     App::start(config).await?.run_until(stop.cancelled()).await
 }
 
-/// Starts traces, where an endpoint is set.
+/// Starts tracing if an endpoint is set.
 fn start_traces(config: &Config) -> Result<Option<Traces>, Failure> {
     Ok(config.traces.as_ref().map(telemetry::otlp::start).transpose()?)
 }
 
-/// Sends the last spans, within a time that leaves room in the grace period of the platform.
+/// Exports the last spans. The time limit leaves room in the platform's grace period.
 async fn stop_traces(traces: Option<Traces>) {
     const PATIENCE: Duration = Duration::from_secs(2);
     if let Some(traces) = traces {
@@ -217,7 +217,7 @@ fn write_kit(folder: &Path) -> Result<(), Failure> {
     )?)
 }
 
-/// The environment, and `.env` of the current folder where there is one; the environment wins.
+/// The environment, and the `.env` of the current folder if it exists; the environment wins.
 fn environment() -> Result<Environment, Failure> {
     let process = Environment::of_process();
     match std::fs::read_to_string(".env") {
@@ -227,14 +227,14 @@ fn environment() -> Result<Environment, Failure> {
     }
 }
 
-/// The assignments of a `.env`. The error names only the line number: dotenvy's message repeats the line, which may contain a
-/// secret.
+/// The assignments of a `.env`. The error names only the line number: dotenvy's message repeats the line, which may
+/// contain a secret.
 fn assignments(text: &str) -> Result<Vec<(String, String)>, Failure> {
     let parse = |text: &str| dotenvy::from_read_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>();
     parse(text).map_err(|_| {
         let lines: Vec<&str> = text.split_inclusive('\n').collect();
         let valid = (0..lines.len()).rev().find(|&count| parse(&lines[..count].concat()).is_ok());
-        format!(".env cannot be read: line {} is no assignment", valid.unwrap_or_default() + 1).into()
+        format!(".env cannot be read: line {} is not an assignment", valid.unwrap_or_default() + 1).into()
     })
 }
 
@@ -253,13 +253,13 @@ fn stop_signal() -> io::Result<CancellationToken> {
         next().await;
         first.cancel();
         next().await;
-        error!("a second signal: ending at once");
+        error!("second signal: exiting at once");
         std::process::exit(i32::from(EXIT_STOP_TIMED_OUT));
     });
     Ok(stop)
 }
 
-/// Says on standard error what failed and why, whether or not logging has started.
+/// Prints an error and its causes to standard error, even if logging has not started.
 #[expect(clippy::print_stderr, reason = "the last word of a command")]
 fn report(failure: &(dyn Error + 'static)) {
     eprintln!("order-service: {}", telemetry::error_chain(failure));

@@ -26,7 +26,7 @@ enum OutboxCommand {
     /// List the orders whose events Kafka refuses
     #[command(after_help = "Example:\n  order-service outbox list --json")]
     List,
-    /// Retry the events of a parked order
+    /// Publish the events of a parked order again
     #[command(after_help = "Example, after the topic's max.message.bytes was raised:\n  \
                       order-service outbox replay 0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10 --by ada")]
     Replay(OrderAction),
@@ -56,10 +56,10 @@ pub(super) struct StockArgs {
 
 #[derive(Subcommand)]
 enum StockCommand {
-    /// List the lines that wait for an operator, those of the 1,000 oldest jobs
+    /// List the lines of the 1,000 oldest jobs that wait for an operator
     #[command(after_help = "Example:\n  order-service stock list")]
     List,
-    /// Record whether the Product Service applied the call of such a line
+    /// Record whether the Product Service applied the call of a line
     #[command(after_help = "Example, if the Product Service shows that line 2 was not taken:\n  \
                       order-service stock resolve 0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10 1 2 not-applied --by ada")]
     Resolve(Resolve),
@@ -166,7 +166,7 @@ struct ParkedLineRow {
 }
 
 async fn list_stock(store: &Store, output: Output) -> Result<(), Failure> {
-    /// The maximum of listed jobs. After these are resolved, the next ones are listed.
+    /// The maximum number of listed jobs. When these are resolved, the list shows the next ones.
     const LIMIT: i64 = 1_000;
     let row = |line: ParkedStockLine| ParkedLineRow {
         order_id: line.order_id,

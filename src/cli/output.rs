@@ -1,4 +1,4 @@
-//! The output of operators' commands: a table, or JSON.
+//! The output of the operators' commands: a table or JSON.
 
 use std::io::{self, Write};
 
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::Failure;
 
-/// The form of the output.
+/// The format of the output.
 #[derive(Args, Clone, Copy, Debug)]
 pub(super) struct Output {
     /// Print JSON instead of a table
@@ -21,7 +21,7 @@ pub(super) struct Output {
 pub(super) type Column<'a, T> = (&'a str, &'a dyn Fn(&T) -> String);
 
 impl Output {
-    /// Prints rows as a table or as a JSON array. Without rows, the table is replaced by `none`.
+    /// Prints rows as a table or as a JSON array. Without rows, prints `none` instead of the table.
     pub(super) fn rows<T: Serialize>(
         self,
         rows: &[T],
@@ -68,7 +68,7 @@ pub(super) fn print(line: &str) -> Result<(), Failure> {
     Ok(writeln!(io::stdout(), "{line}")?)
 }
 
-/// Replaces control characters: the text of another service must not control the terminal.
+/// Replaces control characters, so that text of another service cannot control the terminal.
 fn visible(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

@@ -31,7 +31,7 @@ enum PaymentsCommand {
     /// List the payment records that wait for an operator, oldest first
     #[command(after_help = "Example:\n  order-service payments list --limit 20")]
     List {
-        /// The maximum of records
+        /// The maximum number of records
         #[arg(long, default_value_t = LIMIT, value_parser = clap::value_parser!(i64).range(1..=MAX_LIMIT))]
         limit: i64,
         /// Show the records themselves; they contain an e-mail address
@@ -80,7 +80,7 @@ enum RefundsCommand {
     /// List the refunds that are due, oldest first
     #[command(after_help = "Example:\n  order-service refunds list --json")]
     List {
-        /// The maximum of refunds
+        /// The maximum number of refunds
         #[arg(long, default_value_t = LIMIT, value_parser = clap::value_parser!(i64).range(1..=MAX_LIMIT))]
         limit: i64,
     },
@@ -118,7 +118,7 @@ pub(super) async fn payments(args: &PaymentsArgs, env: &Environment) -> Result<(
 }
 
 fn not_parked(place: &RecordPlace) -> Failure {
-    format!("{place} is no record that waits: `order-service payments list` shows them").into()
+    format!("{place} is not parked: `order-service payments list` shows the parked records").into()
 }
 
 /// Retries the record. Fails if it stays parked.
@@ -126,19 +126,19 @@ async fn retry(store: &Store, record: &Record, output: Output) -> Result<(), Fai
     let Record { place, by } = record;
     let (order, outcome) = match retry_parked(store, place, by).await? {
         Retried::NotParked => return Err(not_parked(place)),
-        Retried::NoPayment(why) => return Err(format!("{place} still waits: {why}").into()),
+        Retried::NoPayment(why) => return Err(format!("{place} stays parked: {why}").into()),
         Retried::Received(order, Received::Applied(outcome)) => (order, outcome),
         Retried::Received(order, received) => {
             let why = match received {
-                Received::UnknownOrder => "there is no such order",
-                Received::OtherEvent => "it has the key of another payment, and other bytes",
-                _ => "it was decided on before, and is not applied twice; settle it when it is dealt with",
+                Received::UnknownOrder => "the order does not exist",
+                Received::OtherEvent => "it has the key of another payment, but other bytes",
+                _ => "an earlier decision exists, and no payment is applied twice; settle it instead",
             };
-            return Err(format!("{place} of order {order} still waits: {why}").into());
+            return Err(format!("{place} of order {order} stays parked: {why}").into());
         }
     };
     if outcome.is_parked() {
-        return Err(format!("{place} of order {order} still waits: {}", outcome.as_str()).into());
+        return Err(format!("{place} of order {order} stays parked: {}", outcome.as_str()).into());
     }
     let result =
         json!({"record": place.to_string(), "orderId": order, "outcome": outcome.as_str(), "settled": true});

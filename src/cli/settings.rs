@@ -20,7 +20,7 @@ pub(super) struct ConfigArgs {
 #[derive(Subcommand)]
 enum ConfigCommand {
     /// Check the settings of `serve` without connecting to anything; exit code 1 if one is invalid
-    #[command(after_help = "The command names all errors at once.\n\nExample:\n  order-service config check")]
+    #[command(after_help = "The command lists all errors at once.\n\nExample:\n  order-service config check")]
     Check,
     /// Show all settings of `serve` with their values and sources; secrets are hidden
     #[command(after_help = "Example:\n  order-service config show --json")]
@@ -53,17 +53,15 @@ fn check(env: &Environment, dot_env: Option<String>, output: Output) -> Result<(
             warnings.extend(config.unknown);
             // Reads the certificates and keys.
             if let Err(error) = Publisher::new(config.kafka, KafkaHealth::default()) {
-                errors.push(format!(
-                    "the Kafka client cannot be made of the KAFKA_ settings: {}",
-                    error_chain(&error)
-                ));
+                errors
+                    .push(format!("the KAFKA_ settings do not give a Kafka client: {}", error_chain(&error)));
             }
         }
     }
     let result = json!({"valid": errors.is_empty(), "errors": errors, "warnings": warnings});
     let mut sentences: Vec<String> = warnings.iter().map(|line| format!("warning: {line}")).collect();
     if errors.is_empty() {
-        sentences.insert(0, "The settings are in order.".to_owned());
+        sentences.insert(0, "The settings are valid.".to_owned());
     }
     if output.is_json() || !sentences.is_empty() {
         output.result(&result, &sentences.join("\n"))?;

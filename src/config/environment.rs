@@ -35,7 +35,7 @@ pub struct Environment {
     defaults: RefCell<BTreeMap<&'static str, String>>,
 }
 
-/// The errors in the settings, a line each.
+/// The errors in the settings, one line each.
 #[derive(Debug, Error)]
 #[error("{}", .0.join("\n"))]
 pub struct InvalidConfig(pub Vec<String>);
@@ -48,7 +48,7 @@ impl Environment {
         }))
     }
 
-    /// An environment of these variables.
+    /// An environment with these variables.
     pub fn from(variables: impl IntoIterator<Item = (String, String)>) -> Self {
         Self::default().or(variables)
     }
@@ -118,7 +118,7 @@ impl Environment {
     fn read_secret(&self, variable: &'static str, path: &str) -> Option<String> {
         match read_secret_file(path) {
             Ok(secret) if secret.trim().is_empty() => {
-                self.refuse(variable, "names a file that is empty");
+                self.refuse(variable, "names an empty file");
                 None
             }
             Ok(secret) => Some(secret),
@@ -146,8 +146,9 @@ impl Environment {
         refused.into_iter().any(|refused| refused == name || Some(refused) == file_variable(name))
     }
 
-    /// A line for each variable that looks like a setting but is none: it has nearly the same spelling, or the same first
-    /// word. Settings are the variables in `others` and those that were read. Ignores the service links of Kubernetes.
+    /// One line for each variable that is probably a misspelt setting: its name is close to that of a setting, or has
+    /// the same first word. Settings are the variables in `others` and those that were read. Ignores Kubernetes'
+    /// service links.
     pub(super) fn unknown(&self, others: &[&'static str]) -> Vec<String> {
         let known: BTreeSet<&str> = self.asked.borrow().iter().chain(others).copied().collect();
         let mut lines: Vec<String> = Vec::new();
@@ -158,14 +159,14 @@ impl Environment {
             let is_ours =
                 known.iter().any(|known| first_word(known) == first_word(name)) && !is_service_link(name);
             if is_ours || edits <= 2 {
-                lines.push(format!("{name} is no setting of this service; the nearest is {nearest}"));
+                lines.push(format!("{name} is not a setting of this service; the nearest is {nearest}"));
             }
         }
         lines.sort_unstable();
         lines
     }
 
-    /// Returns the settings, or all errors. `settings` is none only after an error.
+    /// Returns the settings, or all errors. `settings` is `None` only after an error.
     pub(super) fn finish<T>(&self, settings: Option<T>) -> Result<T, InvalidConfig> {
         let wrong = self.wrong.take();
         settings.filter(|_| wrong.is_empty()).ok_or(InvalidConfig(wrong))
@@ -263,7 +264,7 @@ fn file_variable(name: &str) -> Option<&'static str> {
     SECRETS.iter().find(|(secret, _)| *secret == name).map(|(_, file)| *file)
 }
 
-/// Whether the variable holds a secret, or the name of a file with one.
+/// Whether the variable contains a secret, or the name of a file with a secret.
 pub(super) fn is_of_a_secret(name: &str) -> bool {
     SECRETS.iter().any(|(secret, file)| [*secret, *file].contains(&name))
 }
@@ -272,7 +273,7 @@ pub(super) fn is_of_a_secret(name: &str) -> bool {
 fn read_secret_file(path: &str) -> io::Result<String> {
     // A pipe or a device could block the start forever.
     if !std::fs::metadata(path)?.is_file() {
-        return Err(io::Error::other("it is no regular file"));
+        return Err(io::Error::other("it is not a regular file"));
     }
     let mut text = String::new();
     std::fs::File::open(path)?.take(LARGEST_SECRET + 1).read_to_string(&mut text)?;
@@ -296,7 +297,7 @@ fn is_service_link(name: &str) -> bool {
 
 const DAY: u64 = 24 * 60 * 60;
 
-/// Uses the longest unit without a remainder.
+/// Formats a duration in the longest unit without a remainder.
 fn show_span(span: Duration) -> String {
     let seconds = span.as_secs();
     let (unit, name) = [(DAY, "d"), (60 * 60, "h"), (60, "m")]

@@ -1,4 +1,4 @@
-//! The effective settings, with secrets hidden.
+//! The settings in use, with hidden secrets.
 
 use reqwest::Url;
 
@@ -35,7 +35,7 @@ impl Source {
 pub struct Setting {
     /// The name of the variable.
     pub name: &'static str,
-    /// The value with secrets hidden, if there is one.
+    /// The value, with hidden secrets.
     pub value: Option<String>,
     /// The source of the value.
     pub source: Source,
@@ -61,7 +61,7 @@ pub fn settings_in_force(env: &Environment, process: &Environment) -> (Vec<Setti
     (env.asked().into_iter().map(setting).collect(), invalid)
 }
 
-/// A value with its secrets hidden.
+/// The value to show, without its secrets.
 fn shown(name: &str, value: &str) -> String {
     const HIDDEN: &str = "(hidden)";
     let url = value.parse::<Url>().ok().filter(Url::has_host);
@@ -81,7 +81,7 @@ fn shown(name: &str, value: &str) -> String {
     }
 }
 
-/// Includes secrets of other libraries, such as the headers of OTLP.
+/// Whether a setting is secret, including those of libraries such as the headers of OTLP.
 fn is_secret(name: &str) -> bool {
     is_of_a_secret(name) || ["SECRET", "PASSWORD", "TOKEN", "HEADERS"].iter().any(|word| name.contains(word))
 }

@@ -13,8 +13,10 @@ pub(crate) const ORDER_EVENTS: &str = "order-events";
 pub(crate) const PAYMENT_EVENTS: &str = "payment-events";
 
 pub(super) fn kafka(env: &Environment, delivery_timeout: Duration) -> KafkaSettings {
-    let servers =
-        env.required("KAFKA_BOOTSTRAP_SERVERS", "host:port, or several with commas between", |text| {
+    let servers = env.required(
+        "KAFKA_BOOTSTRAP_SERVERS",
+        "host:port, or several of them separated by commas",
+        |text| {
             let is_address = |server: &str| {
                 let parts = server.trim().rsplit_once(':');
                 let host_char = |c: char| c.is_ascii_alphanumeric() || "._-:[]".contains(c);
@@ -25,7 +27,8 @@ pub(super) fn kafka(env: &Environment, delivery_timeout: Duration) -> KafkaSetti
                 })
             };
             text.split(',').all(is_address).then(|| text.to_owned())
-        });
+        },
+    );
     let replication = env.number("KAFKA_TOPIC_REPLICATION", -1, -1..=100);
     if replication == 0 {
         env.refuse("KAFKA_TOPIC_REPLICATION", "must be -1 for the broker's default, or at least 1");
@@ -43,7 +46,7 @@ pub(super) fn kafka(env: &Environment, delivery_timeout: Duration) -> KafkaSetti
     }
 }
 
-/// With more in-sync replicas than replicas, the broker would refuse every event.
+/// The minimum of in-sync replicas. With more of them than replicas, the broker would refuse every event.
 fn min_insync_replicas(env: &Environment, replication: i32) -> Option<i32> {
     const NAME: &str = "KAFKA_TOPIC_MIN_INSYNC_REPLICAS";
     let min_insync = env.number(NAME, -1, -1..=100);
@@ -125,7 +128,7 @@ fn kafka_security(env: &Environment) -> Vec<(&'static str, Secret)> {
         match (sasl, found) {
             (true, false) => env.refuse(variable, "is required with KAFKA_SECURITY_PROTOCOL=SASL_…"),
             // An operator who sets it expects an authenticated connection.
-            (false, true) => env.refuse(variable, "is of use only with KAFKA_SECURITY_PROTOCOL=SASL_…"),
+            (false, true) => env.refuse(variable, "needs KAFKA_SECURITY_PROTOCOL=SASL_…"),
             _ => {}
         }
     }

@@ -449,13 +449,13 @@ fn a_secret_whose_file_cannot_be_used_is_refused_by_the_name_of_its_variable_alo
     };
     let unusable = [
         (folder.path().join("missing"), "names a file that cannot be read"),
-        (folder.path().to_owned(), "names a file that cannot be read: it is no regular file"),
+        (folder.path().to_owned(), "names a file that cannot be read: it is not a regular file"),
         (file("no-utf-8", b"\xff\xfe"), "names a file that cannot be read"),
         (
             file("large", &vec![b'x'; 64 * 1024 + 1]),
             "names a file that cannot be read: it is longer than 64 KiB",
         ),
-        (file("empty", b"\n"), "names a file that is empty"),
+        (file("empty", b"\n"), "names an empty file"),
     ];
     for (name, _) in SECRETS {
         for (path, rule) in &unusable {
@@ -545,7 +545,7 @@ fn a_misspelt_setting_is_named_with_the_nearest_one_and_others_variables_are_not
     for (name, nearest) in misspelt {
         assert_eq!(
             unknown(name),
-            [format!("{name} is no setting of this service; the nearest is {nearest}")]
+            [format!("{name} is not a setting of this service; the nearest is {nearest}")]
         );
     }
     let of_others = [

@@ -1,6 +1,7 @@
-//! The settings of traces, by the variables of OpenTelemetry: <https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/>
-//! and <https://opentelemetry.io/docs/specs/otel/protocol/exporter/>. The variable of traces (`…_TRACES_…`) overrides
-//! the general one.
+//! The settings of traces, by the variables of OpenTelemetry:
+//! <https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/> and
+//! <https://opentelemetry.io/docs/specs/otel/protocol/exporter/>. The variable for traces (`…_TRACES_…`) overrides the
+//! general one.
 
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use crate::telemetry::otlp::{Protocol, TraceSettings};
 
 const SERVICE: &str = "order-service";
 
-/// Reads the settings; none without an endpoint, or if the SDK is disabled. Invalid values are refused in any case.
+/// Reads the settings. `None` without an endpoint, or if the SDK is disabled; invalid values are errors in any case.
 pub(super) fn traces(env: &Environment) -> Option<TraceSettings> {
     let protocol = protocol(env);
     let endpoint = endpoint(env, protocol);
@@ -45,7 +46,7 @@ fn protocol(env: &Environment) -> Protocol {
     env.choice("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", general, &known)
 }
 
-/// The address of traces is used unchanged. For HTTP, the path of traces is appended to the general address.
+/// Uses the address for traces unchanged. For HTTP, appends the path of traces to the general address.
 fn endpoint(env: &Environment, protocol: Protocol) -> Option<String> {
     let read = |name| {
         let text = env.optional(name).filter(|text| !text.is_empty())?;
@@ -54,10 +55,13 @@ fn endpoint(env: &Environment, protocol: Protocol) -> Option<String> {
         match &url {
             None => env.refuse(name, "must be a URL such as http://otel-collector:4318"),
             Some(url) if !url.username().is_empty() || url.password().is_some() => {
-                env.refuse(name, "must hold no user and no password; OTEL_EXPORTER_OTLP_HEADERS takes a key");
+                env.refuse(
+                    name,
+                    "must not contain a user or a password; set a key in OTEL_EXPORTER_OTLP_HEADERS",
+                );
             }
             Some(url) if url.scheme() == "https" && protocol == Protocol::Grpc => {
-                env.refuse(name, "must begin with http:// for grpc; TLS takes the protocol http/protobuf");
+                env.refuse(name, "must begin with http:// for grpc; TLS needs the protocol http/protobuf");
             }
             Some(_) => {}
         }
@@ -121,7 +125,7 @@ fn resource(env: &Environment) -> Vec<(String, String)> {
     resource
 }
 
-/// Parses `key=value,key=value` with percent-encoded values; none if it is malformed.
+/// Parses `key=value,key=value` with percent-encoded values. `None` if it is malformed.
 fn pairs(text: &str) -> Option<Vec<(String, String)>> {
     let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
     let pair = |pair: &str| {
