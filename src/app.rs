@@ -32,18 +32,18 @@ use crate::telemetry::error_chain;
 #[derive(Debug, Error)]
 pub enum AppError {
     /// Listening on the address failed.
-    #[error("{0} {1} cannot be listened on")]
+    #[error("cannot listen on {0} {1}")]
     Bind(&'static str, SocketAddr, #[source] std::io::Error),
-    /// The settings make no Kafka client.
-    #[error("the Kafka client cannot be made of the KAFKA_ settings")]
+    /// The Kafka client refuses its settings.
+    #[error("the Kafka client refuses the KAFKA_ settings")]
     Kafka(#[from] PublishError),
-    /// The settings make no Product Service client.
-    #[error("the Product Service client cannot be made of the PRODUCT_ settings")]
+    /// The Product Service client refuses its settings.
+    #[error("the Product Service client refuses the PRODUCT_ settings")]
     Products(#[from] InvalidSettings),
     /// The migration failed.
     #[error("the database cannot be migrated")]
     Migration(#[from] MigrationError),
-    /// Migrations are pending, and the settings forbid to apply them.
+    /// Migrations are pending, and the settings forbid applying them.
     #[error("migrations are pending and MIGRATE_ON_START is false: run `order-service migrate` first")]
     NotMigrated,
     /// The database did not answer within the time limit of the start.
@@ -53,7 +53,7 @@ pub enum AppError {
     #[error("the database of DATABASE_URL cannot be used")]
     Database(#[from] StoreError),
     /// A part ended that must run as long as the process.
-    #[error("the {0} ended by itself")]
+    #[error("the {0} ended unexpectedly")]
     PartEnded(&'static str),
     /// A part panicked.
     #[error("a part of the service crashed")]
@@ -67,7 +67,7 @@ pub enum AppError {
 pub struct App {
     /// The address that it listens on.
     pub address: SocketAddr,
-    /// Where metrics and health are, where that is another address.
+    /// The address of metrics and health, if it is a separate one.
     pub management_address: Option<SocketAddr>,
     lifecycle: Lifecycle,
     stop: CancellationToken,
@@ -82,7 +82,7 @@ struct Parts {
     metrics: Arc<Metrics>,
     lifecycle: Lifecycle,
     stores: [Store; 4],
-    /// Ends when the schema is current. It runs while the other parts are made.
+    /// Ends when the schema is current. It runs while the other parts are built.
     schema: AbortOnDropHandle<Result<(), AppError>>,
     relay: Relay,
     orders: OrderService,
@@ -91,7 +91,7 @@ struct Parts {
     router: Router,
 }
 
-/// A port, and the address that it has.
+/// An open port and its address.
 struct Listener {
     listener: TcpListener,
     address: SocketAddr,
@@ -107,8 +107,8 @@ impl Listener {
 }
 
 impl App {
-    /// Listens, and starts all parts. Until the schema is current, requests are answered 503, so that callers can tell a
-    /// slow database from a dead process.
+    /// Listens, and starts all parts. Until the schema is current, requests get 503, so that callers can tell a slow
+    /// database from a dead process.
     pub async fn start(config: Config) -> Result<Self, AppError> {
         let parts = Parts::assemble(config).await?;
         let address = parts.listener.address;
@@ -116,7 +116,7 @@ impl App {
         // Logged before the parts run, so that "serving" never comes first.
         info!(%address, "listening");
         if let Some(address) = management_address {
-            info!(%address, "metrics and health have an address of their own");
+            info!(%address, "metrics and health are on a separate address");
         }
         let stop = CancellationToken::new();
         let lifecycle = parts.lifecycle.clone();
@@ -124,7 +124,7 @@ impl App {
         Ok(Self { address, management_address, lifecycle, stop, running })
     }
 
-    /// Waits for the end of the start; returns whether orders are served.
+    /// Waits for the end of the start. Returns whether the service serves orders.
     pub async fn ready(&self) -> bool {
         while self.lifecycle.phase() == Phase::Starting && !self.running.is_finished() {
             sleep(Duration::from_millis(5)).await;
@@ -132,7 +132,7 @@ impl App {
         self.lifecycle.phase() == Phase::Serving
     }
 
-    /// Stops, and waits for it.
+    /// Stops the service, and waits for its end.
     pub async fn stop(self) -> Result<(), AppError> {
         self.stop.cancel();
         self.running.await?
@@ -157,8 +157,8 @@ impl Parts {
         const WORKER_CONNECTIONS: u32 = 4;
         let (lifecycle, metrics) = (Lifecycle::default(), Arc::<Metrics>::default());
         let listener = Listener::bind("BIND_ADDRESS", config.bind_address).await?;
-        // OpenSSL parses all certificates of the machine, some 30 ms of work, and the database is waited for: both run
-        // beside the rest.
+        // Both run concurrently with the rest: OpenSSL parses all certificates of the machine (about 30 ms), and the
+        // database may not answer yet.
         let products = spawn_product_client(&config, &metrics);
         let store = Store::new(&config.database, config.stock, &metrics);
         let relay_store = store.for_relay(RELAY_CONNECTIONS);
@@ -222,7 +222,7 @@ impl Parts {
             server::serve(listener, router, &settings, &stopping, connections).await;
             "server"
         });
-        // To the very end: a scrape may watch the stop.
+        // Serves until the very end, so that a scrape can observe the stop.
         let serve = |(listener, router): (Listener, _)| {
             serve_management(listener.listener, router, &self.config.server)
         };

@@ -39,7 +39,7 @@ pub use crate::telemetry::{LogConfig, LogFormat};
 pub struct Config {
     /// The address to listen on.
     pub bind_address: SocketAddr,
-    /// Where metrics and health are apart from that; none: at the same address.
+    /// The separate address of metrics and health. `None`: they are on `bind_address`.
     pub management_address: Option<SocketAddr>,
     /// Connections.
     pub server: ServerSettings,
@@ -53,7 +53,7 @@ pub struct Config {
     pub housekeeping: HousekeepingSettings,
     /// The database.
     pub database: DatabaseSettings,
-    /// Whether `serve` applies pending migrations, or refuses to start while there are any.
+    /// Whether `serve` applies pending migrations. If not, it refuses to start while there are any.
     pub migrate_on_start: bool,
     /// Kafka.
     pub kafka: KafkaSettings,
@@ -61,11 +61,11 @@ pub struct Config {
     pub relay: RelaySettings,
     /// The Product Service.
     pub products: ProductSettings,
-    /// Where spans go; none: nowhere, and none is made.
+    /// The export of spans. `None`: no spans.
     pub traces: Option<TraceSettings>,
     /// Start and stop.
     pub timing: LifecycleSettings,
-    /// A line for each variable that looks like a setting but is none.
+    /// One line for each variable that is probably a misspelt setting.
     pub unknown: Vec<String>,
 }
 
@@ -74,7 +74,7 @@ pub struct Config {
 pub struct LifecycleSettings {
     /// How long the start waits for the database.
     pub startup_timeout: Duration,
-    /// How long the service accepts requests after it reported that it is not ready.
+    /// How long the service still accepts requests after it reported that it is not ready.
     pub shutdown_delay: Duration,
     /// The time limit of the stop after that.
     pub shutdown_timeout: Duration,
@@ -110,7 +110,7 @@ impl Config {
             products,
             traces: traces(env),
             timing: timing(env),
-            // These are read elsewhere.
+            // Other code reads these.
             unknown: env.unknown(&["LOG_FORMAT", "LOG_FILTER", "DEMO_PRODUCTS_ADDRESS"]),
         });
         if let Some(config) = &config {
@@ -119,7 +119,7 @@ impl Config {
         env.finish(config)
     }
 
-    /// Refuses settings that are valid alone but not together.
+    /// Refuses settings that are valid alone but not in combination.
     fn refuse_dangerous_combinations(&self, env: &Environment) {
         if self.bind_address.port() != 0 && self.management_address == Some(self.bind_address) {
             env.refuse(
@@ -168,7 +168,7 @@ impl Config {
         }
     }
 
-    /// Warns if no gateway secret is set although the port can be reached from other machines.
+    /// A warning if no gateway secret is set although other machines can reach the port.
     pub fn warning(&self) -> Option<&'static str> {
         let exposed = !self.bind_address.ip().is_loopback();
         (exposed && self.api.gateway_secrets.is_empty()).then_some(

@@ -7,8 +7,8 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-/// A JSON object. serde's derive also accepts an array of the fields, which would make the order of the fields a part of
-/// the contract.
+/// A JSON object. serde's derive also accepts an array of the fields, which would make the order of the fields a part
+/// of the contract.
 #[derive(Debug)]
 pub(crate) struct Object<T>(pub(crate) T);
 

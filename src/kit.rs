@@ -1,5 +1,6 @@
-//! The files of this version for operators and consumers: the `OpenAPI` and `AsyncAPI` documents,
-//! manifests, dashboards, decisions. `order-service kit FOLDER` writes them. The files lie in `src/kit` and are part of the binary.
+//! The files of this version for operators and consumers: the `OpenAPI` and `AsyncAPI` documents, manifests, dashboards
+//! and decision records. `order-service kit FOLDER` writes them. The files are in `src/kit`, and the binary contains
+//! them.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -10,14 +11,14 @@ use thiserror::Error;
 use crate::api::{self, Topics};
 use crate::config::{ORDER_EVENTS, PAYMENT_EVENTS};
 
-/// Lists files of `src/kit`, each with its text.
+/// Pairs each file name of `src/kit` with its text.
 macro_rules! files {
     ($($name:literal),* $(,)?) => {
         [$(($name, include_str!(concat!("kit/", $name)))),*]
     };
 }
 
-/// Every file by its place in the folder. A test holds the list to what lies in `src/kit`.
+/// Every file with its path in the folder. A test compares the list with `src/kit`.
 const FILES: &[(&str, &str)] = &files![
     "decisions/0001-publish-through-an-outbox.md",
     "decisions/0002-lease-buckets-of-orders.md",
@@ -66,19 +67,19 @@ const FILES: &[(&str, &str)] = &files![
     "runbooks/README.md",
 ];
 
-/// The place of the document that describes the HTTP API.
+/// The path of the `OpenAPI` document.
 const OPENAPI: &str = "openapi.json";
 
-/// The place of the document that describes the events, on topics of the default names.
+/// The path of the `AsyncAPI` document. It has the default names of the topics.
 const ASYNCAPI: &str = "asyncapi.json";
 
 /// Why the files were not written.
 #[derive(Debug, Error)]
 pub enum KitError {
-    /// The folder has content, which might be lost.
+    /// The folder is not empty, and its content could be lost.
     #[error("{} is not empty: name a new folder, or an empty one", .0.display())]
     NotEmpty(PathBuf),
-    /// The folder or a file cannot be made.
+    /// The folder or a file cannot be written.
     #[error("{} cannot be written", .0.display())]
     Write(PathBuf, #[source] io::Error),
     /// A document cannot be rendered: a bug.
@@ -86,7 +87,7 @@ pub enum KitError {
     Render(#[from] serde_json::Error),
 }
 
-/// Writes all files into a folder that is new or empty; returns how many. Nothing is ever overwritten.
+/// Writes all files to a folder that is new or empty, and returns their number. Overwrites nothing.
 pub fn write(folder: &Path) -> Result<usize, KitError> {
     let failed = |path: &Path| {
         let path = path.to_owned();

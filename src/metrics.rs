@@ -1,7 +1,7 @@
 //! Metrics for Prometheus: one registry per running service, read at `/metrics`.
 //!
-//! The names are `OpenTelemetry`'s for HTTP and the database and Resilience4j's for the circuit breaker. Units are seconds
-//! and bytes. Every label has a bounded set of values; no address, id or text of a caller is a label.
+//! The names are `OpenTelemetry`'s for HTTP and the database and Resilience4j's for the circuit breaker. Units are
+//! seconds and bytes. Every label has a bounded set of values; no address, id or text of a caller is a label.
 //! `metrics/metrics.md` lists all families; a test compares the list with a scrape.
 
 mod process;
@@ -72,7 +72,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Renders all samples as `OpenMetrics` text. The samples of the process and the age of payments are read first.
+    /// Renders all samples as `OpenMetrics` text, after it has read those of the process and the age of payments.
     pub(crate) fn text(&self) -> Result<String, fmt::Error> {
         self.process.read();
         self.payments.read_age();
@@ -82,7 +82,7 @@ impl Metrics {
     }
 }
 
-/// Registers a new metric and returns it. The help ends without a full stop: the library adds it.
+/// Registers a new metric and returns it. The help must not end with a full stop, because the library adds one.
 fn register<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
     register_metric(registry, name, help, M::default())
 }
@@ -92,7 +92,7 @@ fn register_metric<M: Metric + Clone>(registry: &mut Registry, name: &str, help:
     metric
 }
 
-/// Counts in a gauge until it is dropped.
+/// Adds 1 to a gauge until it is dropped.
 pub(crate) struct Counted(Gauge);
 
 impl Counted {
@@ -165,7 +165,8 @@ impl Http {
     }
 }
 
-/// The method as `OpenTelemetry` names it in labels and spans: an unknown one is `_OTHER`, because callers can invent methods.
+/// The method as `OpenTelemetry` names it in labels and spans: an unknown one is `_OTHER`, because callers can invent
+/// methods.
 pub(crate) fn known_method(method: &str) -> &'static str {
     const KNOWN: [&str; 9] = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "CONNECT"];
     KNOWN.into_iter().find(|known| *known == method).unwrap_or("_OTHER")
@@ -235,8 +236,8 @@ impl Products {
     }
 }
 
-/// What a use of the database is for: the label `db_query_summary` of `OpenTelemetry`. A closed set, so that the label
-/// stays bounded.
+/// The purpose of a database operation: the label `db_query_summary` of `OpenTelemetry`. A closed set, so that the
+/// label stays bounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
 pub(crate) enum Query {
     #[strum(serialize = "place")]
@@ -306,7 +307,7 @@ pub(crate) struct PoolMetrics {
     pub(crate) used: Gauge,
     /// Callers that wait for a connection.
     pub(crate) pending: Gauge,
-    /// Callers that got no connection in time.
+    /// Callers that did not get a connection in time.
     pub(crate) timeouts: Counter,
 }
 
@@ -319,16 +320,20 @@ impl Database {
         let operations = operations.collect();
         let database = Self {
             connections: register(registry, "db_client_connection_count", "Connections to PostgreSQL"),
-            max: register(registry, "db_client_connection_max", "The maximum of connections to PostgreSQL"),
+            max: register(
+                registry,
+                "db_client_connection_max",
+                "The maximum number of connections to PostgreSQL",
+            ),
             pending: register(
                 registry,
                 "db_client_connection_pending_requests",
-                "Uses of the database that wait for a connection",
+                "Database operations that wait for a connection",
             ),
             timeouts: register(
                 registry,
                 "db_client_connection_timeouts",
-                "Uses of the database that got no connection in time",
+                "Database operations that did not get a connection in time",
             ),
             operations,
             group_writes: register_metric(
@@ -341,7 +346,7 @@ impl Database {
         register_metric(
             registry,
             "db_client_operation_duration_seconds",
-            "Duration of a use of the database, including the wait for a connection",
+            "Duration of a database operation, including the wait for a connection",
             durations,
         );
         database
@@ -364,7 +369,7 @@ impl Database {
         self.group_writes.get_or_create_owned(&[("kind", kind)])
     }
 
-    /// Measures one use of the database.
+    /// Measures one database operation.
     pub(crate) fn used(&self, query: Query, took: Duration) {
         if let Some(operation) = self.operations.get(query as usize) {
             operation.observe(took.as_secs_f64());
@@ -540,7 +545,7 @@ impl Payments {
         self.records.get_or_create(&[("type", event_type), ("outcome", outcome)]).inc();
     }
 
-    /// Shows the lag of a partition; none if another replica has it, or if it is not known.
+    /// Shows the lag of a partition. `None` if another replica has it, or if it is unknown.
     pub(crate) fn show_lag(&self, topic: &str, partition: i32, lag: Option<i64>) {
         let labels = PartitionLabels { topic: topic.to_owned(), partition };
         match lag {
@@ -553,7 +558,7 @@ impl Payments {
         }
     }
 
-    /// Sets the time of the oldest record that is not applied, in milliseconds since 1970; none if all are applied.
+    /// Sets the time of the oldest record that is not applied, in milliseconds since 1970. `None` if all are applied.
     pub(crate) fn set_oldest(&self, millis: Option<i64>) {
         self.oldest.store(millis.unwrap_or(0), Ordering::Relaxed);
     }
@@ -570,7 +575,8 @@ impl Payments {
     }
 }
 
-/// Counts of unfinished work from the database. Absent until the first read; without the database, the latest values.
+/// Counts of unfinished work in the database. Absent until the first read; while the database is down, the latest
+/// values.
 pub(crate) struct Work {
     pub(crate) outbox_pending: Gauges<0>,
     pub(crate) outbox_oldest: Family<Labels<0>, Seconds>,

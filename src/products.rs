@@ -80,7 +80,7 @@ pub struct Product {
     pub stock: u64,
 }
 
-/// The Product Service gave no usable answer. Nothing was changed.
+/// The Product Service did not give a usable answer. Nothing changed.
 #[derive(Debug, Error)]
 #[error("the Product Service is unavailable")]
 pub struct Unavailable {
@@ -107,7 +107,7 @@ pub struct ProductClient {
     metrics: Arc<Metrics>,
 }
 
-/// The result of a look-up; none for a product that is unknown or withdrawn.
+/// The result of a look-up. `None` is a product that is unknown or withdrawn.
 type Answer = Result<Option<Product>, Failure>;
 
 /// The part of the client that look-ups own, because several placements may share one look-up.
@@ -129,7 +129,7 @@ struct Call<'a> {
 }
 
 impl ProductClient {
-    /// Makes a client. It opens no connection yet, so the Product Service may be away.
+    /// Creates a client. It opens no connection yet, so the Product Service may be down.
     pub fn new(settings: ProductSettings, metrics: &Arc<Metrics>) -> Result<Self, InvalidSettings> {
         let settings = settings.within_bounds();
         let http = http_client(&settings)?;
@@ -159,8 +159,8 @@ impl ProductClient {
 
     /// Looks up all products concurrently (bounded), within one deadline.
     ///
-    /// The results have the order of `ids`; a product that is unknown or withdrawn is none. The first look-up that
-    /// fails ends the call, because the order cannot be placed without it.
+    /// The results have the order of `ids`; a product that is unknown or withdrawn is `None`. The first failed look-up
+    /// ends the call, because the order cannot be placed without it.
     pub async fn look_up(
         &self,
         ids: &[&ProductId],
@@ -192,10 +192,11 @@ impl ProductClient {
         self.catalogue.breaker.state()
     }
 
-    /// How many products of one placement may be looked up at once.
+    /// The maximum number of look-ups of one placement in flight.
     ///
-    /// One while the breaker is not closed. With more, a placement of many products would take all permits of the
-    /// half-open breaker, be refused the next one, and cancel its own probes before they could close the breaker.
+    /// It is 1 while the breaker is not closed. With more, a placement of many products would take all permits of the
+    /// half-open breaker, get a refusal for the next one, and cancel its own probes before they could close the
+    /// breaker.
     fn concurrency_now(&self) -> usize {
         if self.state() == BreakerState::Closed { self.concurrency } else { 1 }
     }

@@ -1,4 +1,5 @@
-//! Logs, one line per event, on standard error ([`start`]); and traces ([`otlp`], [`span`]). Settings are plain arguments.
+//! Logs, one line per event on standard error ([`start`]), and traces ([`otlp`], [`span`]). Settings are plain
+//! arguments.
 
 pub mod otlp;
 pub mod span;
@@ -20,7 +21,7 @@ pub enum LogFormat {
     Human,
 }
 
-/// The settings of the log, which are needed first.
+/// The settings of the log. They are read before all others.
 #[derive(Clone, Debug)]
 pub struct LogConfig {
     /// The format.
@@ -53,7 +54,8 @@ impl RateLimitedLog {
         Self { every, latest: Mutex::new((None, 0)) }
     }
 
-    /// Where this line may be logged: the number of lines that were suppressed since the last one.
+    /// Returns `None` if this line must be suppressed, else the number of lines that were suppressed since the last
+    /// one.
     pub fn allow(&self) -> Option<u64> {
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         if latest.0.is_some_and(|at| at.elapsed() < self.every) {

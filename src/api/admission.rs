@@ -1,5 +1,5 @@
 //! Admission control of `/api` (invariant 8): refuses requests before the start is complete, without an identity, and
-//! beyond the maximum of concurrent requests; ends requests at their deadline.
+//! beyond the maximum number of concurrent requests; ends requests at their deadline.
 //!
 //! A request takes its permit after its body has arrived, so that slow clients hold no permits.
 

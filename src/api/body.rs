@@ -17,7 +17,8 @@ const MAX_BODY: usize = 64 * 1024;
 /// getting a connection error.
 const MAX_DRAINED: usize = 16 * 1024 * 1024;
 
-/// The received body, for the extractors. Its error is reported by the extractor, after the errors of earlier extractors.
+/// The received body, for the extractors. Its error is reported by the extractor, after the errors of earlier
+/// extractors.
 #[derive(Clone)]
 pub(super) struct Received(pub(super) Result<Bytes, Problem>);
 

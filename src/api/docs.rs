@@ -1,7 +1,7 @@
 //! The `OpenAPI` document with a page that shows it, and the `AsyncAPI` document.
 //!
-//! Each document is rendered once, at its first request, so that it does not delay the start. The routes need no identity, take
-//! no permit (so a slow client does not block others) and show no data of orders.
+//! Each document is rendered once, at its first request, so that it does not delay the start. The routes need no
+//! identity, take no permit (so a slow client does not block others) and show no data of orders.
 
 mod asyncapi;
 mod headers;

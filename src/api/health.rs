@@ -1,7 +1,7 @@
 //! Liveness and readiness.
 //!
-//! The service is ready if the database answers, its schema is current, and no stop was requested. Kafka and the Product
-//! Service are shown, but never make the service unready: their outage must not become ours.
+//! The service is ready if the database answers, its schema is current, and no stop was requested. Kafka and the
+//! Product Service are shown, but never make the service unready: their outage must not become ours.
 
 use std::sync::Arc;
 use std::time::Duration;

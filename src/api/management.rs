@@ -1,7 +1,7 @@
 //! Management routes: metrics, and health under the paths of Spring Boot's actuator.
 //!
-//! Served on `MANAGEMENT_ADDRESS` if that is set, else on the gateway's port. The routes need no identity, and show no order,
-//! no e-mail address and no secret. Without the database, they answer with the latest known values.
+//! Served on `MANAGEMENT_ADDRESS` if that is set, else on the gateway's port. The routes need no identity, and show no
+//! order, no e-mail address and no secret. Without the database, they answer with the latest known values.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -47,7 +47,7 @@ use crate::orders::OrderService;
 pub struct ApiSettings {
     /// The secrets that prove that a request came through the gateway.
     pub gateway_secrets: GatewaySecrets,
-    /// The maximum of concurrent requests.
+    /// The maximum number of concurrent requests.
     pub max_requests: usize,
     /// The timeout for receiving a body.
     pub body_timeout: Duration,

@@ -55,8 +55,8 @@ pub(super) async fn observe(
     response
 }
 
-/// The span of the request, and its context. The span has the route and not the path, because an unknown path may contain
-/// anything.
+/// The span of the request, and its context. The span has the route and not the path, because an unknown path may
+/// contain anything.
 fn server_span(headers: &HeaderMap, method: &Method, route: Option<&str>) -> (Span, TraceParent) {
     let states: Vec<&str> =
         headers.get_all(TRACESTATE).iter().filter_map(|value| value.to_str().ok()).collect();

@@ -38,7 +38,7 @@ struct MineBody {
     get, path = "/api/orders/my", operation_id = "listMyOrders", tag = "orders",
     params(
         ("limit" = Option<u8>, Query, nullable = false, minimum = 1, maximum = 200,
-         description = "The maximum of orders; 50 by default."),
+         description = "The maximum number of orders; 50 by default."),
         ("cursor" = Option<String>, Query, nullable = false, format = "cursor",
          description = "From the `Link` of the page before. It belongs to the filters that it came with."),
     ),
@@ -96,7 +96,7 @@ struct SummaryBody {
         ("to" = Option<String>, Query, nullable = false, format = DateTime,
          description = "Only orders that were placed before this moment (RFC 3339)."),
         ("limit" = Option<u8>, Query, nullable = false, minimum = 1, maximum = 200,
-         description = "The maximum of orders; 50 by default."),
+         description = "The maximum number of orders; 50 by default."),
         ("cursor" = Option<String>, Query, nullable = false, format = "cursor",
          description = "From the `Link` of the page before. It belongs to the filters that it came with."),
     ),

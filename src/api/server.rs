@@ -23,7 +23,7 @@ use crate::telemetry::RateLimitedLog;
 /// The settings of connections.
 #[derive(Clone, Debug)]
 pub struct ServerSettings {
-    /// The maximum of open connections. Beyond it, the one that has waited longest for its client is closed.
+    /// The maximum number of open connections. Beyond it, the one that has waited longest for its client is closed.
     pub max_connections: usize,
     /// How long a connection may be idle between two requests.
     pub idle_timeout: Duration,
@@ -35,12 +35,12 @@ pub struct ServerSettings {
     pub longest_request: Duration,
 }
 
-/// The maximum size of a request head, in bytes, as in Tomcat. It is also the buffer of a connection: hyper's minimum is
-/// 8 KiB, its default 408 KiB.
+/// The maximum size of a request head, in bytes, as in Tomcat. It is also the buffer of a connection: hyper's minimum
+/// is 8 KiB, its default 408 KiB.
 const MAX_HEAD: usize = 8 * 1024;
 
-/// Serves until `stop`, and counts its `connections`. Then accepts no more connections, finishes the running requests, and
-/// returns.
+/// Serves until `stop`, and counts its `connections`. Then accepts no more connections, finishes the running requests,
+/// and returns.
 pub async fn serve(
     listener: TcpListener,
     router: Router,

@@ -53,8 +53,7 @@ fn check(env: &Environment, dot_env: Option<String>, output: Output) -> Result<(
             warnings.extend(config.unknown);
             // Reads the certificates and keys.
             if let Err(error) = Publisher::new(config.kafka, KafkaHealth::default()) {
-                errors
-                    .push(format!("the KAFKA_ settings do not give a Kafka client: {}", error_chain(&error)));
+                errors.push(format!("the Kafka client refuses the KAFKA_ settings: {}", error_chain(&error)));
             }
         }
     }

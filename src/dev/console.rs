@@ -58,7 +58,7 @@ const SETTLED_AFTER: Duration = Duration::from_secs(15);
 const STOPPED_WITHIN: Duration = Duration::from_secs(5);
 /// More than the replica itself takes.
 const REPLICA_STOPPED_WITHIN: Duration = Duration::from_secs(30);
-/// The maximum of open pages.
+/// The maximum number of open pages.
 const MOST_PAGES: usize = 32;
 
 const HTML: &str = include_str!("console/page/index.html");

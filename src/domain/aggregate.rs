@@ -199,8 +199,8 @@ impl OrderAggregate {
         Ok(Change::Real)
     }
 
-    /// Applies the outcomes of stock calls. When all lines are taken, the order becomes CONFIRMED. When a line is refused,
-    /// all stock is given back, and a paid order becomes CANCELLED.
+    /// Applies the outcomes of stock calls. When all lines are taken, the order becomes CONFIRMED. When a line is
+    /// refused, all stock is given back, and a paid order becomes CANCELLED.
     pub fn apply_outcomes(
         &mut self,
         outcomes: &[(StockCall, CallOutcome)],

@@ -1,7 +1,7 @@
 //! The events of an order in the platform's envelope.
 //!
-//! An event is rendered once and stored in the outbox as text. So a repeat is byte-identical, whatever version of the
-//! service publishes it.
+//! An event is rendered once and stored in the outbox as text. So a repeat is byte-identical, even if another version
+//! of the service publishes it.
 
 use std::cell::LazyCell;
 
@@ -17,8 +17,8 @@ use super::{
     CustomerId, Line, Money, Order, OrderId, ProductId, Quantity, Status, StatusChange, TraceParent, time,
 };
 
-/// The number of buckets over which orders are spread. The relays of the replicas share the buckets, so this is also the
-/// maximum of relays that work at once. A change needs a migration of the outbox.
+/// The number of buckets over which orders are spread. The relays of the replicas share the buckets, so this is also
+/// the maximum of relays that work at once. A change needs a migration of the outbox.
 pub const BUCKETS: i16 = 64;
 
 /// The bucket of an order, by the random tail of its `UUIDv7`. So the orders of one moment spread over all buckets.
@@ -112,10 +112,10 @@ impl OrderEvent {
         Self::render(id, order, EventType::OrderStatusUpdated, trace, metadata)
     }
 
-    /// The event of a change, as it was first published, but without a `tracestate`, which is not stored with the history.
-    /// `order` gives what never changes.
+    /// The event of a change, as it was first published, but without a `tracestate`, which is not stored with the
+    /// history. `order` supplies the parts that never change.
     ///
-    /// Where the id or the trace were not written down, they are derived from the order and the sequence: always the same.
+    /// If the id or the trace was not stored, it is derived from the order and the sequence, so it is always the same.
     pub fn recorded(order: &Order, change: &RecordedChange) -> Result<Self, serde_json::Error> {
         let derived = LazyCell::new(|| change.derived(order.id));
         let id = change.event_id.unwrap_or_else(|| derived.0);
@@ -251,7 +251,7 @@ pub(crate) struct Envelope<'a, M> {
     user_email: &'a CustomerId,
     /// The order.
     entity_id: OrderId,
-    /// What the order costs.
+    /// The total of the order.
     amount: Money,
     /// When it happened, in UTC. Times within one order strictly increase.
     #[schema(format = DateTime, example = "2026-01-21T12:30:00.123456Z")]
@@ -289,7 +289,7 @@ pub(crate) struct StatusUpdatedMetadata<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     reason: Option<&'a str>,
-    /// What is to be paid back, where a paid order was cancelled.
+    /// The amount to refund, if a paid order was cancelled.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     refund_due: Option<Money>,

@@ -64,7 +64,7 @@ pub struct RequestedLine {
     pub quantity: Quantity,
 }
 
-/// The maximum of lines in one order.
+/// The maximum number of lines in one order.
 pub const MAX_LINES: usize = 100;
 
 /// A broken rule of the lines.

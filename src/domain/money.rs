@@ -9,13 +9,13 @@ use utoipa::ToSchema;
 
 /// An amount from 0 to 999,999,999,999.99 with at most two decimals.
 ///
-/// It keeps its number of decimals: 2499.10 stays 2499.10, and 2499 stays 2499. The currency is always INR; the contract
-/// does not write it.
+/// It keeps its number of decimals: 2499.10 stays 2499.10, and 2499 stays 2499. The currency is always INR; the
+/// contract does not write it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ToSchema)]
 #[schema(value_type = f64, format = "decimal", minimum = 0, maximum = 999_999_999_999.99, example = 2499)]
 pub struct Money(Decimal);
 
-/// Why a number is no valid amount.
+/// Why a number is not a valid amount.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum NotMoney {
     /// Not a decimal number.
@@ -38,7 +38,7 @@ impl Money {
     /// The largest amount, 999,999,999,999.99; the columns check the same bound.
     pub const MAX: Self = Self(Decimal::from_parts(276_447_231, 23_283, 0, false, 2));
 
-    /// The maximum length of a text. A `Decimal` holds 28 digits without rounding.
+    /// The maximum length of a text. A `Decimal` has 28 digits without rounding.
     const MAX_TEXT: usize = 28;
 
     /// Checks the bounds.

@@ -65,7 +65,7 @@ impl Status {
     }
 }
 
-/// A text that is no status.
+/// A text that is not a status.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("must be CREATED, CONFIRMED or CANCELLED")]
 pub struct UnknownStatus;
@@ -79,7 +79,7 @@ impl UnknownStatus {
 /// The effect of a permitted request for a status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// The order has this status already: nothing changes and nothing is published.
+    /// The order already has this status: nothing changes and nothing is published.
     None,
     /// The status changes: one history row and one event.
     Real,
@@ -117,7 +117,7 @@ pub struct Order {
 }
 
 impl Order {
-    /// Makes a new order; none if its total is greater than [`Money::MAX`].
+    /// Creates an order. `None` if its total is greater than [`Money::MAX`].
     pub fn place(customer: CustomerId, lines: Vec<Line>) -> Option<Self> {
         let total = super::line::total(&lines)?;
         let now = time::now();
@@ -133,7 +133,7 @@ impl Order {
         })
     }
 
-    /// Changes the status; `Ok(None)` if the order has it already.
+    /// Changes the status. `Ok(None)` if the order already has it.
     pub fn change_status(
         &mut self,
         to: Status,

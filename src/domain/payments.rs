@@ -46,7 +46,7 @@ pub enum ParkReason {
     KeyReused,
     /// The order does not exist.
     UnknownOrder,
-    /// The record is no payment event.
+    /// The record is not a payment event.
     Undecodable,
     /// The database refuses its values.
     Unwritable,

@@ -1,7 +1,7 @@
 //! Taking and giving back the stock of an order: a state machine per line.
 //!
-//! The Product Service has no transactions. "All lines or none" is built on recorded intentions: a job per confirmation,
-//! a row per line. The state that is recorded before a call tells what to do after a crash:
+//! The Product Service has no transactions. "All lines or none" is built on recorded intentions: a job per
+//! confirmation, a row per line. The state that is recorded before a call tells what to do after a crash:
 //!
 //! ```text
 //! line:  TODO ─► TAKING ─► TAKEN ─► RETURNING ─► RETURNED        job:  TAKING ─► TAKEN
@@ -157,8 +157,8 @@ pub struct CallRules {
     pub key_ttl: Duration,
     /// How often a call is repeated while a look-up does not confirm its refusal.
     pub refusal_retries: i32,
-    /// The maximum of calls in a batch, which run concurrently. It lets a batch end within its lease, however many lines
-    /// the order has.
+    /// The maximum number of calls in a batch, which run concurrently. It lets a batch end within its lease, however
+    /// many lines the order has.
     pub at_once: usize,
     /// The time of the batch.
     pub now: DateTime<Utc>,
@@ -218,8 +218,9 @@ pub enum Verdict {
 impl StockJob {
     /// Returns the calls to send now, and marks their lines as sent.
     ///
-    /// A call that may have been sent is not repeated if the Product Service does not honour keys, or may have forgotten
-    /// the key. Then no further line is taken, the lines that are taken are given back, and the job is parked.
+    /// A call that may have been sent is not repeated if the Product Service does not honour keys, or may have
+    /// forgotten the key. Then no further line is taken, the lines that are taken are given back, and the job is
+    /// parked.
     pub fn next_calls(&mut self, rules: CallRules) -> Vec<StockCall> {
         if self.state == JobState::Taking && self.refusals > rules.refusal_retries {
             self.parked = Some(self.why_refusals_park());
@@ -272,8 +273,8 @@ impl StockJob {
         format!("line {line}: refused {} times, which no look-up confirmed: {error}", self.refusals)
     }
 
-    /// Records the outcome of a call. From a claim that has ended, only [`CallOutcome::Done`] counts, because another call
-    /// may be in flight.
+    /// Records the outcome of a call. From a claim that has ended, only [`CallOutcome::Done`] counts, because another
+    /// call may be in flight.
     pub fn record(&mut self, call: &StockCall, outcome: &CallOutcome, holder: Uuid) {
         use LineState::{Refused, Returned, Returning, Taken, Taking, Todo};
         let is_owner = self.holder == Some(holder);
@@ -339,8 +340,8 @@ impl StockJob {
         }
     }
 
-    /// The backoff before the next batch: none after progress, then 500 ms, doubled by each failure up to 30 s. A job that
-    /// waits for an earlier attempt is woken by it.
+    /// The backoff before the next batch: none after progress, then 500 ms, doubled by each failure up to 30 s. A job
+    /// that waits for an earlier attempt is woken by it.
     pub fn pause(&self) -> Duration {
         const LONGEST: Duration = Duration::from_secs(30);
         if self.waits {

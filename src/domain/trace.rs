@@ -11,8 +11,8 @@ use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState}
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TraceParent(SpanContext);
 
-/// The maximum length of a `tracestate` in bytes, the minimum that the specification allows. A longer one is dropped, because
-/// each event stores it.
+/// The maximum length of a `tracestate` in bytes, the minimum that the specification allows. A longer one is dropped,
+/// because each event stores it.
 const MAX_STATE_BYTES: usize = 512;
 
 impl TraceParent {
@@ -89,14 +89,14 @@ impl fmt::Display for TraceParent {
     }
 }
 
-/// Random bits for jitter, and for ids that must be unique but may be guessable. Needs no system call: each `RandomState` has a different key,
-/// derived from the random keys of its thread.
+/// Random bits for jitter, and for ids that must be unique but may be guessable. Needs no system call: each
+/// `RandomState` has a different key, derived from the random keys of its thread.
 pub(crate) fn random() -> u64 {
     RandomState::new().hash_one(())
 }
 
-/// Whether the header has the format of version 00; later versions may have more fields (W3C Trace Context, section 3.2). Needed
-/// because the parser of the SDK accepts ids of any length.
+/// Whether the header has the format of version 00; later versions may have more fields (W3C Trace Context, section
+/// 3.2). Needed because the parser of the SDK accepts ids of any length.
 fn is_traceparent(header: &str) -> bool {
     let bytes = header.as_bytes();
     let is_complete = bytes.len() == 55 || (!header.starts_with("00") && bytes.get(55) == Some(&b'-'));

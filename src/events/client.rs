@@ -18,7 +18,7 @@ pub struct KafkaSettings {
     pub topic: String,
     /// The payment consumer.
     pub payments: PaymentSettings,
-    /// Whether a missing topic may be created.
+    /// Whether the service may create a missing topic.
     pub create_topic: bool,
     /// The partitions of a created topic. More partitions later break the ordering at that moment.
     pub partitions: i32,
@@ -37,7 +37,7 @@ pub struct PaymentSettings {
     pub enabled: bool,
     /// The topic.
     pub topic: String,
-    /// The consumer group, which all replicas share.
+    /// The consumer group of all replicas.
     pub group: String,
     /// After this time without a heartbeat, the partitions of a replica go to others.
     pub session_timeout: Duration,
@@ -57,9 +57,9 @@ impl std::fmt::Debug for Secret {
 #[derive(Debug, Error)]
 pub enum PublishError {
     /// The broker or the connection failed.
-    #[error("Kafka did not take an event")]
+    #[error("Kafka did not accept an event")]
     Kafka(#[from] KafkaError),
-    /// The topic is missing, and the settings forbid to create it.
+    /// The topic is missing, and the settings forbid creating it.
     #[error("the topic {0} does not exist and KAFKA_CREATE_TOPIC is false: create it")]
     NoTopic(String),
     /// The broker refused to create the topic.
@@ -77,8 +77,8 @@ pub enum PublishError {
 }
 
 impl PublishError {
-    /// Whether the record itself is invalid, so that every broker refuses it. All other errors concern the broker or the
-    /// connection, and never count against an event (invariant 5).
+    /// Whether the record itself is invalid, so that every broker refuses it. All other errors concern the broker or
+    /// the connection, and never count against an event (invariant 5).
     pub(super) fn is_about_the_record(&self) -> bool {
         use RDKafkaErrorCode::{InvalidRecord, MessageBatchTooLarge, MessageSizeTooLarge};
         match self {

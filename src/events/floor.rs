@@ -9,12 +9,12 @@
 //! was stored.
 //!
 //! (a) does not depend on time. A transaction that inserts into the outbox locks the table before it takes a position,
-//! and releases the lock after its rows are visible. When every transaction that held the lock after a position was taken
-//! has released it, all positions up to that one are settled: rows that are not visible then never will be. [`Settling`]
-//! tracks this.
+//! and releases the lock after its rows are visible. So when every transaction that held the lock just after a position
+//! was taken has released it, all positions up to that one are settled: a row that is not visible by then never will
+//! be. [`Settling`] tracks this.
 //!
-//! (b) follows from reads that start after the positions were settled. A position that such a read does not return is not
-//! pending; an event that it returns is gone after it was acknowledged and deleted. [`Reading`] tracks this.
+//! (b) follows from reads that start after the positions were settled. A position that such a read does not return is
+//! not pending; an event that it returns is gone after it was acknowledged and deleted. [`Reading`] tracks this.
 //!
 //! Only committed floors are used. A server that crashes or fails over may forget which positions it assigned, but then
 //! it has also forgotten the floor, which was written later.
@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use crate::store::outbox::{OutboxWriter, OutboxWriters, Range, ServerStart};
 use crate::store::{Lease, PendingEvent};
 
-/// The maximum of positions that a read covers in a bucket: about 0.2 s if all of them are deleted rows.
+/// The maximum number of positions that a read covers in a bucket: about 0.2 s if all of them are deleted rows.
 const RANGE: i64 = 100_000;
 
 /// After this time, the transactions that block settling are logged.
@@ -76,7 +76,7 @@ impl Settling {
         }
     }
 
-    /// The server processes whose transactions have blocked settling for long. Each wait is reported once.
+    /// The server processes whose transactions have blocked settling for longer than [`SLOW`]. Reports each wait once.
     pub(super) fn blocked_by(&mut self) -> Option<Vec<i32>> {
         if self.reported || self.since.is_none_or(|since| since.elapsed() < SLOW) {
             return None;
@@ -90,7 +90,7 @@ impl Settling {
 #[derive(Debug)]
 pub(super) struct Reading {
     pub(super) ranges: Vec<Range>,
-    /// The maximum of events per range.
+    /// The maximum number of events per range.
     pub(super) limit: usize,
     settled: i64,
 }
@@ -113,12 +113,12 @@ impl Reading {
         self.ranges.chunks(each).map(lane).collect()
     }
 
-    /// The maximum of events of all ranges.
+    /// The maximum number of events of all ranges.
     pub(super) const fn most(&self) -> usize {
         self.limit * self.ranges.len()
     }
 
-    /// Whether there is more to read behind the ranges.
+    /// Whether there may be events after the ranges.
     pub(super) fn is_bounded(&self) -> bool {
         self.ranges.iter().any(|range| range.to < i64::MAX)
     }

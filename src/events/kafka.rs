@@ -1,5 +1,5 @@
-//! The producer. All settings that the delivery guarantees depend on are explicit. An event counts as sent only after the
-//! broker acknowledged it.
+//! The producer. It sets explicitly every setting that the delivery guarantees depend on. An event counts as sent only
+//! after the broker acknowledged it.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -75,8 +75,8 @@ impl KafkaHealth {
 struct Context(KafkaHealth);
 
 impl ClientContext for Context {
-    /// The client reports at each connection attempt, ten times a second, that all brokers are down. It is logged once, when
-    /// the health changes.
+    /// The client reports "all brokers are down" at each connection attempt, ten times a second. The log shows it once,
+    /// when the health changes.
     fn error(&self, error: KafkaError, reason: &str) {
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
             self.0.saw(KafkaHealth::DOWN);
@@ -105,7 +105,7 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Makes a producer; it connects in the background.
+    /// Creates a producer. It connects in the background.
     pub fn new(settings: KafkaSettings, health: KafkaHealth) -> Result<Self, PublishError> {
         let config = config(&settings);
         let producer = FutureProducer::from_config_and_context(&config, Context(health.clone()))?;
@@ -126,8 +126,8 @@ impl Publisher {
         self.health.0.load(Ordering::Relaxed) == KafkaHealth::DOWN
     }
 
-    /// Checks that the broker answers and has the topic, and creates the topic if that is allowed. The first time, it also
-    /// checks the settings of the topics in the background.
+    /// Checks that the broker answers and has the topic, and creates the topic if that is allowed. The first time, it
+    /// also checks the settings of the topics in the background.
     pub async fn ensure_topic(&self) -> Result<(), PublishError> {
         let cluster = self.fetch_cluster().await?;
         if cluster.topics.iter().all(|topic| topic.name != self.settings.topic) {
@@ -220,8 +220,8 @@ impl Publisher {
         }
     }
 
-    /// The span of a publication, in the trace that wrote the event. The record keeps its stored `traceparent`, so that a
-    /// repeat is byte-identical.
+    /// The span of a publication, in the trace that wrote the event. The record keeps its stored `traceparent`, so that
+    /// a repeat is byte-identical.
     fn span(&self, headers: &[(&str, Text<'_>)]) -> Span {
         if !span::is_on() {
             return Span::none();

@@ -1,5 +1,5 @@
-//! The consumer of payments. The offset of a record is stored after the database transaction that applied it, so a crash
-//! repeats records and loses none. The transaction also stores the key of the event, so a repeat changes nothing.
+//! The consumer of payments. The offset of a record is stored after the database transaction that applied it, so a
+//! crash repeats records and loses none. The transaction also stores the key of the event, so a repeat changes nothing.
 
 pub(crate) mod decode;
 mod progress;
@@ -78,7 +78,7 @@ impl PartitionStatistics {
 }
 
 impl rdkafka::ClientContext for Context {
-    /// Logged at debug level: `recv` returns the important errors, too.
+    /// Logs at debug level, because `recv` returns the important errors, too.
     fn error(&self, error: KafkaError, reason: &str) {
         debug!(%error, reason, "the Kafka client reports");
     }
@@ -87,7 +87,7 @@ impl rdkafka::ClientContext for Context {
     fn stats_raw(&self, statistics: &[u8]) {
         let Ok(statistics) = serde_json::from_slice::<Statistics>(statistics) else { return };
         for (topic, TopicStatistics { partitions }) in &statistics.topics {
-            // Partition -1 stands for records without a partition.
+            // Partition -1 is librdkafka's queue of records without a partition.
             for partition in partitions.values().filter(|partition| partition.partition >= 0) {
                 self.0.payments.show_lag(topic, partition.partition, partition.lag());
             }
@@ -99,7 +99,7 @@ impl ConsumerContext for Context {}
 
 /// The interval at which librdkafka reports the lag.
 const STATISTICS_INTERVAL: Duration = Duration::from_secs(1);
-/// The maximum of records applied together.
+/// The maximum number of records applied together.
 const LARGEST_SET: usize = 512;
 /// The backoff after a record could not be written.
 const INITIAL_BACKOFF: Duration = Duration::from_millis(100);
@@ -108,7 +108,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(5);
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl PaymentConsumer {
-    /// Makes a consumer; it connects in the background.
+    /// Creates a consumer. It connects in the background.
     pub fn new(
         settings: &KafkaSettings,
         orders: OrderService,
@@ -142,7 +142,7 @@ impl PaymentConsumer {
         let (mut failures, mut logged) = (0, None);
         loop {
             let set = tokio::select! {
-                // First, because after a stop during seeking back, the next record would skip others.
+                // Checked first: after a stop during a seek back, the next record would skip others.
                 biased;
                 () = stop.cancelled() => break,
                 set = self.next_set() => set,
@@ -166,7 +166,7 @@ impl PaymentConsumer {
         let left = tokio::task::spawn_blocking(move || drop(self.consumer));
         if timeout(BROKER_TIMEOUT, left).await.is_err() {
             warn!(
-                "the consumer group could not be left in time; the broker will notice by its session timeout"
+                "the consumer did not leave its group in time; the broker removes it after the session timeout"
             );
         }
     }
@@ -247,8 +247,8 @@ impl PaymentConsumer {
         applied
     }
 
-    /// The span of a record. Its parent is the context of the record, so that the payment, the change of the order and its
-    /// event belong to the trace of the Payment Service.
+    /// The span of a record. Its parent is the context of the record, so that the payment, the change of the order and
+    /// its event belong to the trace of the Payment Service.
     fn span(&self, record: &Record) -> (Span, TraceParent) {
         let topic = &self.topic;
         let name = || format!("process {topic}");
@@ -276,7 +276,7 @@ impl PaymentConsumer {
                 self.apply_payment(Arc::new(payment)).await
             }
             Decoded::Undecodable { order, error } => {
-                warn!(?place, error, "record parked: it is no payment event");
+                warn!(?place, error, "record parked: it is not a payment event");
                 let reason = ParkReason::Undecodable;
                 let parked = ParkedRecord { place, order, payload, reason, error: &error };
                 self.orders.park_payment(parked).await?;
@@ -335,8 +335,9 @@ impl PaymentConsumer {
         }
     }
 
-    /// Waits, and seeks back to the first record of each partition that was not applied. No record is skipped: while this
-    /// replica holds the partition, nothing else is read from it. The client's threads keep the group membership alive.
+    /// Waits, and seeks back to the first record of each partition that was not applied. No record is skipped: while
+    /// this replica holds the partition, nothing else is read from it. The client's threads keep the group membership
+    /// alive.
     async fn seek_back(&self, failed: &[RecordPlace], pause: Duration, stop: &CancellationToken) {
         if !failed.is_empty() {
             let _ = timeout(pause, stop.cancelled()).await;
@@ -362,14 +363,14 @@ impl PaymentConsumer {
         tokio::task::spawn_blocking(seek).await.unwrap_or(Err(KafkaError::Canceled))
     }
 
-    /// Whether this replica holds the partition; assumed if the client does not know.
+    /// Whether this replica holds the partition. If the client does not know, the answer is yes.
     fn holds(&self, place: &RecordPlace) -> bool {
         let assignment = self.consumer.assignment();
         assignment.map_or(true, |ours| ours.find_partition(&place.topic, place.partition).is_some())
     }
 
-    /// Logs an error, the same kind at most once a minute. The client queues an error per connection attempt ahead of the
-    /// payments, so a wait after each error would delay payments long after the broker is back.
+    /// Logs an error, the same kind at most once a minute. The client queues an error per connection attempt ahead of
+    /// the payments, so a wait after each error would delay payments long after the broker is back.
     fn log_error(&self, error: &KafkaError, logged: &mut Option<(ErrorKind, Instant)>) {
         const LOG_INTERVAL: Duration = Duration::from_mins(1);
         let kind = match error.rdkafka_error_code() {
@@ -412,7 +413,7 @@ struct Record {
     payload: Vec<u8>,
     /// The trace of the record, if it names one.
     caller: Option<TraceParent>,
-    /// When it was written, by Kafka's clock, in milliseconds of the epoch; none where Kafka does not say.
+    /// When it was written, by Kafka's clock, in milliseconds since 1970. `None` if Kafka has no time for it.
     written: Option<i64>,
 }
 

@@ -2,9 +2,9 @@
 //! and 5).
 //!
 //! Why the order holds even if a replica dies: an event is sent only when every earlier event of its order has left the
-//! outbox or was acknowledged in the same turn, and an event leaves the outbox only after its acknowledgement. So when an
-//! event first reaches Kafka, all earlier events of its order are there. This needs no clock and no lock. The leases only
-//! prevent replicas from sending the same events concurrently.
+//! outbox or was acknowledged in the same turn, and an event leaves the outbox only after its acknowledgement. So when
+//! an event first reaches Kafka, all earlier events of its order are there. This needs no clock and no lock. The leases
+//! only prevent replicas from sending the same events concurrently.
 //!
 //! A read starts at the floor of its bucket. Below it, nothing is pending and nothing will be: the argument is in
 //! `events/floor.rs`.
@@ -34,7 +34,7 @@ pub struct RelaySettings {
     pub lease: Duration,
     /// How often the relay reads the outbox when nothing wakes it.
     pub poll_interval: Duration,
-    /// The maximum of events in memory.
+    /// The maximum number of events in memory.
     pub batch: u16,
     /// The maximum backoff after failures.
     pub max_backoff: Duration,
@@ -48,27 +48,28 @@ const CHECK_SHARES: Duration = Duration::from_secs(1);
 /// How often the relay checks which positions are settled, while it finds events.
 const CHECK_WRITERS: Duration = Duration::from_secs(1);
 
-/// The minimum time between the starts of two turns while there is no backlog. A turn costs the database as much for one
-/// event as for a hundred, and delays the writes of orders. An event that comes alone, after a pause, is sent at once.
+/// The minimum time between the starts of two turns while there is no backlog. A turn costs the database as much for
+/// one event as for a hundred, and delays the writes of orders. An event that comes alone, after a pause, is sent at
+/// once.
 const PACE: Duration = Duration::from_millis(20);
 
 /// After a turn with this many events, the next turn uses [`LANES`] lanes.
 const BEHIND: usize = 256;
 
 /// The number of lanes of a turn while there is a backlog, each for a part of the buckets. One lane reads while another
-/// waits for Kafka and a third one deletes. All events of an order are in one bucket, so lanes share no order. A turn ends
-/// when all its lanes have ended. Each lane uses a connection of the relay's pool.
+/// waits for Kafka and a third one deletes. All events of an order are in one bucket, so lanes share no order. A turn
+/// ends when all its lanes have ended. Each lane uses a connection of the relay's pool.
 const LANES: usize = 3;
 
-/// The maximum of batches per lane and turn while there is a backlog, so that a lane need not wait for the others after
-/// each batch.
+/// The maximum number of batches per lane and turn while there is a backlog, so that a lane need not wait for the
+/// others after each batch.
 const BATCHES: usize = 4;
 
 /// After this many events the relay checks earlier, because each read visits the rows deleted since the last check.
 const EVENTS_PER_CHECK: usize = 2_000;
 
-/// How often the floors are stored. Storing writes a row per bucket, and an open snapshot keeps vacuum from removing the old
-/// rows. The reads in between visit the rows deleted since.
+/// How often the floors are stored. Storing writes a row per bucket, and an open snapshot keeps vacuum from removing
+/// the old rows. The reads in between visit the rows deleted since.
 const STORE_FLOORS: Duration = Duration::from_secs(1);
 
 /// After this many events the floors are stored earlier.
@@ -139,7 +140,7 @@ enum Turn {
     Idle,
     /// Events, and perhaps no more.
     Busy,
-    /// So much that there may well be more.
+    /// So many events that more are likely.
     Behind,
 }
 
@@ -205,8 +206,8 @@ impl Relay {
         Ok(self.store_floors().await?)
     }
 
-    /// Publishes the oldest events of the held buckets, and deletes the acknowledged ones. Uses several lanes while there is
-    /// a backlog.
+    /// Publishes the oldest events of the held buckets, and deletes the acknowledged ones. Uses several lanes while
+    /// there is a backlog.
     async fn turn(&mut self) -> Result<Turn, TurnError> {
         if !self.topic_seen || self.publisher.is_down() {
             self.publisher.ensure_topic().await?;
@@ -434,7 +435,7 @@ impl Relay {
             self.topic_seen = false;
             self.release_leases().await;
             if let Err(error) = self.publisher.renew_after_fatal_error() {
-                warn!(error = error_chain(&error), "a new producer could not be made");
+                warn!(error = error_chain(&error), "a new producer could not be created");
             }
         }
     }
@@ -446,8 +447,8 @@ impl Relay {
         }
     }
 
-    /// Rests until `next`; after an idle turn also until this process wrote to the outbox, or the poll is due. Not
-    /// beyond the stop.
+    /// Waits until `next`, and after an idle turn until this process writes to the outbox or the poll is due. A stop
+    /// ends the wait.
     async fn wait_after(&self, turn: Turn, next: Instant, stop: &CancellationToken) {
         if turn == Turn::Behind {
             return;
@@ -461,8 +462,8 @@ impl Relay {
         stop.run_until_cancelled(rest).await;
     }
 
-    /// Exponential backoff from 100 ms up to the maximum, with up to half of it as random jitter, so that replicas do not
-    /// retry together.
+    /// Exponential backoff from 100 ms up to the maximum, with up to half of it as random jitter, so that replicas do
+    /// not retry together.
     fn backoff(&self, failures: u32) -> Duration {
         let longest = Duration::from_millis(100)
             .saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16)))

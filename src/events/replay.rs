@@ -1,8 +1,8 @@
 //! Replays the events of orders to a topic that an operator chooses, for a consumer that lost its data.
 //!
-//! An event is rendered from the order and its history, with the id and the trace of its first publication. The next event
-//! of an order is sent after the acknowledgement of the previous one, so the events of an order stay in order. An event that
-//! is sent twice has the same id and the same bytes.
+//! An event is rendered from the order and its history, with the id and the trace of its first publication. The next
+//! event of an order is sent after the acknowledgement of the previous one, so the events of an order stay in order. An
+//! event that is sent twice has the same id and the same bytes.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -18,11 +18,11 @@ use crate::domain::{Order, OrderEvent, OrderId};
 use crate::store::replay::{ReplayPage, ReplayRange};
 use crate::store::{PendingEvent, Store, StoreError};
 
-/// The orders of one page.
+/// The maximum number of orders in a page.
 const PAGE: i64 = 500;
-/// The maximum of events in flight.
+/// The maximum number of events in flight.
 const MAX_IN_FLIGHT: usize = 500;
-/// The consecutive failures of Kafka or the database after which the replay gives up.
+/// The replay gives up after this many consecutive failures of Kafka or the database.
 const ATTEMPTS: u32 = 10;
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -61,7 +61,7 @@ pub struct Replay {
     store: Store,
     publisher: Publisher,
     range: ReplayRange,
-    /// Events a second.
+    /// Events per second.
     rate: u32,
     started: Instant,
 }

@@ -27,7 +27,7 @@ type Admin = AdminClient<DefaultClientContext>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct KnownTopic {
     pub(super) name: String,
-    /// The replicas of the partition with the fewest.
+    /// The number of replicas of the partition with the fewest.
     replicas: usize,
 }
 
@@ -63,8 +63,8 @@ pub(super) async fn create(settings: &KafkaSettings, broker: Option<i32>) -> Res
     }
 }
 
-/// The setting, or 2 if there are at least 3 replicas, so that the loss of one broker loses no acknowledged event. None: the
-/// broker's default.
+/// The setting, or 2 if there are at least 3 replicas, so that the loss of one broker loses no acknowledged event.
+/// None: the broker's default.
 fn min_insync_replicas(settings: &KafkaSettings, replicas: Option<i32>) -> Option<String> {
     let safe = replicas.is_some_and(|replicas| replicas >= 3).then_some(2);
     settings.min_insync_replicas.or(safe).map(|replicas| replicas.to_string())
@@ -84,7 +84,8 @@ async fn default_replication(admin: &Admin, broker: i32) -> Option<i32> {
     config.get("default.replication.factor")?.parse().ok()
 }
 
-/// Warns of unsafe settings of topics. A broker that refuses to tell is no error: not every account may ask.
+/// Warns of unsafe settings of topics. A refusal of the broker is not an error, because the account may lack the
+/// permission.
 pub(super) async fn warn_of_unsafe_settings(settings: KafkaSettings, topics: Vec<KnownTopic>) {
     for topic in topics {
         match unsafe_settings(&settings, &topic).await {
@@ -124,7 +125,7 @@ fn judge(replicas: usize, config: &BTreeMap<String, String>) -> Vec<String> {
     {
         if replicas >= 2 && min < 2 {
             found.push(format!(
-                "{MIN_INSYNC}={text} with {replicas} replicas: what one broker acknowledges is lost with its disk"
+                "{MIN_INSYNC}={text} with {replicas} replicas: an event that one broker acknowledged is lost with its disk"
             ));
         } else if min > replicas {
             found.push(format!("{MIN_INSYNC}={text} with {replicas} replicas: the broker accepts no event"));
@@ -133,12 +134,14 @@ fn judge(replicas: usize, config: &BTreeMap<String, String>) -> Vec<String> {
     if let Some(text) = value(CLEANUP)
         && text != "delete"
     {
-        found.push(format!("{CLEANUP}={text}: of each order only the last event is kept"));
+        found.push(format!("{CLEANUP}={text}: the topic keeps only the last event of each order"));
     }
     if let Some(text) = value(UNCLEAN)
         && text != "false"
     {
-        found.push(format!("{UNCLEAN}={text}: a replica that is behind can become the leader"));
+        found.push(format!(
+            "{UNCLEAN}={text}: a replica that lacks acknowledged events can become the leader"
+        ));
     }
     found
 }

@@ -52,7 +52,7 @@ impl Process {
             self.resident.get_or_create(&[]).set(bytes);
         }
         if let Some(fds) = fs::read_dir("/proc/self/fd").ok().map(Iterator::count) {
-            // Without the descriptor of the folder itself.
+            // Excludes the descriptor of `/proc/self/fd` itself.
             self.open_fds.get_or_create(&[]).set(as_gauge(fds.saturating_sub(1)));
         }
         if let Some((cpu, started)) = times() {

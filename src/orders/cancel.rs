@@ -24,7 +24,7 @@ pub enum CancelError {
     #[error(transparent)]
     Forbidden(#[from] Forbidden),
     /// The order is paid: only an admin can cancel it.
-    #[error("the order is CONFIRMED already")]
+    #[error("the order is already CONFIRMED")]
     Confirmed,
     /// Any other reason for which a status cannot change.
     #[error(transparent)]

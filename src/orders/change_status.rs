@@ -62,10 +62,10 @@ pub enum ChangeStatusError {
     /// The stock of a line is gone, so the order cannot be confirmed.
     #[error("the stock of {0} is gone")]
     StockUnavailable(ProductId),
-    /// The maximum of concurrent confirmations is reached.
+    /// The maximum number of concurrent confirmations is reached.
     #[error("too many orders are being confirmed")]
     Busy,
-    /// The outcome of the stock calls is not known yet; the worker continues.
+    /// The outcome of the stock calls is still unknown; the worker continues.
     #[error("the stock is still being taken")]
     StockUnknown,
     /// The database failed.

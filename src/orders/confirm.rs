@@ -22,11 +22,11 @@ use crate::telemetry::span;
 /// The settings of confirmations and stock work.
 #[derive(Clone, Copy, Debug)]
 pub struct ConfirmSettings {
-    /// The maximum of concurrent confirmations by admins; more are refused, not queued.
+    /// The maximum number of concurrent confirmations by admins; more are refused, not queued.
     pub max_requests: usize,
     /// How long the request of an admin waits for the outcome.
     pub wait: Duration,
-    /// The maximum of stock calls of the worker in flight.
+    /// The maximum number of stock calls of the worker in flight.
     pub concurrency: usize,
     /// How often the worker looks for due jobs when nothing wakes it.
     pub poll_interval: Duration,

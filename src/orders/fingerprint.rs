@@ -1,5 +1,5 @@
-//! The fingerprint by which identical requests are recognised: SHA-256 of the merged lines. The order of the lines, white
-//! space and ignored fields do not change it.
+//! The fingerprint by which identical requests are recognised: SHA-256 of the merged lines. The order of the lines,
+//! white space and ignored fields do not change it.
 
 use sha2::{Digest, Sha256};
 

@@ -14,7 +14,7 @@ use crate::store::StoreError;
 use crate::store::retention::RetentionCursor;
 use crate::telemetry::error_chain;
 
-/// What is cleaned up, and how often.
+/// What housekeeping deletes, and how often it runs.
 #[derive(Clone, Copy, Debug)]
 pub struct HousekeepingSettings {
     /// The age at which an unpaid order is cancelled. None: never.
@@ -25,10 +25,10 @@ pub struct HousekeepingSettings {
     pub interval: Duration,
 }
 
-/// The rows per statement.
+/// The maximum number of rows per statement.
 const BATCH: i64 = 500;
 
-/// The batches of old orders per run.
+/// The maximum number of batches of old orders per run.
 const RETENTION_BATCHES: u32 = 10;
 
 /// The statuses of orders that may be deleted. A CREATED order is not finished.
@@ -64,7 +64,7 @@ impl OrderService {
         let duplicates = self.duplicates;
         let past_any_window =
             duplicates.window.unwrap_or_default() + duplicates.longest_commit + Duration::from_mins(1);
-        // Until nothing is left: every placement adds a row, so a fixed number might never catch up.
+        // Runs until none is left: every placement adds a row, so a fixed number of batches might never catch up.
         while !stop.is_cancelled() && self.store.delete_expired_requests(past_any_window, BATCH).await? > 0 {}
         Ok(())
     }
@@ -79,8 +79,8 @@ impl OrderService {
         self.delete_old_orders(age, cursors, stop).await
     }
 
-    /// Deletes a bounded number of orders that are older than `age`. The cursors continue at the next run, and start again
-    /// after the last order.
+    /// Deletes a bounded number of orders that are older than `age`. The cursors continue at the next run, and start
+    /// again after the last order.
     async fn delete_old_orders(
         &self,
         age: Duration,

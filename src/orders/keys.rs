@@ -7,7 +7,7 @@ use crate::domain::CustomerId;
 
 type Key = (String, String);
 
-/// The keys in flight; bounded by the maximum of concurrent placements.
+/// The keys in flight; bounded by the maximum number of concurrent placements.
 #[derive(Clone, Debug, Default)]
 pub(super) struct KeysInFlight(Arc<Mutex<HashSet<Key>>>);
 
@@ -19,7 +19,7 @@ pub(super) struct KeyGuard {
 }
 
 impl KeysInFlight {
-    /// Registers a key; none if a request with it is running.
+    /// Registers a key. `None` if a request with this key is running.
     pub(super) fn try_insert(&self, customer: &CustomerId, key: &str) -> Option<KeyGuard> {
         let key = (customer.as_str().to_owned(), key.to_owned());
         let is_new = self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());

@@ -6,7 +6,7 @@ use crate::domain::{Identity, OrderSummary};
 use crate::store::{Cursor, ListQuery, StoreError};
 
 impl OrderService {
-    /// A page of the caller's own orders, whatever customer the query names, and the cursor of the next page.
+    /// A page of the caller's own orders, even if the query names another customer, and the cursor of the next page.
     pub async fn list_mine(
         &self,
         caller: &Identity,

@@ -45,7 +45,7 @@ use crate::telemetry::RateLimitedLog;
 /// The settings of the use cases.
 #[derive(Clone, Copy, Debug)]
 pub struct OrderSettings {
-    /// The maximum of concurrent placements; more are refused, not queued.
+    /// The maximum number of concurrent placements; more are refused, not queued.
     pub max_placements: usize,
     /// How repeated requests are recognised.
     pub duplicates: DuplicateSettings,
@@ -71,7 +71,7 @@ pub struct OrderService {
 }
 
 impl OrderService {
-    /// Makes the use cases on a store and a Product Service.
+    /// The use cases with this store and this Product Service.
     pub fn new(
         store: Store,
         products: Arc<ProductClient>,

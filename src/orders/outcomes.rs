@@ -7,7 +7,7 @@ use tokio::sync::futures::Notified;
 
 use crate::domain::OrderId;
 
-/// Orders share a few notifications, so a request may wake for another order and check once in vain.
+/// Orders share a few notifications, so a request may also wake for another order and check its own without need.
 #[derive(Debug)]
 pub(super) struct Outcomes([Notify; 64]);
 
@@ -25,7 +25,8 @@ impl Outcomes {
         }
     }
 
-    /// Resolves at the next change of the order in this process. Changes count from this call on, not from the first poll.
+    /// Resolves at the next change of the order in this process. Changes count from this call on, not from the first
+    /// poll.
     pub(super) fn next_change(&self, order: OrderId) -> Option<Pin<Box<Notified<'_>>>> {
         let mut next = Box::pin(self.of(order)?.notified());
         next.as_mut().enable();

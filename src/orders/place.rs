@@ -69,7 +69,7 @@ pub enum PlaceError {
     /// The prices of the Product Service add up to more than an order may cost.
     #[error("the prices add up to more than an order may cost")]
     TotalTooLarge,
-    /// The maximum of concurrent placements is reached.
+    /// The maximum number of concurrent placements is reached.
     #[error("too many placements are running")]
     Busy,
     /// A request with the same key is running.
@@ -183,8 +183,8 @@ impl OrderService {
         self.price_and_insert(request, deduplication).await
     }
 
-    /// Answers a repeated request with the first order even if it cannot be priced again (no stock left, Product Service
-    /// away).
+    /// Answers a repeated request with the first order, even if the service cannot price it again (no stock left,
+    /// Product Service down).
     async fn place_without_key(&self, request: Request) -> Result<Placed, PlaceError> {
         let Some(window) = self.duplicates.window else {
             return self.price_and_insert(request, Deduplication::None).await;
@@ -221,7 +221,7 @@ impl OrderService {
     }
 }
 
-/// The result of a request with a key; none if the request failed for other reasons.
+/// The result of a request with a key. `None` if the request failed for other reasons.
 fn key_result(placed: &Result<Placed, PlaceError>) -> Option<KeyResult> {
     match placed {
         Ok(placed) if placed.replayed => Some(KeyResult::Replayed),

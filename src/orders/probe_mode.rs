@@ -1,4 +1,5 @@
-//! Probe mode of the stock worker: while the Product Service is away, it gets one job per interval instead of all jobs.
+//! Probe mode of the stock worker: while the Product Service is down, the worker sends it one job per interval, not
+//! all.
 
 use std::time::{Duration, Instant};
 
@@ -34,12 +35,12 @@ impl ProbeMode {
         1
     }
 
-    /// Leaves probe mode. For a failed claim, which says nothing about the Product Service.
+    /// Leaves probe mode after a failed claim, which says nothing about the Product Service.
     pub(super) const fn leave(&mut self) {
         self.unanswered = 0;
     }
 
-    /// Records whether any call of a batch was answered; none for a batch without calls.
+    /// Records whether any call of a batch was answered. `None` is a batch without calls.
     pub(super) fn record(&mut self, answered: Option<bool>) {
         let before = self.is_on();
         match answered {

@@ -19,12 +19,12 @@ use crate::store::StoreError;
 use crate::store::stock_claims::{ClaimOrder, DueJob};
 use crate::telemetry::{error_chain, span};
 
-/// How often recording the outcomes of a batch is tried. Without them the calls must be repeated, or, where the
-/// Product Service does not honour keys, an operator must look.
+/// The maximum number of attempts to record the outcomes of a batch. Without them the service must repeat the calls or,
+/// if the Product Service does not honour keys, an operator must look.
 const RECORD_ATTEMPTS: u32 = 5;
 
-/// The maximum of calls in a batch, which run concurrently. A longer order takes several batches, so that each batch
-/// ends within its lease.
+/// The maximum number of calls in a batch, which run concurrently. A longer order takes several batches, so that each
+/// batch ends within its lease.
 const MAX_BATCH_CALLS: usize = 8;
 
 /// Calls of one job that are recorded and can be sent.
@@ -40,7 +40,7 @@ pub(super) struct CallBatch {
 /// The result of a batch.
 #[derive(Debug)]
 pub(super) struct BatchResult {
-    /// Whether any call was answered; none for an empty batch.
+    /// Whether any call was answered. `None` for an empty batch.
     pub(super) answered: Option<bool>,
     /// The order, if the batch confirmed it.
     pub(super) confirmed: Option<Order>,
@@ -101,7 +101,7 @@ impl OrderService {
         Ok(ClaimedBatches { batches: batches.collect(), more: claimed.more })
     }
 
-    /// Claims one job alone. If it cannot be read, its lease keeps it out of the way for a while.
+    /// Claims one job alone. If it cannot be read, its lease keeps it out of the next claims for a while.
     pub(super) async fn claim_single(&self) -> Result<ClaimedBatches, StoreError> {
         let (holder, rules) = (Uuid::new_v4(), self.call_rules());
         let Some(job) = self.store.claim_stock_job_unread(holder).await? else {
@@ -124,7 +124,7 @@ impl OrderService {
         Ok(ClaimedBatches { batches, more: true })
     }
 
-    /// The batch of a claimed job, if it has calls. Logs what operators must know.
+    /// The batch of a claimed job, if it has calls. Logs overdue, parked and inconsistent jobs for operators.
     fn batch_of(&self, job: &DueJob, decision: ClaimDecision) -> Option<CallBatch> {
         let DueJob { order_id: id, attempt, overdue, failures } = *job;
         if overdue && let Some(suppressed) = self.overdue.allow() {

@@ -16,7 +16,8 @@ use super::{ConfirmSettings, OrderService};
 use crate::store::stock_claims::ClaimOrder;
 use crate::telemetry::error_chain;
 
-/// How many batches may run per stock call in flight. The others have their answers and record them.
+/// The maximum number of running batches per stock call in flight. The other batches have their answers and record
+/// them.
 const BATCHES_PER_CALL: usize = 4;
 
 /// The state of the worker.
@@ -57,7 +58,8 @@ impl CallSlots {
         Self { free: Arc::new(Semaphore::new(slots)), freed: Arc::default() }
     }
 
-    /// Takes a slot per call, or all that are left. Only the worker takes slots, so none are lost in between.
+    /// Takes one slot per call, or all that are left. Only the worker takes slots, so the count cannot change in
+    /// between.
     fn acquire(&self, calls: usize) -> HeldSlots {
         let slots = u32::try_from(calls.min(self.free.available_permits())).unwrap_or_default();
         let permit = Arc::clone(&self.free).try_acquire_many_owned(slots).ok();
@@ -100,7 +102,7 @@ impl OrderService {
     /// Runs stock work until `stop`, then finishes the running batches. A slow product does not block other jobs while
     /// fewer than `concurrency` calls wait for it. While the Product Service is away, the worker is in probe mode.
     pub async fn run_stock_worker(self, stop: CancellationToken) {
-        // Batches run as tasks. A batch that is not polled would keep the connection that the next claim needs.
+        // Batches run as tasks, because a batch that is not polled would keep the connection that the next claim needs.
         let mut work = StockWork::new(self.confirmation);
         while !stop.is_cancelled() {
             let claimed = self.claim_stock_work(&mut work).await;

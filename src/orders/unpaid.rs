@@ -16,7 +16,7 @@ use crate::store::{StoreError, UnpaidCursor};
 use crate::telemetry::error_chain;
 use crate::telemetry::span::{self, Span};
 
-/// The orders per query.
+/// The maximum number of orders per query.
 const PAGE: i64 = 500;
 
 impl OrderService {

@@ -9,16 +9,16 @@ pub(super) struct RetryBudget(AtomicU32);
 impl RetryBudget {
     /// How many look-ups pay for one retry.
     const PRICE: u32 = 10;
-    /// The maximum, which is also the start: enough for a short disturbance.
+    /// The maximum, which is also the initial value. It is enough for a short disturbance.
     const FULL: u32 = 100 * Self::PRICE;
 
     /// Earns for one look-up.
     pub(super) fn earn(&self) {
-        // `Err` means that the budget is full already.
+        // `Err` means that the budget is already full.
         let _ = self.0.fetch_update(Relaxed, Relaxed, |units| (units < Self::FULL).then_some(units + 1));
     }
 
-    /// Pays for one retry; false where the budget does not suffice.
+    /// Pays for one retry. Returns false if the budget does not suffice.
     pub(super) fn spend(&self) -> bool {
         self.0.fetch_update(Relaxed, Relaxed, |units| units.checked_sub(Self::PRICE)).is_ok()
     }

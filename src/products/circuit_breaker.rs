@@ -42,7 +42,7 @@ pub(super) enum CallResult {
 /// When the breaker opens, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BreakerSettings {
-    /// How many of the latest calls the failure rate is computed over.
+    /// The number of latest calls from which the breaker computes the failure rate.
     pub(super) window: usize,
     /// The failure rate that opens the breaker, in percent. More than 100 keeps it closed.
     pub(super) failure_percent: u8,
@@ -66,7 +66,7 @@ pub(super) struct CircuitBreaker {
 pub(super) struct Permit<'a> {
     breaker: &'a CircuitBreaker,
     deadline: Instant,
-    /// The period in which the call was permitted; none after its result was recorded.
+    /// The period in which the call was permitted. `None` after its result was recorded.
     period: Option<u64>,
 }
 
@@ -94,7 +94,7 @@ struct Window {
 impl CircuitBreaker {
     /// How many calls may be in flight at once while the breaker is half-open.
     pub(super) const PERMITTED_CALLS: u32 = 3;
-    /// Fewer results than this never open the breaker, whatever the size of the window.
+    /// Fewer results than this never open the breaker, for any size of the window.
     const MIN_RESULTS: usize = 5;
 
     pub(super) fn new(settings: BreakerSettings, calls: BreakerCalls) -> Self {
@@ -107,7 +107,7 @@ impl CircuitBreaker {
         self.state_at(Instant::now())
     }
 
-    /// How long no call will be permitted; none unless the breaker is open.
+    /// How long the breaker stays open. `None` if it is not open.
     pub(super) fn remaining(&self) -> Option<Duration> {
         self.remaining_at(Instant::now())
     }
@@ -139,7 +139,8 @@ impl CircuitBreaker {
         Some(Permit { breaker: self, deadline, period: Some(period) })
     }
 
-    /// Whether the breaker is open, so that a call need not wait only to be refused. Then it counts as not permitted.
+    /// Whether the breaker is open, so that a call need not wait for its refusal. If so, counts the call as not
+    /// permitted.
     pub(super) fn refuses(&self) -> bool {
         let is_open = self.state() == State::Open;
         if is_open {
@@ -207,7 +208,7 @@ impl Drop for Permit<'_> {
 }
 
 impl StateMachine {
-    /// The period of a permitted call; none where the call is refused.
+    /// The period of a permitted call. `None` if the call is refused.
     fn acquire(&mut self, now: Instant) -> Option<u64> {
         if let Phase::Open { until } = self.phase
             && now >= until

@@ -22,11 +22,11 @@ pub struct ProductSettings {
     pub connect_timeout: Duration,
     /// How often one GET is retried after a transient failure.
     pub retries: u32,
-    /// The maximum of concurrent look-ups of one placement.
+    /// The maximum number of concurrent look-ups of one placement.
     pub concurrency: usize,
-    /// The maximum of concurrent look-ups of all placements.
+    /// The maximum number of concurrent look-ups of all placements.
     pub max_in_flight: usize,
-    /// How many of the latest attempts the breaker computes the failure rate over.
+    /// The number of latest attempts from which the breaker computes the failure rate.
     pub breaker_window: usize,
     /// The failure rate that opens the breaker, in percent; more than 100 keeps it closed.
     pub breaker_failure_percent: u8,
@@ -36,7 +36,7 @@ pub struct ProductSettings {
     pub stock: StockSettings,
 }
 
-/// Settings that cannot make a client.
+/// Settings that the client refuses.
 #[derive(Debug, Error)]
 pub enum InvalidSettings {
     /// The URL is not HTTP, or no path can be appended to it.
@@ -45,7 +45,7 @@ pub enum InvalidSettings {
     )]
     Url,
     /// The HTTP client failed to start, most likely because of TLS.
-    #[error("the HTTP client cannot be made")]
+    #[error("the HTTP client cannot be created")]
     Client(#[from] reqwest::Error),
 }
 
@@ -105,7 +105,7 @@ impl ProductSettings {
         }
     }
 
-    /// `{url}/api/products`, whether or not the URL ends in a slash.
+    /// `{url}/api/products`, also if the URL ends in a slash.
     pub(super) fn products(&self) -> Result<Url, InvalidSettings> {
         let mut url = self.url.clone();
         let plain =

@@ -47,7 +47,7 @@ pub(super) struct Joined<T: Clone> {
     sent: Arc<OnceLock<Instant>>,
 }
 
-/// Registers one look-up until it ends: its drop removes the entry and lets the next look-up go.
+/// Registers one look-up until it ends: its drop removes the entry and starts the next look-up.
 pub(super) struct InFlight<T: Clone> {
     all: Arc<Singleflight<T>>,
     product: ProductId,

@@ -209,7 +209,7 @@ impl ProductClient {
         CallOutcome::NotSent(format!("{said}, but {found}"))
     }
 
-    /// Has its own timeout, because the refusal may have used up that of the call.
+    /// Looks up the product with a timeout of its own, because the refusal may have used up the call's.
     async fn look_up_again(&self, call: &StockCall, trace: &TraceParent) -> Result<Option<Product>, String> {
         let mut span = self.catalogue.span(trace);
         let (started, after, context) = (Instant::now(), self.stock.timeout, span.context());

@@ -1,9 +1,9 @@
 //! Checks the invariants on a live database, in bounded steps.
 //!
-//! A step reads a page of one table along its key, and the related rows by their keys, in one snapshot (a `repeatable read`
-//! transaction). The service commits related changes together, so a step sees all of a change or nothing, and every finding
-//! is real. No statement scans a table: each subquery ends with an aggregate or a limit, so PostgreSQL probes an index for
-//! each row of the page, whatever the statistics are.
+//! A step reads a page of one table along its key, and the related rows by their keys, in one snapshot (a `repeatable
+//! read` transaction). The service commits related changes together, so a step sees all of a change or nothing, and
+//! every finding is real. No statement scans a table: each subquery ends with an aggregate or a limit, so PostgreSQL
+//! probes an index for each row of the page, whatever the statistics are.
 
 pub(super) mod invariants;
 
@@ -17,7 +17,7 @@ use crate::domain::event::BUCKETS;
 use crate::metrics::Query;
 use invariants::{EVENTS, KEYS, LEASES, ORDERS, PAYMENTS, RECENT, SCHEMA};
 
-/// A contradiction of an invariant.
+/// A broken invariant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Broken {
     /// The name of the invariant.
@@ -43,7 +43,7 @@ pub enum CheckPart {
     Recent,
     /// Applied payment events.
     Payments,
-    /// Orders, with all related rows.
+    /// Orders and all related rows.
     Orders,
 }
 
@@ -77,7 +77,7 @@ pub struct CheckStep {
     pub part: CheckPart,
     /// The number of rows that were checked.
     pub rows: usize,
-    /// The contradictions.
+    /// The broken invariants.
     pub broken: Vec<Broken>,
     /// The start of the next step; none after the last.
     pub next: Option<CheckCursor>,
@@ -94,7 +94,7 @@ impl CheckCursor {
         Self(At::Orders { after: order, until: Uuid::now_v7() })
     }
 
-    /// The last checked order, once the check has reached the orders.
+    /// The last checked order, if the check has reached the orders.
     pub const fn order(&self) -> Option<Uuid> {
         match &self.0 {
             At::Orders { after, .. } => Some(*after),

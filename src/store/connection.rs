@@ -24,11 +24,11 @@ use crate::telemetry::span::Span;
 pub struct DatabaseSettings {
     /// Host, database, user and password.
     pub options: PgConnectOptions,
-    /// The maximum of connections.
+    /// The maximum number of connections.
     pub max_connections: u32,
     /// The timeout for acquiring a connection.
     pub acquire_timeout: Duration,
-    /// The deadline of one use of the store.
+    /// The deadline of one operation of the store.
     pub deadline: Duration,
 }
 
@@ -90,10 +90,11 @@ impl Database {
         Self { pool, settings: Arc::new(settings), metrics: Arc::clone(metrics) }
     }
 
-    /// For reads along an index whose plan must not depend on statistics: the only plan without a sort, made once.
+    /// A pool for reads along an index. Its plans do not depend on statistics: it allows only plans without a sort, and
+    /// plans each statement once.
     ///
-    /// Without sorts, a list is read along the only index that has its order (`list.rs`). The plan is the same for all
-    /// values and for sets of any size, so a new plan for each would be wasted.
+    /// Without sorts, PostgreSQL reads a list along the only index that has its order (`list.rs`). The plan is the same
+    /// for all values and for sets of any size, so planning again would be wasted work.
     fn for_reads(settings: DatabaseSettings, metrics: &Arc<Metrics>) -> Self {
         let more = [("enable_sort", "off"), ("plan_cache_mode", "force_generic_plan")];
         Self::new("reads", settings, &more, metrics)
@@ -110,7 +111,7 @@ impl Database {
         Self::new(name, settings, more, &self.metrics)
     }
 
-    /// The same database with one connection of its own; no use of it takes longer than `longest`.
+    /// The same database with one connection of its own. No operation on it takes longer than `longest`.
     pub(super) fn with_bounded_connection(
         &self,
         name: &'static str,
@@ -183,8 +184,8 @@ impl Database {
 }
 
 impl Store {
-    /// Runs `work` on a connection from the pool within the deadline, and measures its duration. The connection is reused
-    /// only if the work succeeds.
+    /// Runs `work` on a connection from the pool within the deadline, and measures its duration. The connection is
+    /// reused only if the work succeeds.
     pub(super) async fn query<T>(
         &self,
         query: Query,
@@ -231,8 +232,8 @@ where order_id = any ($1) and (order_id, version, changed_at) in (
 ";
 
 impl Database {
-    /// Finds the versions of orders that a transaction with an unknown outcome committed: all that it wrote, or none. Polls
-    /// for as long as a connection may be waited for.
+    /// Finds the versions of orders that a transaction with an unknown outcome committed: all that it wrote, or none.
+    /// Polls for up to the acquire timeout.
     ///
     /// A found version is certain. A missing one is not: a commit that waits for a standby is not visible yet.
     pub(super) async fn find_written(&self, orders: &[&Order]) -> HashSet<Uuid> {

@@ -9,7 +9,7 @@ use thiserror::Error;
 /// An error of the store.
 #[derive(Debug, Error)]
 pub enum StoreError {
-    /// The database is away or overloaded; a later retry may succeed.
+    /// The database is down or overloaded; a later retry may succeed.
     #[error("the database is not available")]
     Unavailable(#[source] sqlx::Error),
     /// PostgreSQL cancelled a statement that ran, or waited for a lock, for too long.
@@ -24,10 +24,10 @@ pub enum StoreError {
     /// The error of a set of writes, for each of them.
     #[error(transparent)]
     OfSet(Arc<StoreError>),
-    /// The maximum of waiting writes is reached.
+    /// The maximum number of waiting writes is reached.
     #[error("too many writes wait for the database")]
     TooManyWrites,
-    /// As many reads wait as may wait.
+    /// The maximum number of waiting reads is reached.
     #[error("too many reads wait for the database")]
     TooManyReads,
     /// PostgreSQL refused a statement: a bug, or a change of the database by others.
@@ -83,7 +83,7 @@ impl StoreError {
         error.as_database_error().and_then(sqlx::error::DatabaseError::code)
     }
 
-    /// Whether PostgreSQL ended a statement of ours, because it ran or waited for a lock for too long.
+    /// Whether PostgreSQL cancelled a statement, because it ran or waited for a lock for too long.
     pub fn is_slow(&self) -> bool {
         match self {
             Self::Slow(_) => true,
@@ -125,11 +125,11 @@ impl StoreError {
         }
     }
 
-    /// Whether certainly nothing was written: PostgreSQL reported the failure of the statement and rolled it back, or this
-    /// service found invalid data before it committed.
+    /// Whether certainly nothing was written: PostgreSQL reported the failure of the statement and rolled it back, or
+    /// this service found invalid data before it committed.
     ///
-    /// Only PostgreSQL errors of severity ERROR prove it. A terminated connection (FATAL) or a crash (PANIC) can follow a
-    /// commit, and other errors prove nothing.
+    /// Only PostgreSQL errors of severity ERROR prove it. A terminated connection (FATAL) or a crash (PANIC) can follow
+    /// a commit, and other errors prove nothing.
     pub(super) fn is_rolled_back(&self) -> bool {
         if matches!(self, Self::Inconsistent { .. } | Self::Render(_)) {
             return true;
@@ -212,8 +212,8 @@ fn is_transient(code: &str) -> bool {
         || [LOCK_NOT_AVAILABLE, IDLE_IN_TRANSACTION, READ_ONLY].contains(&code)
 }
 
-/// Data exceptions and violated constraints, by the same appendix. Not errors of the schema or of privileges, which would
-/// affect every statement.
+/// Data exceptions and violated constraints, by the same appendix. Not errors of the schema or of privileges, which
+/// would affect every statement.
 fn is_about_the_data(code: &str) -> bool {
     const DATA: &str = "22";
     const CONSTRAINT: &str = "23";

@@ -1,7 +1,7 @@
 //! Group commit: writes that arrive during a commit share the next one.
 //!
-//! There is no timer: a write that finds a free writer is sent at once. A writer takes all waiting writes up to a limit,
-//! commits them together, and answers each caller after the commit, never before. Writes share only the commit:
+//! There is no timer: a write that finds a free writer is sent at once. A writer takes all waiting writes up to a
+//! limit, commits them together, and answers each caller after the commit, never before. Writes share only the commit:
 //!
 //! * Refusals: if the database refuses a group, its writes are retried one by one, and only the invalid one gets the error.
 //! * Locks: a write that would wait for another transaction is left out of its group and committed alone.
@@ -32,14 +32,14 @@ pub(super) trait Group: Send + Sync + 'static {
     /// The answer to its caller.
     type Answer: Send + 'static;
 
-    /// Two writes with the same key are never in progress at once, and are committed in the order of their arrival. Different
-    /// writes may share a key; the second one waits for the first.
+    /// Two writes with the same key are never in progress at once, and are committed in the order of their arrival.
+    /// Different writes may share a key; the second one waits for the first.
     fn key(item: &Self::Item) -> Option<u64>;
 
     /// Commits these writes in one transaction before `deadline`; returns one answer per write, in the same order.
     ///
-    /// It may be called again with the same items. With `alone` there is one item, and it may wait for a lock, because it
-    /// blocks no others. An error means that nothing was committed, except [`StoreError::OutcomeUnknown`].
+    /// It may be called again with the same items. With `alone` there is one item, and it may wait for a lock, because
+    /// it blocks no others. An error means that nothing was committed, except [`StoreError::OutcomeUnknown`].
     fn commit(
         &self,
         items: &mut [Self::Item],
@@ -60,13 +60,13 @@ pub(super) enum Committed<A> {
 /// The limits of a kind of write.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// The maximum of writes in one commit.
+    /// The maximum number of writes in one commit.
     pub(super) group: usize,
-    /// The maximum of concurrent groups.
+    /// The maximum number of concurrent groups.
     pub(super) writers: usize,
-    /// The maximum of concurrent writes that are committed alone.
+    /// The maximum number of concurrent writes that are committed alone.
     pub(super) alone: usize,
-    /// The maximum of waiting writes; more are refused.
+    /// The maximum number of waiting writes; more are refused.
     pub(super) waiting: usize,
     /// The deadline of a write, including its wait.
     pub(super) deadline: Duration,
@@ -235,7 +235,8 @@ impl<G: Group> GroupCommit<G> {
         Some((items, callers))
     }
 
-    /// Commits a group before the latest deadline of its callers. A caller with an earlier deadline does not wait for it.
+    /// Commits a group before the latest deadline of its callers. A caller with an earlier deadline does not wait for
+    /// it.
     async fn commit_group(&self, mut items: Vec<G::Item>, mut callers: Vec<Caller<G>>) {
         if callers.len() > 1 {
             span::share(callers.len(), callers.iter_mut().map(|caller| &mut caller.span));
@@ -281,8 +282,8 @@ impl<G: Group> GroupCommit<G> {
         });
     }
 
-    /// Commits, with one retry if the connection was lost before the commit was sent. After a restart of the database, all
-    /// connections are lost.
+    /// Commits, with one retry if the connection was lost before the commit was sent. After a restart of the database,
+    /// all connections are lost.
     async fn commit(
         &self,
         items: &mut [G::Item],

@@ -30,7 +30,7 @@ pub(super) struct HistoryRow {
 }
 
 impl Store {
-    /// The history of an order, for those who may see the order; none if there is no such order. One round trip.
+    /// Reads the history of an order, protected by its owner. `None` if the order does not exist. One round trip.
     pub async fn find_history(&self, id: OrderId) -> Result<Option<Owned<Vec<HistoryEntry>>>, StoreError> {
         let rows: Vec<HistoryRow> = self
             .database

@@ -17,11 +17,11 @@ use crate::metrics::Query;
 pub struct KnownKey {
     /// SHA-256 of the lines of its order.
     pub fingerprint: Vec<u8>,
-    /// The order; none while a replica of an older release is placing it.
+    /// The order. `None` while a replica of an older release is placing it.
     pub order: Option<PlacedOrder>,
 }
 
-/// Reads each key by its primary key, whatever the statistics are, and checks afterwards whether it is still valid. A row
+/// Reads each key by its primary key, independent of statistics, and checks afterwards whether it is still valid. A row
 /// without an order comes from an older release, whose replicas claimed a key before they placed its order.
 pub(super) const FIND: &str = "
 select asked.number, known.fingerprint, orders.id, orders.total_amount
@@ -82,8 +82,8 @@ fn assign(questions: usize, rows: Vec<KeyRow>) -> Vec<Result<Option<KnownKey>, S
     answers
 }
 
-/// A row that was renewed is checked again later. The rows are locked first and then found by `ctid`, so that the plan does
-/// not depend on statistics.
+/// A row that was renewed is checked again later. The rows are locked first and then found by `ctid`, so that the plan
+/// does not depend on statistics.
 pub(super) const DELETE_RECENT: &str = "
 with due as materialized (
     select ctid as place, placed_at < now() - $2 as is_over
@@ -102,7 +102,7 @@ select (select count(*) from renewed) + (select count(*) from forgotten)
 ";
 
 impl Store {
-    /// Finds a key of the customer; none if it is free. Concurrent reads share a round trip.
+    /// Finds a key of the customer. `None` if it is free. Concurrent reads share a round trip.
     pub async fn find_key(&self, customer: &CustomerId, key: &str) -> Result<Option<KnownKey>, StoreError> {
         self.key_reads.ask((customer.clone(), key.to_owned())).await?
     }
@@ -110,7 +110,8 @@ impl Store {
     /// Deletes expired keys, and rows of recent orders past `window`; at most `limit` of each. Returns how many rows it
     /// processed.
     ///
-    /// The condition on keys is repeated in the outer query, which PostgreSQL checks again if a key is renewed concurrently.
+    /// The condition on keys is repeated in the outer query, which PostgreSQL checks again if a key is renewed
+    /// concurrently.
     pub async fn delete_expired_requests(&self, window: Duration, limit: i64) -> Result<u64, StoreError> {
         self.query(Query::Housekeeping, async |connection| {
             let keys = sqlx::query(

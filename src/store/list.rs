@@ -1,7 +1,7 @@
-//! Lists of orders, newest first, with keyset pagination: page 10,000 costs as much as page 1, and inserts neither skip nor
-//! repeat a row.
+//! Lists of orders, newest first, with keyset pagination: page 10,000 costs as much as page 1, and inserts neither skip
+//! nor repeat a row.
 //!
-//! A page reads at most the rows that it shows and one more per status, whatever the statistics are. For each combination
+//! A page reads at most the rows that it shows and one more per status, independent of statistics. For each combination
 //! of filters, exactly one index has the rows in the order of the list, and these connections do not sort
 //! (`connection.rs`).
 
@@ -56,7 +56,9 @@ impl Cursor {
             .ok_or(RULE)?;
         let id = OrderId(Uuid::from_slice(&bytes[8..24]).map_err(|_| RULE)?);
         if bytes[24..] != list.filters() {
-            return Err("belongs to a list with other filters: send it with the filters that it came with");
+            return Err(
+                "belongs to a list with other filters: send it with the filters of the page that it came from",
+            );
         }
         Ok(Self { placed_at, id })
     }
@@ -75,12 +77,12 @@ pub struct ListQuery {
     pub to: Option<DateTime<Utc>>,
     /// Only orders after this position.
     pub after: Option<Cursor>,
-    /// The maximum of orders.
+    /// The maximum number of orders.
     pub limit: u8,
 }
 
 impl ListQuery {
-    /// The hash of the filters. The limit is no filter.
+    /// The hash of the filters. The limit is not a filter.
     fn filters(&self) -> Filters {
         let micros = |time: Option<DateTime<Utc>>| time.map(|time| time.timestamp_micros());
         let (customer, status) =
@@ -240,13 +242,13 @@ pub(super) fn select_page(query: &ListQuery) -> QueryBuilder<Postgres> {
     sql
 }
 
-/// The statement has only the conditions of the query, because with a generic `$1 is null or …` the planner could not use
-/// the index. There are few combinations, and each is prepared once per connection.
+/// The statement has only the conditions of the query, because with a generic `$1 is null or …` the planner could not
+/// use the index. There are few combinations, and each is prepared once per connection.
 fn push_page(sql: &mut QueryBuilder<Postgres>, query: &ListQuery) {
     match (&query.customer, query.status) {
         (Some(customer), Some(status)) => {
-            // Along orders_by_customer_and_status. With two conditions, PostgreSQL could use an index for one of them, and
-            // read all the rows that the other excludes.
+            // Along orders_by_customer_and_status. With two conditions, PostgreSQL could use an index for one of them,
+            // and read all the rows that the other excludes.
             push_rows(
                 sql,
                 query,
@@ -279,8 +281,8 @@ fn push_rows(sql: &mut QueryBuilder<Postgres>, query: &ListQuery, key: &'static 
     if let Some(from) = query.from {
         sql.push(" and placed_at >= ").push_bind(from);
     }
-    // Only the earlier of both limits: an index scan starts at one condition, and would read all rows between it and the
-    // other.
+    // Only the earlier of both limits: an index scan starts at one condition, and would read all rows between it and
+    // the other.
     match (query.to, query.after) {
         (Some(to), after) if after.is_none_or(|after| to <= after.placed_at) => {
             sql.push(" and placed_at < ").push_bind(to);

@@ -1,8 +1,8 @@
 //! Migrating the schema while replicas serve requests, and checking whether it is current.
 //!
-//! A migration that waits for a lock blocks all later lock requests. So a statement waits at most `LOCK_TIMEOUT`; then the
-//! migration is retried after a pause. Indexes on tables that grow are built `concurrently`, in files of one statement
-//! that begin with `-- no-transaction`.
+//! A migration that waits for a lock blocks all later lock requests. So a statement waits at most `LOCK_TIMEOUT`; then
+//! the migration is retried after a pause. Indexes on tables that grow are built `concurrently`, in files of one
+//! statement that begin with `-- no-transaction`.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -24,15 +24,15 @@ use crate::metrics::Query;
 const LOCK_TIMEOUT: &str = "500ms";
 /// `concurrently` waits for open transactions, but blocks no others.
 const CONCURRENT_LOCK_TIMEOUT: &str = "10min";
-/// The advisory lock is polled. A statement that waits for it would hold a snapshot, and `concurrently` in another replica
-/// would wait for that snapshot.
+/// The advisory lock is polled. A statement that waits for it would hold a snapshot, and `concurrently` in another
+/// replica would wait for that snapshot.
 const REPLICA_LOCK_TIMEOUT: &str = "100ms";
-/// How often a migration may miss its lock: about five minutes with the pauses.
+/// The maximum number of attempts to get the lock of a migration: about five minutes with the pauses.
 const ATTEMPTS: u32 = 60;
 
-/// Migrations whose file was changed after databases had applied it, with the SHA-384 of the old file, which built an index
-/// under a lock that blocks writers. New databases get the old checksum, too, so that a release with either file starts on
-/// a database of the other.
+/// Migrations whose file was changed after databases had applied it, with the SHA-384 of the old file, which built an
+/// index under a lock that blocks writers. New databases get the old checksum, too, so that a release with either file
+/// starts on a database of the other.
 const CHANGED: [(i64, &str); 2] = [
     (20_261_122_000_008, "wGPMPwlBIbrosPakLQpSkXLW6deiAHjmuPeq5l1/+OdP1tUwrJg6b0mOGlqa6mmn"),
     (20_261_122_000_009, "+FUb80zEVoBfb+0amt9fookIHkkkkzawAxQOMZ9x95JtwNA5dS/P9yOx3po5rR99"),
@@ -77,8 +77,8 @@ impl From<MigrateError> for MigrationError {
     }
 }
 
-/// Applies the pending migrations, in one replica at a time (an advisory lock on the database). Returns the version of the
-/// schema.
+/// Applies the pending migrations, in one replica at a time (an advisory lock on the database). Returns the version of
+/// the schema.
 ///
 /// It uses its own connection, because building an index may take longer than any request. Only connecting has the
 /// deadline of the store; longer waits are logged.
@@ -140,8 +140,8 @@ fn missed_lock(error: &sqlx::Error) -> bool {
     code.is_some_and(|code| ["55P03", "40P01"].contains(&&*code))
 }
 
-/// Applies the pending migrations like `Migrator::run_direct`, each with its lock timeout. An applied migration that is not
-/// in this release is no error, because replicas of an old release still start during a rollout.
+/// Applies the pending migrations like `Migrator::run_direct`, each with its lock timeout. An applied migration that is
+/// not in this release is not an error, because replicas of an old release still start during a rollout.
 async fn apply_pending(connection: &mut PgConnection, migrations: &[Migration]) -> Result<(), MigrateError> {
     const TABLE: &str = "_sqlx_migrations";
     set_lock_timeout(connection, LOCK_TIMEOUT).await?;

@@ -1,7 +1,7 @@
 //! PostgreSQL: the only module with SQL.
 //!
-//! No other module sees a connection or a transaction. A use case passes plain data, and gets its answer when the data is
-//! durable.
+//! No other module sees a connection or a transaction. A use case passes plain data, and gets its answer when the data
+//! is durable.
 
 pub mod check;
 mod connection;
@@ -70,7 +70,7 @@ pub struct Store {
     outbox_written: Arc<Notify>,
 }
 
-/// Plans that are index scans whatever the statistics say.
+/// Session settings that make every plan an index scan, independent of statistics.
 const INDEX_SCANS: [(&str, &str); 5] = [
     ("plan_cache_mode", "force_custom_plan"),
     ("enable_bitmapscan", "off"),
@@ -80,7 +80,7 @@ const INDEX_SCANS: [(&str, &str); 5] = [
 ];
 
 impl Store {
-    /// Makes a store. It connects at its first use, so that the service can start before the database.
+    /// Creates a store. It connects at its first use, so that the service can start before the database.
     pub fn new(settings: &DatabaseSettings, stock: StockTimes, metrics: &Arc<Metrics>) -> Self {
         let (database, readers) = Database::for_requests(settings, metrics);
         let order_reads = OrderReads::start(&readers);
@@ -104,8 +104,8 @@ impl Store {
         }
     }
 
-    /// A store for the work in the background: a small pool of its own for everything but the shared reads and the
-    /// lists, so that the requests and the background do not starve each other.
+    /// A store for background work. It has a small pool of its own for everything except shared reads and lists, so
+    /// that requests and background work do not starve each other.
     #[must_use]
     pub fn with_own_pool(&self, max_connections: u32) -> Self {
         let database = self.database.with_own_pool("background", max_connections, &[]);
@@ -113,21 +113,22 @@ impl Store {
         Self { database, updates, ..self.clone() }
     }
 
-    /// A store for the relay, whose pool plans index scans whatever the statistics are. The outbox may be empty now and have
-    /// millions of rows a moment later, and a plan for the one is wrong for the other.
+    /// A store for the relay, whose pool plans only index scans. The outbox may be empty now and have millions of rows
+    /// a moment later, and a plan for an empty table is wrong for a full one.
     #[must_use]
     pub fn for_relay(&self, max_connections: u32) -> Self {
         Self { database: self.database.with_own_pool("relay", max_connections, &INDEX_SCANS), ..self.clone() }
     }
 
-    /// A store for scrapes: one connection, on which nothing takes longer than `longest`, with the relay's plans.
+    /// A store for scrapes: one connection, on which no operation takes longer than `longest`, with the relay's plans.
     #[must_use]
     pub fn for_scrapes(&self, longest: Duration) -> Self {
         let database = self.database.with_bounded_connection("metrics", longest, &INDEX_SCANS);
         Self { database, ..self.clone() }
     }
 
-    /// Resolves after this process committed events. One permit is kept, so that a commit between two waits is not missed.
+    /// Resolves after this process committed events. One permit is kept, so that a commit between two waits is not
+    /// missed.
     pub async fn outbox_written(&self) {
         self.outbox_written.notified().await;
     }

@@ -19,8 +19,8 @@ use crate::domain::{
 };
 use crate::metrics::Query;
 
-/// Orders with their lines as three arrays: one round trip, and each amount stays a `numeric`. The lines come in order from
-/// their index, without a sort.
+/// Orders with their lines as three arrays: one round trip, and each amount stays a `numeric`. The lines come in order
+/// from their index, without a sort.
 pub(super) const SELECT: &str = "
 select o.id, o.customer_id, o.status, o.total_amount, o.placed_at, o.version, o.changed_at,
        items.products, items.quantities, items.prices
@@ -33,8 +33,8 @@ cross join lateral (
 ) items
 where o.id = any ($1)";
 
-/// Locks the order until the end of the transaction. The lock precedes the position of a new outbox row, so positions follow
-/// the order of the events of an order.
+/// Locks the order until the end of the transaction. The lock precedes the position of a new outbox row, so positions
+/// follow the order of the events of an order.
 pub(super) static LOCK_ONE: LazyLock<String> = LazyLock::new(|| format!("{SELECT}\nfor update of o"));
 
 /// Skips orders that another transaction has locked: waiting for them would delay the others.
@@ -66,7 +66,7 @@ select bucket, event_id, order_id, version, event_type, payload, headers from ch
 ";
 
 impl Store {
-    /// Reads an order, for those who may see it; none if there is no such order. Concurrent reads share a round trip.
+    /// Reads an order, protected by its owner. `None` if the order does not exist. Concurrent reads share a round trip.
     pub async fn find_order(&self, id: OrderId) -> Result<Option<Owned<Order>>, StoreError> {
         let order = self.order_reads.ask(id).await??;
         Ok(order.map(|order| Owned::new(order.customer.clone(), order)))
@@ -109,8 +109,8 @@ fn assign(ids: &[OrderId], rows: Vec<OrderRow>) -> Vec<Result<Option<Order>, Sto
     ids.iter().map(answer).collect()
 }
 
-/// Locks and loads these orders until the end of the transaction. Leaves out those that do not exist and, unless `wait`,
-/// those that another transaction has locked.
+/// Locks and loads these orders until the end of the transaction. Leaves out those that do not exist and, unless
+/// `wait`, those that another transaction has locked.
 pub(super) async fn lock(
     connection: &mut PgConnection,
     wanted: &[(OrderId, Option<i16>)],

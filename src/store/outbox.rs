@@ -40,7 +40,7 @@ pub struct Range {
 pub struct OutboxWriter {
     /// Its virtual transaction id, which is unique on the server while it runs.
     pub transaction: String,
-    /// The server process; none for a prepared transaction.
+    /// The server process. `None` for a prepared transaction.
     pub pid: Option<i32>,
 }
 
@@ -137,8 +137,8 @@ pub(super) const SERVER: &str = "select pg_postmaster_start_time()";
 /// Counts the buckets without a holder.
 pub(super) const FREE: &str = "select count(*) from relay_leases where expires_at < now()";
 
-/// A floor stays true forever, so any replica may store it, even without the lease of the bucket. It belongs to one server: another
-/// one that lost the latest commits assigns the same positions again.
+/// A floor stays true forever, so any replica may store it, even without the lease of the bucket. It belongs to one
+/// server: another one that lost the latest commits assigns the same positions again.
 pub(super) const RAISE: &str = "
 update relay_leases lease
 set floor = greatest(lease.floor, raised.floor)
@@ -163,8 +163,8 @@ where locktype = 'relation'
   and granted
 ";
 
-/// Bounded by positions, because deleted rows cost as much as others until vacuum removes them. The floors belong to one
-/// server, so another one returns nothing.
+/// Bounded by positions, because deleted rows cost as much as others until vacuum removes them. The floors belong to
+/// one server, so another one returns nothing.
 pub(super) const PENDING: &str = "
 select event.bucket, event.position, event.order_id, event.sequence, event.payload, event.headers,
        event.created_at, statement_timestamp() as read_at
@@ -180,8 +180,8 @@ cross join lateral (
 where pg_postmaster_start_time() = $5
 ";
 
-/// One index probe per event. `offset 0` prevents a join in the other direction, which the planner chooses if the outbox was
-/// analyzed while empty. Then each delete would read all deleted rows that an open snapshot keeps.
+/// One index probe per event. `offset 0` prevents a join in the other direction, which the planner chooses if the
+/// outbox was analyzed while empty. Then each delete would read all deleted rows that an open snapshot keeps.
 pub(super) const DELETE: &str = "
 delete from outbox
 where ctid = any (array(
@@ -246,7 +246,7 @@ impl Store {
         .await
     }
 
-    /// Stores floors that belong to `server`, and returns the stored ones; none on another server.
+    /// Stores floors that belong to `server`, and returns the stored ones. Stores and returns none on another server.
     pub async fn raise_floors(
         &self,
         server: ServerStart,
@@ -290,8 +290,8 @@ impl Store {
         .await
     }
 
-    /// Reads the oldest events of each range by position, at most `limit` per range, without those of parked orders. None on
-    /// another server than that of the floors.
+    /// Reads the oldest events of each range by position, at most `limit` per range, without those of parked orders.
+    /// None on another server than that of the floors.
     pub async fn pending_events(
         &self,
         server: ServerStart,

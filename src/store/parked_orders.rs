@@ -45,7 +45,8 @@ pub struct ParkedStockLine {
     pub product_id: String,
     /// The quantity.
     pub quantity: i32,
-    /// TAKING or RETURNING: the outcome of its call is unknown. TODO: its take was refused, and no look-up confirmed why.
+    /// TAKING or RETURNING: the outcome of its call is unknown. TODO: its take was refused, and no look-up confirmed
+    /// why.
     pub state: String,
     /// Why an operator must look at it.
     pub parked: String,
@@ -65,8 +66,8 @@ pub(super) const WAITING: &str = "
 select order_id, count(*) from outbox where bucket = any ($1) and order_id = any ($2) group by order_id
 ";
 
-/// Frees a parked order and gives its events new positions in their old order. The old positions may be below the floor of
-/// the relay, which it does not read (`events/floor.rs`). Uses the bucket like [`WAITING`].
+/// Frees a parked order and gives its events new positions in their old order. The old positions may be below the floor
+/// of the relay, which it does not read (`events/floor.rs`). Uses the bucket like [`WAITING`].
 macro_rules! free_order {
     ($which:literal, $insert:literal) => {
         concat!(
@@ -119,8 +120,8 @@ where job.state in ('TAKING', 'RETURNING')
 order by job.created_at, line.line_number
 ";
 
-/// Locks the order first, like every write to its stock job or its events. Otherwise a concurrent write of the stock job
-/// could overwrite the resolution.
+/// Locks the order first, like every write to its stock job or its events. Otherwise a concurrent write of the stock
+/// job could overwrite the resolution.
 pub(super) const LOCK_ORDER: &str = "select from orders where id = $1 for update";
 
 /// Resolves a line, and makes its job due again.
@@ -203,8 +204,8 @@ impl Store {
         .await
     }
 
-    /// Records what an operator found out about a parked line: whether its call was applied. Returns whether the line was
-    /// parked.
+    /// Records what an operator found out about a parked line: whether its call was applied. Returns whether the line
+    /// was parked.
     pub async fn resolve_stock(
         &self,
         (order, attempt, line): (OrderId, i16, i16),

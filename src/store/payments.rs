@@ -60,7 +60,7 @@ pub struct EventKey {
 }
 
 impl EventKey {
-    /// A key that older releases made in the same way.
+    /// A key that older releases computed in the same way.
     pub const fn new(key: String) -> Self {
         Self { key, earlier: None }
     }
@@ -100,7 +100,7 @@ pub enum Received {
     Repeated,
     /// Parked, because another event has its key.
     OtherEvent,
-    /// Parked, because there is no such order.
+    /// Parked, because the order does not exist.
     UnknownOrder,
     /// The payment of a retry is not parked any more; nothing was done.
     NotParked,
@@ -122,7 +122,7 @@ select * from unnest($1::text[], $2::integer[], $3::bigint[], $4::uuid[], $5::by
 on conflict do nothing
 ";
 
-/// Locked after the order, so that no one settles it meanwhile.
+/// Locks the parked payment, after its order, so that no operator settles it meanwhile.
 pub(super) const LOCK_PARKED: &str = "
 select topic, partition, \"offset\" from parked_payments
 where topic = $1 and partition = $2 and \"offset\" = $3 and settled_at is null
@@ -189,8 +189,8 @@ impl KnownEvent {
         RecordPlace { topic: self.topic.clone(), partition: self.partition, offset: self.offset }
     }
 
-    /// Whether the payment is a repeat of this event: it has the same bytes. If the bytes are not stored, the key decides, but
-    /// not the key of older releases, which two events of an order could share.
+    /// Whether the payment is a repeat of this event: it has the same bytes. If the bytes are not stored, the key
+    /// decides, but not the key of older releases, which two events of an order could share.
     fn is_repeated_by(&self, payment: &IncomingPayment) -> bool {
         match &self.payload_sha256 {
             Some(hash) => hash[..] == payment.payload_sha256(),
@@ -213,7 +213,7 @@ impl IncomingPayment {
     }
 }
 
-/// The events that payments at hand may repeat: those of the database, and those of the same transaction.
+/// The events that the payments may repeat: those in the database, and those of the same transaction.
 #[derive(Default)]
 pub(super) struct KnownEvents {
     events: HashMap<String, KnownEvent>,
@@ -255,7 +255,8 @@ pub(super) async fn known_events(
 }
 
 impl KnownEvents {
-    /// Applies a payment to its order in memory, and adds its writes to `rows`. Returns the order if it may have changed.
+    /// Applies a payment to its order in memory, and adds its writes to `rows`. Returns the order if it may have
+    /// changed.
     pub(super) fn apply(
         &mut self,
         payment: &Arc<IncomingPayment>,
@@ -397,7 +398,7 @@ pub struct ParkedRecord<'a> {
     pub payload: &'a [u8],
     /// Why it is parked.
     pub reason: ParkReason,
-    /// The details, in words.
+    /// The reason in full.
     pub error: &'a str,
 }
 

@@ -1,4 +1,4 @@
-//! Inserts new orders, the concurrent ones in one statement, unless the same request was an order before.
+//! Inserts new orders, the concurrent ones in one statement, unless an earlier identical request placed the order.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -63,8 +63,8 @@ pub struct PlacedOrder {
     pub total: Money,
 }
 
-/// Inserts a set of orders with their lines, histories, events and rows for deduplication. It is one statement and so one
-/// transaction: a set costs one round trip, and no part of an order can be missing.
+/// Inserts a set of orders with their lines, histories, events and rows for deduplication. It is one statement and so
+/// one transaction: a set costs one round trip, and no part of an order can be missing.
 ///
 /// It inserts nothing for an order whose deduplication row belongs to another order, and returns the numbers of the
 /// orders that it inserted. A concurrent request waits at that row. An order that this statement does not see was
@@ -144,8 +144,9 @@ impl Store {
     ///
     /// `placed_as` is the role of the customer.
     ///
-    /// `Inserted` means: committed on the primary, and acknowledged by the synchronous standbys, if there are any, unless
-    /// an operator cancelled that wait. `OutcomeUnknown` means: the commit was sent, but the order was not found.
+    /// `Inserted` means: committed on the primary, and acknowledged by the synchronous standbys, if there are any,
+    /// unless an operator cancelled that wait. `OutcomeUnknown` means: the commit was sent, but the order was not
+    /// found.
     pub async fn place(
         &self,
         order: Order,
@@ -172,7 +173,7 @@ impl Store {
         Ok(InsertOutcome::InProgress)
     }
 
-    /// Finds the earlier order of a duplicate request; none if it is gone.
+    /// Finds the earlier order of a duplicate request. `None` if it was deleted.
     async fn find_first(&self, placing: &Placing) -> Result<Option<InsertOutcome>, StoreError> {
         let customer = &placing.order.customer;
         match &placing.deduplication {
@@ -192,8 +193,8 @@ impl Store {
         }
     }
 
-    /// Finds the latest order of the customer with the same lines and without a key. With `since`, only a later order that
-    /// is not cancelled.
+    /// Finds the latest order of the customer with the same lines and without a key. With `since`, only a later order
+    /// that is not cancelled.
     pub async fn find_recent(
         &self,
         customer: &CustomerId,
@@ -238,8 +239,8 @@ fn conflict_key(customer: &CustomerId, deduplication: &Deduplication) -> Option<
     Some(hasher.finish())
 }
 
-/// The number of concurrent sets: one executes while the other waits for the disk. More would make the sets smaller, and
-/// each set costs a commit.
+/// The number of concurrent sets: one executes while the other waits for the disk. More would make the sets smaller,
+/// and each set costs a commit.
 const WRITERS: u32 = 2;
 
 /// The pool for sets. Its lock timeout is short, because all orders of a set would wait.
@@ -257,7 +258,7 @@ pub(super) struct Placements {
     /// For an order that is inserted alone, and for the check of an unknown outcome.
     alone: Database,
     outbox_written: Arc<Notify>,
-    /// How many orders share a statement.
+    /// The number of orders in each statement.
     sizes: Histogram,
 }
 
@@ -287,9 +288,9 @@ impl Placements {
 
     /// Inserts a set; returns which orders were inserted.
     ///
-    /// A set whose connection was lost is sent once more. The first attempt may have committed, or may still commit. Then
-    /// the deduplication rows or the primary key refuse the second attempt. So the outcome is known if the second attempt
-    /// succeeds, and stays unknown if it fails.
+    /// A set whose connection was lost is sent once more. The first attempt may have committed, or may still commit.
+    /// Then the deduplication rows or the primary key refuse the second attempt. So the outcome is known if the second
+    /// attempt succeeds, and stays unknown if it fails.
     async fn insert_with_retry(
         &self,
         database: &Database,
@@ -347,8 +348,8 @@ impl Group for Placements {
     }
 }
 
-/// Inserts a set; returns which orders were inserted. One statement without an explicit transaction, so that it is sent,
-/// executed and committed in one round trip.
+/// Inserts a set; returns which orders were inserted. One statement without an explicit transaction, so that it is
+/// sent, executed and committed in one round trip.
 async fn insert(
     database: &Database,
     set: &[Arc<Placing>],

@@ -1,8 +1,8 @@
 //! A pool of connections to PostgreSQL.
 //!
-//! sqlx's own pool pings a connection whenever it is released, in a new task: a second round trip per statement. Here, a
-//! released connection is available at once. Its user releases it only if it is healthy. A connection that broke while
-//! idle is found by the error of its next use, or by a ping if it was idle for long.
+//! sqlx's own pool pings a connection whenever it is released, in a new task: a second round trip per statement. Here,
+//! a released connection is available at once. Its user releases it only if it is healthy. The next use of a connection
+//! that broke while idle fails; if it was idle for long, a ping detects it before the use.
 
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
@@ -39,8 +39,8 @@ struct Inner {
     options: PgConnectOptions,
     max_connections: u32,
     acquire_timeout: Duration,
-    /// One permit per connection in use. Its holder takes an idle connection, and opens one only if none is idle. So there
-    /// are never more connections than permits.
+    /// One permit per connection in use. Its holder takes an idle connection, and opens one only if none is idle. So
+    /// there are never more connections than permits.
     permits: Semaphore,
     idle: Mutex<IdleConnections>,
     is_closed: AtomicBool,
@@ -51,8 +51,8 @@ struct Inner {
 struct IdleConnections {
     /// A stack: the connection that was used last is used next.
     stack: VecDeque<Idle>,
-    /// When a connection was last lost or dropped. Connections that were idle then are pinged before use, because a restart
-    /// of the server ends all of them.
+    /// When a connection was last lost or dropped. Connections that were idle then are pinged before use, because a
+    /// restart of the server ends all of them.
     last_loss: Option<Instant>,
 }
 
@@ -92,7 +92,7 @@ impl Drop for Permit {
 }
 
 impl Pool {
-    /// Makes a pool; it connects at its first use. Needs a Tokio runtime.
+    /// Creates a pool. It connects at its first use. Needs a Tokio runtime.
     pub(super) fn new(
         options: PgConnectOptions,
         max_connections: u32,
@@ -145,7 +145,7 @@ impl Pool {
         Ok(PooledConnection { connection, opened: Instant::now(), permit })
     }
 
-    /// Refuses new users, waits for the connections in use, and closes all.
+    /// Refuses new users, waits for the connections in use, and closes all connections.
     pub(super) async fn close(&self) {
         self.0.is_closed.store(true, Ordering::Release);
         let in_use = self.0.permits.acquire_many(self.0.max_connections).await;

@@ -34,7 +34,7 @@ pub struct ReplayPage {
     pub orders: Vec<(Order, Vec<RecordedChange>)>,
     /// The number of orders that were read.
     pub looked_at: usize,
-    /// The last order; none on the last page.
+    /// The last order. `None` on the last page.
     pub next: Option<OrderId>,
 }
 
@@ -42,7 +42,7 @@ pub(super) const PAGE_OF_ORDERS: &str = "
 select id, true as is_wanted from orders where id = any ($3) and id > $1 order by id limit $2
 ";
 
-/// The history has no index by time, and an old order may have changed within the period. So all orders are read.
+/// Reads all orders, because the history has no index by time, and an old order may have changed within the period.
 pub(super) const PAGE_OF_TIME: &str = "
 select id, changed_at >= $3 and placed_at < $4 as is_wanted from orders where id > $1 order by id limit $2
 ";

@@ -1,8 +1,8 @@
 //! Deleting old orders, each with everything that belongs to it.
 //!
-//! Parts of an order cannot be deleted alone: the stock job of a CONFIRMED order tells what a cancellation gives back, that
-//! of a CREATED order which idempotency keys are used, and payment events identify repeats. After the order is deleted, a
-//! repeated payment is parked as one of an unknown order, and changes nothing.
+//! Parts of an order cannot be deleted alone. The stock job of a CONFIRMED order has the lines that a cancellation
+//! gives back, the job of a CREATED order has the idempotency keys in use, and payment events identify repeats. After
+//! the order is deleted, a repeated payment is parked as a payment of an unknown order, and changes nothing.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ pub struct RetentionCursor(Option<(DateTime<Utc>, Uuid)>);
 pub struct RetentionBatch {
     /// The number of deleted orders.
     pub deleted: u64,
-    /// The cursor of the next batch; none after the last order.
+    /// The cursor of the next batch. `None` after the last order.
     pub next: Option<RetentionCursor>,
 }
 
@@ -40,8 +40,8 @@ limit $5
 /// deleted in the next round.
 pub(super) const LOCK: &str = "select id, status from orders where id = any ($1) for update skip locked";
 
-/// A separate statement, so that it sees everything that was committed before the lock. An order stays while anything about
-/// it is unfinished or waits for an operator: stock jobs, events, a due refund, a parked payment. With `limit 1`,
+/// A separate statement, so that it sees everything that was committed before the lock. An order stays while anything
+/// about it is unfinished or waits for an operator: stock jobs, events, a due refund, a parked payment. With `limit 1`,
 /// PostgreSQL probes the index once per order; without it, it may join the whole table.
 pub(super) const DELETE: &str = "
 with gone as materialized (
@@ -63,7 +63,7 @@ items as (delete from order_items where order_id = any (array(select id from gon
 delete from orders where id = any (array(select id from gone))
 ";
 
-/// A settled payment whose order is unknown or gone is in no order's deletion.
+/// Deletes settled payments whose order is unknown or deleted, which the deletion of orders does not reach.
 pub(super) const DELETE_SETTLED: &str = "
 delete from parked_payments where ctid = any (array(
     select ctid from parked_payments where settled_at < now() - $1::interval order by settled_at limit $2))
@@ -71,8 +71,8 @@ and settled_at < now() - $1::interval
 ";
 
 impl Store {
-    /// Reads up to `limit` orders of a status that were placed more than `age` ago, and deletes those that have not changed
-    /// since and have nothing unfinished.
+    /// Reads up to `limit` orders of a status that were placed more than `age` ago, and deletes those that have not
+    /// changed since and have nothing unfinished.
     pub async fn delete_old_orders(
         &self,
         status: Status,

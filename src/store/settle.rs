@@ -1,5 +1,5 @@
-//! Parked payments and due refunds, which operators list and settle. Each change is recorded in `interventions` in the same
-//! statement.
+//! Parked payments and due refunds, which operators list and settle. Each change is recorded in `interventions` in the
+//! same statement.
 
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
@@ -89,7 +89,7 @@ impl Store {
         .await
     }
 
-    /// A parked record with its value; none if it is not parked.
+    /// A parked record with its value. `None` if it is not parked.
     pub async fn parked_payment(&self, place: &RecordPlace) -> Result<Option<ParkedPayment>, StoreError> {
         self.query(Query::Operate, async |connection| {
             let find = sqlx::query_as(FIND).bind(&place.topic).bind(place.partition).bind(place.offset);

@@ -1,8 +1,9 @@
 //! Shared reads: reads of one kind that arrive during a statement share the next one.
 //!
-//! There is no timer: a read that finds a free reader is sent at once. A reader takes all waiting reads up to a limit, and
-//! answers each caller from one statement. Callers share only a statement that is sent after they arrived, so no answer is
-//! older than its request. Each caller has its own deadline, and one that leaves before the statement is not read for.
+//! There is no timer: a read that finds a free reader is sent at once. A reader takes all waiting reads up to a limit,
+//! and answers each caller from one statement. Callers share only a statement that is sent after they arrived, so no
+//! answer is older than its request. Each caller has its own deadline. A caller that leaves before the statement is not
+//! part of it.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -28,8 +29,8 @@ pub(super) trait ReadSet: Send + Sync + 'static {
     /// The answer to a caller.
     type Answer: Send + 'static;
 
-    /// Reads for all callers by one statement; returns one answer per question, in the same order. An error is that of each
-    /// caller.
+    /// Reads for all callers by one statement; returns one answer per question, in the same order. An error is that of
+    /// each caller.
     fn read(
         &self,
         questions: &[Self::Question],
@@ -39,11 +40,11 @@ pub(super) trait ReadSet: Send + Sync + 'static {
 /// The limits of a kind of read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// The maximum of reads in one statement.
+    /// The maximum number of reads in one statement.
     pub(super) set: usize,
-    /// The maximum of concurrent statements.
+    /// The maximum number of concurrent statements.
     pub(super) readers: usize,
-    /// The maximum of waiting reads; more are refused.
+    /// The maximum number of waiting reads; more are refused.
     pub(super) waiting: usize,
     /// The deadline of a read, including its wait.
     pub(super) deadline: Duration,

@@ -25,8 +25,8 @@ pub struct StockTimes {
     pub deadline: Duration,
 }
 
-/// Loads the wanted jobs in the order of their numbers: the given attempt, else the latest of the order. Each part is a
-/// look-up by the id of the order, whatever the statistics are; the lines come in order from their index.
+/// Loads the requested jobs in the order of their numbers: the given attempt, else the latest of the order. Each part
+/// is a look-up by the id of the order, independent of statistics; the lines come in order from their index.
 pub(super) const LOAD: &str = "
 select wanted.order_id, job.attempt, job.state, job.paid, job.actor_role, job.actor_id, job.reason, job.traceparent,
        job.parked, job.failures, job.refusals, job.lease_token, lines.numbers, lines.products, lines.quantities,
@@ -56,8 +56,8 @@ left join lateral (
 order by wanted.number
 ";
 
-/// Only `next_attempt_at` decides when a job may be claimed. A held job is due at the end of its lease. A job that waits for
-/// an earlier attempt is due after `pause`, long after that attempt has woken it.
+/// Only `next_attempt_at` decides when a job may be claimed. A held job is due at the end of its lease. A job that
+/// waits for an earlier attempt is due after `pause`, long after that attempt has woken it.
 pub(super) const INSERT: &str = "
 with jobs as (
     insert into stock_jobs
@@ -75,9 +75,9 @@ select * from unnest($16::uuid[], $17::smallint[], $18::smallint[], $19::text[],
                      $22::text[], $23::timestamptz[])
 ";
 
-/// A job that turns to RETURNING gets a new deadline. Only its holder ends a lease, because another replica may have claimed
-/// the job since it was read. Unchanged rows are not written. `any` limits the reads to the jobs of these orders, whatever
-/// the plan.
+/// A job that turns to RETURNING gets a new deadline. Only its holder ends a lease, because another replica may have
+/// claimed the job since it was read. Unchanged rows are not written. `any` limits the reads to the jobs of these
+/// orders in every plan.
 pub(super) const UPDATE: &str = "
 with jobs as (
     update stock_jobs as job
@@ -107,9 +107,9 @@ where line.order_id = any ($1)
   and (line.state, line.last_error, line.sent_at) is distinct from (new.state, new.error, new.sent_at)
 ";
 
-/// Makes the attempts due that waited for these. Attempts with a holder are running already. So are those that a concurrent
-/// claim has locked: they are due, and the claim must lock their order, which is locked here. Waiting for them could
-/// deadlock.
+/// Makes the attempts due that waited for these. Attempts with a holder are running already. So are those that a
+/// concurrent claim has locked: they are due, and the claim must lock their order, which is locked here. Waiting for
+/// them could deadlock.
 pub(super) const WAKE_LATER_ATTEMPTS: &str = "
 update stock_jobs set next_attempt_at = now()
 where ctid = any (array(
@@ -124,7 +124,7 @@ where ctid = any (array(
 ";
 
 impl Store {
-    /// Reads a job; none if there is no such job.
+    /// Reads a job. `None` if it does not exist.
     pub async fn stock_job(&self, order: OrderId, attempt: i16) -> Result<Option<StockJob>, StoreError> {
         self.query(metrics::Query::ReadStockJob, async |connection| {
             let (job, _) = load_job(connection, order, Some(attempt)).await?;
@@ -288,7 +288,7 @@ impl JobRow {
         Ok((self.into_job()?, paid))
     }
 
-    /// None if the order has no such job.
+    /// The job. `None` if the order does not have it.
     fn into_job(self) -> Result<Option<StockJob>, StoreError> {
         let Some(attempt) = self.attempt else { return Ok(None) };
         let order = OrderId(self.order_id);

@@ -1,12 +1,13 @@
 //! Claiming and counting due stock jobs.
 //!
-//! The cost of a claim depends on what it returns. One column decides what is due, `next_attempt_at`, and two indexes have
-//! the open jobs by it: `stock_jobs_fresh` those without a failure since their last progress, `stock_jobs_failed` the
-//! others. A held job is due at the end of its lease; a job that waits for an earlier attempt is due long after that
-//! attempt has woken it (`stock`).
+//! The cost of a claim depends on what it returns. One column decides what is due, `next_attempt_at`, and two indexes
+//! have the open jobs by it: `stock_jobs_fresh` those without a failure since their last progress, `stock_jobs_failed`
+//! the others. A held job is due at the end of its lease; a job that waits for an earlier attempt is due long after
+//! that attempt has woken it (`stock`).
 //!
-//! A claim takes many jobs and records their calls in the same transaction. It never waits for a lock: a job or an order
-//! that another transaction has locked stays due. So it cannot deadlock, although it locks jobs before their orders.
+//! A claim takes many jobs and records their calls in the same transaction. It never waits for a lock: a job or an
+//! order that another transaction has locked stays due. So it cannot deadlock, although it locks jobs before their
+//! orders.
 
 use std::collections::HashSet;
 use std::sync::LazyLock;
@@ -19,9 +20,9 @@ use super::{Store, StoreError, orders};
 use crate::domain::{OrderAggregate, OrderId};
 use crate::metrics::Query;
 
-/// Locks at most $1 due jobs, fresh ones first, and does `rest` with the `fresh` and the `failed` ones. The orders of a product
-/// that does not answer are due again and again, and the others would queue behind them. `leased_until` is for jobs that a
-/// replica of an older release holds.
+/// Locks at most $1 due jobs, fresh ones first, and does `rest` with the `fresh` and the `failed` ones. The orders of a
+/// product that does not answer are due again and again, and the others would queue behind them. `leased_until` is for
+/// jobs that a replica of an older release holds.
 fn with_due(direction: &str, rest: &str) -> String {
     format!(
         "
@@ -71,8 +72,8 @@ returning order_id, attempt, deadline < now() as overdue, failures",
     )
 });
 
-/// Readiness runs this often, so it reads at most $1 jobs of each kind. The overdue jobs are among the oldest of the failed
-/// ones and of the others.
+/// Readiness runs this often, so it reads at most $1 jobs of each kind. The overdue jobs are among the oldest of the
+/// failed ones and of the others.
 pub(super) const UNFINISHED: &str = "
 with open as (
     (select deadline from stock_jobs
@@ -149,8 +150,8 @@ impl Unfinished {
 }
 
 impl Store {
-    /// Locks up to `limit` due jobs with their orders, lets `decide` claim each, and writes all changes in one transaction. A
-    /// job without a decision stays due.
+    /// Locks up to `limit` due jobs with their orders, lets `decide` claim each, and writes all changes in one
+    /// transaction. A job without a decision stays due.
     pub async fn claim_stock_jobs<T>(
         &self,
         limit: i64,

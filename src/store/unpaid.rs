@@ -9,7 +9,7 @@ use super::{Store, StoreError};
 use crate::domain::OrderId;
 use crate::metrics::Query;
 
-/// The order with the limit makes PostgreSQL use `orders_by_status`, whatever its statistics are.
+/// `order by` with `limit` makes PostgreSQL use `orders_by_status`, independent of statistics.
 pub(super) const OLDEST_DUE: &str = "
 select now() as now,
        (
@@ -20,8 +20,8 @@ select now() as now,
        ) is not null as is_any_due
 ";
 
-/// A page along `orders_by_status`. An order whose stock is being taken was paid, or an admin is confirming it; an order with
-/// a parked payment waits for an operator. The limits keep each probe an index scan per order.
+/// A page along `orders_by_status`. An order whose stock is being taken was paid, or an admin is confirming it; an
+/// order with a parked payment waits for an operator. The limits keep each probe an index scan per order.
 pub(super) const PAGE: &str = "
 select head.id, head.placed_at, job.found is null and parked.found is null as is_unpaid
 from (
@@ -56,7 +56,7 @@ impl UnpaidCursor {
 pub struct UnpaidPage {
     /// The unpaid ones.
     pub unpaid: Vec<OrderId>,
-    /// The cursor of the next page; none after the last.
+    /// The cursor of the next page. `None` after the last.
     pub next: Option<UnpaidCursor>,
 }
 

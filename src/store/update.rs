@@ -1,5 +1,6 @@
-//! Every change of an existing order. Concurrent changes are committed together (`group_commit`): one statement locks and
-//! loads their orders, each change is decided on its aggregate in memory, and a few statements and one commit write all.
+//! Every change of an existing order. Concurrent changes are committed together (`group_commit`): one statement locks
+//! and loads their orders, each change is decided on its aggregate in memory, and a few statements and one commit write
+//! all.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,7 +23,7 @@ pub(super) struct Updates {
     database: Database,
     stock: StockTimes,
     outbox_written: Arc<Notify>,
-    /// How many changes share a commit.
+    /// The number of changes in each commit.
     sizes: Histogram,
 }
 
@@ -67,7 +68,7 @@ pub(super) enum Updated {
 /// The writes and the answers of a group.
 #[derive(Default)]
 struct Writes {
-    /// In the order of the updates; none for one that is left out.
+    /// The answers in the order of the updates. `None` for an update that is left out.
     answers: Vec<Option<Updated>>,
     aggregates: Vec<OrderAggregate>,
     payments: PaymentRows,
@@ -76,11 +77,11 @@ struct Writes {
 }
 
 impl Store {
-    /// Locks the order, lets `decide` change its aggregate, and writes all changes with the history and the event of a new
-    /// status (invariant 1). None if there is no such order.
+    /// Locks the order, lets `decide` change its aggregate, and writes all changes with the history and the event of a
+    /// new status (invariant 1). `None` if the order does not exist.
     ///
-    /// `job` selects the stock job: this attempt, else the latest. If `decide` refuses, nothing changes. `decide` may be
-    /// called repeatedly, each time with the present order; only the last call counts.
+    /// `job` selects the stock job: this attempt, else the latest. If `decide` refuses, nothing changes. `decide` may
+    /// be called repeatedly, each time with the present order; only the last call counts.
     pub async fn update_order<T: Send + 'static, E: Send + 'static>(
         &self,
         id: OrderId,

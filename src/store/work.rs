@@ -53,8 +53,8 @@ pub struct StockJobs {
     pub paid_not_confirmed: i64,
 }
 
-/// Reads each bucket from its floor on, like the relay: below the floor are only deleted rows and events of parked orders.
-/// The events of a bucket come by position, so the first is the oldest.
+/// Reads each bucket from its floor on, like the relay: only deleted rows and events of parked orders are below the
+/// floor. The events of a bucket come by position, so the first is the oldest.
 macro_rules! pending {
     ($limit:literal) => {
         concat!(
@@ -112,7 +112,7 @@ select least(count(*) filter (where state = 'TAKING'), $1) as taking,
 from unfinished
 ";
 
-/// Stands for all other reasons of refunds.
+/// The name for all other reasons of refunds.
 pub const OTHER_REASON: &str = "OTHER";
 
 /// The reason may be free text of an admin; all such texts count as [`OTHER_REASON`].

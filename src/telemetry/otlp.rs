@@ -1,7 +1,7 @@
 //! The export of spans to a collector, by the OpenTelemetry protocol (OTLP) over gRPC or HTTP.
 //!
-//! Ended spans wait in a bounded queue, which a thread of the SDK sends. A slow or unreachable collector does not block the
-//! service: spans are dropped while the queue is full, and so is a batch that could not be sent.
+//! Ended spans wait in a bounded queue, which a thread of the SDK sends. A slow or unreachable collector does not block
+//! the service: spans are dropped while the queue is full, and so is a batch that could not be sent.
 
 use std::fmt;
 use std::sync::Arc;
@@ -49,9 +49,9 @@ pub struct TraceSettings {
     pub schedule_delay: Duration,
     /// The overall timeout of the export of a batch.
     pub export_timeout: Duration,
-    /// The maximum of waiting spans; more are dropped.
+    /// The maximum number of waiting spans; more are dropped.
     pub max_queue_size: usize,
-    /// The maximum of spans per export.
+    /// The maximum number of spans per export.
     pub max_batch_size: usize,
 }
 
@@ -152,7 +152,8 @@ fn otlp(settings: &TraceSettings) -> Result<OtlpExporter, ExporterBuildError> {
     }
 }
 
-/// The queue of the SDK. The SDK drops spans silently while its queue is full, so this type drops them first and logs it.
+/// The queue of the SDK. The SDK drops spans silently while its queue is full, so this type drops them first and logs
+/// it.
 #[derive(Debug)]
 struct Queue {
     batches: BatchSpanProcessor,
@@ -189,8 +190,8 @@ impl SpanProcessor for Queue {
     }
 }
 
-/// Exports on the runtime of the service, which the clients of both transports need. Logs when exports begin to fail, and when
-/// they succeed again.
+/// Exports on the runtime of the service, which the clients of both transports need. Logs when exports begin to fail,
+/// and when they succeed again.
 #[derive(Debug)]
 struct Exporter {
     otlp: Arc<OtlpExporter>,

@@ -1,4 +1,5 @@
-//! Spans of OpenTelemetry. With tracing off, or for a trace that is not sampled, no span is made, and the cost is a branch.
+//! Spans of OpenTelemetry. With tracing off, or for a trace that is not sampled, there is no span, and the cost is a
+//! branch.
 //!
 //! | span | kind | parent | name |
 //! |---|---|---|---|
@@ -9,13 +10,15 @@
 //! | a payment | CONSUMER | the record's `traceparent` | `process payment-events` |
 //! | the cancellation of an unpaid order | INTERNAL | none | `cancel unpaid order` |
 //!
-//! Shared work (a group commit, a shared read, a shared look-up) has a span in each trace that waits for it, from the request
-//! to the answer. The spans of one commit or statement have its number of callers (`db.operation.batch.size`), and a link to
-//! the first of them. The spans of a shared look-up have a link to the span whose context went to the Product Service.
+//! Shared work (a group commit, a shared read, a shared look-up) has a span in each trace that waits for it, from the
+//! request to the answer. The spans of one commit or statement have its number of callers (`db.operation.batch.size`),
+//! and a link to the first of them. The spans of a shared look-up have a link to the span whose context went to the
+//! Product Service.
 //!
-//! The record of a payment is the parent of its span. The semantic conventions allow this for records that are processed one
-//! by one. So one trace contains the order and its payment, if the Payment Service continues the trace of `ORDER_PLACED`. The
-//! events of a stock job belong to the trace that started the job, whose `tracestate` is not stored.
+//! The record of a payment is the parent of its span. The semantic conventions allow this for records that are
+//! processed one by one. So one trace contains the order and its payment, if the Payment Service continues the trace of
+//! `ORDER_PLACED`. The events of a stock job belong to the trace that started the job, whose `tracestate` is not
+//! stored.
 //!
 //! Probes, scrapes and background work (leases, reads of the relay, housekeeping) have no span.
 
@@ -40,8 +43,8 @@ pub(super) static TRACER: OnceLock<SdkTracer> = OnceLock::new();
 pub struct Span(Option<Box<SdkSpan>>);
 
 impl Span {
-    /// Starts a span for incoming work, if the sampler records it. `caller` is the context of the caller. Also returns the
-    /// context to pass on.
+    /// Starts a span for incoming work, if the sampler records it. `caller` is the context of the caller. Also returns
+    /// the context to pass on.
     pub fn entry<N: Into<Cow<'static, str>>>(
         kind: SpanKind,
         name: impl FnOnce() -> N,
@@ -114,7 +117,7 @@ impl Span {
         }
     }
 
-    /// Sets the place of a record of Kafka.
+    /// Sets the partition and offset of a record.
     pub fn set_kafka_record(&mut self, partition: i32, offset: i64) {
         if self.is_recorded() {
             self.set("messaging.destination.partition.id", partition.to_string());
@@ -122,7 +125,7 @@ impl Span {
         }
     }
 
-    /// Marks the work as failed. The `error.type` is of a bounded set.
+    /// Marks the work as failed. `error_type` must be one of a bounded set.
     pub fn fail(&mut self, error_type: impl Into<Cow<'static, str>>) {
         if let Some(span) = &mut self.0 {
             span.set_attribute(KeyValue::new("error.type", Value::String(error_type.into().into())));

@@ -20,7 +20,7 @@ use super::Shared;
 use crate::dev::kafka::Journal;
 use crate::events::{KafkaSettings, connection_config};
 
-/// The maximum of records that are kept for pages that open later.
+/// The maximum number of records that are kept for pages that open later.
 const KEPT: usize = 500;
 const POLL: Duration = Duration::from_millis(100);
 /// At the stop, the time limit for reading the topics to their ends.

@@ -75,8 +75,8 @@ impl Gateway {
     }
 }
 
-/// Forwards the call to a replica. If it cannot connect, it has sent nothing and tries the next replica. Any later failure
-/// leaves the outcome unknown, and the response says so.
+/// Forwards the call to a replica. If it cannot connect, it has sent nothing and tries the next replica. Any later
+/// failure leaves the outcome unknown, and the response says so.
 pub(super) async fn forward(
     State(console): State<Arc<Shared>>,
     method: Method,

@@ -89,11 +89,12 @@ pub(super) fn decode(payload: &[u8], place: &RecordPlace) -> Decoded {
     Decoded::Payment { key: envelope.key(event_type, order, place), order, event, event_type }
 }
 
-/// Describes the error without quoting the record, which may contain personal data. serde quotes values of a wrong type.
+/// Describes the error without quoting the record, which may contain personal data. serde quotes values of a wrong
+/// type.
 fn describe(error: &serde_json::Error) -> String {
     let text = error.to_string();
     if error.is_data() && !text.starts_with("missing field") {
-        return format!("it is JSON, but no payment event (column {})", error.column());
+        return format!("it is JSON, but not a payment event (column {})", error.column());
     }
     text
 }
@@ -110,9 +111,9 @@ impl Envelope {
         Money::parse(number.as_str()).map_err(|error| error.to_string())
     }
 
-    /// The key that identifies repeats: the id of the event; else type, entity and time, by which the platform dedupes; else
-    /// the position of the record. The id is combined with the order and the type, because a producer may use the id of
-    /// the payment as that of the event.
+    /// The key that identifies repeats: the id of the event; without it the type, entity and time, by which the
+    /// platform deduplicates; without these the position of the record. The id is combined with the order and the type,
+    /// because a producer may use the payment's id as the event's id.
     fn key(&self, event_type: &str, order: OrderId, place: &RecordPlace) -> EventKey {
         if let Some(id) = self.metadata.get("eventId").and_then(plain) {
             return EventKey::new(format!("{event_type}:{order}:id:{id}"));
@@ -132,8 +133,8 @@ impl Envelope {
     }
 }
 
-/// Text that is valid in a key. PostgreSQL accepts no NUL and no index entry of many kilobytes, and a record that can never
-/// be written would block its partition.
+/// Text that is valid in a key. PostgreSQL accepts no NUL and no index entry of many kilobytes, and a record that can
+/// never be written would block its partition.
 fn plain(value: &Value) -> Option<&str> {
     value.as_str().filter(|text| (1..=255).contains(&text.len()) && !text.chars().any(char::is_control))
 }

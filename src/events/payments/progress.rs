@@ -20,7 +20,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// The end offset of each partition at some time: all lower offsets were in the topic then.
 pub(super) type Ends = BTreeMap<i32, i64>;
 
-/// Why the progress is not known.
+/// Why the progress is unknown.
 #[derive(Debug, Error)]
 pub(super) enum ProgressError {
     /// The broker or the connection failed.
@@ -29,8 +29,8 @@ pub(super) enum ProgressError {
     /// The topic does not exist.
     #[error("the topic of the payments does not exist")]
     NoTopic,
-    /// Kafka gave no offset of a partition.
-    #[error("Kafka gave no offset of partition {0}")]
+    /// Kafka did not return the offset of a partition.
+    #[error("Kafka did not return the offset of partition {0}")]
     NoOffset(i32),
     /// The topic was recreated, or a broker lost records, so the committed offsets mean nothing.
     #[error("the group has read beyond the end of partition {0}")]
@@ -84,8 +84,8 @@ impl Progress {
 
     /// Whether every record below `ends` has been applied.
     ///
-    /// A consumer never reads transaction markers, so its committed offset may stay below an end forever. Where the group
-    /// seems to be behind, it is so only if a record can be read from its offset.
+    /// A consumer never reads transaction markers, so its committed offset may stay below an end forever. So a group
+    /// whose offset is below an end is behind only if a record can be read from that offset.
     pub(super) fn is_read(&self, ends: &Ends) -> Result<bool, ProgressError> {
         let query = self.ask("read_committed", Instant::now() + DEADLINE)?;
         let partitions = query.partitions()?;
@@ -98,7 +98,7 @@ impl Progress {
         if behind.is_empty() {
             return Ok(true);
         }
-        // Records of an open transaction cannot be read yet, but count.
+        // Records of an open transaction count, although they cannot be read yet.
         let stable = query.ends(&behind)?;
         if stable.iter().any(|(partition, end)| *end < ends[partition]) {
             return Ok(false);
@@ -172,7 +172,7 @@ impl ProgressQuery<'_> {
         partitions.iter().copied().map(end).collect()
     }
 
-    /// Whether there is no record below the ends of these partitions, which are all stable.
+    /// Whether these partitions have no record below their ends, which are all stable.
     fn find_no_record(
         &self,
         mut left: Vec<i32>,

@@ -12,20 +12,20 @@ use crate::store::{Store, StoreError};
 pub enum Retried {
     /// The record is not parked.
     NotParked,
-    /// The record is still no payment event, and why.
+    /// The record is still not a payment event, with the reason.
     NoPayment(String),
     /// The record is a payment of this order.
     Received(OrderId, Received),
 }
 
-/// Applies a parked record like the consumer. If that settles the record, the mark, the intervention and the effect of the
-/// payment commit together.
+/// Applies a parked record like the consumer. If that settles the record, the mark, the intervention and the effect of
+/// the payment commit together.
 pub async fn retry_parked(store: &Store, place: &RecordPlace, actor: &str) -> Result<Retried, StoreError> {
     let Some(parked) = store.parked_payment(place).await? else { return Ok(Retried::NotParked) };
     let payload = parked.payload.unwrap_or_default();
     let (key, order, event, event_type) = match decode(&payload, place) {
         Decoded::Payment { key, order, event, event_type } => (key, order, event, event_type),
-        Decoded::Ignored => return Ok(Retried::NoPayment("it concerns no order".to_owned())),
+        Decoded::Ignored => return Ok(Retried::NoPayment("it does not concern an order".to_owned())),
         Decoded::Undecodable { error, .. } => return Ok(Retried::NoPayment(error)),
     };
     let payment = IncomingPayment {

@@ -1,8 +1,9 @@
-//! Cancels orders that were not paid in time, after every payment that was in the topic before their deadline is applied.
+//! Cancels orders that were not paid in time, after every payment that was in the topic before their deadline is
+//! applied.
 //!
 //! The worker notes a time T of the database clock, then the end of each partition. When the consumer group has read up
-//! to these ends, every payment that was in the topic at T is applied. So an order that is still CREATED then, and whose
-//! deadline was before T, was not paid in time. While Kafka cannot be reached, nothing is cancelled.
+//! to these ends, every payment that was in the topic at T is applied. So an order that is still CREATED then, and
+//! whose deadline was before T, was not paid in time. While Kafka cannot be reached, nothing is cancelled.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,8 +30,8 @@ pub struct UnpaidSettings {
     pub interval: Duration,
 }
 
-/// After this time the worker starts again with the oldest order, for those that it skipped (stock being taken, payment
-/// parked).
+/// After this time the worker starts again with the oldest order, because it may have skipped some (stock being taken,
+/// payment parked).
 const START_OVER_AFTER: Duration = Duration::from_mins(5);
 
 /// The worker that cancels unpaid orders.
@@ -50,7 +51,7 @@ pub struct UnpaidOrders {
 enum RoundError {
     #[error("the store failed")]
     Store(#[from] StoreError),
-    #[error("the progress of the payment consumer is not known")]
+    #[error("the progress of the payment consumer is unknown")]
     Progress(#[from] ProgressError),
     #[error("a helper thread failed")]
     Thread(#[from] JoinError),
@@ -95,7 +96,7 @@ impl UnpaidOrders {
         if self.started_over.elapsed() > START_OVER_AFTER {
             (self.after, self.started_over) = (UnpaidCursor::START, Instant::now());
         }
-        // Twice: for the pending time of an earlier round, and for a time of this round.
+        // Two passes: for the pending time of an earlier round, and for a time of this round.
         for _ in 0..2 {
             let Some(now) = self.orders.unpaid_order_is_due(self.settings.ttl, self.after).await? else {
                 return Ok(());

@@ -1,5 +1,5 @@
-//! The invariants that hold in every snapshot of the database. Each is a statement that returns its contradictions: the order,
-//! if any, and the finding. An invariant only relates rows that one transaction writes together.
+//! The invariants that hold in every snapshot of the database. The statement of an invariant returns what breaks it:
+//! the order, if any, and the finding. An invariant only relates rows that one transaction writes together.
 
 use uuid::Uuid;
 
@@ -11,7 +11,7 @@ pub(in crate::store) struct Invariant {
     pub(in crate::store) name: &'static str,
     /// The text.
     pub(super) says: &'static str,
-    /// Returns `(order_id, detail)` for each contradiction.
+    /// Returns `(order_id, detail)` for each row that breaks the invariant.
     pub(in crate::store) sql: &'static str,
 }
 
@@ -66,7 +66,7 @@ where (select true from relay_leases lease where lease.bucket = known.bucket lim
 pub(super) const EVENTS: &[Invariant] = &[
     Invariant {
         name: "event-change",
-        says: "an event in the outbox describes the change of its order with its sequence",
+        says: "an event in the outbox describes the change of its order that has its sequence number",
         sql: "
 select event.order_id,
        format('event %s, sequence %s, %s', event.event_id, event.sequence,
@@ -98,7 +98,7 @@ where bucket = $1 and position between $2 and $3 and $4 is not null
     },
     Invariant {
         name: "event-floor",
-        says: "below the floor of a bucket, which the relay does not read, are only events of parked orders",
+        says: "only events of parked orders are below the floor of a bucket, where the relay does not read",
         sql: "
 select event.order_id, format('event %s at position %s is below the floor %s', event.event_id, event.position, lease.floor)
 from outbox event
@@ -182,7 +182,7 @@ where event.event_key = any ($1)
     },
     Invariant {
         name: "payment-parked",
-        says: "a payment that the order does not account for is kept for an operator",
+        says: "a payment that does not fit its order is parked for an operator",
         sql: "
 select event.order_id, format('%s at %s/%s/%s is not kept', event.outcome, event.topic, event.partition, event.\"offset\")
 from payment_events event
@@ -201,7 +201,7 @@ where event.event_key = any ($1)
 pub(super) const ORDERS: &[Invariant] = &[
     Invariant {
         name: "order-items",
-        says: "an order has lines 1, 2, 3 …, one per product, and its total is their sum",
+        says: "an order has lines 1, 2, 3 …, one per product, and its total is the sum of its lines",
         sql: "
 select placed.id, format('%s lines of %s products up to number %s for %s, total %s',
                          items.lines, items.products, items.last, items.total, placed.total_amount)
