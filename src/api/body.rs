@@ -52,7 +52,7 @@ async fn read(body: Body) -> Result<Bytes, Problem> {
     let (mut kept, mut seen) = (Vec::new(), 0);
     let mut chunks = body.into_data_stream();
     while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|_| Problem::invalid("", "the body broke off"))?;
+        let chunk = chunk.map_err(|_| Problem::invalid("", "the body is incomplete"))?;
         seen += chunk.len();
         if seen > MAX_DRAINED {
             break;

@@ -17,7 +17,7 @@ pub(super) fn etag(version: i32) -> HeaderValue {
     HeaderValue::try_from(format!("\"{version}\"")).unwrap_or(HeaderValue::from_static("\"\""))
 }
 
-/// The versions that the client has (13.1.2; weak comparison), or the error of the header.
+/// The versions that the client has stored (13.1.2; weak comparison), or the error of the header.
 pub(super) struct IfNoneMatch(Result<Option<Versions>, Problem>);
 
 impl IfNoneMatch {

@@ -1,4 +1,5 @@
-//! Limits on connections: deadlines while one waits for its client, and which one is closed when there are too many.
+//! Limits on connections: the deadlines of a connection that waits for its client, and the choice of the connection to
+//! close when there are too many.
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
@@ -19,9 +20,9 @@ use crate::metrics::Counted;
 /// The deadlines of a connection that waits for its client.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Waits {
-    /// For a request head from its first byte on, and for the first head of a new connection.
+    /// The time for a request head, from its first byte on; for the first head, from the start of the connection.
     pub(super) head: Duration,
-    /// For the client to read part of the response.
+    /// The time for the client to read a part of the response.
     pub(super) write: Duration,
 }
 
@@ -99,7 +100,7 @@ pub(super) struct Entry {
     id: u64,
     connections: Arc<Connections>,
     pub(super) activity: Arc<Activity>,
-    /// Cancelled when the connection is closed for another.
+    /// Cancelled when the connection is closed to make room for another.
     pub(super) closed: CancellationToken,
     _permit: OwnedSemaphorePermit,
     _counted: Counted,
@@ -111,8 +112,8 @@ impl Connections {
         Arc::new(Self { epoch: Instant::now(), permits, open: Mutex::default(), count })
     }
 
-    /// Adds a new connection. At the maximum, the connection that has waited longest for its client is closed, so that
-    /// slow clients do not block others. If none waits, one will be answered soon.
+    /// Adds a new connection. At the maximum, closes the connection that has waited longest for its client, so that
+    /// slow clients do not block others. If none waits for its client, the service is about to answer one.
     pub(super) async fn enter(self: &Arc<Self>, cut: &CancellationToken) -> Option<Entry> {
         const NEXT_TRY: Duration = Duration::from_millis(10);
         let permit = loop {
@@ -149,7 +150,7 @@ impl Connections {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let waiting = open.connections.iter().filter_map(|(id, (activity, _))| {
             let waiting = activity.waiting.load(Ordering::Relaxed);
-            // The bit IDLE makes an idle connection younger than any other.
+            // The bit IDLE sorts idle connections after all others.
             (waiting > 0).then_some((waiting > long_ago, waiting & !IDLE, *id))
         });
         let longest = waiting.min().map(|(.., id)| id);

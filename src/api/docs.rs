@@ -1,4 +1,4 @@
-//! The `OpenAPI` document with a page that shows it, and the `AsyncAPI` document.
+//! The `OpenAPI` document, a page that shows it, and the `AsyncAPI` document.
 //!
 //! Each document is rendered once, at its first request, so that it does not delay the start. The routes need no
 //! identity, take no permit (so a slow client does not block others) and show no data of orders.
@@ -63,7 +63,7 @@ const PACKED_STYLE: Headers = &[(CONTENT_TYPE, "text/css; charset=utf-8"), (CONT
 
 const INDEX: &str = include_str!("docs/page/index.html");
 const PAGE_SCRIPT: &str = include_str!("docs/page/page.js");
-/// Sent compressed: every browser accepts gzip.
+/// The script is sent compressed, because every browser accepts gzip.
 const SWAGGER_UI: &[u8] = include_bytes!("docs/page/swagger-ui-bundle.js.gz");
 const SWAGGER_UI_STYLE: &[u8] = include_bytes!("docs/page/swagger-ui.css.gz");
 

@@ -12,7 +12,7 @@ use crate::orders::{CancelError, ChangeStatusError, GetError, PlaceError, ShortL
 use crate::products::Unavailable;
 use crate::store::StoreError;
 
-/// The `Retry-After` when the database is away or the service is overloaded.
+/// The `Retry-After` when the database is down or the service is overloaded.
 pub const RETRY_SOON: Duration = Duration::from_secs(1);
 
 impl From<Forbidden> for Problem {
@@ -26,7 +26,7 @@ impl From<StoreError> for Problem {
         if matches!(error, StoreError::OutcomeUnknown(_)) {
             Self::outcome_unknown(RETRY_SOON).with_cause(error)
         } else if matches!(error, StoreError::TooManyWrites | StoreError::TooManyReads) {
-            Self::unavailable("The service has too much to do.", RETRY_SOON).with_cause(error)
+            Self::unavailable("The service is overloaded.", RETRY_SOON).with_cause(error)
         } else if error.is_slow() {
             Self::unavailable("The database took too long.", RETRY_SOON).with_cause(error)
         } else if error.is_transient() {
@@ -72,7 +72,7 @@ impl From<PlaceError> for Problem {
             .with_retry_after(RETRY_SOON),
             PlaceError::KeyReused => Self::new(
                 &kinds::IDEMPOTENCY_KEY_REUSED,
-                "This Idempotency-Key was sent with other lines before.",
+                "An earlier request used this Idempotency-Key with other lines.",
             ),
             PlaceError::Store(error) => error.into(),
             PlaceError::Crashed(error) => Self::internal(error),
@@ -131,7 +131,7 @@ fn order_not_found(id: OrderId) -> Problem {
 fn products_unavailable(retry_after: Duration) -> Problem {
     Problem::new(
         &kinds::PRODUCT_SERVICE_UNAVAILABLE,
-        "The Product Service gave no usable answer. Nothing was ordered.",
+        "The Product Service did not give a usable answer. No order was placed.",
     )
     .with_retry_after(retry_after)
 }

@@ -109,7 +109,8 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     typed.map(|Object(value)| value).map_err(|error| refuse::<T>(body, &error))
 }
 
-/// Says where the body is wrong. It is read once more for that, because noting each place costs more than the reading.
+/// Finds the place of the error in the body. Parses the body a second time, because tracking the place in every request
+/// would cost more.
 fn refuse<T: DeserializeOwned>(body: &[u8], error: &serde_json::Error) -> Problem {
     let mut typed = serde_json::Deserializer::from_slice(body);
     match serde_path_to_error::deserialize::<_, Object<T>>(&mut typed) {

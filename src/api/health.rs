@@ -1,7 +1,7 @@
 //! Liveness and readiness.
 //!
-//! The service is ready if the database answers, its schema is current, and no stop was requested. Kafka and the
-//! Product Service are shown, but never make the service unready: their outage must not become ours.
+//! The service is ready if the database answers, its schema is current, and no stop was requested. The answer shows
+//! Kafka and the Product Service, but neither makes the service unready: their outage must not become ours.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -114,7 +114,7 @@ pub(super) async fn ready(State(health): State<Health>) -> Result<Response, Prob
 }
 
 impl Health {
-    /// The parts, where requests may be sent.
+    /// The components, if the service is ready for requests.
     pub(super) async fn check(&self) -> Result<Components, Problem> {
         let phase = self.lifecycle.phase();
         let migrated = self.store.is_migrated().await;

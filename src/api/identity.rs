@@ -52,7 +52,7 @@ impl fmt::Debug for GatewaySecrets {
 /// Authenticates the caller.
 pub(super) fn identify(headers: &HeaderMap, secrets: &GatewaySecrets) -> Result<Identity, Problem> {
     if !secrets.is_empty() && !secrets.accept(only(headers, SECRET)?) {
-        return Err(unauthenticated(SECRET, "is not the gateway's"));
+        return Err(unauthenticated(SECRET, "is not the gateway's secret"));
     }
     let customer = CustomerId::parse(only(headers, EMAIL)?).map_err(|rule| unauthenticated(EMAIL, rule))?;
     let role = only(headers, ROLE)?;

@@ -69,12 +69,12 @@ impl<'de> Visitor<'de> for AnyValue {
     }
 }
 
-/// A key, which is copied only where it has escapes.
+/// A key. It is copied only if it has escapes.
 #[derive(Deserialize)]
 #[serde(transparent)]
 struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// The keys of one object. Few objects have many, and few keys are compared without hashing them.
+/// The keys of one object. Most objects have few keys, and comparing few keys is cheaper than hashing them.
 #[derive(Default)]
 struct Keys<'a> {
     few: Vec<Cow<'a, str>>,
@@ -96,7 +96,7 @@ impl<'a> Keys<'a> {
     }
 }
 
-/// The JSON pointer (RFC 6901) to the place of an error.
+/// The JSON pointer (RFC 6901) of an error.
 pub(super) fn pointer(path: &Path) -> String {
     path.iter()
         .filter_map(|segment| match segment {

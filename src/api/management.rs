@@ -27,7 +27,7 @@ use crate::store::work::{OTHER_REASON, UnfinishedWork};
 
 /// The deadline of the database queries of a scrape.
 const DATABASE_DEADLINE: Duration = Duration::from_secs(1);
-/// The minimum interval between two reads of the database, whatever the number of scrapes.
+/// The minimum interval between two reads of the database, for any number of scrapes.
 const DATABASE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The sources of a scrape.
@@ -40,7 +40,7 @@ pub struct Scrape {
 }
 
 impl Scrape {
-    /// The scrape reads the database on its own connection.
+    /// The sources of a scrape, which reads the database on its own connection.
     pub fn new(metrics: &Arc<Metrics>, health: &Health) -> Self {
         Self {
             metrics: Arc::clone(metrics),
@@ -81,7 +81,7 @@ impl Scrape {
         *latest = Some(Instant::now());
     }
 
-    /// `is_migrated` is none if the database did not answer.
+    /// `is_migrated` is `None` if the database did not answer.
     fn show_readiness(&self, is_migrated: Option<bool>) {
         let is_current = is_migrated == Some(true);
         self.show_ready("service", is_current && self.health.lifecycle.phase() == Phase::Serving);

@@ -90,7 +90,7 @@ pub fn management_router(health: Health, scrape: Scrape, metrics: &Arc<Metrics>)
     observed(health.merge(management::routes(scrape)), metrics)
 }
 
-/// What stands around all routes.
+/// Adds the layers that all routes have.
 fn observed(routes: Router, metrics: &Arc<Metrics>) -> Router {
     routes
         .fallback(async || StatusCode::NOT_FOUND)
@@ -99,7 +99,7 @@ fn observed(routes: Router, metrics: &Arc<Metrics>) -> Router {
         .layer(from_fn_with_state(Arc::clone(metrics), observe::observe))
 }
 
-/// The order routes. `routes!` accepts only documented handlers, so none is missing in the `OpenAPI` document.
+/// The order routes. `routes!` accepts only documented handlers, so the `OpenAPI` document has all of them.
 fn order_routes() -> OpenApiRouter<Arc<OrderService>> {
     OpenApiRouter::new()
         .routes(routes!(order_lists::list_all, orders::place))

@@ -40,11 +40,11 @@ struct MineBody {
         ("limit" = Option<u8>, Query, nullable = false, minimum = 1, maximum = 200,
          description = "The maximum number of orders; 50 by default."),
         ("cursor" = Option<String>, Query, nullable = false, format = "cursor",
-         description = "From the `Link` of the page before. It belongs to the filters that it came with."),
+         description = "From the `Link` of the previous page. It is valid only with the filters of that page."),
     ),
     responses(
         (status = 200, description = "A page of orders.", body = Vec<MineBody>,
-         headers(("Link" = String, description = "`<…>; rel=\"next\"` where there is a next page (RFC 8288)."))),
+         headers(("Link" = String, description = "`<…>; rel=\"next\"` if there is a next page (RFC 8288)."))),
     ),
     extensions(("x-problems" = json!([kinds::INVALID_REQUEST.code]))),
 )]
@@ -98,11 +98,11 @@ struct SummaryBody {
         ("limit" = Option<u8>, Query, nullable = false, minimum = 1, maximum = 200,
          description = "The maximum number of orders; 50 by default."),
         ("cursor" = Option<String>, Query, nullable = false, format = "cursor",
-         description = "From the `Link` of the page before. It belongs to the filters that it came with."),
+         description = "From the `Link` of the previous page. It is valid only with the filters of that page."),
     ),
     responses(
         (status = 200, description = "A page of orders.", body = Vec<SummaryBody>,
-         headers(("Link" = String, description = "`<…>; rel=\"next\"` where there is a next page (RFC 8288)."))),
+         headers(("Link" = String, description = "`<…>; rel=\"next\"` if there is a next page (RFC 8288)."))),
     ),
     extensions(("x-problems" = json!([kinds::INVALID_REQUEST.code, kinds::FORBIDDEN.code]))),
 )]

@@ -25,7 +25,7 @@ use crate::orders::{CancelOrder, ChangeStatus, OrderService, PlaceOrder, Placed}
 #[derive(Deserialize, ToSchema)]
 #[schema(as = PlaceOrderRequest)]
 pub(super) struct PlaceBody {
-    /// What to buy. Lines of one product are added up; their sum has the limit of one line.
+    /// The products to order. The service adds up lines of one product; the sum has the limit of one line.
     #[schema(value_type = Vec<RequestedLine>, min_items = 1, max_items = 100)]
     items: Vec<Object<RequestedLine>>,
 }
@@ -42,25 +42,25 @@ struct PlacedBody {
 
 /// Places an order
 ///
-/// Asks the Product Service for price and stock, and writes the order together with its event. A request that is sent
-/// again is the same order: with the same `Idempotency-Key` for 24 hours, without a key when it has the same lines
-/// within `DUPLICATE_WINDOW_SECONDS`.
+/// Asks the Product Service for price and stock, and writes the order together with its event. A repeated request
+/// returns the same order: with the same `Idempotency-Key` for 24 hours, without a key if it has the same lines within
+/// `DUPLICATE_WINDOW_SECONDS`.
 #[utoipa::path(
     post, path = "/api/orders", operation_id = "placeOrder", tag = "orders",
     params(
         ("Idempotency-Key" = Option<String>, Header, nullable = false, min_length = 1, max_length = 255,
          pattern = r#"^[!#-~]{1,255}$"#,
-         description = "Tells a repeat from a new order. Each customer's own; bare or as a quoted string."),
+         description = "Identifies repeats of a request. Keys of different customers are independent. Bare or as a quoted string."),
     ),
     request_body(content = PlaceBody, example = json!({"items": [{"productId": "PROD123", "quantity": 2}]})),
     responses(
-        (status = 201, description = "The order is placed; a repeat is answered as the first time.", body = PlacedBody,
+        (status = 201, description = "The order is placed. A repeat gets the answer of the first request.", body = PlacedBody,
          headers(
             ("Location" = String, description = "The path of the order."),
             ("ETag" = String, description = "The version of the order, for `If-Match`."),
-            ("Idempotency-Replayed" = String, description = "`true` where an earlier request placed the order; else absent.")
+            ("Idempotency-Replayed" = String, description = "`true` if an earlier request placed the order; else absent.")
          ),
-         // Last: the macro takes no attribute behind an example.
+         // The example is last, because the macro accepts no attribute after it.
          example = json!({"orderId": "0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10", "status": "CREATED", "totalAmount": 4998})),
     ),
     extensions(("x-problems" = json!([
@@ -113,7 +113,7 @@ pub(super) struct OrderBody<'a> {
     params(
         ("orderId" = OrderId, Path, description = "The order."),
         ("If-None-Match" = Option<String>, Header, nullable = false,
-         format = "entity-tags", description = "`*`, or entity tags that the client has, with commas between: 304 where one of them is current (RFC 9110, 13.1.2)."),
+         format = "entity-tags", description = "`*`, or the client's entity tags, separated by commas: 304 if one of them is current (RFC 9110, 13.1.2)."),
     ),
     responses(
         (status = 200, description = "The order.", body = OrderBody<'static>,
@@ -176,7 +176,7 @@ fn reason<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, 
     params(
         ("orderId" = OrderId, Path, description = "The order."),
         ("If-Match" = Option<String>, Header, nullable = false,
-         format = "entity-tags", description = "Only for these versions of the order: `*`, or entity tags with commas between (RFC 9110, 13.1.1)."),
+         format = "entity-tags", description = "Only for these versions of the order: `*`, or entity tags separated by commas (RFC 9110, 13.1.1)."),
     ),
     request_body(content = StatusBody, example = json!({"status": "CONFIRMED"})),
     responses(
@@ -223,9 +223,9 @@ pub(super) struct CancelBody {
     params(
         ("orderId" = OrderId, Path, description = "The order."),
         ("If-Match" = Option<String>, Header, nullable = false,
-         format = "entity-tags", description = "Only for these versions of the order: `*`, or entity tags with commas between (RFC 9110, 13.1.1)."),
+         format = "entity-tags", description = "Only for these versions of the order: `*`, or entity tags separated by commas (RFC 9110, 13.1.1)."),
     ),
-    request_body(content = Option<CancelBody>, description = "May be left out.",
+    request_body(content = Option<CancelBody>, description = "Optional.",
         example = json!({"reason": "ordered twice"})),
     responses(
         (status = 200, description = "The order as it is now.", body = OrderBody<'static>,

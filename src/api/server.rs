@@ -29,7 +29,7 @@ pub struct ServerSettings {
     pub idle_timeout: Duration,
     /// The timeout for a request head from its first byte on, and for the first head of a connection.
     pub head_timeout: Duration,
-    /// How long a client may not read its response.
+    /// How long a client may leave its response unread.
     pub write_timeout: Duration,
     /// The maximum time from the head of a request to its response. A stop waits for connections this long.
     pub longest_request: Duration,
@@ -93,7 +93,7 @@ pub async fn serve(
     drop(listener);
     // No request runs longer. A connection that is still open belongs to a client that does not read its response.
     if timeout(settings.longest_request + settings.write_timeout, watched.shutdown()).await.is_err() {
-        warn!("closing the connections of clients that do not read their responses");
+        warn!("closing connections whose clients do not read their responses");
     }
     cut.cancel();
 }
@@ -113,7 +113,7 @@ async fn accept(
         Err(error) => {
             // Most likely no file descriptor is left: close a connection, and pause so that the loop does not spin.
             if let Some(suppressed) = failures.allow() {
-                warn!(%error, suppressed, "a connection could not be accepted");
+                warn!(%error, suppressed, "could not accept a connection");
             }
             connections.close_longest_waiting();
             tokio::time::sleep(PAUSE).await;

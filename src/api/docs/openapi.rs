@@ -1,4 +1,4 @@
-//! The `OpenAPI` document: the descriptions of the handlers, completed with what all of them share.
+//! The `OpenAPI` document: the descriptions of the handlers, with the parts that all handlers share.
 
 use serde_json::json;
 use utoipa::openapi::link::Link;
@@ -42,7 +42,7 @@ const FOLLOW_UPS: [FollowUp; 4] = {
     ]
 };
 
-/// Adds what all handlers share: problems, links, headers and parameters.
+/// Adds the parts that all handlers share: problems, links, headers and parameters.
 pub(super) fn complete(mut api: OpenApi) -> OpenApi {
     describe(&mut api);
     let mut components = api.components.take().unwrap_or_default();
@@ -173,7 +173,7 @@ fn request_id() -> Parameter {
 fn trace_parent() -> Parameter {
     header_parameter(
         "traceparent",
-        "The trace of the request (W3C Trace Context). It is continued in the event.",
+        "The trace of the request (W3C Trace Context). The event continues it.",
         "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
     )
 }
@@ -181,7 +181,7 @@ fn trace_parent() -> Parameter {
 fn trace_state() -> Parameter {
     header_parameter(
         "tracestate",
-        "Vendor data of the trace (W3C Trace Context). It is passed on with `traceparent`, up to 512 bytes.",
+        "Vendor data of the trace (W3C Trace Context). The service passes up to 512 bytes on with `traceparent`.",
         "gateway=00f067aa0ba902b7",
     )
 }

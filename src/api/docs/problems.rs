@@ -75,10 +75,10 @@ fn problem() -> Object {
     let status = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(400)).maximum(Some(599));
     let allowed = ArrayBuilder::new()
         .items(Ref::from_schema_name("OrderStatus"))
-        .description(Some("The statuses that the order can get to."));
+        .description(Some("The statuses that the order can change to."));
     ObjectBuilder::new()
         .schema_type(Type::Object)
-        .description(Some("What is wrong, for people and programs (RFC 9457)."))
+        .description(Some("The error, for people and programs (RFC 9457)."))
         .property("type", text().enum_values(Some(codes)).description(Some("The kind, for programs.")))
         .property("title", text().description(Some("The kind, for people.")))
         .property("status", status)
@@ -102,7 +102,7 @@ fn field_error() -> Object {
     let place = "A JSON pointer into the body (RFC 6901), or the name of a header, path or query parameter.";
     ObjectBuilder::new()
         .schema_type(Type::Object)
-        .description(Some("One thing that is wrong, and where."))
+        .description(Some("One error and its place in the request."))
         .property("pointer", text().description(Some(place)))
         .property("detail", text())
         .property("productId", Ref::from_schema_name("ProductId"))
