@@ -150,7 +150,7 @@ impl Connections {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let waiting = open.connections.iter().filter_map(|(id, (activity, _))| {
             let waiting = activity.waiting.load(Ordering::Relaxed);
-            // The bit IDLE sorts idle connections after all others.
+            // With the bit IDLE, an idle connection counts as one that has waited for less than a second.
             (waiting > 0).then_some((waiting > long_ago, waiting & !IDLE, *id))
         });
         let longest = waiting.min().map(|(.., id)| id);
