@@ -15,7 +15,7 @@
 //!
 //! Stock changes honour `Idempotency-Key` (IETF draft): a repeat gets the first answer and changes nothing; another
 //! request with the key gets 422; a repeat while the first is running gets 409 with `Retry-After`. A refusal leaves
-//! its key free. A slow change continues after its client hangs up.
+//! its key free. A slow change continues after its client disconnects.
 //!
 //! A fault belongs to one product, so that parallel tests do not interfere: `slow` (`millis`), `status` (`status`),
 //! `body` (`body`, sent unchanged with 200), `hang` (never answers), `lose-answer` (applies the call, then closes the

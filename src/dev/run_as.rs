@@ -15,7 +15,7 @@ pub(super) struct RunAs {
     pub(super) gid: u32,
 }
 
-/// None if the current user can run PostgreSQL.
+/// The user to run PostgreSQL as. `None` if the current user can run it.
 pub(super) fn for_postgres() -> Result<Option<RunAs>, DevError> {
     if !am_root()? {
         return Ok(None);

@@ -137,7 +137,7 @@ impl OrderAggregate {
         Confirmation::Started(attempt)
     }
 
-    /// The first calls of a new job, recorded with it for its holder. None if the job waits for an earlier attempt.
+    /// The first calls of a new job, recorded with it for its holder. Empty if the job waits for an earlier attempt.
     pub fn first_stock_calls(&mut self, holder: Uuid, rules: CallRules) -> Vec<StockCall> {
         let Some(job) = self.job.as_mut().filter(|job| !job.waits) else { return Vec::new() };
         job.holder = Some(holder);

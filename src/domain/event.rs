@@ -181,9 +181,9 @@ impl From<&TraceParent> for Trace {
 /// A row of the history of an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordedChange {
-    /// The version of the order that the change made.
+    /// The version of the order after the change.
     pub sequence: i32,
-    /// The status before; none for the placement.
+    /// The previous status. `None` for the placement.
     pub from: Option<Status>,
     /// The new status.
     pub to: Status,
@@ -193,9 +193,9 @@ pub struct RecordedChange {
     pub changed_at: DateTime<Utc>,
     /// The amount to refund because of the change.
     pub refund_due: Option<Money>,
-    /// The id of its event; none for a row that an older release wrote.
+    /// The id of its event. `None` for a row of an older release.
     pub event_id: Option<Uuid>,
-    /// The trace of its cause; none for a row that an older release wrote.
+    /// The trace of its cause. `None` for a row of an older release.
     pub traceparent: Option<String>,
 }
 

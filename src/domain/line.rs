@@ -70,7 +70,7 @@ pub const MAX_LINES: usize = 100;
 /// A broken rule of the lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadLines {
-    /// The index of the line that breaks it; none if it is the whole list.
+    /// The index of the line that breaks it. `None` if the whole list breaks it.
     pub line: Option<usize>,
     /// The rule.
     pub rule: &'static str,
@@ -111,7 +111,7 @@ pub struct Line {
     pub price: Money,
 }
 
-/// The total of the lines; none if it is greater than [`Money::MAX`].
+/// The total of the lines. `None` if it is greater than [`Money::MAX`].
 pub fn total(lines: &[Line]) -> Option<Money> {
     lines.iter().try_fold(Money::ZERO, |sum, line| sum.plus(line.price.times(line.quantity.get())?))
 }

@@ -70,12 +70,12 @@ impl Money {
         Self::new(decimal)
     }
 
-    /// `self × quantity`; none beyond the bounds.
+    /// `self × quantity`. `None` beyond the bounds.
     pub fn times(self, quantity: u32) -> Option<Self> {
         self.0.checked_mul(Decimal::from(quantity)).and_then(|product| Self::new(product).ok())
     }
 
-    /// `self + other`; none beyond the bounds.
+    /// `self + other`. `None` beyond the bounds.
     pub fn plus(self, other: Self) -> Option<Self> {
         self.0.checked_add(other.0).and_then(|sum| Self::new(sum).ok())
     }

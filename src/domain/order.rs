@@ -174,7 +174,7 @@ pub struct StatusChange {
 pub struct HistoryEntry {
     /// The version of the order after the change.
     pub version: i32,
-    /// The status before; none for the placement.
+    /// The previous status. `None` for the placement.
     pub from: Option<Status>,
     /// The status after the change.
     pub to: Status,

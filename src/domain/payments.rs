@@ -67,7 +67,7 @@ impl PaymentOutcome {
         matches!(self, Self::PaidAgain | Self::AmountMismatch)
     }
 
-    /// Whether an operator must look: money came in that the order does not account for.
+    /// Whether an operator must look at it, because the payment does not fit the order.
     pub const fn needs_an_operator(self) -> bool {
         matches!(self, Self::RefundDue | Self::PaidAgain | Self::AmountMismatch)
     }

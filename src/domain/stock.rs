@@ -1,7 +1,7 @@
 //! Taking and giving back the stock of an order: a state machine per line.
 //!
 //! The Product Service has no transactions. "All lines or none" is built on recorded intentions: a job per
-//! confirmation, a row per line. The state that is recorded before a call tells what to do after a crash:
+//! confirmation, a row per line. The state that is recorded before a call decides what happens after a crash:
 //!
 //! ```text
 //! line:  TODO ─► TAKING ─► TAKEN ─► RETURNING ─► RETURNED        job:  TAKING ─► TAKEN
@@ -111,7 +111,7 @@ pub struct StockJob {
     pub state: JobState,
     /// Whether the customer has paid. Then a refusal cancels the order, and a refund is due.
     pub paid: bool,
-    /// Why an operator must look at it; none if the job is not parked.
+    /// Why an operator must look at it. `None` if the job is not parked.
     pub parked: Option<String>,
     /// The number of batches in a row without progress.
     pub failures: i32,

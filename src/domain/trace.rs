@@ -16,7 +16,7 @@ pub struct TraceParent(SpanContext);
 const MAX_STATE_BYTES: usize = 512;
 
 impl TraceParent {
-    /// Parses the headers of a request or a record; none if `traceparent` is missing or invalid.
+    /// Parses the headers of a request or a record. `None` if `traceparent` is missing or invalid.
     pub fn extract(traceparent: Option<&str>, tracestate: Option<&str>) -> Option<Self> {
         let header = traceparent.filter(|header| is_traceparent(header))?;
         let trace = TraceId::from_hex(header.get(3..35)?).ok()?;

@@ -43,7 +43,7 @@ impl OrderService {
         let (id, only_if) = (change.id, change.only_if.clone());
         let permit = Arc::clone(&self.confirm_permits).try_acquire_owned();
         let permit = permit.map_err(|_| ChangeStatusError::Busy)?;
-        // In its own task, so that it ends even if the client hangs up (invariant 9).
+        // In its own task, so that it finishes even if the client disconnects (invariant 9).
         let (service, of_task) = (self.clone(), trace.clone());
         let started = async move { service.start_confirmation(actor, change, of_task, permit).await };
         let started = self.tasks.spawn(span::within(trace, started).in_current_span());

@@ -121,8 +121,8 @@ struct Request {
 impl OrderService {
     /// Places an order for the caller: completely or not at all, and once per request.
     ///
-    /// Runs in its own task, so that it ends even if the client hangs up (invariant 9). Holds no connection during the
-    /// look-ups (invariant 3).
+    /// Runs in its own task, so that it finishes even if the client disconnects (invariant 9). Holds no connection
+    /// during the look-ups (invariant 3).
     pub async fn place(&self, request: PlaceOrder) -> Result<Placed, PlaceError> {
         let PlaceOrder { caller, lines, key, trace } = request;
         let lines = merge_lines(lines).map_err(PlaceError::BadLines)?;

@@ -20,7 +20,7 @@ use crate::store::stock_claims::{ClaimOrder, DueJob};
 use crate::telemetry::{error_chain, span};
 
 /// The maximum number of attempts to record the outcomes of a batch. Without them the service must repeat the calls or,
-/// if the Product Service does not honour keys, an operator must look.
+/// if the Product Service does not honour keys, park the job for an operator.
 const RECORD_ATTEMPTS: u32 = 5;
 
 /// The maximum number of calls in a batch, which run concurrently. A longer order takes several batches, so that each

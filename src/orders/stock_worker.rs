@@ -100,7 +100,7 @@ impl StockWork {
 
 impl OrderService {
     /// Runs stock work until `stop`, then finishes the running batches. A slow product does not block other jobs while
-    /// fewer than `concurrency` calls wait for it. While the Product Service is away, the worker is in probe mode.
+    /// fewer than `concurrency` calls wait for it. While the Product Service is down, the worker is in probe mode.
     pub async fn run_stock_worker(self, stop: CancellationToken) {
         // Batches run as tasks, because a batch that is not polled would keep the connection that the next claim needs.
         let mut work = StockWork::new(self.confirmation);

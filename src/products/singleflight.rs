@@ -4,9 +4,9 @@
 //! look-up of a product is in flight, the next one waits, and new callers join the one that waits. There is no
 //! timer: when none is in flight, a look-up is sent at once.
 //!
-//! The callers poll the shared look-up themselves. When a caller leaves (client hung up, deadline passed), the others
-//! keep polling; when the last one leaves, the look-up is dropped and so cancelled. The map never has more entries
-//! than there are callers.
+//! The callers poll the shared look-up themselves. When a caller leaves (client disconnected, deadline passed), the
+//! others keep polling; when the last one leaves, the look-up is dropped and so cancelled. The map never has more
+//! entries than there are callers.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -60,7 +60,7 @@ impl<T: Clone + Send + Sync + 'static> Singleflight<T> {
         Self(Mutex::new(HashMap::new()))
     }
 
-    /// Joins the look-up of the product that is not sent yet; `look_up` starts one where there is none.
+    /// Joins the look-up of the product that is not sent yet; `look_up` starts one if there is none.
     ///
     /// `look_up` must call [`InFlight::mark_sent`] right before it sends its request.
     pub(super) fn join<F>(

@@ -122,7 +122,7 @@ impl ProductClient {
             }
             CallOutcome::Unknown(error) => ("stock call with an unknown outcome", error),
         };
-        // While the Product Service is away, every line of every job fails here repeatedly.
+        // While the Product Service is down, every line of every job fails here repeatedly.
         if let Some(suppressed) = self.failed_calls.allow() {
             tracing::warn!(%product, line, ?direction, error, suppressed, "{what}");
         } else {

@@ -3,7 +3,7 @@
 //! A step reads a page of one table along its key, and the related rows by their keys, in one snapshot (a `repeatable
 //! read` transaction). The service commits related changes together, so a step sees all of a change or nothing, and
 //! every finding is real. No statement scans a table: each subquery ends with an aggregate or a limit, so PostgreSQL
-//! probes an index for each row of the page, whatever the statistics are.
+//! probes an index for each row of the page, independent of statistics.
 
 pub(super) mod invariants;
 
@@ -79,7 +79,7 @@ pub struct CheckStep {
     pub rows: usize,
     /// The broken invariants.
     pub broken: Vec<Broken>,
-    /// The start of the next step; none after the last.
+    /// The start of the next step. `None` after the last.
     pub next: Option<CheckCursor>,
 }
 

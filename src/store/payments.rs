@@ -167,7 +167,7 @@ pub(super) struct KnownEvent {
     topic: String,
     partition: i32,
     offset: i64,
-    /// None if an older release applied the event.
+    /// `None` if an older release applied the event.
     payload_sha256: Option<Vec<u8>>,
 }
 

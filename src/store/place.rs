@@ -68,7 +68,8 @@ pub struct PlacedOrder {
 ///
 /// It inserts nothing for an order whose deduplication row belongs to another order, and returns the numbers of the
 /// orders that it inserted. A concurrent request waits at that row. An order that this statement does not see was
-/// committed during that wait, so it is no older than this request, whatever the time of its row in `recent_orders`.
+/// committed during that wait, so it is not older than this request, regardless of the time of its row in
+/// `recent_orders`.
 pub(super) const INSERT: &str = "
 with
     given as materialized (

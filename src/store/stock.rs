@@ -107,9 +107,9 @@ where line.order_id = any ($1)
   and (line.state, line.last_error, line.sent_at) is distinct from (new.state, new.error, new.sent_at)
 ";
 
-/// Makes the attempts due that waited for these. Attempts with a holder are running already. So are those that a
-/// concurrent claim has locked: they are due, and the claim must lock their order, which is locked here. Waiting for
-/// them could deadlock.
+/// Wakes the later attempts that waited for these: makes them due now. It skips attempts with a holder, which are already
+/// running, and those that a concurrent claim has locked. These are already due, and the claim must lock their order,
+/// which is locked here, so waiting for them could deadlock.
 pub(super) const WAKE_LATER_ATTEMPTS: &str = "
 update stock_jobs set next_attempt_at = now()
 where ctid = any (array(

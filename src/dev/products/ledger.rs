@@ -167,7 +167,8 @@ impl Ledger {
         Ok(ledger)
     }
 
-    /// Appends a change to the file, before it is made. If that fails, nothing changes and the answer is a 500.
+    /// Appends a change to the file, before the change is applied. If that fails, nothing changes and the answer is a
+    /// 500.
     fn append(&mut self, line: &Line) -> Result<(), Answer> {
         let Some(file) = &mut self.file else { return Ok(()) };
         let written = serde_json::to_string(line)

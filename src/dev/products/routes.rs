@@ -86,7 +86,7 @@ async fn change(
     call(running, kind, work).await
 }
 
-/// A running call. It also ends when the client hangs up and the future is dropped.
+/// A running call. It also ends when the client disconnects and the future is dropped.
 struct Running {
     shop: Arc<Shop>,
     id: String,
@@ -131,7 +131,7 @@ async fn call(mut running: Running, kind: Call, work: impl FnOnce() -> Answer + 
                 until_stopped(&running.shop, sleep(delay)).await;
                 answer(work())
             };
-            // In its own task, so that it ends even if the client hangs up.
+            // In its own task, so that it finishes even if the client disconnects.
             if keyed { tokio::spawn(slowly).await.unwrap_or_else(|_| no_answer()) } else { slowly.await }
         }
         Some(Fault::Status(status)) => answer((status, json!({"error": "told to fail"}))),
