@@ -99,8 +99,8 @@ impl From<ChangeStatusError> for Problem {
             ChangeStatusError::Busy => Self::unavailable("Too many orders are being confirmed.", RETRY_SOON),
             error @ ChangeStatusError::StockUnknown => Self::new(
                 &kinds::PRODUCT_SERVICE_UNAVAILABLE,
-                "It is not known yet whether the stock was taken. The confirmation continues; repeat the request to \
-                 wait for its outcome.",
+                "The service does not know yet whether the stock was taken. The confirmation continues; repeat the \
+                 request to wait for its outcome.",
             )
             .with_retry_after(RETRY_SOON)
             .with_cause(error),

@@ -43,7 +43,7 @@ pub(super) fn document(topics: &Topics<'_>) -> Value {
         "info": {
             "title": "ShopVerse order service",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "The events of orders, and the payments that move them. `/openapi.json` describes the calls.",
+            "description": "The events of orders, and the payments that change orders. `/openapi.json` describes the HTTP API.",
             "license": {"name": "MIT OR Apache-2.0"},
         },
         "defaultContentType": "application/json",
@@ -67,7 +67,7 @@ pub(super) fn document(topics: &Topics<'_>) -> Value {
     })
 }
 
-/// The schemas that those of the payloads refer to.
+/// The schemas to which the payload schemas refer.
 fn nested() -> Map<String, Value> {
     let mut found = vec![
         (PlacedMetadata::name().into_owned(), PlacedMetadata::schema()),
@@ -96,7 +96,7 @@ fn payment_payload(name: &'static str, event_type: &str, required: &[&str]) -> P
     schema["properties"]["service"] = json!({"type": "string", "const": "PAYMENT_SERVICE"});
     schema["properties"]["timestamp"] = json!({
         "type": ["string", "array"],
-        "description": "When it happened: text, or the numbers of a LocalDateTime as Jackson writes them.",
+        "description": "The time of the event: text, or the numbers of a LocalDateTime as Jackson writes them.",
     });
     schema["properties"]["metadata"] = json!({
         "type": "object",

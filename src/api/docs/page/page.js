@@ -1,6 +1,6 @@
 "use strict";
 
-// "dev" where the service runs by `order-service dev`: there, a demo customer is filled in.
+// "dev" under `order-service dev`: the page then fills in a demo customer.
 const caller = document.getElementById("page").dataset.caller;
 
 window.ui = SwaggerUIBundle({
@@ -11,7 +11,7 @@ window.ui = SwaggerUIBundle({
   defaultModelsExpandDepth: 0,
   displayRequestDuration: true,
   tryItOutEnabled: true,
-  // Without it the page would ask a host on the internet whether the document is valid.
+  // Otherwise the page would send the document to a validator on the internet.
   validatorUrl: null,
   onComplete: () => {
     if (caller === "dev") {
