@@ -143,7 +143,7 @@ impl Findings {
             return output.result(&result, "");
         }
         let checked: Vec<String> = self.rows.iter().map(|(part, rows)| format!("{part} {rows}")).collect();
-        let none = format!("All invariants hold. Checked: {}.", checked.join(", "));
+        let none = format!("No invariant is broken. Checked: {}.", checked.join(", "));
         let rows: Vec<Value> = self.broken.iter().map(as_json).collect();
         output.rows(
             &rows,
