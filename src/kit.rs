@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kit_is_what_lies_in_its_folder_of_the_source() {
+    fn the_kit_contains_exactly_the_files_of_its_source_folder() {
         let written = tempfile::tempdir().unwrap();
         let folder = written.path().join("new/kit");
 
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_is_not_empty_stays_as_it_is() {
+    fn a_folder_that_is_not_empty_is_not_changed() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("mine"), "text").unwrap();
 

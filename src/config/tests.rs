@@ -82,7 +82,7 @@ fn the_example_shows_the_defaults_and_changes_none() {
 }
 
 #[test]
-fn the_defaults_that_are_shown_to_operators_are_those_of_the_example() {
+fn operators_see_the_defaults_of_the_example() {
     let env = required();
     read_service(&env).unwrap();
     for (name, value) in example().into_iter().filter(|(name, _)| *name != OF_THE_DEMO.0) {
@@ -91,7 +91,7 @@ fn the_defaults_that_are_shown_to_operators_are_those_of_the_example() {
 }
 
 #[test]
-fn the_example_says_something_about_every_setting_and_names_each_once() {
+fn the_example_describes_every_setting_once() {
     let mut seen = BTreeSet::new();
     let mut before = "";
     for line in EXAMPLE.lines() {
@@ -105,7 +105,7 @@ fn the_example_says_something_about_every_setting_and_names_each_once() {
 }
 
 #[test]
-fn without_any_setting_the_required_ones_are_named_and_no_others() {
+fn without_settings_the_error_names_exactly_the_required_ones() {
     let InvalidConfig(lines) = read_service(&Environment::default()).unwrap_err();
     let mut named = names(&lines);
     named.sort_unstable();
@@ -114,7 +114,7 @@ fn without_any_setting_the_required_ones_are_named_and_no_others() {
 }
 
 #[test]
-fn an_empty_setting_counts_as_none() {
+fn an_empty_setting_counts_as_unset() {
     let blank = |name: &str| (name.to_owned(), "  ".to_owned());
     let env =
         Environment::from([blank("LOG_FORMAT")]).or([blank("GATEWAY_SECRET"), blank("MAX_CONNECTIONS")]);
@@ -194,7 +194,7 @@ fn every_number_has_its_bounds() {
 }
 
 #[test]
-fn a_duplicate_window_that_a_repeat_can_miss_is_refused_with_the_names_of_what_it_depends_on() {
+fn a_duplicate_window_that_is_too_short_is_refused_and_the_error_names_the_related_settings() {
     let window = |value: &str, deadline: &str| {
         wrong(&[
             ("DUPLICATE_WINDOW_SECONDS", value),
@@ -218,7 +218,7 @@ fn a_duplicate_window_that_a_repeat_can_miss_is_refused_with_the_names_of_what_i
 }
 
 #[test]
-fn every_other_wrong_value_is_refused_by_name() {
+fn the_error_names_every_other_invalid_setting() {
     let too_long = "x".repeat(250);
     let table: [(&str, &[&str]); 34] = [
         ("ORDER_RETENTION", &["-1", "never", "36501d"]),
@@ -289,7 +289,7 @@ fn every_other_wrong_value_is_refused_by_name() {
 }
 
 #[test]
-fn everything_wrong_is_reported_at_once() {
+fn all_errors_are_reported_at_once() {
     let bad = [
         ("LOG_FORMAT", "xml"),
         ("LOG_FILTER", "a=b=c"),
@@ -356,7 +356,7 @@ fn dangerous_combinations_are_refused() {
 }
 
 #[test]
-fn a_secret_is_neither_repeated_in_a_refusal_nor_shown() {
+fn errors_and_debug_output_do_not_contain_secrets() {
     const SECRETS: [(&str, &str); 5] = [
         ("GATEWAY_SECRET", "the-gateway-s-secret"),
         ("GATEWAY_SECRET_PREVIOUS", "the-secret-of-yesterday"),
@@ -429,7 +429,7 @@ fn a_secret_may_come_from_a_file_without_the_newline_at_its_end() {
 }
 
 #[test]
-fn a_secret_by_value_and_by_file_is_refused_with_both_names() {
+fn a_secret_that_is_set_by_value_and_by_file_is_refused_with_both_names() {
     let folder = tempfile::tempdir().unwrap();
     for (name, value) in SECRETS {
         let both = secrets(&[name], folder.path(), "").variables().clone().into_iter();
@@ -440,7 +440,7 @@ fn a_secret_by_value_and_by_file_is_refused_with_both_names() {
 }
 
 #[test]
-fn a_secret_whose_file_cannot_be_used_is_refused_by_the_name_of_its_variable_alone() {
+fn the_error_for_an_unusable_secret_file_names_only_its_variable() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &[u8]| {
         let path = folder.path().join(name);
@@ -472,7 +472,7 @@ fn a_secret_whose_file_cannot_be_used_is_refused_by_the_name_of_its_variable_alo
 }
 
 #[test]
-fn the_environment_wins_over_the_env_file_in_whichever_form_a_secret_stands() {
+fn the_environment_overrides_the_env_file_for_both_forms_of_a_secret() {
     let folder = tempfile::tempdir().unwrap();
     let by_file = secrets(&["GATEWAY_SECRET"], folder.path(), "").variables().clone();
     let by_value = secrets(&[], folder.path(), "").variables().clone();
@@ -488,7 +488,7 @@ fn assignments_of_manifest(text: &'static str) -> impl Iterator<Item = (&'static
 }
 
 #[test]
-fn the_manifests_are_settings_of_this_service_and_leave_it_the_time_to_stop() {
+fn the_manifests_set_only_known_settings_and_allow_enough_time_to_stop() {
     const CONFIG_MAP: &str = include_str!("../kit/kubernetes/configmap.yaml");
     const SECRET: &str = include_str!("../kit/kubernetes/secret.yaml");
     const DEPLOYMENT: &str = include_str!("../kit/kubernetes/deployment.yaml");
@@ -515,7 +515,7 @@ fn the_manifests_are_settings_of_this_service_and_leave_it_the_time_to_stop() {
 }
 
 #[test]
-fn an_address_that_others_reach_is_warned_of_unless_there_is_a_secret() {
+fn a_public_address_without_a_gateway_secret_logs_a_warning() {
     let secret = ("GATEWAY_SECRET", "the-gateway-s-secret");
     let warns = |variables: &[(&str, &str)]| {
         let env = variables.iter().fold(required(), |env, (name, value)| env.with(name, *value));
@@ -532,7 +532,7 @@ fn an_address_that_others_reach_is_warned_of_unless_there_is_a_secret() {
 }
 
 #[test]
-fn a_misspelt_setting_is_named_with_the_nearest_one_and_others_variables_are_not() {
+fn a_misspelt_setting_is_reported_with_the_nearest_name_and_foreign_variables_are_ignored() {
     let unknown = |name: &str| Config::read(&required().with(name, "1")).unwrap().unknown;
     let misspelt = [
         ("DATABASE_MAX_CONNECTION", "DATABASE_MAX_CONNECTIONS"),
@@ -569,14 +569,14 @@ fn a_misspelt_setting_is_named_with_the_nearest_one_and_others_variables_are_not
 }
 
 #[test]
-fn a_command_asks_only_for_what_it_needs() {
+fn a_command_requires_only_the_settings_that_it_uses() {
     let env = environment(&REQUIRED[..1]);
     read_database(&env).unwrap();
     assert_eq!(read_bind_address(&env).unwrap().to_string(), DEFAULT_BIND_ADDRESS);
 }
 
 #[test]
-fn librdkafka_takes_every_security_setting_that_is_accepted() {
+fn librdkafka_accepts_every_valid_security_setting() {
     let sasl = [("KAFKA_SASL_USERNAME", "orders"), ("KAFKA_SASL_PASSWORD", "password-of-kafka")];
     for protocol in ["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] {
         for mechanism in ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] {

@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn safe_or_unknown_settings_are_no_reason_to_warn() {
+    fn safe_or_unknown_settings_log_no_warning() {
         let safe = [(MIN_INSYNC, "2"), (CLEANUP, "delete"), (UNCLEAN, "false")];
         assert_eq!(found(3, &safe), "");
         assert_eq!(found(2, &safe), "");

@@ -56,7 +56,7 @@ impl Scene {
 }
 
 #[tokio::test]
-async fn every_caller_gets_what_the_contract_gives_them_on_every_route() {
+async fn every_route_gives_every_caller_the_answer_of_the_contract() {
     let scene = Scene::set().await;
     for (method, route) in ROUTES {
         let request = || scene.request(method, route);
@@ -79,7 +79,7 @@ async fn every_caller_gets_what_the_contract_gives_them_on_every_route() {
 
 /// A route that is added to the table must be added to [`ROUTES`], and then all tests here ask it, too.
 #[tokio::test]
-async fn there_is_no_route_under_api_that_these_tests_do_not_ask() {
+async fn these_tests_cover_every_route_under_api() {
     // The routes of the table are those of the document: `routes!` takes no handler that does not describe itself.
     let table = include_str!("../../src/api/mod.rs");
     for other_way in [".route(", ".nest(", ".route_service(", ".nest_service("] {
@@ -106,7 +106,7 @@ async fn there_is_no_route_under_api_that_these_tests_do_not_ask() {
 }
 
 #[tokio::test]
-async fn a_malformed_identity_is_nobody_on_every_route() {
+async fn every_route_answers_401_to_a_malformed_identity() {
     let scene = Scene::set().await;
     let long = format!("{}@example.com", "a".repeat(243));
     let ada: &[u8] = b"ada@example.com";
@@ -176,7 +176,7 @@ async fn emails_are_compared_exactly() {
 }
 
 #[tokio::test]
-async fn who_is_not_known_learns_nothing_else() {
+async fn unauthenticated_callers_get_401_before_any_other_error() {
     let scene = Scene::set().await;
     let shop = &scene.shop;
     let wrong = [
@@ -206,7 +206,7 @@ async fn who_is_not_known_learns_nothing_else() {
 }
 
 #[tokio::test]
-async fn my_orders_are_mine_alone_whatever_is_asked_for() {
+async fn my_orders_contains_only_the_callers_orders_for_any_query() {
     let scene = Scene::set().await;
     let mine = scene.shop.placed("eve@example.com", &[(&scene.product, 1)]).await;
     let ids = |answer: Answer| -> Vec<String> {
@@ -227,7 +227,7 @@ async fn my_orders_are_mine_alone_whatever_is_asked_for() {
 }
 
 #[tokio::test]
-async fn with_a_gateway_secret_only_the_gateway_is_heard() {
+async fn with_a_gateway_secret_only_the_gateway_is_accepted() {
     let shop = Shop::builder()
         .with("GATEWAY_SECRET", SECRET)
         .with("GATEWAY_SECRET_PREVIOUS", PREVIOUS)

@@ -88,7 +88,7 @@ async fn duplicate_keys_are_refused_at_every_depth() {
 }
 
 #[tokio::test]
-async fn wrong_types_missing_fields_and_broken_limits_are_refused_by_name() {
+async fn wrong_types_missing_fields_and_broken_limits_are_refused_with_the_field_named() {
     let shop = Shop::start().await;
     let many = |count| lines(&vec![("PROD123", 1); count]).to_string().into_bytes();
     let mut bodies: Vec<(Vec<u8>, &str)> = vec![
@@ -140,7 +140,7 @@ async fn wrong_types_missing_fields_and_broken_limits_are_refused_by_name() {
 }
 
 #[tokio::test]
-async fn product_ids_that_would_not_stay_in_their_path_segment_are_refused() {
+async fn product_ids_that_would_leave_their_path_segment_are_refused() {
     let shop = Shop::start().await;
     let long = "P".repeat(10_240);
     let just_too_long = "P".repeat(65);
@@ -177,7 +177,7 @@ async fn product_ids_that_would_not_stay_in_their_path_segment_are_refused() {
 }
 
 #[tokio::test]
-async fn a_body_of_10_megabytes_is_refused_and_the_refusal_arrives() {
+async fn a_body_of_10_megabytes_is_refused_and_the_client_receives_the_answer() {
     const SIZE: usize = 10 * 1024 * 1024;
     let shop = Shop::start().await;
     let call = shop.call("POST", "/api/orders").by(customer("ada@example.com"));
@@ -195,7 +195,7 @@ async fn a_body_of_10_megabytes_is_refused_and_the_refusal_arrives() {
 }
 
 #[tokio::test]
-async fn status_requests_are_refused_by_name() {
+async fn an_invalid_status_request_is_refused_with_the_field_named() {
     let shop = Shop::start().await;
     let long = json!({"status": "CANCELLED", "reason": "x".repeat(201)}).to_string();
     let bodies = [
@@ -228,7 +228,7 @@ async fn status_requests_are_refused_by_name() {
 }
 
 #[tokio::test]
-async fn strings_with_sql_that_are_legal_are_only_strings() {
+async fn valid_strings_that_contain_sql_are_stored_as_text() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "1", 5).await;
     let robert = "robert');drop/**/table/**/orders;--@example.com";

@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::support::{Shop, admin, customer};
 
 #[tokio::test]
-async fn order_ids_that_are_no_uuids_are_refused() {
+async fn order_ids_that_are_not_uuids_are_refused() {
     let shop = Shop::start().await;
     let ids = [
         "1",
@@ -33,7 +33,7 @@ async fn order_ids_that_are_no_uuids_are_refused() {
 }
 
 #[tokio::test]
-async fn query_parameters_are_refused_by_name() {
+async fn invalid_query_parameters_are_refused_with_the_parameter_named() {
     let shop = Shop::start().await;
     let cursors = ["", "7", "%00", "not+a+cursor", "AAAA", "=", "'%20or%20'1'='1"].map(|bad| ("cursor", bad));
     let limits = ["", "0", "-1", "201", "1.5", "1e1", "ten", "%31%00", "99999999999999999999"];
@@ -74,7 +74,7 @@ async fn query_parameters_are_refused_by_name() {
 }
 
 #[tokio::test]
-async fn malformed_preconditions_are_refused_by_name() {
+async fn malformed_preconditions_are_refused_with_the_header_named() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "1", 5).await;
     let id = shop.placed("ada@example.com", &[(&phone, 1)]).await;

@@ -15,7 +15,7 @@ async fn history_of(shop: &Shop, id: &str) -> Vec<serde_json::Value> {
 }
 
 #[tokio::test]
-async fn an_owner_cancels_an_own_created_order_once() {
+async fn an_owner_can_cancel_a_created_order_once() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
@@ -38,7 +38,7 @@ async fn an_owner_cancels_an_own_created_order_once() {
 }
 
 #[tokio::test]
-async fn an_empty_body_is_no_body_whatever_its_type_and_an_array_is_not_one() {
+async fn an_empty_body_of_any_type_counts_as_no_body_and_an_array_is_refused() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
@@ -52,7 +52,7 @@ async fn an_empty_body_is_no_body_whatever_its_type_and_an_array_is_not_one() {
 }
 
 #[tokio::test]
-async fn an_own_reason_is_kept() {
+async fn a_custom_reason_is_stored() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
@@ -65,7 +65,7 @@ async fn an_own_reason_is_kept() {
 }
 
 #[tokio::test]
-async fn nobody_else_cancels_it_and_nobody_cancels_a_confirmed_one_this_way() {
+async fn only_the_owner_can_cancel_and_only_before_the_order_is_confirmed() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
@@ -81,7 +81,7 @@ async fn nobody_else_cancels_it_and_nobody_cancels_a_confirmed_one_this_way() {
 }
 
 #[tokio::test]
-async fn a_cancellation_may_name_the_version_it_is_meant_for() {
+async fn a_cancellation_may_be_conditional_on_a_version() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
@@ -112,7 +112,7 @@ async fn cancelling_a_paid_order_makes_a_refund_due() {
 }
 
 #[tokio::test]
-async fn orders_that_nobody_pays_are_cancelled_and_those_whose_payment_is_under_way_are_not() {
+async fn unpaid_orders_are_cancelled_unless_a_payment_is_in_progress() {
     // A group that has lost a member waits for as long as its session.
     let session = ("KAFKA_SESSION_TIMEOUT_MS", "6000");
     let builder = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true");

@@ -69,7 +69,7 @@ async fn collide<T>(shop: &Shop, id: &str, requests: impl Future<Output = T>) ->
 }
 
 #[tokio::test]
-async fn every_pair_of_statuses_is_answered_as_the_contract_says() {
+async fn every_pair_of_statuses_gets_the_answer_of_the_contract() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "1", 50).await;
     let paths: [&[&str]; 3] = [&[], &["CONFIRMED"], &["CANCELLED"]];
@@ -107,7 +107,7 @@ async fn every_pair_of_statuses_is_answered_as_the_contract_says() {
 }
 
 #[tokio::test]
-async fn the_history_says_who_from_what_to_what_and_why() {
+async fn the_history_records_actor_old_status_new_status_and_reason() {
     let (shop, id) = shop_with_an_order().await;
     shop.set_status(&id, "CONFIRMED").await.expect(200);
     let call = shop.call("PUT", &format!("/api/orders/{id}/status"));
@@ -123,7 +123,7 @@ async fn the_history_says_who_from_what_to_what_and_why() {
 }
 
 #[tokio::test]
-async fn each_change_has_its_event_in_sequence_and_later_than_the_one_before() {
+async fn each_change_has_an_event_with_the_next_sequence_and_a_later_time() {
     let (shop, id) = shop_with_an_order().await;
     shop.set_status(&id, "CONFIRMED").await.expect(200);
     let call = shop.call("PUT", &format!("/api/orders/{id}/status")).by(admin());
@@ -169,7 +169,7 @@ async fn each_change_has_its_event_in_sequence_and_later_than_the_one_before() {
 }
 
 #[tokio::test]
-async fn the_same_status_again_changes_and_publishes_nothing() {
+async fn setting_the_same_status_again_changes_and_publishes_nothing() {
     let (shop, id) = shop_with_an_order().await;
     let confirmed = shop.set_status(&id, "CONFIRMED").await.expect(200);
     for _ in 0..3 {
@@ -183,7 +183,7 @@ async fn the_same_status_again_changes_and_publishes_nothing() {
 }
 
 #[tokio::test]
-async fn twenty_requests_for_one_status_at_once_are_one_change_and_one_event() {
+async fn twenty_concurrent_requests_for_one_status_cause_one_change_and_one_event() {
     let (shop, id) = with_an_order(patient_shop().await).await;
     let requests = join_all((0..20).map(|_| shop.set_status(&id, "CONFIRMED")));
     let answers = collide(&shop, &id, requests).await;
@@ -197,7 +197,7 @@ async fn twenty_requests_for_one_status_at_once_are_one_change_and_one_event() {
 }
 
 #[tokio::test]
-async fn a_condition_that_does_not_match_exactly_is_a_412_and_changes_nothing() {
+async fn a_precondition_that_does_not_match_gets_412_and_changes_nothing() {
     let (shop, id) = shop_with_an_order().await;
     let tag = shop.get(admin(), &format!("/api/orders/{id}")).await.header("etag").unwrap().to_owned();
     let weak = format!("W/{tag}");
@@ -212,7 +212,7 @@ async fn a_condition_that_does_not_match_exactly_is_a_412_and_changes_nothing() 
 }
 
 #[tokio::test]
-async fn a_condition_that_matches_lets_the_change_through_once() {
+async fn a_matching_precondition_allows_the_change_once() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "1", 50).await;
     for condition in ["TAG", "*", "\"x,y\" , W/\"z\",TAG", "W/TAG, TAG"] {
@@ -230,7 +230,7 @@ async fn a_condition_that_matches_lets_the_change_through_once() {
 }
 
 #[tokio::test]
-async fn of_two_admins_who_saw_the_same_order_one_wins() {
+async fn one_of_two_admins_with_the_same_version_wins() {
     let shop = patient_shop().await;
     let phone = shop.product("phone", "1", 50).await;
     for _ in 0..5 {

@@ -35,7 +35,7 @@ async fn an_order_whose_client_hangs_up_is_still_written_and_published() {
 }
 
 #[tokio::test]
-async fn clients_that_all_hang_up_leave_nothing_half_done() {
+async fn many_clients_that_hang_up_leave_no_partial_writes() {
     const CLIENTS: usize = 30;
     let shop = patient().await;
     // A product for each: placements of the same product would share a look-up.

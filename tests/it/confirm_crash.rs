@@ -23,7 +23,7 @@ async fn placed_at(shop: &mut Shop, victim: &Replica, phone: &str) -> String {
 }
 
 #[tokio::test]
-async fn killed_while_a_call_is_under_way() {
+async fn a_kill_during_a_stock_call_moves_no_stock_twice() {
     let (mut shop, victim, _proxy) = shop_with_victim().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = placed_at(&mut shop, &victim, &phone).await;
@@ -47,7 +47,7 @@ async fn killed_while_a_call_is_under_way() {
 }
 
 #[tokio::test]
-async fn killed_after_the_stock_was_taken_and_before_that_was_written_down() {
+async fn a_kill_before_taken_stock_is_recorded_moves_no_stock_twice() {
     let (mut shop, victim, proxy) = shop_with_victim().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = placed_at(&mut shop, &victim, &phone).await;
@@ -74,7 +74,7 @@ async fn killed_after_the_stock_was_taken_and_before_that_was_written_down() {
 }
 
 #[tokio::test]
-async fn killed_after_the_stock_was_given_back_and_before_that_was_written_down() {
+async fn a_kill_before_returned_stock_is_recorded_moves_no_stock_twice() {
     let (mut shop, victim, proxy) = shop_with_victim().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = placed_at(&mut shop, &victim, &phone).await;
@@ -98,7 +98,7 @@ async fn killed_after_the_stock_was_given_back_and_before_that_was_written_down(
 }
 
 #[tokio::test]
-async fn killed_where_keys_are_not_honoured_leaves_the_line_to_a_person() {
+async fn a_kill_without_honoured_keys_leaves_the_line_to_an_operator() {
     let keys = ("PRODUCT_HONOURS_IDEMPOTENCY_KEY", "false");
     let builder = TIMES.iter().fold(Shop::builder(), |builder, (name, value)| builder.with(name, *value));
     let mut shop = builder.with(keys.0, keys.1).without_service().await;

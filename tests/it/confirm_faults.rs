@@ -34,7 +34,7 @@ async fn products_that_fail(shop: &Shop, on: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn whatever_becomes_of_the_calls_every_line_is_taken_once_under_its_own_key() {
+async fn despite_failed_calls_every_line_is_taken_once_under_its_own_key() {
     let shop = patient().start().await;
     let products = products_that_fail(&shop, "reduce-stock").await;
     let order: Vec<_> = products.iter().map(|product| (product.as_str(), 2)).collect();
@@ -49,7 +49,7 @@ async fn whatever_becomes_of_the_calls_every_line_is_taken_once_under_its_own_ke
 }
 
 #[tokio::test]
-async fn whatever_becomes_of_the_calls_every_line_is_given_back_once_under_its_own_key() {
+async fn despite_failed_calls_every_line_is_given_back_once_under_its_own_key() {
     let shop = patient().start().await;
     let products = products_that_fail(&shop, "restore-stock").await;
     let order: Vec<_> = products.iter().map(|product| (product.as_str(), 2)).collect();
@@ -66,7 +66,7 @@ async fn whatever_becomes_of_the_calls_every_line_is_given_back_once_under_its_o
 }
 
 #[tokio::test]
-async fn a_repeat_that_meets_its_first_call_still_running_is_no_refusal() {
+async fn a_repeat_during_its_first_call_does_not_count_as_a_refusal() {
     let shop = Shop::builder()
         .with("PAYMENT_EVENTS_ENABLED", "true")
         .with("PRODUCT_STOCK_TIMEOUT_MS", "300")
@@ -93,7 +93,7 @@ async fn a_repeat_that_meets_its_first_call_still_running_is_no_refusal() {
 }
 
 #[tokio::test]
-async fn a_connection_that_never_came_about_is_safe_to_repeat_even_where_keys_are_not_honoured() {
+async fn a_failed_connection_is_retried_even_without_honoured_keys() {
     let keys = ("PRODUCT_HONOURS_IDEMPOTENCY_KEY", "false");
     let mut shop = Shop::builder().with(keys.0, keys.1).without_service().await;
     let database = shop.environment.variables()["DATABASE_URL"].clone();
@@ -121,7 +121,7 @@ async fn a_connection_that_never_came_about_is_safe_to_repeat_even_where_keys_ar
 }
 
 #[tokio::test]
-async fn where_keys_are_not_honoured_an_unknown_outcome_waits_for_a_person_and_is_never_sent_again() {
+async fn without_honoured_keys_a_call_of_unknown_outcome_waits_for_an_operator_and_is_never_repeated() {
     let shop = Shop::builder().with("PRODUCT_HONOURS_IDEMPOTENCY_KEY", "false").start().await;
     let (phone, case) = (shop.product("phone", "100", 5).await, shop.product("case", "10", 5).await);
     let id = shop.placed("ada@example.com", &[(&phone, 2), (&case, 1)]).await;
@@ -157,7 +157,7 @@ async fn where_keys_are_not_honoured_an_unknown_outcome_waits_for_a_person_and_i
 }
 
 #[tokio::test]
-async fn what_a_person_found_out_waits_for_whoever_is_changing_the_order_and_is_not_undone() {
+async fn a_settlement_by_an_operator_waits_for_concurrent_changes_and_is_not_undone() {
     let shop = Shop::builder().with("PRODUCT_HONOURS_IDEMPOTENCY_KEY", "false").start().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
@@ -185,7 +185,7 @@ async fn what_a_person_found_out_waits_for_whoever_is_changing_the_order_and_is_
 }
 
 #[tokio::test]
-async fn a_product_that_was_withdrawn_before_it_was_given_back_waits_for_a_person() {
+async fn giving_back_a_withdrawn_product_waits_for_an_operator() {
     let shop = Shop::start().await;
     let (phone, case) = (shop.product("phone", "100", 5).await, shop.product("case", "10", 5).await);
     let id = shop.placed("ada@example.com", &[(&phone, 2), (&case, 1)]).await;
@@ -203,7 +203,7 @@ async fn a_product_that_was_withdrawn_before_it_was_given_back_waits_for_a_perso
 }
 
 #[tokio::test]
-async fn stock_work_past_its_deadline_is_seen_and_goes_on() {
+async fn overdue_stock_work_is_counted_and_continues() {
     let shop = Shop::builder().with("STOCK_DEADLINE_MS", "100").with("STOCK_WAIT_MS", "0").start().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
@@ -218,7 +218,7 @@ async fn stock_work_past_its_deadline_is_seen_and_goes_on() {
 }
 
 #[tokio::test]
-async fn giving_back_has_a_deadline_of_its_own() {
+async fn giving_back_has_its_own_deadline() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;

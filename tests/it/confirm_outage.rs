@@ -44,7 +44,7 @@ impl Products {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_product_service_that_is_away_is_asked_now_and_then_and_all_goes_on_when_it_is_back() {
+async fn a_product_service_outage_is_probed_and_stock_work_resumes_afterwards() {
     const ORDERS: usize = 40;
     /// Twice `STOCK_CONCURRENCY`: what may be under way before it is seen that nothing is answered.
     const AT_FIRST: usize = 16;
@@ -88,7 +88,7 @@ async fn a_product_service_that_is_away_is_asked_now_and_then_and_all_goes_on_wh
 }
 
 #[tokio::test]
-async fn the_orders_of_a_product_that_fails_are_no_queue_for_those_of_another() {
+async fn orders_of_a_failing_product_do_not_block_orders_of_another() {
     const ORDERS: usize = 60;
     let settings = [("PAYMENT_EVENTS_ENABLED", "true"), ("STOCK_CONCURRENCY", "2")];
     let shop = settings.iter().fold(Shop::builder(), |b, (name, value)| b.with(name, *value)).start().await;

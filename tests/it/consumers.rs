@@ -131,7 +131,7 @@ async fn expect_the_same(shop: &Shop, consumers: &[Consumer]) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the programs that .ci/consumers builds"]
-async fn each_consumer_has_applied_every_change_once_and_in_sequence() {
+async fn each_consumer_applies_every_change_once_and_in_order() {
     let times = [
         ("KAFKA_DELIVERY_TIMEOUT_MS", "2000"),
         ("RELAY_LEASE_MS", "5000"),

@@ -48,7 +48,7 @@ async fn idle_until_doubtful() {
 }
 
 #[tokio::test]
-async fn every_route_is_a_503_while_the_database_is_away_and_works_again_by_itself() {
+async fn every_route_gets_503_during_a_database_outage_and_recovers_afterwards() {
     let (shop, proxy) = shop_behind_proxy(&[]).await;
     let phone = shop.product("phone", "10", 50).await;
     let order = shop.placed(ADA, &[(&phone, 1)]).await;
@@ -78,7 +78,7 @@ async fn every_route_is_a_503_while_the_database_is_away_and_works_again_by_itse
 }
 
 #[tokio::test]
-async fn connections_that_idled_through_an_outage_cost_no_request() {
+async fn connections_that_were_idle_during_an_outage_fail_no_request() {
     let (shop, proxy) = shop_behind_proxy(&[]).await;
     fill_pool(&shop).await;
 
@@ -103,7 +103,7 @@ async fn place_many(shop: &Shop, product: &str, count: usize) {
 }
 
 #[tokio::test]
-async fn connections_that_the_database_ended_a_moment_ago_cost_no_request() {
+async fn connections_that_the_database_has_just_closed_fail_no_request() {
     for window in ["0", "60"] {
         let shop = Shop::builder().with("DUPLICATE_WINDOW_SECONDS", window).start().await;
         let phone = shop.product("phone", "10", 1_000_000).await;
@@ -136,7 +136,7 @@ async fn connections_that_the_database_ended_a_moment_ago_cost_no_request() {
 }
 
 #[tokio::test]
-async fn a_restart_of_the_database_while_nothing_is_placed_costs_no_placement() {
+async fn a_database_restart_between_placements_fails_no_placement() {
     let mut postgres = Postgres::start().await.unwrap();
     let shop = Shop::builder().database(postgres.url()).start().await;
     let phone = shop.product("phone", "10", 1_000_000).await;
@@ -158,7 +158,7 @@ async fn a_restart_of_the_database_while_nothing_is_placed_costs_no_placement() 
 }
 
 #[tokio::test]
-async fn a_database_that_swallows_packets_is_given_up_at_the_deadline() {
+async fn a_database_that_drops_packets_times_out_at_the_deadline() {
     let deadlines = [("DATABASE_DEADLINE_MS", "2000"), ("DATABASE_ACQUIRE_TIMEOUT_MS", "1000")];
     let (shop, proxy) = shop_behind_proxy(&deadlines).await;
     let phone = shop.product("phone", "10", 50).await;
@@ -245,7 +245,7 @@ impl Tally {
 }
 
 #[tokio::test]
-async fn nothing_is_half_written_and_nothing_is_lost_when_the_database_goes_away_in_the_middle() {
+async fn a_database_outage_during_requests_leaves_no_partial_writes_and_loses_no_order() {
     let (shop, proxy) = shop_behind_proxy(&[("DATABASE_ACQUIRE_TIMEOUT_MS", "300")]).await;
     let phone = shop.product("phone", "10", 1_000_000).await;
     let tally = Tally::default();
@@ -262,7 +262,7 @@ async fn nothing_is_half_written_and_nothing_is_lost_when_the_database_goes_away
 }
 
 #[tokio::test]
-async fn connections_that_were_coming_back_when_the_database_vanished_do_not_keep_their_places() {
+async fn connections_released_during_an_outage_free_their_slots() {
     let settings = [
         ("DATABASE_MAX_CONNECTIONS", "2"),
         ("DATABASE_DEADLINE_MS", "400"),

@@ -207,7 +207,7 @@ impl Parts {
 }
 
 #[tokio::test]
-async fn the_screen_names_every_part_and_its_curl_places_a_first_order() {
+async fn the_output_names_every_part_and_its_curl_command_places_an_order() {
     let dev = Dev::start();
 
     let (status, placed) = dev.first_order();
@@ -235,7 +235,7 @@ async fn the_screen_names_every_part_and_its_curl_places_a_first_order() {
 }
 
 #[tokio::test]
-async fn a_second_one_works_beside_the_first() {
+async fn two_instances_run_side_by_side() {
     let (first, second) = (Dev::start(), Dev::start());
 
     for part in ["http", "postgres", "kafka", "product-service"] {
@@ -260,7 +260,7 @@ async fn ctrl_c_stops_everything_and_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn ctrl_c_while_postgresql_is_being_started_ends_the_start_and_leaves_nothing_behind() {
+async fn ctrl_c_during_the_start_of_postgresql_ends_dev_and_leaves_nothing_behind() {
     let programs = SlowPrograms::new();
     let environment = Environment::default().with("PATH", programs.path());
     let mut dev = Replica::spawn_command("dev", &environment);
@@ -275,7 +275,7 @@ async fn ctrl_c_while_postgresql_is_being_started_ends_the_start_and_leaves_noth
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn ctrl_c_while_the_database_does_not_answer_ends_the_start() {
+async fn ctrl_c_while_the_database_does_not_answer_ends_dev() {
     let (proxy, url) = Proxy::before_database(stack().database_url()).await;
     proxy.set(Mode::Silent);
     let environment = Environment::default()
@@ -292,7 +292,7 @@ async fn ctrl_c_while_the_database_does_not_answer_ends_the_start() {
 }
 
 #[tokio::test]
-async fn even_a_kill_leaves_nothing_behind() {
+async fn a_kill_leaves_nothing_behind() {
     let mut dev = Dev::start();
     let parts = dev.parts().await;
 
@@ -303,7 +303,7 @@ async fn even_a_kill_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn with_data_the_next_start_finds_orders_stock_and_events() {
+async fn a_data_folder_keeps_orders_stock_and_events() {
     let data = data_folder();
     let mut dev = Dev::start_in(&data);
     let (_, placed) = dev.first_order();
@@ -334,7 +334,7 @@ async fn with_data_the_next_start_finds_orders_stock_and_events() {
 }
 
 #[tokio::test]
-async fn with_data_the_next_start_finds_the_orders_even_after_a_kill() {
+async fn a_data_folder_keeps_the_orders_after_a_kill() {
     let data = data_folder();
     let mut dev = Dev::start_in(&data);
     let (_, placed) = dev.first_order();
@@ -347,7 +347,7 @@ async fn with_data_the_next_start_finds_the_orders_even_after_a_kill() {
 }
 
 #[test]
-fn data_that_is_in_use_is_refused() {
+fn a_data_folder_in_use_is_refused() {
     let data = data_folder();
     let _first = Dev::start_in(&data);
 
@@ -357,7 +357,7 @@ fn data_that_is_in_use_is_refused() {
 }
 
 #[test]
-fn data_of_others_and_of_another_postgresql_is_refused_and_left_alone() {
+fn a_foreign_data_folder_or_postgresql_version_is_refused_and_unchanged() {
     let data = data_folder();
     fs::write(data.path().join("letter.txt"), "dear").unwrap();
     let of_others = refusal(&data);
@@ -375,7 +375,7 @@ fn data_of_others_and_of_another_postgresql_is_refused_and_left_alone() {
 }
 
 #[tokio::test]
-async fn the_second_replica_of_the_console_ends_with_dev_however_that_ends() {
+async fn the_second_replica_of_the_console_always_ends_with_dev() {
     for (signal_name, code) in [("INT", Some(0)), ("KILL", None)] {
         let mut dev = Dev::start();
         let replica = dev.start_second_replica().await;
@@ -388,7 +388,7 @@ async fn the_second_replica_of_the_console_ends_with_dev_however_that_ends() {
 }
 
 #[tokio::test]
-async fn the_console_places_an_order_for_its_own_page_and_for_no_other() {
+async fn the_console_places_orders_only_for_its_own_page() {
     let dev = Dev::start();
     let body = r#"{"items":[{"productId":"PROD123","quantity":1}]}"#;
 

@@ -9,7 +9,7 @@ use crate::support::{Shop, event_document, event_faults};
 const RELEASED: &str = include_str!("../released/asyncapi-0.1.0.json");
 
 #[tokio::test]
-async fn the_document_names_the_topics_of_the_settings() {
+async fn the_document_names_the_configured_topics() {
     let shop = Shop::start().await;
     let served = shop.call("GET", "/asyncapi.json").send().await.expect(200).body;
     assert_eq!(served["channels"]["orderEvents"]["address"], shop.topic.name);
@@ -18,7 +18,7 @@ async fn the_document_names_the_topics_of_the_settings() {
 }
 
 #[test]
-fn every_example_fits_its_schema() {
+fn every_example_matches_its_schema() {
     let document = event_document();
     let messages = document["components"]["messages"].as_object().unwrap();
     assert_eq!(messages.len(), 4);
@@ -32,13 +32,13 @@ fn every_example_fits_its_schema() {
 }
 
 #[test]
-fn a_consumer_of_the_last_release_can_read_the_events_of_this_one() {
+fn consumers_of_the_last_release_can_read_the_events_of_this_one() {
     let released: Value = serde_json::from_str(RELEASED).unwrap();
     assert_eq!(what_breaks(&released, &event_document()), Vec::<String>::new());
 }
 
 #[test]
-fn a_change_that_a_consumer_cannot_read_is_found() {
+fn an_incompatible_change_is_found() {
     let released: Value = serde_json::from_str(RELEASED).unwrap();
     let schema = "/components/schemas/OrderPlaced";
     let changes: [(&str, Value); 5] = [

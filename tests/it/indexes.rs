@@ -48,7 +48,7 @@ async fn requests(shop: &Shop) {
 }
 
 #[tokio::test]
-async fn each_index_has_a_statement_that_uses_it() {
+async fn each_index_is_used_by_a_statement() {
     let builder = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").with("STOCK_POLL_INTERVAL_MS", "50");
     let mut shop = builder.start().await;
     // Shows that an index without a use is seen.

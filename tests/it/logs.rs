@@ -62,7 +62,7 @@ fn is_of_a_request(line: &Value) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn every_request_is_one_line_of_json() {
+async fn every_request_logs_one_line_of_json() {
     let log = log_of_a_whole_session("info").await;
 
     assert!(log.iter().all(Value::is_object), "{log:#?}");
@@ -80,7 +80,7 @@ async fn every_request_is_one_line_of_json() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn no_address_of_a_person_is_in_the_log_of_a_whole_session() {
+async fn the_log_of_a_whole_session_contains_no_email_address() {
     for filter in ["info", "info,order_service=trace,sqlx=debug"] {
         let log = log_of_a_whole_session(filter).await;
         let named: Vec<&Value> = log.iter().filter(|line| line.to_string().contains("@example")).collect();
@@ -89,7 +89,7 @@ async fn no_address_of_a_person_is_in_the_log_of_a_whole_session() {
 }
 
 #[tokio::test]
-async fn a_request_id_is_taken_from_the_caller_or_given_to_them() {
+async fn a_request_id_comes_from_the_caller_or_is_generated() {
     let shop = Shop::builder().without_service().await;
     let mut replica = Replica::start(&shop.environment);
     let shop = shop.through(&replica.url);
@@ -112,7 +112,7 @@ async fn a_request_id_is_taken_from_the_caller_or_given_to_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_statement_that_takes_too_long_is_logged_as_that() {
+async fn a_slow_statement_is_logged_as_slow() {
     let shop = Shop::builder().with("DATABASE_DEADLINE_MS", "8000").without_service().await;
     let replica = Replica::start(&shop.environment);
     let shop = shop.through(&replica.url);

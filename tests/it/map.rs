@@ -20,7 +20,7 @@ fn rust_files(folder: &str) -> Vec<PathBuf> {
 }
 
 #[test]
-fn every_test_that_the_map_names_exists() {
+fn the_map_names_only_tests_that_exist() {
     let map = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
     let tests: Vec<(String, String)> = rust_files("tests/it")
         .iter()

@@ -149,7 +149,7 @@ fn found(report: &Value) -> BTreeSet<(String, String)> {
 }
 
 #[tokio::test]
-async fn each_planted_contradiction_is_named_with_its_order() {
+async fn check_names_each_planted_contradiction_with_its_order() {
     let mut shop = paying_shop().await;
     let products = [shop.product("phone", "10", 10_000).await, shop.product("case", "5", 10_000).await];
     let mut orders = Vec::new();
@@ -222,7 +222,7 @@ async fn trade(shop: &Shop, client: u32, product: &str, closing: &CancellationTo
 }
 
 #[tokio::test]
-async fn a_busy_shop_that_is_well_is_not_accused() {
+async fn check_finds_nothing_in_a_busy_consistent_shop() {
     let shop = paying_shop().await;
     let phone = shop.product("phone", "10", 1_000_000).await;
     let closing = CancellationToken::new();
@@ -243,7 +243,7 @@ async fn a_busy_shop_that_is_well_is_not_accused() {
 }
 
 #[tokio::test]
-async fn a_check_reads_pages_and_goes_on_after_the_order_where_it_was_interrupted() {
+async fn a_check_reads_pages_and_resumes_after_the_last_checked_order() {
     let shop = Shop::builder().without_service().await;
     let fill = "
         with placed as (
@@ -277,7 +277,7 @@ async fn a_check_reads_pages_and_goes_on_after_the_order_where_it_was_interrupte
 }
 
 #[tokio::test]
-async fn a_check_that_is_interrupted_says_how_to_go_on() {
+async fn an_interrupted_check_prints_how_to_resume() {
     let shop = Shop::builder().without_service().await;
     let mut held = shop.database.begin().await.unwrap();
     sqlx::query("lock table orders in access exclusive mode").execute(&mut *held).await.unwrap();

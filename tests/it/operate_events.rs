@@ -34,7 +34,7 @@ fn contents(records: &[Record]) -> Vec<Content<'_>> {
 }
 
 #[tokio::test]
-async fn the_events_of_an_order_are_sent_again_byte_by_byte() {
+async fn a_replay_of_an_order_sends_byte_identical_events() {
     let shop = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").start().await;
     let (phone, case) = (shop.product("phone", "249.90", 9).await, shop.product("case", "10", 9).await);
     let order = shop.placed(ADA, &[(&phone, 2), (&case, 1)]).await;
@@ -67,7 +67,7 @@ async fn the_events_of_an_order_are_sent_again_byte_by_byte() {
 }
 
 #[tokio::test]
-async fn the_changes_of_a_time_are_sent_again_whenever_their_orders_were_placed() {
+async fn a_replay_of_a_time_range_includes_changes_of_older_orders() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "10", 9).await;
     let before = shop.placed(ADA, &[(&phone, 1)]).await;
@@ -96,7 +96,7 @@ async fn the_changes_of_a_time_are_sent_again_whenever_their_orders_were_placed(
 }
 
 #[tokio::test]
-async fn a_replay_that_is_killed_is_started_again_or_goes_on_after_an_order() {
+async fn a_killed_replay_can_be_restarted_or_resumed_after_an_order() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "10", 1_000).await;
     let mut orders = Vec::new();
@@ -129,7 +129,7 @@ async fn a_replay_that_is_killed_is_started_again_or_goes_on_after_an_order() {
 }
 
 #[tokio::test]
-async fn events_whose_ids_were_not_kept_have_the_same_id_at_each_replay() {
+async fn events_without_stored_ids_have_the_same_id_in_every_replay() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "10", 9).await;
     let order = shop.placed(ADA, &[(&phone, 1)]).await;
@@ -158,7 +158,7 @@ async fn events_whose_ids_were_not_kept_have_the_same_id_at_each_replay() {
 }
 
 #[tokio::test]
-async fn a_replay_keeps_its_rate() {
+async fn a_replay_does_not_exceed_its_rate() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "10", 9).await;
     for _ in 0..12 {
@@ -178,7 +178,7 @@ async fn a_replay_keeps_its_rate() {
 }
 
 #[tokio::test]
-async fn a_replay_that_may_do_harm_or_makes_no_sense_is_refused_and_sends_nothing() {
+async fn a_harmful_or_contradictory_replay_is_refused_and_sends_nothing() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "10", 9).await;
     let order = shop.placed(ADA, &[(&phone, 1)]).await;

@@ -22,7 +22,7 @@ async fn plant_unread(shop: &Shop, payment: &Payment) -> String {
 }
 
 #[tokio::test]
-async fn a_parked_payment_that_can_be_read_now_is_retried_and_confirms_its_order() {
+async fn retrying_a_parked_payment_that_is_now_valid_confirms_its_order() {
     let shop = paying_shop().await;
     let phone = shop.product("phone", "100", 5).await;
     let order = shop.placed(ADA, &[(&phone, 1)]).await;
@@ -50,7 +50,7 @@ async fn a_parked_payment_that_can_be_read_now_is_retried_and_confirms_its_order
 }
 
 #[tokio::test]
-async fn a_retried_payment_of_another_amount_waits_for_that_reason() {
+async fn a_retried_payment_of_another_amount_is_parked_for_that_reason() {
     let shop = paying_shop().await;
     let phone = shop.product("phone", "100", 5).await;
     let order = shop.placed(ADA, &[(&phone, 1)]).await;
@@ -68,7 +68,7 @@ async fn a_retried_payment_of_another_amount_waits_for_that_reason() {
 }
 
 #[tokio::test]
-async fn a_parked_payment_is_settled_once_with_a_note_and_not_retried_after_its_decision() {
+async fn a_parked_payment_is_settled_once_with_a_note_and_cannot_be_retried_afterwards() {
     let shop = paying_shop().await;
     let phone = shop.product("phone", "100", 5).await;
     let order = shop.placed(ADA, &[(&phone, 1)]).await;
@@ -101,7 +101,7 @@ async fn a_parked_payment_is_settled_once_with_a_note_and_not_retried_after_its_
 }
 
 #[tokio::test]
-async fn a_settled_payment_holds_up_neither_the_cancelling_nor_the_deletion_of_its_order() {
+async fn a_settled_payment_blocks_neither_cancellation_nor_deletion_of_its_order() {
     let mut shop = Shop::start().await;
     let phone = shop.product("phone", "100", 5).await;
     let order = shop.placed(ADA, &[(&phone, 1)]).await;
@@ -128,7 +128,7 @@ async fn a_settled_payment_holds_up_neither_the_cancelling_nor_the_deletion_of_i
 }
 
 #[tokio::test]
-async fn a_refund_that_is_due_is_listed_until_somebody_says_that_it_is_done() {
+async fn a_due_refund_is_listed_until_it_is_marked_as_done() {
     let shop = paying_shop().await;
     let phone = shop.product("phone", "249.90", 5).await;
     let order = shop.placed(ADA, &[(&phone, 1)]).await;
@@ -154,7 +154,7 @@ async fn a_refund_that_is_due_is_listed_until_somebody_says_that_it_is_done() {
 }
 
 #[tokio::test]
-async fn a_wrong_argument_is_named_with_exit_code_2_and_nothing_is_changed() {
+async fn a_wrong_argument_is_named_with_exit_code_2_and_changes_nothing() {
     let shop = Shop::builder().without_service().await;
     let order = Uuid::now_v7().to_string();
     let order = order.as_str();

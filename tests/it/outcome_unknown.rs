@@ -63,7 +63,7 @@ async fn place_with_key(shop: &Shop, product: &str) -> Answer {
 }
 
 #[tokio::test]
-async fn a_commit_that_outlives_the_deadline_is_unknown_and_the_key_finds_the_order_afterwards() {
+async fn a_late_commit_is_unknown_and_the_key_returns_the_order_afterwards() {
     let shop = shop().await;
     let phone = shop.product("phone", "10", 50).await;
     hold_commits(&shop).await;
@@ -81,7 +81,7 @@ async fn a_commit_that_outlives_the_deadline_is_unknown_and_the_key_finds_the_or
 }
 
 #[tokio::test]
-async fn without_a_key_a_repeat_after_the_pause_that_was_asked_for_is_the_first_order() {
+async fn without_a_key_a_repeat_after_retry_after_returns_the_first_order() {
     let shop = shop().await;
     let phone = shop.product("phone", "10", 50).await;
     hold_commits(&shop).await;
@@ -98,7 +98,7 @@ async fn without_a_key_a_repeat_after_the_pause_that_was_asked_for_is_the_first_
 }
 
 #[tokio::test]
-async fn a_repeat_that_waited_for_the_first_commit_is_the_first_order_however_old_that_is() {
+async fn a_repeat_that_waits_for_the_first_commit_returns_the_first_order_of_any_age() {
     let database = Shop::new_database().await;
     // The repeat waits for at most the deadline, which has to leave a slow machine the time to see it wait.
     let shop = shop_with(&database, &database, "5000", "7").await;
@@ -126,7 +126,7 @@ async fn a_repeat_that_waited_for_the_first_commit_is_the_first_order_however_ol
 }
 
 #[tokio::test]
-async fn an_order_whose_commit_was_not_answered_is_found_by_its_id() {
+async fn an_order_with_an_unanswered_commit_is_found_by_its_id() {
     let database = Shop::new_database().await;
     let (proxy, url) = Proxy::before_database(&database).await;
     let shop = shop_at(&url, &database).await;
@@ -148,7 +148,7 @@ async fn an_order_whose_commit_was_not_answered_is_found_by_its_id() {
 }
 
 #[tokio::test]
-async fn a_placement_whose_answer_is_lost_is_the_order_that_it_wrote() {
+async fn a_placement_with_a_lost_answer_returns_the_order_that_it_wrote() {
     // Stands in the event, which nothing but the placement's statement brings to the database.
     const EVENT: &str = "ORDER_SERVICE";
     for mode in [Mode::NoAnswerTo(EVENT), Mode::CutOnceAfter(EVENT)] {
@@ -175,7 +175,7 @@ async fn a_placement_whose_answer_is_lost_is_the_order_that_it_wrote() {
 }
 
 #[tokio::test]
-async fn a_change_of_status_whose_commit_outlives_the_deadline_is_unknown_and_can_be_asked_for_again() {
+async fn a_status_change_with_a_late_commit_is_unknown_and_can_be_repeated() {
     let shop = shop().await;
     let phone = shop.product("phone", "10", 50).await;
     let order = shop.placed(ADA, &[(&phone, 1)]).await;
@@ -191,7 +191,7 @@ async fn a_change_of_status_whose_commit_outlives_the_deadline_is_unknown_and_ca
 }
 
 #[tokio::test]
-async fn a_commit_that_the_database_refuses_has_written_nothing_and_says_so() {
+async fn a_refused_commit_is_answered_as_not_written() {
     let shop = shop().await;
     let phone = shop.product("phone", "10", 50).await;
     // Appendix A of PostgreSQL's manual: disk_full.

@@ -32,7 +32,7 @@ fn run(arguments: &[&str], environment: &Environment) -> (bool, String) {
 }
 
 #[tokio::test]
-async fn a_refused_event_parks_its_order_and_lets_the_others_of_its_bucket_pass() {
+async fn a_refused_event_parks_its_order_but_not_its_bucket() {
     let shop = Shop::start().await;
     let stuck = plant_a_giant(&shop).await;
     eventually("the order is parked", async || shop.count("parked_orders").await == 1).await;
@@ -49,7 +49,7 @@ async fn a_refused_event_parks_its_order_and_lets_the_others_of_its_bucket_pass(
 }
 
 #[tokio::test]
-async fn a_parked_order_is_replayed_or_skipped_and_the_deed_is_recorded() {
+async fn replaying_or_skipping_a_parked_order_is_recorded() {
     let shop = Shop::start().await;
     let stuck = plant_a_giant(&shop).await;
     eventually("the order is parked", async || shop.count("parked_orders").await == 1).await;
@@ -81,7 +81,7 @@ async fn deeds(shop: &Shop) -> Vec<(String, String, String)> {
 }
 
 #[tokio::test]
-async fn a_skip_whose_event_is_gone_already_frees_the_order_and_says_so() {
+async fn skipping_an_event_that_is_already_gone_unparks_the_order_and_reports_it() {
     let shop = Shop::builder().without_service().await;
     let parked = "
         insert into parked_orders (order_id, event_id, sequence, error)
@@ -104,7 +104,7 @@ async fn reads_of_the_outbox(shop: &Shop) -> (i64, i64) {
 /// What Kafka's absence leaves behind may be millions of events long: reading it whole takes longer than a
 /// statement may.
 #[tokio::test]
-async fn parked_orders_are_listed_and_skipped_without_reading_the_whole_outbox() {
+async fn listing_and_skipping_parked_orders_does_not_read_the_whole_outbox() {
     let shop = Shop::builder().without_service().await;
     let backlog = "
         insert into outbox (bucket, event_id, order_id, sequence, event_type, payload, headers)

@@ -55,7 +55,7 @@ async fn a_database_that_does_not_answer_delays_payments_and_loses_none() {
 }
 
 #[tokio::test]
-async fn a_payment_that_the_database_refuses_is_parked_and_the_others_go_on() {
+async fn a_payment_that_the_database_refuses_is_parked_and_the_others_are_applied() {
     let shop = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").start().await;
     let phone = shop.product("phone", "100", 5).await;
     let ids = [
@@ -80,7 +80,7 @@ async fn a_payment_that_the_database_refuses_is_parked_and_the_others_go_on() {
 }
 
 #[tokio::test]
-async fn a_product_that_does_not_answer_holds_up_no_other_confirmation() {
+async fn a_slow_product_does_not_block_other_confirmations() {
     let slow = [("PRODUCT_STOCK_TIMEOUT_MS", "20000"), ("STOCK_LEASE_MS", "60000")];
     let builder = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true");
     let shop =
@@ -101,7 +101,7 @@ async fn a_product_that_does_not_answer_holds_up_no_other_confirmation() {
 }
 
 #[tokio::test]
-async fn killing_the_replica_that_reads_the_payments_repeats_nothing_that_shows() {
+async fn killing_the_payment_consumer_causes_no_visible_repeat() {
     const ORDERS: usize = 24;
     let settings = [("PAYMENT_EVENTS_ENABLED", "true"), ("KAFKA_SESSION_TIMEOUT_MS", "6000")];
     let lease = [
@@ -157,7 +157,7 @@ fn random(below: usize) -> usize {
 }
 
 #[tokio::test]
-async fn shuffled_and_repeated_payments_end_as_the_contract_says() {
+async fn shuffled_and_repeated_payments_lead_to_the_result_of_the_contract() {
     let shop = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").start().await;
     let orders = scale(40, 1000);
     let phone = shop.product("phone", "100", 1_000_000).await;

@@ -3,7 +3,7 @@
 use crate::support::Shop;
 
 #[tokio::test]
-async fn what_is_no_http_is_a_bare_400() {
+async fn malformed_http_gets_a_bare_400() {
     let shop = Shop::start().await;
     let bad: [&[u8]; 10] = [
         b"GET /api/orders/my HTTP/1.1\r\nX-User-Email: ada\x01@example.com\r\n\r\n",
@@ -25,7 +25,7 @@ async fn what_is_no_http_is_a_bare_400() {
 }
 
 #[tokio::test]
-async fn a_head_that_is_too_much_is_a_bare_431() {
+async fn an_oversized_head_gets_a_bare_431() {
     let shop = Shop::start().await;
     let request = "GET /api/orders/my HTTP/1.1";
     let many: Vec<String> = (0..101).map(|number| format!("X-{number}: 1")).collect();

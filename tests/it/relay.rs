@@ -72,7 +72,7 @@ fn processes(shop: &Shop, count: usize) -> Vec<(Replica, Shop)> {
 /// After an outage of the database that was longer than their leases, every replica finds the others expired.
 /// Two that forget each other at the same moment must not each wait for what the other holds.
 #[tokio::test]
-async fn replicas_that_find_each_other_expired_do_not_wait_for_each_other() {
+async fn replicas_that_see_each_other_expired_do_not_deadlock() {
     let shop = Shop::builder().without_service().await;
     let (database, stock) = read_store(&shop.environment).unwrap();
     let store = Store::new(&database, stock, &Arc::default());
@@ -104,7 +104,7 @@ async fn replicas_that_find_each_other_expired_do_not_wait_for_each_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_replicas_in_one_process_relay_side_by_side_without_inversions() {
+async fn two_replicas_in_one_process_relay_events_in_order() {
     let shop = brisk().without_service().await;
     let start = async || App::start(Config::read(&shop.environment).unwrap()).await.unwrap();
     let (one, two) = (start().await, start().await);
@@ -120,7 +120,7 @@ async fn two_replicas_in_one_process_relay_side_by_side_without_inversions() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn three_processes_relay_side_by_side_while_others_come_and_go() {
+async fn three_processes_relay_while_others_start_and_stop() {
     let shop = brisk().without_service().await;
     let (mut processes, replicas): (Vec<_>, Vec<_>) = processes(&shop, 3).into_iter().unzip();
 
@@ -148,7 +148,7 @@ async fn three_processes_relay_side_by_side_while_others_come_and_go() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_killed_replica_held_is_taken_over_and_nothing_is_lost() {
+async fn the_buckets_of_a_killed_replica_are_taken_over_and_no_event_is_lost() {
     let shop = brisk().without_service().await;
     let (processes, replicas): (Vec<_>, Vec<_>) = processes(&shop, 2).into_iter().unzip();
     shares_become(&shop, &[32, 32]).await;
@@ -165,7 +165,7 @@ async fn what_a_killed_replica_held_is_taken_over_and_nothing_is_lost() {
 }
 
 #[tokio::test]
-async fn a_replica_that_is_killed_in_the_middle_of_its_work_leaves_nothing_undone() {
+async fn the_others_finish_the_work_of_a_replica_killed_under_load() {
     let shop = brisk().with("RELAY_BATCH", "64").without_service().await;
     for round in 1..=3 {
         let replica = Replica::start(&shop.environment);
@@ -190,7 +190,7 @@ async fn a_replica_that_is_killed_in_the_middle_of_its_work_leaves_nothing_undon
 }
 
 #[tokio::test]
-async fn a_replica_that_stops_hands_its_buckets_over_at_once() {
+async fn a_stopping_replica_hands_over_its_buckets_at_once() {
     // Who waited for these leases to expire would wait for ten minutes.
     let shop = brisk().without_service().await;
     let patient = shop.environment.clone().with("RELAY_LEASE_MS", "600000");
@@ -235,7 +235,7 @@ pub(crate) async fn pile_up(shop: &Shop, template: &str, orders: i64) -> BTreeMa
 }
 
 #[tokio::test]
-async fn a_backlog_drains_in_sequence() {
+async fn a_backlog_drains_in_order() {
     let mut shop = brisk().with("RELAY_BATCH", "200").start().await;
     let phone = shop.product("phone", "10", 1_000).await;
     let order = shop.placed(ADA, &[(&phone, 1)]).await;

@@ -45,7 +45,7 @@ async fn lowest_floor(shop: &Shop) -> i64 {
 }
 
 #[tokio::test]
-async fn an_event_that_commits_late_is_relayed_before_the_later_ones_of_its_order() {
+async fn an_event_that_commits_late_is_relayed_before_later_events_of_its_order() {
     let shop = brisk().with("RELAY_BATCH", "4000").start().await;
     let (payload, order) = template(&shop).await;
     let late_order = Uuid::now_v7();
@@ -66,7 +66,7 @@ async fn an_event_that_commits_late_is_relayed_before_the_later_ones_of_its_orde
 }
 
 #[tokio::test]
-async fn an_open_transaction_holds_up_nobody_elses_events_however_many_positions_follow() {
+async fn an_open_transaction_does_not_delay_events_of_other_orders() {
     let shop = brisk().start().await;
     let (payload, _) = template(&shop).await;
     let (late, _) = write_late(&shop, &payload, Uuid::now_v7(), 1).await;
@@ -80,7 +80,7 @@ async fn an_open_transaction_holds_up_nobody_elses_events_however_many_positions
 }
 
 #[tokio::test]
-async fn the_events_of_a_parked_order_are_found_again_when_the_floor_has_passed_them() {
+async fn events_of_a_parked_order_below_the_floor_are_found_again() {
     const STUCK: &str = "0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10";
     let shop = brisk().start().await;
     let giant = "
@@ -115,7 +115,7 @@ async fn reads_of_the_outbox(shop: &Shop) -> (i64, i64) {
 
 /// An idle relay's plan is made for an empty outbox. It must fit the full one, too, which nobody has analyzed.
 #[tokio::test]
-async fn a_backlog_after_an_idle_time_is_read_by_the_key() {
+async fn a_backlog_after_an_idle_time_is_read_through_the_primary_key() {
     let shop = brisk().with("RELAY_POLL_INTERVAL_MS", "10").start().await;
     let (payload, _) = template(&shop).await;
     sqlx::query("vacuum (analyze) outbox").execute(&shop.database).await.unwrap();

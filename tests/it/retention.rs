@@ -26,7 +26,7 @@ async fn rows_of(shop: &Shop, table: &str, order: &str) -> i64 {
 }
 
 #[tokio::test]
-async fn an_old_order_goes_with_all_that_belongs_to_it_and_a_repeated_payment_of_it_moves_nothing() {
+async fn an_old_order_is_deleted_with_all_its_rows_and_a_repeat_of_its_payment_changes_nothing() {
     let mut shop = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").start().await;
     let phone = shop.product("phone", "10", 100).await;
     let paid = shop.placed(ADA, &[(&phone, 1)]).await;
@@ -62,7 +62,7 @@ async fn an_old_order_goes_with_all_that_belongs_to_it_and_a_repeated_payment_of
 }
 
 #[tokio::test]
-async fn an_order_stays_while_it_is_young_or_anything_about_it_is_not_finished() {
+async fn a_recent_or_unfinished_order_is_not_deleted() {
     let mut shop = Shop::start().await;
     let phone = shop.product("phone", "10", 100).await;
     let order = async |status: Option<&str>, days: u32, more: &str| {
@@ -114,7 +114,7 @@ async fn an_order_stays_while_it_is_young_or_anything_about_it_is_not_finished()
 }
 
 #[tokio::test]
-async fn a_settled_payment_of_no_known_order_goes_when_it_is_old_and_one_that_waits_stays() {
+async fn old_settled_payments_of_unknown_orders_are_deleted_and_open_ones_stay() {
     let mut shop = Shop::start().await;
     let parked = "
         insert into parked_payments (topic, partition, \"offset\", order_id, payload, error, parked_at, settled_at)

@@ -40,7 +40,7 @@ async fn a_generous_product_service() -> (String, Arc<Mutex<Vec<Seen>>>) {
 }
 
 #[tokio::test]
-async fn the_configured_methods_and_paths_are_called_with_the_key_and_as_the_service() {
+async fn stock_calls_use_the_configured_methods_and_paths_the_key_and_the_service_identity() {
     let (url, seen) = a_generous_product_service().await;
     let shop = Shop::builder()
         .with("PRODUCT_SERVICE_URL", url)
@@ -88,7 +88,7 @@ fn expect_complaint(replica: &Replica, setting: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_path_for_taking_stock_is_said_loudly_and_waits_for_the_right_one() {
+async fn a_wrong_path_for_taking_stock_is_logged_as_an_error_and_waits_for_the_right_one() {
     let (mut shop, wrong, id) = misrouted("PRODUCT_REDUCE_PATH").await;
 
     expect_complaint(&wrong, "PRODUCT_REDUCE_PATH");
@@ -103,7 +103,7 @@ async fn a_wrong_path_for_taking_stock_is_said_loudly_and_waits_for_the_right_on
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_path_for_giving_stock_back_waits_for_the_right_one_and_needs_no_person() {
+async fn giving_back_on_a_wrong_path_waits_for_the_right_one_without_an_operator() {
     let (mut shop, wrong, id) = misrouted("PRODUCT_RESTORE_PATH").await;
     shop.becomes(&id, "CONFIRMED").await;
 

@@ -38,7 +38,7 @@ async fn place_until_refused(shop: &Shop, product: &str) -> Vec<Answer> {
 }
 
 #[tokio::test]
-async fn a_stop_under_load_loses_no_order_and_no_event() {
+async fn a_stop_under_load_loses_no_order_or_event() {
     let (mut replica, shop) = start(Shop::builder()).await;
     let phone = shop.product("phone", "10", 1_000_000).await;
 
@@ -63,7 +63,7 @@ async fn a_stop_under_load_loses_no_order_and_no_event() {
 }
 
 #[tokio::test]
-async fn a_request_that_is_under_way_at_sigterm_is_finished() {
+async fn a_request_in_flight_at_sigterm_is_finished() {
     for signal in ["TERM", "INT"] {
         let (mut replica, shop) = start(patient()).await;
         let slow = shop.product("slow", "10", 5).await;
@@ -84,7 +84,7 @@ async fn a_request_that_is_under_way_at_sigterm_is_finished() {
 }
 
 #[tokio::test]
-async fn an_order_whose_client_has_gone_is_finished_before_the_end() {
+async fn an_order_whose_client_has_disconnected_is_finished_before_the_exit() {
     let (mut replica, shop) = start(patient()).await;
     let slow = shop.product("slow", "10", 5).await;
     shop.fault(&slow, &json!({"kind": "slow", "millis": 1500})).await;
@@ -103,7 +103,7 @@ async fn an_order_whose_client_has_gone_is_finished_before_the_end() {
 }
 
 #[tokio::test]
-async fn a_service_that_is_stopping_says_so_and_serves_on_until_the_delay_is_over() {
+async fn a_stopping_service_is_not_ready_and_serves_until_the_delay_is_over() {
     let (mut replica, shop) = start(Shop::builder().with("SHUTDOWN_DELAY_MS", "600000")).await;
     let phone = shop.product("phone", "10", 5).await;
     shop.call("GET", "/health/ready").send().await.expect(200);
@@ -142,7 +142,7 @@ async fn a_stop_that_takes_too_long_ends_with_exit_code_2() {
 }
 
 #[tokio::test]
-async fn clients_that_keep_their_connections_open_do_not_hold_up_the_stop() {
+async fn open_connections_do_not_delay_the_stop() {
     let quick = Shop::builder()
         .with("PRODUCT_ATTEMPT_TIMEOUT_MS", "300")
         .with("PRODUCT_DEADLINE_MS", "300")

@@ -20,7 +20,7 @@ fn is_real() -> bool {
 }
 
 #[tokio::test]
-async fn unsafe_settings_of_a_topic_are_named_in_the_log() {
+async fn the_log_names_unsafe_topic_settings() {
     if !is_real() {
         return;
     }
@@ -39,7 +39,7 @@ async fn unsafe_settings_of_a_topic_are_named_in_the_log() {
 }
 
 #[tokio::test]
-async fn a_topic_that_the_service_creates_has_the_min_insync_replicas_of_the_settings() {
+async fn a_topic_created_by_the_service_has_the_configured_min_insync_replicas() {
     if !is_real() {
         return;
     }
@@ -56,7 +56,7 @@ async fn a_topic_that_the_service_creates_has_the_min_insync_replicas_of_the_set
 }
 
 #[tokio::test]
-async fn a_broker_that_does_not_tell_its_settings_is_no_reason_to_warn() {
+async fn a_broker_that_does_not_return_its_settings_causes_no_warning() {
     let shop = Shop::builder().without_service().await;
     let mut replica = Replica::start(&shop.environment);
     let through = shop.through(&replica.url);

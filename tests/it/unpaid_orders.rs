@@ -28,7 +28,7 @@ async fn expect_unpaid_is_cancelled(shop: &Shop, unpaid: &str) {
 }
 
 #[tokio::test]
-async fn an_order_that_was_paid_while_nobody_read_the_payments_is_confirmed_and_not_cancelled() {
+async fn an_order_paid_while_no_consumer_ran_is_confirmed_and_not_cancelled() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "100", 5).await;
     let paid = shop.placed("ada@example.com", &[(&phone, 1)]).await;
@@ -44,7 +44,7 @@ async fn an_order_that_was_paid_while_nobody_read_the_payments_is_confirmed_and_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_cancelled_while_kafka_is_away() {
+async fn no_order_is_cancelled_during_a_kafka_outage() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "100", 5).await;
     let paid = shop.placed("ada@example.com", &[(&phone, 1)]).await;
@@ -105,7 +105,7 @@ async fn an_order_whose_payment_waits_behind_a_slow_one_is_not_cancelled() {
 
 /// On a real broker the marker of a transaction stands behind its record, and no consumer ever reads it.
 #[tokio::test]
-async fn records_of_transactions_hold_up_no_cancellation() {
+async fn transactional_records_do_not_block_cancellations() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "100", 5).await;
     let unpaid = shop.placed(BOB, &[(&phone, 1)]).await;

@@ -159,7 +159,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(10_000))]
 
     #[test]
-    fn any_order_of_payment_events_ends_as_the_contract_says(
+    fn payment_events_in_any_order_lead_to_the_result_of_the_contract(
         events in events(),
         in_stock: bool,
         worker_at in 0_usize..9,

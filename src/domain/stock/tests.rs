@@ -104,7 +104,7 @@ fn run(job: &mut StockJob, book: &mut Book, fates: &[u8], cancel_at: Option<usiz
 
 proptest! {
     #[test]
-    fn all_lines_are_taken_once_or_none_whatever_is_lost(
+    fn all_lines_are_taken_once_or_none_despite_lost_messages(
         lines in 1_i16..6,
         short in prop::collection::hash_set(1_i16..6, 0..3),
         fates in prop::collection::vec(0_u8..6, 0..60),
@@ -140,7 +140,7 @@ fn a_call_that_was_never_sent_is_repeated_even_without_honoured_keys() {
 }
 
 #[test]
-fn an_ended_claim_can_prove_that_stock_was_taken_but_not_that_it_was_not() {
+fn an_expired_claim_can_prove_that_stock_was_taken_but_not_the_opposite() {
     let mut job = job(1);
     let calls = job.next_calls(HONOURED);
     job.record(&calls[0], &CallOutcome::Refused("short".into()), SOMEBODY_ELSE);
@@ -150,7 +150,7 @@ fn an_ended_claim_can_prove_that_stock_was_taken_but_not_that_it_was_not() {
 }
 
 #[test]
-fn every_repeat_of_a_call_has_the_same_key_and_every_other_call_another() {
+fn repeats_of_a_call_share_its_key_and_different_calls_have_different_keys() {
     let mut taking = job(2);
     let first = taking.next_calls(HONOURED);
     let again = taking.next_calls(HONOURED);
@@ -165,7 +165,7 @@ fn every_repeat_of_a_call_has_the_same_key_and_every_other_call_another() {
 }
 
 #[test]
-fn stock_that_the_product_service_does_not_take_back_is_parked() {
+fn stock_that_the_product_service_refuses_to_take_back_is_parked() {
     let mut job = job(1);
     job.state = JobState::Returning;
     job.lines[0].state = LineState::Taken;
@@ -188,7 +188,7 @@ fn a_batch_has_no_more_calls_than_run_concurrently() {
 }
 
 #[test]
-fn with_an_unknown_line_no_other_is_taken_and_known_lines_are_given_back_before_parking() {
+fn a_line_of_unknown_outcome_stops_further_calls_and_known_lines_are_given_back_before_parking() {
     let mut job = job(3);
     let calls = job.next_calls(NOT_HONOURED);
     job.record(&calls[0], &CallOutcome::Unknown("lost".into()), ME);
@@ -212,7 +212,7 @@ fn with_an_unknown_line_no_other_is_taken_and_known_lines_are_given_back_before_
 }
 
 #[test]
-fn a_proof_of_the_unknown_outcome_ends_the_parking() {
+fn proof_of_the_unknown_outcome_unparks_the_job() {
     let mut job = job(1);
     let calls = job.next_calls(NOT_HONOURED);
     job.next_calls(NOT_HONOURED);
@@ -222,7 +222,7 @@ fn a_proof_of_the_unknown_outcome_ends_the_parking() {
 }
 
 #[test]
-fn stock_that_is_proved_taken_after_the_end_is_given_back() {
+fn stock_that_proves_taken_after_the_job_ended_is_given_back() {
     let mut job = job(1);
     let calls = job.next_calls(HONOURED);
     job.record(&calls[0], &CallOutcome::Refused("short".into()), ME);
@@ -273,7 +273,7 @@ fn the_refusal_of_a_repeated_call_counts_the_second_time() {
 }
 
 #[test]
-fn an_unconfirmed_refusal_does_not_give_up_a_line_of_a_cancelled_order_that_may_be_taken() {
+fn an_unconfirmed_refusal_keeps_a_possibly_taken_line_of_a_cancelled_order_open() {
     let mut job = job(2);
     let calls = job.next_calls(HONOURED);
     job.record(&calls[0], &CallOutcome::Unknown("lost".into()), ME);

@@ -285,7 +285,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn any_interleaving_relays_every_event_and_keeps_the_sequence(
+    fn any_interleaving_relays_every_event_in_order(
         steps in prop::collection::vec(any::<(u8, u8, u8)>(), 0..300),
     ) {
         let (mut world, mut relays) = (World::default(), <[Relay; 2]>::default());

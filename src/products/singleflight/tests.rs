@@ -210,7 +210,7 @@ async fn finish(world: &Arc<World>, callers: Vec<Caller>) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
     #[test]
-    fn each_caller_gets_one_answer_that_was_sent_after_it_arrived(
+    fn each_caller_gets_one_answer_to_a_look_up_sent_after_it_arrived(
         steps in proptest::collection::vec(step(), 1..60)
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -219,7 +219,7 @@ proptest! {
 }
 
 #[tokio::test]
-async fn callers_that_arrive_while_a_look_up_is_in_flight_share_the_next() {
+async fn callers_that_arrive_during_a_look_up_share_the_next_one() {
     let world = World::new();
     world.permits.add_permits(10);
     let first = world.arrive(0);
@@ -256,7 +256,7 @@ async fn a_slow_look_up_does_not_delay_the_next() {
 
 /// The same on real threads, where the order of events varies.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn no_thread_gets_an_answer_that_is_older_than_its_request() {
+async fn no_thread_gets_an_answer_older_than_its_request() {
     let singleflight = Arc::new(Singleflight::<Instant>::new());
     let callers: Vec<_> = (0..8)
         .map(|_| {

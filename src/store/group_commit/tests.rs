@@ -272,7 +272,7 @@ fn one_refused_write_neither_fails_nor_drops_its_neighbours() {
 }
 
 #[test]
-fn what_arrives_during_a_commit_shares_the_next_one_and_what_is_alone_leaves_at_once() {
+fn writes_that_arrive_during_a_commit_share_the_next_one_and_a_single_write_is_sent_at_once() {
     let mut writes: Vec<Write> = (0..8).map(good).collect();
     (1..4).for_each(|id| writes[id].after = 1);
     let fake = Fake::new(vec![50]);
@@ -283,7 +283,7 @@ fn what_arrives_during_a_commit_shares_the_next_one_and_what_is_alone_leaves_at_
 }
 
 #[test]
-fn one_more_than_may_wait_is_refused_at_once() {
+fn a_write_beyond_the_queue_limit_is_refused_at_once() {
     let writes: Vec<Write> = (0..20).map(|id| Write { mood: Mood::Hangs, ..good(id) }).collect();
     let told = run_all(&writes, &Fake::new(vec![1]), LIMITS);
     let refused = told.iter().filter(|told| matches!(told, Some(Err(StoreError::TooManyWrites)))).count();
@@ -291,7 +291,7 @@ fn one_more_than_may_wait_is_refused_at_once() {
 }
 
 #[test]
-fn a_write_that_nobody_sent_before_its_deadline_is_not_written() {
+fn a_write_that_is_not_sent_before_its_deadline_is_not_written() {
     let mut writes: Vec<Write> = (0..3).map(|id| Write { mood: Mood::Hangs, ..good(id) }).collect();
     writes[2].mood = Mood::Takes;
     let fake = Fake::new(vec![1]);
@@ -309,7 +309,7 @@ fn a_group_whose_connection_is_lost_before_it_is_sent_is_sent_once_more() {
 }
 
 #[test]
-fn a_panic_of_the_commit_leaves_the_outcome_unknown_and_ends_no_writer() {
+fn a_panic_in_the_commit_leaves_the_outcome_unknown_and_the_writer_running() {
     for mood in [Mood::PanicsBefore, Mood::PanicsAfter] {
         let mut writes: Vec<Write> = (0..6).map(good).collect();
         writes[0].mood = mood;

@@ -156,7 +156,7 @@ async fn eventually(condition: impl Fn() -> bool) {
 }
 
 #[tokio::test]
-async fn a_connection_is_used_again_without_a_ping_and_with_the_settings_of_its_session() {
+async fn a_connection_is_reused_without_a_ping_and_with_its_session_settings() {
     let world = World::patient(4).await;
     for _ in 0..100 {
         world.use_one().await.unwrap();
@@ -166,7 +166,7 @@ async fn a_connection_is_used_again_without_a_ping_and_with_the_settings_of_its_
 }
 
 #[tokio::test]
-async fn there_are_never_more_connections_than_the_pool_may_have() {
+async fn the_pool_never_exceeds_its_maximum() {
     let world = Arc::new(World::patient(3).await);
     let users: Vec<_> = (0..30)
         .map(|user| {
@@ -194,7 +194,7 @@ async fn there_are_never_more_connections_than_the_pool_may_have() {
 }
 
 #[tokio::test]
-async fn no_connection_within_the_time_is_an_error() {
+async fn waiting_too_long_for_a_connection_is_an_error() {
     let world = World::new(1, Duration::from_millis(50)).await;
     let in_use = world.pool.acquire().await.unwrap();
     assert!(matches!(world.pool.acquire().await, Err(Error::PoolTimedOut)));
@@ -204,7 +204,7 @@ async fn no_connection_within_the_time_is_an_error() {
 }
 
 #[tokio::test]
-async fn who_waits_for_a_connection_gets_the_one_that_comes_free_or_its_place() {
+async fn a_waiting_caller_gets_the_next_released_connection_or_opens_a_new_one() {
     let world = World::patient(1).await;
     let in_use = world.pool.acquire().await.unwrap();
     let (used, ()) = tokio::join!(world.use_one(), async { in_use.release() });
@@ -216,7 +216,7 @@ async fn who_waits_for_a_connection_gets_the_one_that_comes_free_or_its_place() 
 }
 
 #[tokio::test]
-async fn a_connection_that_was_dropped_in_the_middle_of_a_statement_is_never_used_again() {
+async fn a_connection_dropped_during_a_statement_is_never_reused() {
     let world = World::patient(1).await;
     world.use_one().await.unwrap();
     world.mode.send_replace(Mode::Silence);
@@ -229,7 +229,7 @@ async fn a_connection_that_was_dropped_in_the_middle_of_a_statement_is_never_use
 }
 
 #[tokio::test]
-async fn a_connection_with_an_open_transaction_or_an_unsent_rollback_is_never_used_again() {
+async fn a_connection_with_an_open_transaction_or_an_unsent_rollback_is_never_reused() {
     let world = World::patient(1).await;
     let mut connection = world.pool.acquire().await.unwrap();
     let transaction = connection.begin().await.unwrap();
@@ -244,7 +244,7 @@ async fn a_connection_with_an_open_transaction_or_an_unsent_rollback_is_never_us
 }
 
 #[tokio::test]
-async fn a_connection_that_broke_while_it_was_idle_for_long_is_replaced() {
+async fn a_connection_that_broke_during_a_long_idle_time_is_replaced() {
     let world = World::patient(1).await;
     world.use_one().await.unwrap();
     world.age(PING_AFTER_IDLE, PING_AFTER_IDLE);
@@ -258,7 +258,7 @@ async fn a_connection_that_broke_while_it_was_idle_for_long_is_replaced() {
 }
 
 #[tokio::test]
-async fn after_the_loss_of_one_connection_those_that_were_idle_are_tried_before_they_are_used() {
+async fn after_a_connection_is_lost_the_idle_ones_are_pinged_before_use() {
     let world = World::patient(3).await;
     let three = tokio::join!(world.pool.acquire(), world.pool.acquire(), world.pool.acquire());
     for connection in <[_; 3]>::from(three) {
@@ -274,7 +274,7 @@ async fn after_the_loss_of_one_connection_those_that_were_idle_are_tried_before_
 }
 
 #[tokio::test]
-async fn a_server_that_swallows_a_ping_is_given_up_at_the_deadline() {
+async fn a_ping_without_an_answer_fails_at_the_deadline() {
     let world = World::new(1, Duration::from_millis(50)).await;
     world.use_one().await.unwrap();
     world.age(PING_AFTER_IDLE, PING_AFTER_IDLE);
@@ -286,7 +286,7 @@ async fn a_server_that_swallows_a_ping_is_given_up_at_the_deadline() {
 }
 
 #[tokio::test]
-async fn old_connections_are_closed_well() {
+async fn old_connections_are_closed_cleanly() {
     let world = World::patient(2).await;
     world.use_one().await.unwrap();
     world.age(Duration::ZERO, MAX_LIFETIME);
@@ -299,7 +299,7 @@ async fn old_connections_are_closed_well() {
 }
 
 #[tokio::test]
-async fn a_pool_that_closes_waits_for_those_in_use_and_hands_out_no_more() {
+async fn a_closing_pool_waits_for_connections_in_use_and_hands_out_no_more() {
     let world = World::patient(2).await;
     let in_use = world.pool.acquire().await.unwrap();
     world.use_one().await.unwrap();

@@ -167,7 +167,7 @@ proptest! {
 }
 
 #[tokio::test(start_paused = true)]
-async fn reads_that_arrive_while_all_readers_are_busy_share_the_next() {
+async fn reads_that_arrive_while_all_readers_are_busy_share_the_next_statement() {
     let fake = Fake { book: Arc::default(), sets: Arc::new(vec![(10, Ending::Well)]) };
     let reads = (0..6).map(|id| Read { id, after: 0, patience: 10_000 }).collect();
     for (id, told) in run(reads, &fake).await.into_iter().enumerate() {
@@ -177,7 +177,7 @@ async fn reads_that_arrive_while_all_readers_are_busy_share_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_queue_that_is_full_refuses_at_once() {
+async fn a_full_queue_refuses_at_once() {
     let fake = Fake { book: Arc::default(), sets: Arc::new(vec![(1, Ending::Well)]) };
     let shared = SharedRead::new(fake, Limits { waiting: 1, ..LIMITS });
     let began = Instant::now();

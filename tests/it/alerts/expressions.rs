@@ -105,7 +105,7 @@ impl Expression {
 }
 
 #[test]
-fn an_expression_is_taken_apart_into_selectors_and_labels() {
+fn an_expression_is_split_into_selectors_and_labels() {
     let text = r#"histogram_quantile(0.99, sum by (le, kind) (rate(a_bucket{b="}(x)",c=~"5.."}[5m]))) / job:d:rate1h > 14.4 * 1e3
         and on (e) max(f) or absent(g{h="i"}) == 0"#;
 

@@ -20,7 +20,7 @@ use trade::Trade;
 use crate::support::{Shop, figure};
 
 #[test]
-fn the_alert_on_buckets_knows_how_many_there_are() {
+fn the_alert_on_buckets_uses_the_right_number_of_buckets() {
     assert!(RULES.contains(&format!("(relay_buckets_held{{job=\"order-service\"}}) < {BUCKETS}\n")));
 }
 
@@ -41,7 +41,7 @@ async fn expect_found(prometheus: &Prometheus, what: &str, mut wanted: BTreeSet<
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Prometheus, which .ci/prometheus installs"]
-async fn every_metric_and_label_that_dashboard_and_rules_name_is_exported() {
+async fn the_service_exports_every_metric_and_label_of_dashboard_and_rules() {
     let shop = Trade::builder().start().await;
     let mut trade = Trade::prepare(&shop).await;
     let prometheus = Prometheus::start().await;
@@ -65,7 +65,7 @@ async fn every_metric_and_label_that_dashboard_and_rules_name_is_exported() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Prometheus, which .ci/prometheus installs"]
-async fn each_part_that_breaks_has_its_alert_and_mending_it_ends_the_alert() {
+async fn each_broken_part_fires_its_alert_and_repairing_it_ends_the_alert() {
     let prometheus = Prometheus::start().await;
     let mut shops = broken::Shops::start().await;
     let healthy = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").start().await;

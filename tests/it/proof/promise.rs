@@ -50,7 +50,7 @@ fn rounded(percent: f64) -> String {
 }
 
 #[test]
-fn a_line_says_the_bound_or_what_was_found() {
+fn a_line_shows_the_bound_or_the_violations() {
     let mut kept = Promise::no("orders missing");
     (0..5_432).for_each(|_| kept.try_out(true, String::new));
     assert_eq!(kept.to_string(), "orders missing: 0 of 5432 (< 0.055 % at 95 %)");

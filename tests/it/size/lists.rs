@@ -56,7 +56,7 @@ fn queries(first: DateTime<Utc>, last: DateTime<Utc>) -> Vec<ListQuery> {
 }
 
 #[tokio::test]
-async fn no_page_of_any_list_reads_more_than_four_rows_for_each_it_may_show() {
+async fn every_page_reads_at_most_four_rows_per_row_of_its_limit() {
     let rows = size("SIZE_LIST_ORDERS", 20_000, 5_000_000);
     let world = World::new(rows).await;
     let mut report = Report::new();

@@ -198,7 +198,7 @@ async fn report_entries(world: &World, arrivals: &Arrivals, report: &mut Report)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn events_pass_as_before_while_a_snapshot_stays_open() {
+async fn an_open_snapshot_does_not_slow_down_the_relay() {
     let events = size("SIZE_PASSING_EVENTS", 20_000, 5_000_000);
     let world = World::new(1).await;
     world.autovacuum(true).await;

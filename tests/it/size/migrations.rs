@@ -26,7 +26,7 @@ const LONGEST_WAIT: &str = "set lock_timeout = '1s'";
 const HELD: Duration = Duration::from_secs(2);
 
 #[tokio::test]
-async fn no_migration_makes_a_reader_or_a_writer_wait_longer_than_a_second() {
+async fn no_migration_blocks_readers_or_writers_for_more_than_a_second() {
     let orders = size("SIZE_MIGRATED_ORDERS", 5_000, 1_000_000);
     let _alone = alone().await;
     let mut report = Report::new();
@@ -154,7 +154,7 @@ async fn touch(transaction: &mut PgConnection, table: &str) -> sqlx::Result<()> 
 }
 
 #[tokio::test]
-async fn an_index_that_a_failed_attempt_left_invalid_is_built_again() {
+async fn an_invalid_index_of_a_failed_migration_is_rebuilt() {
     let world = world_at(ALL_TABLES, 10).await;
     // The error is the same in all rows: the attempt fails, and leaves the index as an invalid one.
     let failed = "create unique index concurrently parked_payments_by_order on parked_payments (error)";

@@ -34,7 +34,7 @@ async fn park(world: &World, events: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn events_pass_as_before_beside_those_of_parked_orders() {
+async fn events_of_parked_orders_do_not_slow_down_the_relay() {
     let events = size("SIZE_PARKED_EVENTS", 2_000, 100_000) / 4 * 4;
     let world = World::new(events).await;
     world.autovacuum(true).await;

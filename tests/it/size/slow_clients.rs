@@ -48,7 +48,7 @@ async fn ask(stream: &mut TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn half_sent_heads_take_little_memory_and_shut_nobody_out() {
+async fn incomplete_heads_use_little_memory_and_do_not_block_other_clients() {
     let clients = size("SIZE_SLOW_CLIENTS", 300, 4_000);
     // The small world is beyond the cap of connections, the large one just below its default.
     let builder = if is_large() { Shop::builder() } else { Shop::builder().with("MAX_CONNECTIONS", "150") };
@@ -77,7 +77,7 @@ async fn half_sent_heads_take_little_memory_and_shut_nobody_out() {
 }
 
 #[tokio::test]
-async fn slow_bodies_take_no_permit() {
+async fn slow_bodies_hold_no_permit() {
     let shop = Shop::builder().with("MAX_CONCURRENT_REQUESTS", "2").start().await;
     let head =
         Shop::head("POST /api/orders HTTP/1.1", &["Content-Type: application/json", "Content-Length: 99"]);
@@ -91,7 +91,7 @@ async fn slow_bodies_take_no_permit() {
 }
 
 #[tokio::test]
-async fn slow_bodies_of_one_customer_cost_another_no_read() {
+async fn slow_bodies_of_one_customer_fail_no_read_of_another() {
     let (rate, seconds) = (size("SIZE_SLOW_RATE", 50, 300), size("SIZE_SLOW_SECONDS", 2, 10));
     let shop = Shop::builder().start().await;
     let head =
@@ -128,7 +128,7 @@ async fn slow_bodies_of_one_customer_cost_another_no_read() {
 }
 
 #[tokio::test]
-async fn slow_bodies_make_room_at_the_cap_of_connections() {
+async fn slow_bodies_are_closed_first_at_the_connection_limit() {
     let shop =
         Shop::builder().with("MAX_CONNECTIONS", "4").with("REQUEST_BODY_TIMEOUT_MS", "60000").start().await;
     let head =
@@ -142,7 +142,7 @@ async fn slow_bodies_make_room_at_the_cap_of_connections() {
 }
 
 #[tokio::test]
-async fn a_head_has_a_deadline_of_its_own_apart_from_idling() {
+async fn the_deadline_of_a_head_is_separate_from_the_idle_deadline() {
     let shop = Shop::builder().with("REQUEST_HEAD_TIMEOUT_MS", "300").start().await;
     let mut idle = send(&shop, b"").await;
     ask(&mut idle).await;
@@ -167,7 +167,7 @@ async fn an_idle_connection_is_closed_at_its_deadline() {
 }
 
 #[tokio::test]
-async fn a_client_that_never_reads_its_answers_is_closed() {
+async fn the_connection_of_a_client_that_never_reads_is_closed() {
     let shop = Shop::builder().with("RESPONSE_WRITE_TIMEOUT_MS", "300").start().await;
     let stream = send(&shop, b"").await;
     let (_unread, mut write) = stream.into_split();

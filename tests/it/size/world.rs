@@ -239,7 +239,7 @@ fn progress(what: &str, done: u64, all: u64) {
 }
 
 #[tokio::test]
-async fn a_world_has_the_rows_that_were_asked_for_and_counts_what_a_statement_reads() {
+async fn a_world_has_the_requested_rows_and_counts_the_rows_that_a_statement_reads() {
     let world = World::new(3_000).await;
     world.orders(1..=3_000, MOSTLY_CONFIRMED).await;
     world.stock_jobs(1..=200, "'TAKEN'", "now()").await;

@@ -10,7 +10,7 @@ use crate::support::{Shop, admin, customer};
 const USE_CASES: [&str; 5] = ["place", "read", "list own", "history", "confirm"];
 
 #[tokio::test]
-async fn a_large_shop_costs_what_a_small_one_costs() {
+async fn statements_read_as_many_rows_in_a_large_shop_as_in_a_small_one() {
     let (few, many) = (size("SIZE_FEW_ORDERS", 1_000, 10_000), size("SIZE_ORDERS", 20_000, 10_000_000));
     let rounds = size("SIZE_ROUNDS", 40, 1_000);
     // In a small run, beside other tests, only what grows with the table is told from noise.
