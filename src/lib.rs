@@ -53,7 +53,7 @@
 //!    event is parked, with its order. —
 //!    `kafka_outage::broker_errors_lose_no_event_and_keep_the_order_of_events`, `parking::*`
 //! 6. Money is decimal from the wire to the column and back. —
-//!    `read_orders::amounts_keep_their_decimals_in_every_answer_and_event`, and the property tests in `domain/money.rs`
+//!    `read_orders::amounts_keep_their_decimals_in_every_answer`, and the property tests in `domain/money.rs`
 //! 7. Ownership is checked in one place, on a typed identity; a handler cannot forget it. — `access::*`
 //! 8. Every wait has a deadline, every queue is bounded, and every retry is limited. —
 //!    `database_outage::a_database_that_drops_packets_times_out_at_the_deadline`,

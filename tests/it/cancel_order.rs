@@ -112,7 +112,7 @@ async fn cancelling_a_paid_order_makes_a_refund_due() {
 }
 
 #[tokio::test]
-async fn unpaid_orders_are_cancelled_unless_a_payment_is_in_progress() {
+async fn unpaid_orders_are_cancelled_unless_a_payment_is_pending_or_parked() {
     // A group that has lost a member waits for as long as its session.
     let session = ("KAFKA_SESSION_TIMEOUT_MS", "6000");
     let builder = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true");

@@ -63,7 +63,7 @@ async fn every_answer_has_exactly_the_members_of_the_contract() {
 }
 
 #[tokio::test]
-async fn amounts_keep_their_decimals_in_every_answer_and_event() {
+async fn amounts_keep_their_decimals_in_every_answer() {
     let shop = Shop::start().await;
     let ada = customer("ada@example.com");
     let prices = [

@@ -127,7 +127,7 @@ async fn a_service_started_during_a_database_outage_serves_as_soon_as_it_ends() 
 }
 
 #[tokio::test]
-async fn a_database_that_refuses_the_login_ends_the_start_at_once() {
+async fn a_database_that_refuses_the_connection_ends_the_start_at_once() {
     let nobody = Shop::empty_database().await.replace("it_", "no_such_");
     let shop = Shop::builder()
         .with("DATABASE_URL", nobody)
@@ -182,7 +182,7 @@ async fn a_stop_during_the_wait_for_the_database_ends_the_start_at_once() {
 }
 
 #[tokio::test]
-async fn a_service_without_migration_rights_starts_only_after_the_migration() {
+async fn without_migrate_on_start_the_service_starts_only_after_the_migration() {
     let database = Shop::empty_database().await;
     let shop = Shop::builder().database(&database).with("MIGRATE_ON_START", "false").without_service().await;
     expect_refusal("serve", &shop.environment, &["MIGRATE_ON_START", "order-service migrate"]).await;

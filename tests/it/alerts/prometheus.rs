@@ -71,7 +71,7 @@ fn faster(rules: &str) -> String {
 }
 
 #[test]
-fn shortening_the_times_of_rules_changes_nothing_else() {
+fn only_the_times_of_the_rules_are_shortened() {
     let rules = "- expr: sum by (a) (rate(b[1h])) / rate(b[5m]) > 60\n  for: 10m\n  labels: {c: d}";
     let faster = faster(rules);
     assert_eq!(
