@@ -1,4 +1,4 @@
-//! Who may do what: identity before everything else, then role, then ownership.
+//! Access control: the service checks identity first, then role, then ownership.
 
 use std::collections::BTreeSet;
 
@@ -21,7 +21,7 @@ const EVE: Who<'static> = customer("eve@example.com");
 const SECRET: &str = "the-secret-of-the-gateway";
 const PREVIOUS: &str = "the-secret-before-that-one";
 
-/// A shop with one order, of Ada's.
+/// A shop with one order, which Ada owns.
 struct Scene {
     shop: Shop,
     product: String,
@@ -36,7 +36,7 @@ impl Scene {
         Self { shop, product, order }
     }
 
-    /// A good request to the route, without an identity.
+    /// A valid request to the route, without an identity.
     fn request(&self, method: &str, route: &str) -> Call {
         let call = self.shop.call(method, &route.replace("{orderId}", &self.order));
         match method {
@@ -46,7 +46,7 @@ impl Scene {
         }
     }
 
-    /// Checks that there is still Ada's order alone, as it was placed.
+    /// Checks that Ada's order is still the only one, and unchanged.
     async fn expect_unchanged(&self) {
         assert_eq!(self.shop.count("orders").await, 1);
         assert_eq!(self.shop.count("order_history").await, 1);
@@ -77,10 +77,10 @@ async fn every_route_gives_every_caller_the_answer_of_the_contract() {
     }
 }
 
-/// A route that is added to the table must be added to [`ROUTES`], and then all tests here ask it, too.
+/// Add every new route to [`ROUTES`], so that all tests here cover it.
 #[tokio::test]
 async fn these_tests_cover_every_route_under_api() {
-    // The routes of the table are those of the document: `routes!` takes no handler that does not describe itself.
+    // The document has the same routes as the router: `routes!` accepts only documented handlers.
     let table = include_str!("../../src/api/mod.rs");
     for other_way in [".route(", ".nest(", ".route_service(", ".nest_service("] {
         assert_eq!(
@@ -95,7 +95,7 @@ async fn these_tests_cover_every_route_under_api() {
         Description::get().operations().filter(|operation| !public.contains(&operation.as_str())).collect();
     assert_eq!(there, asked);
 
-    // No other method of these paths answers anybody who is not known, either.
+    // Unauthenticated callers get 401 for every other method, too.
     let scene = Scene::set().await;
     for (_, path) in ROUTES {
         for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"] {
@@ -162,7 +162,7 @@ async fn emails_are_compared_exactly() {
         scene.shop.get(customer(other), &order).await.expect_problem(403, "forbidden");
         assert_eq!(scene.shop.get(customer(other), "/api/orders/my").await.expect(200).text, "[]", "{other}");
     }
-    // Addresses in other scripts are addresses, exact to the byte (RFC 6531): these two look the same.
+    // Email addresses in other scripts are valid and compared byte by byte (RFC 6531): these two look the same.
     let phone = scene.shop.product("phone", "1", 5).await;
     let (composed, combining) = ("j\u{f6}rg@example.com", "jo\u{308}rg@example.com");
     let of_composed = format!("/api/orders/{}", scene.shop.placed(composed, &[(&phone, 1)]).await);
@@ -192,7 +192,7 @@ async fn unauthenticated_callers_get_401_before_any_other_error() {
     for call in wrong {
         call.send().await.expect_problem(401, "unauthenticated");
     }
-    // Nor does a customer about what only admins may do.
+    // Customers get 403 before any other error on admin routes.
     let wrong = [
         shop.call("PUT", "/api/orders/7/status").body("{"),
         shop.call("PUT", "/api/orders/7/status").bare_body("{}"),

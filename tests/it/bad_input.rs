@@ -1,6 +1,6 @@
-//! Whatever is wrong in a body: a problem that names the place, nothing written, nothing published.
+//! An invalid body gets a problem that names the field; the service writes and publishes nothing.
 //!
-//! `bad_parameters.rs`, `access.rs` and `refusals.rs` hold the other parts of a request to the same.
+//! `bad_parameters.rs`, `access.rs` and `refusals.rs` check the other parts of a request.
 
 use serde_json::json;
 
@@ -8,7 +8,7 @@ use crate::support::{Shop, admin, customer, lines};
 
 const AN_ORDER: &str = "/api/orders/0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10";
 
-/// One line whose members are these.
+/// An order body of one line with these members.
 fn line(members: &str) -> Vec<u8> {
     format!(r#"{{"items":[{{{members}}}]}}"#).into_bytes()
 }
@@ -169,7 +169,7 @@ async fn product_ids_that_would_leave_their_path_segment_are_refused() {
         &long,
     ];
     expect_refused(&shop, ids.iter().map(|id| (product(id), "/items/0/productId")).collect()).await;
-    // None of them was asked of the Product Service; one that is only unknown was.
+    // The service looked up none of the invalid ids, but the valid unknown one.
     let unknown = format!("{}-unknown", shop.product("known", "1", 1).await);
     let refused = shop.place(customer("ada@example.com"), &lines(&[(&unknown, 1)])).await;
     refused.expect_problem(400, "product-not-found").naming("/items/0/productId");

@@ -1,4 +1,4 @@
-//! Whatever is wrong in a path, a query or a condition: a problem that names it.
+//! An invalid path, query or precondition gets a problem that names it.
 
 use serde_json::json;
 
@@ -83,7 +83,7 @@ async fn malformed_preconditions_are_refused_with_the_header_named() {
         [&b""[..], b"1", b",", b"\"1", b"'1'", b"W/1", b"w/\"1\"", b"*, \"1\"", b"\"1\" \"2\"", b"\xff"]
     {
         let get = shop.call("GET", &path).by(admin()).header("If-None-Match", bad).send().await;
-        // A client that names no version has none: it gets the order.
+        // Without a version in the header, the client gets the order.
         match bad {
             b"" | b"," => get.expect(200),
             _ => get.expect_problem(400, "invalid-request").naming("if-none-match"),

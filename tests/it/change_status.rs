@@ -1,4 +1,4 @@
-//! Changing the status: the state machine, its history and its events.
+//! Status changes: the state machine, the history and the events.
 
 use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
@@ -8,7 +8,7 @@ use crate::support::{Answer, Record, Shop, admin, customer, lines};
 
 const STATUSES: [&str; 3] = ["CREATED", "CONFIRMED", "CANCELLED"];
 
-/// A shop and the id of a new order of Ada's.
+/// A shop and the id of a new order of Ada.
 async fn shop_with_an_order() -> (Shop, String) {
     with_an_order(Shop::start().await).await
 }
@@ -19,13 +19,13 @@ async fn with_an_order(shop: Shop) -> (Shop, String) {
     (shop, id)
 }
 
-/// `PUT` as the admin, on the condition of an `If-Match`.
+/// `PUT` as the admin, with an `If-Match` header.
 async fn put_if(shop: &Shop, id: &str, status: &str, condition: &str) -> Answer {
     let call = shop.call("PUT", &format!("/api/orders/{id}/status")).by(admin());
     call.header("If-Match", condition).json(&json!({"status": status})).send().await
 }
 
-/// The events of an order once the relay has nothing left to do, in the order of the topic.
+/// The events of an order in the order of the topic, after the relay has finished.
 async fn events(shop: &Shop, id: &str) -> Vec<Record> {
     shop.relayed().await;
     let all = shop.topic.everything().await;
@@ -45,23 +45,23 @@ async fn history(shop: &Shop, id: &str) -> Vec<Value> {
     rows.iter().map(|row| serde_json::from_str(row).unwrap()).collect()
 }
 
-/// A shop with a connection for each of 20 requests (a quarter of all is for lists), and with time for all of them to
-/// wait for one row.
+/// A shop with a connection for each of 20 requests (a quarter of all connections is for lists), and with a deadline
+/// that lets all of them wait for one row.
 async fn patient_shop() -> Shop {
     let builder = Shop::builder().with("DATABASE_MAX_CONNECTIONS", "28");
     let waits = ["DATABASE_ACQUIRE_TIMEOUT_MS", "DATABASE_DEADLINE_MS", "REQUEST_DEADLINE_MS"];
     waits.iter().fold(builder, |builder, wait| builder.with(wait, "60000")).start().await
 }
 
-/// Runs requests that change an order, and lets none of them at it before the first of them waits for it; the others
-/// queue behind that one in the service.
+/// Runs concurrent requests that change an order. A lock holds the order until the first request waits for it; the
+/// others queue behind that one in the service.
 async fn collide<T>(shop: &Shop, id: &str, requests: impl Future<Output = T>) -> T {
     let mut lock = shop.database.begin().await.unwrap();
     let take = sqlx::query("select from orders where id = $1::uuid for update").bind(id);
     take.execute(&mut *lock).await.unwrap();
     let release = async {
         shop.somebody_waits_for_a_lock().await;
-        // The others were sent before this one, which is answered without the order.
+        // The others were sent before this request, whose answer does not need the order.
         shop.get(admin(), &format!("/api/orders/{id}")).await.expect(200);
         lock.rollback().await.unwrap();
     };
@@ -205,7 +205,7 @@ async fn a_precondition_that_does_not_match_gets_412_and_changes_nothing() {
         let refused = put_if(&shop, &id, "CONFIRMED", other).await.expect_problem(412, "precondition-failed");
         assert!(refused.body["detail"].as_str().unwrap().contains(&tag), "{}", refused.text);
     }
-    // Before the change is looked at: the order may have moved since.
+    // The service checks the version before the transition: the order may have changed since.
     put_if(&shop, &id, "CREATED", "\"x\"").await.expect_problem(412, "precondition-failed");
     assert_eq!(history(&shop, &id).await.len(), 1);
     assert_eq!(events(&shop, &id).await.len(), 1);

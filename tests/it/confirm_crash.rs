@@ -1,4 +1,4 @@
-//! A replica that is killed between the intention, the call and the record of its outcome: another one ends
+//! A replica is killed between recording a stock call, sending it and recording its outcome: another replica finishes
 //! the work, and no stock moves twice.
 
 use serde_json::json;
@@ -8,7 +8,7 @@ use crate::support::{Mode, Movement, Proxy, Replica, Shop, eventually};
 const TIMES: [(&str, &str); 3] =
     [("PRODUCT_STOCK_TIMEOUT_MS", "2000"), ("STOCK_LEASE_MS", "4100"), ("STOCK_POLL_INTERVAL_MS", "50")];
 
-/// A shop without a service, and a replica whose database can be taken away.
+/// A shop without a service, and a replica behind a database proxy that can be cut.
 async fn shop_with_victim() -> (Shop, Replica, Proxy) {
     let builder = TIMES.iter().fold(Shop::builder(), |builder, (name, value)| builder.with(name, *value));
     let shop = builder.without_service().await;
@@ -51,7 +51,7 @@ async fn a_kill_before_taken_stock_is_recorded_moves_no_stock_twice() {
     let (mut shop, victim, proxy) = shop_with_victim().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = placed_at(&mut shop, &victim, &phone).await;
-    // Slow enough to take the database away while the call is under way.
+    // Slow enough to cut the database connection during the call.
     shop.fault(&phone, &json!({"kind": "slow", "millis": 200, "on": "reduce-stock"})).await;
     let before = shop.calls_seen(&phone).await;
 

@@ -1,11 +1,11 @@
-//! A Product Service that fails in the middle: no line is taken twice or given back twice, and what nobody
-//! knows is not guessed.
+//! The Product Service fails during stock calls: no line is taken or given back twice, and the service never guesses
+//! an unknown outcome.
 
 use serde_json::json;
 
 use crate::support::{Builder, Movement, Payment, Shop, admin, command, customer, eventually, exit_code};
 
-/// Admins wait for as long as it takes, so that an answer says what became of the order.
+/// Admin requests wait without limit, so that the answer shows the result of the order.
 fn patient() -> Builder {
     Shop::builder()
         .with("PRODUCT_STOCK_TIMEOUT_MS", "300")
@@ -13,7 +13,7 @@ fn patient() -> Builder {
         .with("REQUEST_DEADLINE_MS", "90000")
 }
 
-/// One product for each way to fail, each for the next two calls of this kind.
+/// One product per fault; each fault applies to the next two calls of this kind.
 async fn products_that_fail(shop: &Shop, on: &str) -> Vec<String> {
     let faults = [
         json!({"kind": "lose-answer"}),
@@ -138,14 +138,14 @@ async fn without_honoured_keys_a_call_of_unknown_outcome_waits_for_an_operator_a
     assert_eq!(shop.status(&id).await, "CREATED");
     assert_eq!(shop.calls_seen(&phone).await, before + 1);
 
-    // The customer does not wait for the person: what is known to be taken goes back at once.
+    // The cancellation does not wait for the operator: lines that are known to be taken go back at once.
     let cancel = shop.call("POST", &format!("/api/orders/{id}/cancel")).by(customer("ada@example.com"));
     cancel.send().await.expect(200);
     eventually("the case is back", async || shop.ledger(&case).await.len() == 2).await;
     eventually("the rest is parked again", async || shop.stock_work().await["parked"] == 1).await;
     assert_eq!(shop.calls_seen(&phone).await, before + 1);
 
-    // The person has looked at the Product Service's book: it was taken.
+    // The operator has looked at the ledger of the Product Service: the line was taken.
     sqlx::query("update stock_lines set state = 'TAKEN' where line_number = 1")
         .execute(&shop.database)
         .await
@@ -165,7 +165,7 @@ async fn a_settlement_by_an_operator_waits_for_concurrent_changes_and_is_not_und
     shop.set_status(&id, "CONFIRMED").await.expect_problem(503, "product-service-unavailable");
     eventually("the work is parked", async || shop.stock_work().await["parked"] == 1).await;
 
-    // Somebody has locked the order and read its stock work, as a payment or a cancellation does.
+    // Another transaction has locked the order and read its stock work, as a payment or a cancellation does.
     let mut change = shop.database.begin().await.unwrap();
     let lock = "select from orders where id = $1::uuid for update";
     sqlx::query(lock).bind(&id).execute(&mut *change).await.unwrap();

@@ -62,7 +62,7 @@ async fn a_second_attempt_continues_while_stock_of_the_first_waits_for_an_operat
     let (phone, case) = (shop.product("phone", "100", 4).await, shop.product("case", "10", 5).await);
     let id = shop.placed("ada@example.com", &[(&phone, 2), (&case, 3)]).await;
     shop.set_stock(&case, 2).await;
-    // The second attempt is written while the first gives the phones back, which is refused in the end.
+    // The second attempt is recorded while the first gives the phones back, which the Product Service finally refuses.
     shop.fault(&phone, &json!({"kind": "status", "status": 503, "on": "restore-stock"})).await;
     shop.set_status(&id, "CONFIRMED").await.expect_problem(409, "stock-unavailable");
     shop.set_stock(&case, 3).await;

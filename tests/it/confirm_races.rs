@@ -1,4 +1,4 @@
-//! Confirmations at the same moment, and in the way of each other.
+//! Concurrent confirmations, payments and cancellations of the same orders and products.
 
 use std::collections::HashSet;
 
@@ -57,7 +57,7 @@ async fn a_payment_and_two_admins_at_once_take_the_stock_once() {
     }))
     .await;
 
-    eventually("all payments are known", async || shop.count("payments").await == 6).await;
+    eventually("all payments are stored", async || shop.count("payments").await == 6).await;
     shop.no_stock_work().await;
     let taken: HashSet<_> = shop.ledger(&phone).await.into_iter().map(|movement| movement.key).collect();
     assert_eq!((taken.len(), shop.ledger(&phone).await.len(), shop.stock(&phone).await), (6, 6, 38));
@@ -131,7 +131,7 @@ async fn cancelling_while_stock_is_taken_cancels_the_order_and_returns_the_stock
     assert_eq!(events[1].value()["metadata"]["status"], "CANCELLED");
 }
 
-/// Orders more and more of a product until there is none left. Whoever is told to come again does.
+/// Places and confirms orders until the product is sold out; retries after a 503.
 async fn buy_all(shop: &Shop, customer_id: &str, product: &str) {
     let mut quantity = 3;
     while quantity > 0 {

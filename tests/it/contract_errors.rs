@@ -1,4 +1,4 @@
-//! The error table of the contract, row by row, and the framework's own refusals in the same shape.
+//! Every row of the contract's error table, and the framework's own errors in the same shape.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,7 @@ use crate::support::{Answer, Mode, Proxy, Shop, admin, customer, eventually, lin
 
 const UNKNOWN_ORDER: &str = "/api/orders/0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10";
 
-/// The one shape: these members and no others but `more`, about this path.
+/// Checks the common shape: these members, `more`, and no others, for this path.
 #[track_caller]
 fn expect_shape(answer: &Answer, path: &str, more: &[&str]) {
     let members: Vec<&str> = answer.body.as_object().unwrap().keys().map(String::as_str).collect();
@@ -180,7 +180,7 @@ async fn overload_is_answered_with_unavailable() {
     let order = lines(&[(&phone, 1)]);
     let other = async || {
         let asked = || async { shop.requests_seen(Some(&phone)).await["total"] != 0 };
-        eventually("the placement asks the Product Service", asked).await;
+        eventually("the placement calls the Product Service", asked).await;
         shop.get(customer("bob@example.com"), "/api/orders/my").await
     };
 
@@ -192,7 +192,7 @@ async fn overload_is_answered_with_unavailable() {
     let refused = refused.expect_problem(503, "unavailable");
     expect_shape(&refused, "/api/orders/my", &[]);
     expect_retry_after(&refused);
-    // The first client has hung up, so there is room again.
+    // The first client has disconnected, so a permit is free again.
     let served = async || shop.get(customer("bob@example.com"), "/api/orders/my").await.status == 200;
     eventually("the next request is served", served).await;
 }

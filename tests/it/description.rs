@@ -1,4 +1,4 @@
-//! The service describes itself: the `OpenAPI` document, and the page that shows it.
+//! The `OpenAPI` document, and the page that shows it.
 
 use std::collections::BTreeSet;
 
@@ -58,7 +58,7 @@ fn every_operation_has_an_id_a_summary_a_success_response_and_valid_links() {
     assert_eq!(links, 11);
 }
 
-/// The examples beside a schema, each with the JSON pointer of its schema.
+/// The examples next to a schema, each with the JSON pointer of the schema.
 fn examples(value: &Value, pointer: &str, found: &mut Vec<(String, Value)>) {
     if let (Some(_), Some(example)) = (value.get("schema"), value.get("example")) {
         found.push((format!("{pointer}/schema"), example.clone()));
@@ -125,7 +125,7 @@ async fn clients_that_do_not_read_the_page_do_not_block_others() {
         let mut client = TcpStream::connect(&address).await.unwrap();
         let request = "GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n";
         client.write_all(request.as_bytes()).await.unwrap();
-        // The answer has begun, and is not read.
+        // The answer has begun; the client does not read it.
         client.readable().await.unwrap();
         slow.push(client);
     }

@@ -1,10 +1,10 @@
-//! Without a key: the same lines again, soon, are the first order.
+//! Without a key, a repeat of the same lines within the window returns the first order.
 
 use futures_util::future::join_all;
 
 use crate::support::{Shop, customer, eventually, lines};
 
-/// A window that no test outlives.
+/// A window that is longer than any test.
 async fn shop() -> Shop {
     Shop::builder().with("DUPLICATE_WINDOW_SECONDS", "3600").start().await
 }
@@ -89,7 +89,7 @@ async fn deleting_an_expired_basket_does_not_block_a_concurrent_placement() {
 }
 
 #[tokio::test]
-// The window counts from the latest moment at which the first order may have been answered.
+// The window starts at the latest time at which the first order may have been answered.
 async fn a_repeat_after_the_window_is_a_new_order() {
     let shop = shop().await;
     let phone = shop.product("phone", "100", 50).await;
@@ -141,7 +141,7 @@ async fn expired_baskets_are_deleted_in_one_run() {
 
     shop.start_service().await;
 
-    eventually("the old ones are gone", async || shop.count("recent_orders").await == 1500).await;
+    eventually("the expired baskets are deleted", async || shop.count("recent_orders").await == 1500).await;
 }
 
 #[tokio::test]
@@ -155,7 +155,7 @@ async fn a_basket_that_is_placed_repeatedly_is_updated_in_place() {
         shop.placed("ada@example.com", &[(&phone, 2)]).await;
     }
 
-    // Each backend reports when it idles.
+    // A backend reports its statistics when it is idle.
     let updates = "select n_tup_upd, n_tup_hot_upd from pg_stat_user_tables where relname = 'recent_orders'";
     let count = async || sqlx::query_as::<_, (i64, i64)>(updates).fetch_one(&shop.database).await.unwrap();
     eventually("every update is counted", async || count().await.0 == 10).await;
@@ -174,7 +174,7 @@ async fn a_repeated_basket_is_kept_after_its_first_order_leaves_the_window() {
 
     sqlx::query("update recent_orders set check_after = now()").execute(&shop.database).await.unwrap();
     let later = "select check_after > now() + interval '1 hour' from recent_orders";
-    eventually("it is looked at later", async || {
+    eventually("its next check is later", async || {
         sqlx::query_scalar(later).fetch_one(&shop.database).await.unwrap()
     })
     .await;

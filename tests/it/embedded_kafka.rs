@@ -1,4 +1,4 @@
-//! The embedded Kafka of `dev` and of the tests, in its own process.
+//! The embedded Kafka of `dev` and the tests, which runs in its own process.
 
 use std::net::TcpStream;
 use std::process::Command;
@@ -8,9 +8,8 @@ use order_service::dev::kafka::ALL_BROKERS;
 
 use crate::support::{Topic, embedded_kafka};
 
-/// librdkafka aborts the process of its cluster when a broker that goes down cannot bind its port again. In
-/// the process that starts children this happened: a child that is not its program yet holds a copy of every
-/// socket.
+/// librdkafka aborts the process of its cluster if a restarted broker cannot bind its port again. This happened when
+/// that process started children: between fork and exec, a child holds a copy of every socket.
 #[tokio::test]
 async fn the_cluster_survives_broker_restarts_while_processes_are_started() {
     let kafka = embedded_kafka(1);

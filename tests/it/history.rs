@@ -1,4 +1,4 @@
-//! What happened to an order, and who is shown whom.
+//! The history of an order, and which email addresses each reader sees.
 
 use serde_json::json;
 

@@ -1,4 +1,4 @@
-//! The same `Idempotency-Key` of the same customer is the same order.
+//! Requests of one customer with the same `Idempotency-Key` return the same order.
 
 use futures_util::StreamExt;
 use futures_util::future::join_all;
@@ -11,7 +11,7 @@ async fn place(shop: &Shop, url: &str, email: &str, key: &str, body: &Value) -> 
     call.header("Idempotency-Key", key).json(body).send().await
 }
 
-/// Sends until the answer is final: 409 and 503 ask to come again.
+/// Repeats the request until the answer is final: 409 and 503 ask for a retry.
 async fn place_patiently(shop: &Shop, url: &str, email: &str, key: &str, body: &Value) -> Answer {
     loop {
         let answer = place(shop, url, email, key, body).await;
@@ -148,7 +148,7 @@ async fn a_key_expires_and_is_deleted() {
     assert_ne!(new.order_id(), first);
     sqlx::query(older(121)).execute(&shop.database).await.unwrap();
     let _tidy = shop.replica(&[("HOUSEKEEPING_INTERVAL_MS", "20")]).await;
-    eventually("the key is forgotten", async || shop.count("idempotency_keys").await == 0).await;
+    eventually("the key is deleted", async || shop.count("idempotency_keys").await == 0).await;
     assert_eq!(shop.count("orders").await, 2);
 }
 
@@ -184,7 +184,7 @@ async fn eight_concurrent_requests_with_one_key_create_one_order() {
         });
         let answers = join_all(sends).await;
         let first: Vec<_> = answers.iter().filter(|a| a.header("idempotency-replayed").is_none()).collect();
-        // The answer to the first may have been lost to a deadline; then all others are replays.
+        // The first request may have missed its deadline; then all other answers are replays.
         assert!(first.len() <= 1, "{key} was answered as new {} times", first.len());
         for answer in &answers {
             assert_eq!((answer.status, &answer.text), (201, &answers[0].text), "{key}");

@@ -1,6 +1,6 @@
-//! Kafka is away, or refuses.
+//! Kafka is unreachable or returns errors.
 //!
-//! Each test has a cluster of its own, which fails when it is told to.
+//! Each test has its own cluster, which fails on command.
 
 use futures_util::future::join_all;
 use order_service::dev::Kafka;
@@ -11,7 +11,7 @@ use crate::support::{Replica, Shop, embedded_kafka, eventually};
 
 const ADA: &str = "ada@example.com";
 
-/// A shop whose service, not started yet, uses this cluster, and gives up on it quickly.
+/// A shop on this cluster, with short timeouts; the service is not started yet.
 async fn shop_on(kafka: &Kafka) -> Shop {
     Shop::builder()
         .kafka(kafka.bootstrap_servers())
@@ -22,7 +22,7 @@ async fn shop_on(kafka: &Kafka) -> Shop {
         .await
 }
 
-/// A running service on a cluster of its own that has the topic.
+/// A running service on its own cluster, which has the topic.
 async fn shop_and_cluster() -> (Shop, Kafka) {
     let kafka = embedded_kafka(1);
     let mut shop = shop_on(&kafka).await;
@@ -31,7 +31,7 @@ async fn shop_and_cluster() -> (Shop, Kafka) {
     (shop, kafka)
 }
 
-/// Orders with one, two and three events each, all at once.
+/// Concurrent orders with one, two and three events each.
 async fn trade(shop: &Shop, product: &str, count: usize) {
     join_all((0..count).map(async |number| {
         let order = shop.placed(ADA, &[(product, 1)]).await;
@@ -122,8 +122,8 @@ async fn broker_errors_lose_no_event_and_keep_the_order_of_events() {
     let (shop, kafka) = shop_and_cluster().await;
     let phone = shop.product("phone", "10", 10_000).await;
 
-    // One event at a time. With several requests on their way the embedded cluster would take the later ones,
-    // where a real broker refuses them because of the one that failed before (its idempotence checks).
+    // One event at a time. With several requests in flight, the embedded cluster would accept the later ones, but a
+    // real broker refuses them after a failed one (its idempotence checks).
     let refuse = |error| kafka.produce_errors(&[error]).unwrap();
     for error in errors {
         refuse(error);

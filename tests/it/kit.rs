@@ -1,4 +1,4 @@
-//! `order-service kit FOLDER` writes what belongs to this version, and overwrites nothing.
+//! `order-service kit FOLDER` writes the files of this version and overwrites nothing.
 
 use order_service::config::Environment;
 

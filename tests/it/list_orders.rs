@@ -1,4 +1,4 @@
-//! The lists: newest first, page by page, filtered. What a page reads is in `size/lists.rs`.
+//! The lists: newest first, paged and filtered. `size/lists.rs` measures the rows that a page reads.
 
 use serde_json::Value;
 
@@ -17,20 +17,20 @@ fn ids(page: &Answer) -> Vec<String> {
     orders.iter().map(|order| order["orderId"].as_str().unwrap().to_owned()).collect()
 }
 
-/// All pages from this one on; between two of them, `meanwhile`.
+/// All pages from this one on; calls `meanwhile` between two pages.
 async fn walk(shop: &Shop, who: Who<'_>, path: &str, meanwhile: impl AsyncFn()) -> Vec<Vec<String>> {
     let (mut pages, mut path) = (Vec::new(), Some(path.to_owned()));
     while let Some(at) = path {
         let page = shop.get(who, &at).await.expect(200);
         pages.push(ids(&page));
-        assert!(pages.len() < 100, "the pages do not come to an end");
+        assert!(pages.len() < 100, "the pages never end");
         path = next(&page);
         meanwhile().await;
     }
     pages
 }
 
-/// Places orders one after the other; returns their ids, newest first, as lists show them.
+/// Places orders one after the other; returns their ids newest first, as in the lists.
 async fn place(shop: &Shop, emails: &[&str]) -> Vec<String> {
     let product = shop.product("phone", "1", 1_000).await;
     let mut orders = Vec::new();
@@ -99,10 +99,10 @@ async fn an_empty_list_is_an_empty_array_without_a_next_page() {
     }
 }
 
-/// What a filter must leave of the whole list, judged by what the list itself says.
+/// The expected result of a filter, computed from the unfiltered list.
 fn expected(all: &Value, filter: &[(&str, String)]) -> Vec<String> {
     let passes = |order: &Value, (name, value): &(&str, String)| match *name {
-        // Times of one shape compare as text.
+        // Times of the same format compare as text.
         "from" => order["orderDate"].as_str().unwrap() >= value.as_str(),
         "to" => order["orderDate"].as_str().unwrap() < value.as_str(),
         name => order[name] == value.as_str(),
@@ -124,7 +124,7 @@ async fn every_combination_of_filters_returns_exactly_the_matching_orders_on_eve
         }
     }
     let all = shop.get(admin(), "/api/orders?limit=200").await.expect(200);
-    // From inclusive, to exclusive: both are moments of an order.
+    // `from` is inclusive and `to` exclusive: both are times of orders.
     let filters = [
         ("customerId", "ada+x@example.com".to_owned()),
         ("status", "CONFIRMED".to_owned()),
@@ -161,7 +161,7 @@ async fn a_time_filter_accepts_any_utc_offset() {
     }
 }
 
-/// Orders of 20 customers, a second apart, most of them confirmed; straight into the table.
+/// Inserts orders of 20 customers into the table, a second apart, most of them confirmed.
 async fn insert(shop: &Shop, count: i32) {
     sqlx::query(
         "insert into orders (id, customer_id, status, total_amount, placed_at, version, changed_at)

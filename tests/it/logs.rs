@@ -1,4 +1,4 @@
-//! What the log says, and what it keeps to itself.
+//! The content of the log, and the personal data that it must not contain.
 
 use serde_json::Value;
 
@@ -7,7 +7,7 @@ use crate::support::{Mode, Proxy, Replica, Shop, admin, customer, lines, stack};
 const ADA: &str = "ada@example.com";
 const EVE: &str = "eve@example.com";
 
-/// Makes every kind of call, and every kind of trouble that a call can meet.
+/// Makes every kind of call, with every kind of error.
 async fn a_whole_session(shop: &Shop, database: &Proxy, products: &Proxy) {
     let phone = shop.product("phone", "10", 5).await;
     let body = lines(&[(&phone, 1)]);

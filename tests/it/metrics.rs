@@ -1,4 +1,4 @@
-//! What Prometheus reads: each family is there, moves when what it counts happens, and has bounded labels.
+//! The metrics for Prometheus: each family exists, changes with the events that it counts, and has bounded labels.
 #![expect(clippy::float_cmp, reason = "counts are whole numbers, which an f64 holds exactly")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,10 +13,10 @@ use crate::support::{
 
 const ADA: &str = "ada@example.com";
 
-/// The name and the labels of a sample, and by how much it moves.
+/// The name and the labels of a sample, and its expected change.
 type Movement<'a> = (&'a str, &'a [(&'a str, &'a str)], f64);
 
-/// The samples of these names move by so much while `happening` happens.
+/// Checks that `happening` changes the samples by these amounts.
 async fn moves<F: Future<Output = ()>>(
     shop: &Shop,
     expected: &[Movement<'_>],
@@ -131,7 +131,7 @@ async fn the_outbox_metrics_count_waiting_events_and_their_age() {
     kafka.broker_up(ALL_BROKERS).unwrap();
     shop.shows("outbox_pending_events", &[], |pending| pending == 0.0).await;
     shop.shows("outbox_oldest_age_seconds", &[], |age| age == 0.0).await;
-    // What Kafka acknowledged late was late.
+    // The delay includes the time until Kafka's acknowledgement.
     let late = shop.sample("outbox_publish_delay_seconds_sum", &[]).await;
     assert!(late > 2.0, "{late}");
 }
@@ -220,7 +220,7 @@ async fn payments_that_cannot_be_applied_increase_the_lag_and_its_age() {
     shop.database = sqlx::PgPool::connect_lazy(&database).unwrap();
     let phone = shop.product("phone", "100", 50).await;
     let (first, second) = (shop.placed(ADA, &[(&phone, 1)]).await, shop.placed(ADA, &[(&phone, 2)]).await);
-    // Before this nothing is committed of the group, and how far it is behind is not known.
+    // Before this, the group has no committed offset, and its lag is unknown.
     shop.pay(&Payment::success(&first, "100")).await;
     shop.becomes(&first, "CONFIRMED").await;
 
@@ -348,7 +348,7 @@ async fn callers_can_neither_create_unbounded_labels_nor_choose_label_values() {
             shop.call("PUT", &path).by(admin()).json(&body).send().await.expect(200);
         }
     };
-    // A scrape is a request, too, and counts what waits from the first one on.
+    // A scrape is also a request, and queries the gauges from the first one on.
     shop.shows("outbox_pending_events", &[], |_| true).await;
     burst(1).await;
     let first = shop.scrape().await;
@@ -377,7 +377,7 @@ async fn gauges_of_waiting_work_read_a_bounded_number_of_rows_and_scan_no_table(
     shop.shows("outbox_pending_events", &[], |pending| pending == 10_000.0).await;
     shop.scrape().await;
 
-    // A session says what it has counted when it ends.
+    // A session reports its statistics when it ends.
     shop.stop_service().await;
     let scanned = async || {
         let scanned: Vec<(String, i64)> = sqlx::query_as(
@@ -389,7 +389,7 @@ async fn gauges_of_waiting_work_read_a_bounded_number_of_rows_and_scan_no_table(
         .unwrap();
         scanned
     };
-    eventually("the statistics of the scrapes are there", async || {
+    eventually("the statistics of the scrapes are complete", async || {
         let read: Option<i64> = sqlx::query_scalar(
             "select idx_scan from pg_stat_user_tables where relname = 'stock_jobs' and idx_scan > 0",
         )
@@ -402,7 +402,7 @@ async fn gauges_of_waiting_work_read_a_bounded_number_of_rows_and_scan_no_table(
     assert_eq!(scanned().await, []);
 }
 
-/// The list for people: name, type, labels and help of each family.
+/// The list in the documentation: name, type, labels and help of each family.
 fn listed() -> BTreeMap<String, (String, BTreeSet<String>, String)> {
     let rows = include_str!("../../src/metrics/metrics.md").lines().filter(|line| line.starts_with("| `"));
     let rows = rows.map(|row| {
@@ -422,7 +422,7 @@ async fn the_list_of_metrics_matches_a_scrape() {
     let order = shop.placed(ADA, &[(&phone, 1)]).await;
     shop.pay(&Payment::success(&order, "10")).await;
     shop.becomes(&order, "CONFIRMED").await;
-    // The last to come: the client tells it once a second.
+    // This family appears last: the Kafka client reports it once a second.
     shop.shows("payment_consumer_lag_records", &[], |lag| lag >= 0.0).await;
     shop.shows("outbox_pending_events", &[], |pending| pending >= 0.0).await;
 

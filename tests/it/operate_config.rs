@@ -1,4 +1,4 @@
-//! Operators ask the binary what it is told, what it can do, and how.
+//! The commands that show settings, help and completions.
 
 use std::process::{Command, Stdio};
 
@@ -18,7 +18,7 @@ fn environment(more: &[(&str, &str)]) -> Environment {
     all.fold(Environment::default(), |env, (name, value)| env.with(name, *value))
 }
 
-/// Exit code, standard output and standard error, in a folder with this `.env`.
+/// Runs a command in a folder with this `.env`; returns exit code, standard output and standard error.
 fn run(arguments: &[&str], environment: &Environment, dot_env: &str) -> (Option<i32>, String, String) {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join(".env"), dot_env).unwrap();

@@ -11,7 +11,7 @@ const ADA: &str = "ada@example.com";
 
 const ALL_TIME: [&str; 4] = ["--from", "2020-01-01T00:00:00Z", "--to", "2100-01-01T00:00:00Z"];
 
-/// A topic for a consumer that has lost its data.
+/// A new topic, for a consumer that has lost its data.
 async fn new_topic(shop: &Shop) -> Topic {
     let name = format!("order-events-replay-{}", Uuid::new_v4().simple());
     let topic = Topic { name, ..shop.topic.clone() };
@@ -25,7 +25,7 @@ async fn new_topic(shop: &Shop) -> Topic {
 /// Key, value and headers of a record.
 type Content<'a> = (&'a str, &'a str, &'a [(String, String)]);
 
-/// What a consumer reads of records: not where they stand.
+/// The content of records, without partition and offset.
 fn contents(records: &[Record]) -> Vec<Content<'_>> {
     records
         .iter()
@@ -58,7 +58,7 @@ async fn a_replay_of_an_order_sends_byte_identical_events() {
     let unknown = Uuid::now_v7().to_string();
     let replay = ["events", "replay", "--order", &unknown, "--topic", &target.name, "--by", "bob"];
     assert!(shop.operate(&replay).await.error(1).contains("1 of these orders do not exist"));
-    // Both orders, and nothing has happened to either.
+    // A replay of both orders sends the events of both and changes neither order.
     let both =
         ["events", "replay", "--order", &other, "--order", &order, "--topic", &target.name, "--by", "bob"];
     shop.operate(&both).await.text(0);
@@ -172,7 +172,7 @@ async fn a_replay_does_not_exceed_its_rate() {
 
     shop.operate(&replay).await.text(0);
 
-    // A slow machine can only take longer.
+    // A slow machine only increases the duration.
     assert!(started.elapsed() >= Duration::from_millis(1_100), "{:?}", started.elapsed());
     assert_eq!(target.everything().await.len(), 12);
 }
@@ -203,9 +203,9 @@ async fn a_harmful_or_contradictory_replay_is_refused_and_sends_nothing() {
 
     assert_eq!(shop.interventions().await, []);
     assert_eq!(shop.topic.everything().await.len(), 1);
-    // Said on purpose, it is sent: a repeat, byte by byte.
+    // With the explicit option, the replay sends a byte-identical repeat.
     let all = ["events", "replay", "--order", &order, "--topic", &live, "--to-all-consumers", "--by", "bob"];
     shop.operate(&all).await.text(0);
-    eventually("the repeat is there", async || shop.topic.everything().await.len() == 2).await;
+    eventually("the repeat has arrived", async || shop.topic.everything().await.len() == 2).await;
     expect_history(&shop.topic.everything().await, &shop.versions().await);
 }

@@ -11,7 +11,7 @@ async fn paying_shop() -> Shop {
     Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").start().await
 }
 
-/// A parked record that could not be read when it came, and can be now.
+/// A record that was parked as invalid and is valid now.
 async fn plant_unread(shop: &Shop, payment: &Payment) -> String {
     let plant = "
         insert into parked_payments (topic, partition, \"offset\", order_id, payload, reason, error)
@@ -43,7 +43,7 @@ async fn retrying_a_parked_payment_that_is_now_valid_confirms_its_order() {
     let detail = format!("{record}: CONFIRMING");
     assert_eq!(shop.interventions().await, [("PAYMENT_RETRY".into(), detail, "bob".into())]);
     assert_eq!(shop.operate(&["payments", "list", "--json"]).await.json(0), json!([]));
-    // Once more: nothing is applied twice.
+    // A second retry applies nothing twice.
     let again = shop.operate(&["payments", "retry", &record, "--by", "bob"]).await.error(1);
     assert!(again.contains(&record), "{again}");
     assert_eq!((shop.interventions().await.len(), shop.count("payments").await), (1, 1));
@@ -77,7 +77,7 @@ async fn a_parked_payment_is_settled_once_with_a_note_and_cannot_be_retried_afte
     let parked = listed.as_array().unwrap().iter().find(|row| row["orderId"] == *order).unwrap();
     assert_eq!(parked["reason"], "AMOUNT_MISMATCH");
     assert!(parked["payload"].as_str().unwrap().contains("PAYMENT_SUCCESS"));
-    // What is no payment names no order.
+    // A record that is not a payment has no order.
     let foreign = listed.as_array().unwrap().iter().find(|row| row["orderId"].is_null()).unwrap();
     assert_eq!(foreign["reason"], "UNDECODABLE");
     let (record, foreign) = (parked["record"].as_str().unwrap(), foreign["record"].as_str().unwrap());
@@ -148,7 +148,7 @@ async fn a_due_refund_is_listed_until_it_is_marked_as_done() {
     assert_eq!(shop.operate(&["refunds", "list"]).await.text(0), "No refund is due.\n");
     let detail = "249.90: payout 4711".to_owned();
     assert_eq!(shop.interventions().await, [("REFUND_DONE".into(), detail, "bob".into())]);
-    // The order is as it was.
+    // The order is unchanged.
     let shown = shop.get(customer(ADA), &format!("/api/orders/{order}")).await.expect(200);
     assert_eq!(shown.body["status"], "CANCELLED");
 }

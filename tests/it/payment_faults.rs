@@ -1,4 +1,4 @@
-//! Payments while the database is away, while replicas are killed, and in any order.
+//! Payments during database outages, while replicas are killed, and in any order.
 
 use std::collections::HashMap;
 
@@ -12,7 +12,7 @@ async fn confirmed(shop: &Shop) -> i64 {
     sqlx::query_scalar(count).fetch_one(&shop.database).await.unwrap()
 }
 
-/// Takes the database away while payments come, and brings it back.
+/// Cuts the database while payments arrive, and restores it.
 async fn without_database(mode: Mode) {
     let mut shop = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").without_service().await;
     let (proxy, url) = Proxy::before_database(&shop.environment.variables()["DATABASE_URL"]).await;
@@ -34,12 +34,12 @@ async fn without_database(mode: Mode) {
         .collect();
     records.insert(2, (ids[1].clone(), broken.clone()));
     shop.payments.publish_all(&records).await;
-    tokio::task::block_in_place(|| replica.wait_for_log("a payment could not be written"));
+    tokio::task::block_in_place(|| replica.wait_for_log("the failure of a payment is logged"));
     assert_eq!((shop.count("payments").await, shop.count("parked_payments").await), (1, 0));
     proxy.set(Mode::Open);
 
-    eventually("all are confirmed", async || confirmed(&shop).await == 5).await;
-    eventually("the broken one is parked", async || shop.parked(&broken).await.len() == 1).await;
+    eventually("all orders are confirmed", async || confirmed(&shop).await == 5).await;
+    eventually("the invalid payment is parked", async || shop.parked(&broken).await.len() == 1).await;
     assert_eq!((shop.count("payments").await, shop.count("payment_events").await), (5, 5));
     assert_eq!(shop.stock(&phone).await, 45);
 }
@@ -139,8 +139,8 @@ async fn killing_the_payment_consumer_causes_no_visible_repeat() {
     assert_eq!((shop.ledger(&phone).await.len(), shop.stock(&phone).await), (ORDERS, 100 - payments));
 }
 
-/// What the contract says of the whole sequence of an order: the first success of its amount, or the first
-/// failure, decides for good; money that comes for a cancelled order goes back.
+/// The contract's result for all payments of an order: the first success of its amount, or the first failure, is
+/// final; a payment for a cancelled order is refunded.
 fn expected(events: &[(&str, &str)]) -> (&'static str, Option<String>) {
     let decides = |event: &(&str, &str)| *event == ("PAYMENT_SUCCESS", "100") || event.0 == "PAYMENT_FAILED";
     let Some(at) = events.iter().position(decides) else { return ("CREATED", None) };
@@ -151,7 +151,7 @@ fn expected(events: &[(&str, &str)]) -> (&'static str, Option<String>) {
     ("CANCELLED", late.map(|(_, amount)| (*amount).to_owned()))
 }
 
-/// A small random number, from the only source that is at hand.
+/// A small random number, from the UUID generator.
 fn random(below: usize) -> usize {
     usize::from(Uuid::new_v4().as_bytes()[0]) % below
 }
@@ -181,7 +181,7 @@ async fn shuffled_and_repeated_payments_lead_to_the_result_of_the_contract() {
         }
         waiting.push((id, events));
     }
-    // Across the orders anything goes; the events of one order stay in their sequence, as Kafka keeps them.
+    // Events of different orders are shuffled; the events of one order keep their order, as in Kafka.
     let mut records = Vec::new();
     while let Some(last) = waiting.len().checked_sub(1) {
         let at = (random(256) * 256 + random(256)) % (last + 1);
@@ -194,7 +194,7 @@ async fn shuffled_and_repeated_payments_lead_to_the_result_of_the_contract() {
     }
     shop.payments.publish_all(&records).await;
     let distinct = i64::try_from(sent.values().map(Vec::len).sum::<usize>()).unwrap();
-    // Patience counts from the latest progress, so that the long run takes as long as it takes.
+    // The timeout restarts with each progress, so that the long run has no total limit.
     let mut read = 0;
     while read < distinct {
         eventually("more payments are read", async || shop.count("payment_events").await > read).await;

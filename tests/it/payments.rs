@@ -1,4 +1,4 @@
-//! Payments move orders: repeated, late, shuffled and foreign events end in what the contract allows.
+//! Payments change orders: repeated, late, shuffled and foreign events have the results of the contract.
 
 use serde_json::json;
 
@@ -126,7 +126,7 @@ async fn a_repeat_with_different_bytes_is_parked() {
     assert!(parked[0].3.starts_with(&format!("its key is that of the event at {}/", shop.payments.name)));
 }
 
-/// Up to 2026-11 a key had the order in the place of the entity, and the bytes were not remembered.
+/// Up to 2026-11 a key had the order id instead of the entity id, and the service did not store a hash of the bytes.
 #[tokio::test]
 async fn a_repeat_of_an_event_applied_by_an_earlier_release_is_recognised() {
     let (shop, phone, id) = shop_with_order().await;
@@ -155,7 +155,7 @@ async fn a_repeat_of_an_event_applied_by_an_earlier_release_is_recognised() {
     assert_eq!((shop.status(&other).await, shop.count("payments").await), ("CREATED".to_owned(), 1));
     let parked = shop.parked(with_time.record.to_string().as_bytes()).await;
     assert_eq!(parked[0].3, "its key is that of the event at elsewhere/0/0, which may have been another");
-    assert_eq!(shop.count("parked_payments").await, 3, "two ends, and the one that nobody can tell");
+    assert_eq!(shop.count("parked_payments").await, 3, "two changed repeats, one unverifiable");
 }
 
 #[tokio::test]
@@ -278,5 +278,5 @@ async fn an_event_id_that_cannot_be_stored_does_not_stop_the_consumer() {
     for order in [&id, &other] {
         shop.becomes(order, "CONFIRMED").await;
     }
-    eventually("both are known", async || shop.count("payment_events").await == 2).await;
+    eventually("both payments are stored", async || shop.count("payment_events").await == 2).await;
 }

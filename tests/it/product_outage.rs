@@ -1,4 +1,4 @@
-//! The Product Service is away, slow, or talks nonsense.
+//! The Product Service is unreachable, slow, or sends invalid answers.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::support::{Mode, PATIENCE, Proxy, Shop, admin, customer, eventually, l
 const UNAVAILABLE: &str = "product-service-unavailable";
 const ADA: &str = "ada@example.com";
 
-/// Nothing listens there, and nothing without privileges can.
+/// A port without a listener; only privileged processes could listen there.
 const CLOSED: &str = "http://127.0.0.1:1";
 
 #[tokio::test]
@@ -22,7 +22,7 @@ async fn a_product_service_outage_gets_503_and_writes_nothing() {
     shop.expect_nothing_happened().await;
 }
 
-/// Faults of which each makes an answer that no order may be placed on.
+/// Faults that make an answer invalid, so that no order may be placed with it.
 fn faults() -> Vec<Value> {
     let mut faults = vec![
         json!({"kind": "hang"}),
@@ -53,8 +53,8 @@ fn faults() -> Vec<Value> {
 
 #[tokio::test]
 async fn an_invalid_product_answer_gets_503_and_writes_nothing() {
-    // One answer that is fine keeps the failures below 100 percent and the circuit closed, so that every
-    // placement really asks.
+    // One valid answer keeps the failure rate below 100 percent and the circuit closed, so that every placement sends
+    // a request.
     let shop = Shop::builder()
         .with("PRODUCT_DEADLINE_MS", "300")
         .with("PRODUCT_ATTEMPT_TIMEOUT_MS", "300")
@@ -184,7 +184,7 @@ async fn one_hanging_product_ends_the_placement_at_the_deadline_despite_retries(
 
     shop.place(customer(ADA), &lines(&[(&good, 1), (&bad, 1)])).await.expect_unavailable(UNAVAILABLE);
 
-    // Five retries of 450 ms each would be six calls.
+    // Five retries would be six calls of 450 ms each.
     let calls = shop.requests_seen(Some(&bad)).await["total"].as_u64().expect("a number");
     assert!((1..=2).contains(&calls), "{calls} calls");
     shop.expect_nothing_happened().await;
@@ -224,7 +224,7 @@ async fn no_database_connection_is_held_during_product_look_ups() {
         .await;
     let good = shop.product("good", "1", 5).await;
     let order = shop.placed(ADA, &[(&good, 1)]).await;
-    // Each of a product of its own: placements of the same one share their look-ups.
+    // Each placement has its own product: placements of the same product share look-ups.
     let (mut bad, mut bodies) = (Vec::new(), Vec::new());
     for number in 0..WAITING {
         let product = shop.product(&format!("bad{number}"), "1", 5).await;
@@ -247,7 +247,7 @@ async fn no_database_connection_is_held_during_product_look_ups() {
         }
     };
     tokio::select! {
-        answers = placements => panic!("answered although the Product Service hangs: {answers:?}"),
+        answers = placements => panic!("a placement was answered although the Product Service hangs: {answers:?}"),
         read = tokio::time::timeout(PATIENCE, reads) => read.expect("reads that do not wait"),
     }
     assert_eq!(shop.count("orders").await, 1);

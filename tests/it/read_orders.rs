@@ -1,4 +1,4 @@
-//! Reading one order, and the shapes of all good answers.
+//! Reading one order, and the shapes of all successful answers.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ fn expect_keys(object: &Value, keys: &[&str]) {
     assert_eq!(found, keys.iter().copied().collect(), "{object}");
 }
 
-/// RFC 3339 in UTC with `Z` and six digits of a second, and not far from now.
+/// Checks for RFC 3339 in UTC with `Z` and six fractional digits, close to the current time.
 #[track_caller]
 fn expect_date(date: &Value) {
     let text = date.as_str().expect("a string");

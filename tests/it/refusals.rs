@@ -1,4 +1,4 @@
-//! What is no well-formed HTTP request gets a bare status, and changes nothing.
+//! Malformed HTTP gets a bare status and changes nothing.
 
 use crate::support::Shop;
 
@@ -30,7 +30,7 @@ async fn an_oversized_head_gets_a_bare_431() {
     let request = "GET /api/orders/my HTTP/1.1";
     let many: Vec<String> = (0..101).map(|number| format!("X-{number}: 1")).collect();
     let many = Shop::head(request, &many.iter().map(String::as_str).collect::<Vec<_>>());
-    // As much as is read of a head, and no end of it.
+    // A head without an end, as large as the service reads.
     let large = format!("{request}\r\nX-Large: {}", "x".repeat(8 * 1024))[..8 * 1024].to_owned();
     for head in [many, large] {
         let refused = shop.raw(head.as_bytes()).await.expect(431);

@@ -1,4 +1,4 @@
-//! The relay begins its reads at a floor, so that deleted rows cost nothing, and overlooks nothing below it.
+//! The relay starts its reads at a floor, so that deleted rows cost nothing, and misses no event below it.
 
 use order_service::config::Environment;
 use sqlx::{Postgres, Transaction};
@@ -16,7 +16,7 @@ async fn template(shop: &Shop) -> (String, String) {
     (shop.topic.records(1).await.remove(0).payload, order)
 }
 
-/// Writes an event of an order in a transaction that stays open. Returns its position, too.
+/// Writes an event of an order in a transaction that stays open; returns the transaction and the position.
 async fn write_late(
     shop: &Shop,
     template: &str,
@@ -54,7 +54,7 @@ async fn an_event_that_commits_late_is_relayed_before_later_events_of_its_order(
     let mut due = pile_up(&shop, &payload, 5_000).await;
     shop.relayed().await;
     eventually("the floors were raised", async || lowest_floor(&shop).await > 0).await;
-    assert!(lowest_floor(&shop).await <= position, "the floor has passed what was still open");
+    assert!(lowest_floor(&shop).await <= position, "the floor has passed an open transaction");
     late.commit().await.unwrap();
     let (later, position) = write_late(&shop, &payload, late_order, 2).await;
     later.commit().await.unwrap();
@@ -62,7 +62,7 @@ async fn an_event_that_commits_late_is_relayed_before_later_events_of_its_order(
     shop.relayed().await;
     due.extend([(order, 1), (late_order.to_string(), 2)]);
     expect_history(&shop.topic.everything().await, &due);
-    eventually("the floors have passed all of it", async || lowest_floor(&shop).await > position).await;
+    eventually("the floors have passed all events", async || lowest_floor(&shop).await > position).await;
 }
 
 #[tokio::test]
@@ -107,13 +107,13 @@ fn run(arguments: &[&str], environment: &Environment) -> bool {
     command(arguments[0], environment).args(&arguments[1..]).output().unwrap().status.success()
 }
 
-/// How often the outbox was read from end to end, and how often by its key.
+/// The number of sequential scans of the outbox, and of scans of its primary key.
 async fn reads_of_the_outbox(shop: &Shop) -> (i64, i64) {
     let reads = "select seq_scan, idx_scan from pg_stat_user_tables where relname = 'outbox'";
     sqlx::query_as(reads).fetch_one(&shop.database).await.unwrap()
 }
 
-/// An idle relay's plan is made for an empty outbox. It must fit the full one, too, which nobody has analyzed.
+/// An idle relay plans its read for an empty outbox. The plan must also suit a full outbox without new statistics.
 #[tokio::test]
 async fn a_backlog_after_an_idle_time_is_read_through_the_primary_key() {
     let shop = brisk().with("RELAY_POLL_INTERVAL_MS", "10").start().await;
@@ -128,7 +128,9 @@ async fn a_backlog_after_an_idle_time_is_read_through_the_primary_key() {
     pile_up(&shop, &payload, 3_000).await;
 
     shop.topic.records(9_001).await;
-    eventually("the reads are accounted for", async || reads_of_the_outbox(&shop).await.1 > before + 1_000)
-        .await;
+    eventually("the statistics include the reads", async || {
+        reads_of_the_outbox(&shop).await.1 > before + 1_000
+    })
+    .await;
     assert_eq!(reads_of_the_outbox(&shop).await.0, 0);
 }

@@ -1,4 +1,4 @@
-//! Old orders are deleted whole, or not at all.
+//! The retention deletes an old order with all its rows, or not at all.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ const ADA: &str = "ada@example.com";
 const TABLES: [&str; 7] =
     ["orders", "order_items", "order_history", "stock_jobs", "stock_lines", "payments", "payment_events"];
 
-/// Makes everything about an order, and when it happened, so many days older.
+/// Moves all times of an order `days` into the past.
 async fn age(shop: &Shop, order: &str, days: u32) {
     let update = format!(
         "update orders set placed_at = placed_at - interval '{days} days', changed_at = changed_at - interval '{days} days'
@@ -80,7 +80,7 @@ async fn a_recent_or_unfinished_order_is_not_deleted() {
     let stays = BTreeSet::from([
         order(None, 40, "").await,
         order(Some("CONFIRMED"), 29, "").await,
-        // Placed long ago, changed a moment ago.
+        // An old order with a recent change.
         order(Some("CONFIRMED"), 40, "update orders set changed_at = now() where id = ID").await,
         order(Some("CONFIRMED"), 40, "update stock_jobs set parked = 'why', state = 'RETURNING' where order_id = ID").await,
         order(Some("CANCELLED"), 40, "insert into refunds_due (order_id, amount, reason) values (ID, 10, 'why')").await,

@@ -1,4 +1,4 @@
-//! Reads that arrive together share a statement, and nothing else.
+//! Concurrent reads share only their statement.
 
 use futures_util::future::join_all;
 use serde_json::Value;
@@ -76,7 +76,7 @@ async fn pages_of_a_customer_are_complete_during_concurrent_reads_of_others() {
                 None => break,
             }
         }
-        assert_eq!(seen, ["50", "40", "30", "20", "10"], "newest first, none twice and none left out");
+        assert_eq!(seen, ["50", "40", "30", "20", "10"], "newest first, without repeats and gaps");
     };
     join_all((0..4).flat_map(|number| [1, 2, 3, 5].map(|limit| walk(number, limit)))).await;
 }

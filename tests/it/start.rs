@@ -1,4 +1,4 @@
-//! How the service starts, and how it refuses to.
+//! How the service starts, and which errors prevent the start.
 
 use std::net::TcpListener;
 use std::process::{Output, Stdio};
@@ -12,7 +12,7 @@ use crate::support::{Mode, PATIENCE, Proxy, Replica, Shop, command, customer, li
 
 const ADA: &str = "ada@example.com";
 
-/// Runs a command to its end; returns its exit code and what it said on standard error.
+/// Runs a command to its end; returns its exit code and its standard error.
 async fn run(name: &'static str, environment: &Environment) -> (Option<i32>, String) {
     let mut command = tokio::process::Command::from(command(name, environment));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
@@ -213,7 +213,7 @@ async fn replicas_that_migrate_an_empty_database_concurrently_all_start() {
     shop.expect_every_event().await;
 }
 
-/// What a migration that is stuck in another replica holds.
+/// The lock that a hanging migration of another replica holds.
 async fn hold_the_lock_of_migrations(shop: &Shop) -> PoolConnection<Postgres> {
     let mut holder = shop.database.acquire().await.unwrap();
     holder.lock().await.unwrap();
@@ -241,12 +241,12 @@ async fn a_start_that_waits_for_another_migration_logs_it_and_survives_a_lost_co
 async fn the_healthcheck_fails_until_the_service_is_ready() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let (code, _) = run("healthcheck", &Environment::default().with("BIND_ADDRESS", free)).await;
-    assert_eq!(code, Some(1), "nobody is there");
+    assert_eq!(code, Some(1), "nothing listens");
 
     let shop = Shop::builder().with("SHUTDOWN_DELAY_MS", "600000").without_service().await;
     let replica = Replica::start(&shop.environment);
     let port = replica.url.rsplit(':').next().unwrap();
-    // A container is bound to every interface and asks itself.
+    // A container listens on every interface, and its healthcheck calls the service from inside.
     for bound in [format!("127.0.0.1:{port}"), format!("0.0.0.0:{port}")] {
         let (code, said) = run("healthcheck", &Environment::default().with("BIND_ADDRESS", bound)).await;
         assert_eq!(code, Some(0), "{said}");
@@ -257,7 +257,7 @@ async fn the_healthcheck_fails_until_the_service_is_ready() {
     let bound = format!("127.0.0.1:{port}");
     let environment = Environment::default().with("BIND_ADDRESS", bound);
     expect_refusal("healthcheck", &environment, &["503"]).await;
-    // It lives all the same: a platform that restarts what is unhealthy asks for that.
+    // The service is still live; platforms restart containers that are not.
     let mut live = command("healthcheck", &environment);
     assert!(live.arg("--live").status().unwrap().success());
 }

@@ -1,5 +1,5 @@
-//! A refusal alone ends no order: it counts only where the product, looked up again, does not exist or has not the
-//! stock. Otherwise the call is made again, a bounded number of times, and then waits for an operator.
+//! A refusal counts only if a new look-up confirms it: the product does not exist or lacks stock. Otherwise the service
+//! repeats the call a bounded number of times, and then the job waits for an operator.
 
 use serde_json::{Value, json};
 
@@ -13,7 +13,7 @@ fn refuses(status: u16) -> Value {
     json!({"kind": "status", "status": status, "on": "reduce-stock"})
 }
 
-/// Runs `order-service stock …`, and returns what it printed.
+/// Runs `order-service stock …` and returns its output.
 async fn stock_command(shop: &Shop, arguments: &[&str]) -> String {
     let mut stock = command("stock", &shop.environment);
     stock.args(arguments);
@@ -49,7 +49,7 @@ async fn a_paid_order_that_is_refused_repeatedly_waits_for_an_operator() {
 
     shop.pay(&Payment::success(&id, "210")).await;
 
-    eventually("it is parked", async || shop.stock_work().await["parked"] == 1).await;
+    eventually("the job is parked", async || shop.stock_work().await["parked"] == 1).await;
     assert_eq!(shop.status(&id).await, "CREATED");
     assert_eq!(shop.refunds(&id).await, []);
     let listed: Value = serde_json::from_str(&stock_command(&shop, &["list", "--json"]).await).unwrap();
@@ -91,7 +91,7 @@ async fn a_call_is_repeated_if_the_look_up_of_its_refusal_fails() {
     let shop = with_payments().start().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
-    // The call to take it, and the look-up of the refusal.
+    // The call that takes the stock, and the look-up after its refusal.
     shop.fault(&phone, &json!({"kind": "status", "status": 409, "times": 2})).await;
 
     shop.pay(&Payment::success(&id, "200")).await;
@@ -123,7 +123,7 @@ async fn a_call_of_unknown_outcome_is_not_repeated_under_a_key_that_may_be_forgo
 
     shop.pay(&Payment::success(&id, "200")).await;
 
-    eventually("it is parked", async || shop.stock_work().await["parked"] == 1).await;
+    eventually("the job is parked", async || shop.stock_work().await["parked"] == 1).await;
     let listed = stock_command(&shop, &["list"]).await;
     assert!(listed.contains(&id) && listed.contains("its key may be forgotten"), "{listed}");
     assert_eq!(shop.status(&id).await, "CREATED");

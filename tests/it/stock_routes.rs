@@ -1,4 +1,4 @@
-//! The Product Service's stock calls are settings: method, path, and who calls.
+//! Method, path and identity of the stock calls are settings.
 
 use std::sync::{Arc, Mutex};
 
@@ -17,7 +17,7 @@ struct Seen {
     body: String,
 }
 
-/// A Product Service that knows every product and says yes to everything.
+/// A Product Service that has every product and accepts every call.
 async fn a_generous_product_service() -> (String, Arc<Mutex<Vec<Seen>>>) {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let notes = Arc::clone(&seen);
@@ -69,7 +69,7 @@ async fn stock_calls_use_the_configured_methods_and_paths_the_key_and_the_servic
     assert_eq!(*seen.lock().unwrap(), expected);
 }
 
-/// A replica with a path that nobody answers at, and a paid order of two phones.
+/// A replica with a wrong path in this setting, and a paid order of two phones.
 async fn misrouted(setting: &str) -> (Shop, Replica, String) {
     let mut shop = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").without_service().await;
     let wrong = shop.replica(&[(setting, "/api/products/{productId}/no-such-route")]).await;

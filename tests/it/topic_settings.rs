@@ -1,4 +1,4 @@
-//! What is unsafe about the topics is named when the service starts, and what it creates is safe.
+//! The service logs unsafe topic settings at its start, and creates only safe topics.
 
 use rdkafka::admin::{
     AdminClient, AdminOptions, ConfigSource, NewTopic, ResourceSpecifier, TopicReplication,
@@ -14,7 +14,7 @@ fn admin(shop: &Shop) -> Admin {
     ClientConfig::new().set("bootstrap.servers", &shop.topic.bootstrap_servers).create().unwrap()
 }
 
-/// The embedded broker has no admin API: these two tests are of a real one.
+/// The embedded broker has no admin API: these two tests need a real broker.
 fn is_real() -> bool {
     stack().cluster.is_none()
 }

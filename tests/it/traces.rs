@@ -1,4 +1,4 @@
-//! Traces: what a collector receives, what goes on in the headers, and what a collector that is away costs.
+//! Traces: exported spans, propagated headers, and the effects of a collector outage.
 
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -13,7 +13,7 @@ const GATEWAY: &str = "b7ad6b7169203331";
 /// A span of the Payment Service.
 const PAYMENT: &str = "00f067aa0ba902b7";
 
-/// A service of its own process, which sends its spans to the collector at once.
+/// A service in its own process, which exports its spans at once.
 fn traced(collector: &str) -> Builder {
     Shop::builder()
         .with("OTEL_EXPORTER_OTLP_ENDPOINT", collector)
@@ -21,7 +21,7 @@ fn traced(collector: &str) -> Builder {
         .with("PAYMENT_EVENTS_ENABLED", "true")
 }
 
-/// Starts the service, and sends all calls of the shop to it.
+/// Starts the service, and routes all calls of the shop to it.
 async fn start(builder: Builder) -> (Shop, Replica) {
     let shop = builder.without_service().await;
     let replica = Replica::start(&shop.environment);
@@ -39,7 +39,7 @@ async fn place(shop: &Shop, products: &[(&str, u32)], flags: &str) -> String {
     call.json(&lines(products)).send().await.expect(201).order_id()
 }
 
-/// The Payment Service: it goes on with the trace of the record that it has read.
+/// Acts as the Payment Service: it continues the trace of the record that it has read.
 async fn pay(shop: &Shop, order: &str, amount: &str, flags: &str) {
     let payment = Payment::success(order, amount);
     let headers = [("traceparent", traceparent(PAYMENT, flags))];
@@ -85,14 +85,14 @@ async fn one_trace_covers_gateway_placement_kafka_and_confirmation_by_payment() 
     assert_eq!(spans.len(), request.len() + payment.len(), "{spans:#?}");
     assert!(!spans.iter().any(|span| span.failed), "{spans:#?}");
 
-    // The record names the span that wrote it, which is a part of the gateway's trace.
+    // The record names the span that wrote it, which belongs to the gateway's trace.
     let id_of = |parent: &str| spans.iter().find(|span| span.parent == parent).unwrap().id.clone();
     assert_eq!(placed.header("traceparent"), Some(traceparent(&id_of(GATEWAY), "01").as_str()));
     assert_eq!(placed.header("tracestate"), Some("gw=1,shop=a"));
     assert_eq!(confirmed.header("traceparent"), Some(traceparent(&id_of(PAYMENT), "01").as_str()));
     assert_eq!(confirmed.header("tracestate"), None);
 
-    // By the semantic conventions.
+    // OpenTelemetry's semantic conventions.
     let attributes = |name: &str| &spans.iter().find(|span| span.name.starts_with(name)).unwrap().attributes;
     assert_eq!(attributes("POST /api/orders")["http.response.status_code"], "201");
     assert_eq!(attributes("POST /api/orders")["http.route"], "/api/orders");
@@ -180,7 +180,7 @@ async fn orders_that_share_a_commit_have_separate_linked_spans() {
         shared.push(span);
     }
     assert!(!shared.is_empty());
-    // Those that wait for the same look-up, likewise.
+    // The same holds for orders that share a look-up.
     let linked = spans.iter().filter(|span| span.kind == "CLIENT" && span.name.starts_with("GET"));
     assert!(linked.flat_map(|span| &span.links).all(|link| spans.iter().any(|span| span.id == *link)));
 }
@@ -249,7 +249,7 @@ async fn a_span_contains_the_code_of_its_failure() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_collector_outage_logs_one_line_at_its_start_and_one_at_its_end() {
-    // A port that nobody listens on.
+    // A port without a listener.
     let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let (shop, mut replica) = start(traced(&format!("http://{address}"))).await;
     let phone = shop.product("phone", "10", 1_000).await;
@@ -290,7 +290,7 @@ async fn a_stop_sends_the_last_spans_and_does_not_wait_for_a_hanging_collector()
     replica.rest_of_log();
     assert_eq!(collector.spans_of(TRACE, 4).await.len(), 4);
 
-    // Accepts connections and never answers.
+    // The listener accepts connections and never answers.
     let hanging = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let environment = shop
         .environment
@@ -306,7 +306,7 @@ async fn a_stop_sends_the_last_spans_and_does_not_wait_for_a_hanging_collector()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hanging_collector_delays_no_order_and_the_log_reports_dropped_spans_once() {
-    // Accepts connections and never answers.
+    // The listener accepts connections and never answers.
     let hanging = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (shop, mut replica) = start(
         traced(&format!("http://{}", hanging.local_addr().unwrap()))
