@@ -213,7 +213,7 @@ async fn a_stopping_replica_hands_over_its_buckets_at_once() {
     shares_become(&shop, &[BUCKETS]).await;
 }
 
-/// Inserts three events for each of `orders` into the outbox, copied from one real event; returns the versions by order.
+/// Inserts three events for each of `orders` into the outbox, copied from one real event; returns the versions.
 pub(crate) async fn pile_up(shop: &Shop, template: &str, orders: i64) -> BTreeMap<String, i64> {
     let ids: Vec<Uuid> = (0..orders).map(|_| Uuid::now_v7()).collect();
     sqlx::query(

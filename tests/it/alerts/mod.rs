@@ -1,5 +1,5 @@
-//! A real Prometheus scrapes services under load. What dashboard and rules name is exported; each part that breaks has
-//! its alert, which ends when the part is mended.
+//! A real Prometheus scrapes services under load. The services export all metrics of dashboard and rules; each broken
+//! part fires its alert, which ends when the part is repaired.
 //!
 //! The rules are those of the kit with every time divided by [`prometheus::FASTER`]. `.ci/prometheus` installs Prometheus
 //! and runs these tests.
@@ -24,7 +24,7 @@ fn the_alert_on_buckets_uses_the_right_number_of_buckets() {
     assert!(RULES.contains(&format!("(relay_buckets_held{{job=\"order-service\"}}) < {BUCKETS}\n")));
 }
 
-/// Asks for each of `wanted` until it has been found once; what is never found is named.
+/// Queries each of `wanted` until it has been found once; fails with those that are never found.
 async fn expect_found(prometheus: &Prometheus, what: &str, mut wanted: BTreeSet<String>) {
     let (all, deadline) = (wanted.len(), Instant::now() + PATIENCE);
     while !wanted.is_empty() {
@@ -79,7 +79,7 @@ async fn each_broken_part_fires_its_alert_and_repairing_it_ends_the_alert() {
 
     let all = RULES.lines().filter_map(|line| line.trim().strip_prefix("- alert: "));
     assert_eq!(prometheus.fired(".*").await, all.map(str::to_owned).collect(), "all alerts");
-    // A machine that does ten things at once may be slow.
+    // With ten shops at once, the machine may be slow.
     let fired = prometheus.fired("healthy").await;
     assert!(fired.iter().all(|alert| alert == "OrderServiceLatencyHigh"), "{fired:?}");
 }

@@ -1,4 +1,4 @@
-//! What goes wrong, and when: kills, at moments at which something is under way.
+//! Injects faults, mostly kills, at moments with work in progress.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::random::Random;
 use super::world::{EVERY_REPLICA, World};
 use crate::support::Mode;
 
-/// One thing that goes wrong.
+/// One fault.
 #[derive(Clone, Copy, Debug)]
 enum Blow {
     KillReplica,
@@ -21,17 +21,17 @@ enum Blow {
     KillWhileStarting,
     KillDatabase,
     KillBroker,
-    /// A replica stands still for longer than its leases, and then goes on as if nothing had been.
+    /// A replica is paused for longer than its leases and then resumes.
     Pause,
-    /// The database goes away while payments are read; before it is back, every replica is killed.
+    /// The database becomes unreachable while payments are read; before it returns, every replica is killed.
     CutDatabaseAndKill,
-    /// Commits wait for a synchronous standby that is away, often for longer than the deadline.
+    /// Commits wait for an unreachable synchronous standby, often for longer than the deadline.
     StandbyAway,
-    /// The database commits, and its answers to commits are lost.
+    /// The database commits, but its answers to commits are lost.
     SwallowAnswers,
 }
 
-/// Dealt in an order that chance decides, and then again.
+/// The faults in random order; repeated when all have been used.
 const BLOWS: [Blow; 15] = [
     Blow::KillReplica,
     Blow::KillReplica,
@@ -50,7 +50,7 @@ const BLOWS: [Blow; 15] = [
     Blow::SwallowAnswers,
 ];
 
-/// What must be under way before a blow falls.
+/// The work that must be in progress before a fault.
 #[derive(Clone, Copy, Debug)]
 enum Moment {
     StockIsMoving,
@@ -62,7 +62,7 @@ enum Moment {
 const MOMENTS: [Moment; 3] = [Moment::StockIsMoving, Moment::EventsArePending, Moment::PaymentsAreWaiting];
 
 impl Moment {
-    /// How long to wait for it.
+    /// The maximum wait for this moment.
     fn within(self) -> Duration {
         match self {
             Self::StockIsMoving | Self::EventsArePending | Self::PaymentsAreWaiting => Duration::from_secs(1),
@@ -72,7 +72,7 @@ impl Moment {
     }
 }
 
-/// What was done.
+/// The number of faults by kind.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Tally {
     replicas: usize,
@@ -113,8 +113,8 @@ impl Nemesis {
         Self { world, load, random, tally: Tally::default() }
     }
 
-    /// Deals blows until there were enough kills and enough requests, spread over both. In the end everything
-    /// runs again.
+    /// Injects faults, spread over the requests, until there were enough kills and requests. At the end everything runs
+    /// again.
     pub(super) async fn run(mut self, plan: &Plan) -> Tally {
         let mut deck = Vec::new();
         while self.tally.kills() < plan.kills {
@@ -166,7 +166,7 @@ impl Nemesis {
         }
     }
 
-    /// Nothing where the database does not answer.
+    /// `None` if the database does not answer.
     async fn count(&self, question: &'static str) -> usize {
         let count: Result<i64, _> = sqlx::query_scalar(question).fetch_one(&self.world.database).await;
         usize::try_from(count.unwrap_or_default()).unwrap()
@@ -233,7 +233,7 @@ impl Nemesis {
         sqlx::query("select pg_reload_conf()").execute(&self.world.database).await.unwrap();
     }
 
-    /// For less or for more than the database's deadline, and what finding out takes.
+    /// A pause shorter or longer than the database deadline plus the time of the look-up after it.
     async fn wait_out_a_deadline(&mut self) {
         sleep(Duration::from_millis(self.random.between(300, 3_000))).await;
     }
@@ -245,7 +245,7 @@ impl Nemesis {
         }
     }
 
-    /// Starts replicas after they were dead for a moment.
+    /// Restarts replicas after a short downtime.
     async fn revive(&mut self, victims: &[usize]) {
         sleep(Duration::from_millis(self.random.below(300))).await;
         for victim in victims {

@@ -1,13 +1,13 @@
 //! The proof of size: large tables, long backlogs, long transactions and slow clients change no promise.
 //!
-//! Each world makes its rows by SQL, measures through the service, and prints a line per figure with its bound.
-//! `cargo test` makes small worlds. The large ones need some GB of disk and run one at a time:
+//! Each world creates its rows by SQL, measures through the service, and prints a line per figure with its bound.
+//! `cargo test` uses small worlds. The large ones need several GB of disk and run one at a time:
 //!
 //! ```sh
 //! SIZE_SCALE=large cargo test --profile size --test it size:: -- --nocapture --test-threads=1
 //! ```
 //!
-//! A single size is set by its own variable, for example `SIZE_ORDERS=1000000`.
+//! Each size has its own variable, for example `SIZE_ORDERS=1000000`.
 //!
 //! | world | large | must hold | seen on 2026-11-25, on two cores that also did other work |
 //! |---|---|---|---|

@@ -1,7 +1,7 @@
-//! The relay beside the events of parked orders (issue 8, point 3): however many wait for an operator, a read costs what it
-//! returns.
+//! The relay with events of parked orders in the outbox (issue 8, point 3): the cost of a read depends only on the
+//! events that it returns.
 //!
-//! `SIZE_PARKED_EVENTS` sets how many wait.
+//! `SIZE_PARKED_EVENTS` sets the number of parked events.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -11,7 +11,7 @@ use super::scale::size;
 use super::world::World;
 use crate::support::Shop;
 
-/// Orders that Kafka refused an event of, each with four events that wait.
+/// Parked orders, each with four waiting events.
 async fn park(world: &World, events: u64) {
     let orders = events / 4;
     world
