@@ -122,7 +122,7 @@ mod tests {
 
     use super::*;
 
-    /// The files below a folder, by their place in it.
+    /// The files below a folder, by their relative path.
     fn below(folder: &Path) -> BTreeMap<String, String> {
         let mut found = BTreeMap::new();
         let mut folders = vec![folder.to_owned()];

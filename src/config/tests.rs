@@ -11,7 +11,7 @@ const REQUIRED: [(&str, &str); 3] = [
     ("PRODUCT_SERVICE_URL", "http://product-service:8081"),
 ];
 
-/// `serve` does not read it: it belongs to `demo-products`.
+/// `serve` does not read this setting, which belongs to `demo-products`.
 const OF_THE_DEMO: (&str, &str) = ("DEMO_PRODUCTS_ADDRESS", "127.0.0.1:8081");
 
 fn required() -> Environment {
@@ -22,7 +22,7 @@ fn environment(variables: &[(&str, &str)]) -> Environment {
     variables.iter().fold(Environment::default(), |env, (name, value)| env.with(name, *value))
 }
 
-/// What is wrong with these settings beside the required ones, a line each.
+/// The errors of these settings together with the required ones, one per line.
 fn wrong(variables: &[(&str, &str)]) -> Vec<String> {
     let env = variables.iter().fold(required(), |env, (name, value)| env.with(name, *value));
     read_service(&env).err().map(|InvalidConfig(lines)| lines).unwrap_or_default()
@@ -32,7 +32,7 @@ fn names(lines: &[String]) -> Vec<&str> {
     lines.iter().filter_map(|line| line.split(' ').next()).collect()
 }
 
-/// `NAME=value` of a line, and whether it is in force as the file stands.
+/// `NAME=value` of a line, and whether the line is active, not commented out.
 fn assignment(line: &str) -> Option<(bool, &str, &str)> {
     let (in_force, line) = line.strip_prefix('#').map_or((true, line), |line| (false, line));
     let (name, value) = line.split_once('=')?;
@@ -40,13 +40,13 @@ fn assignment(line: &str) -> Option<(bool, &str, &str)> {
     is_name.then_some((in_force, name, value))
 }
 
-/// The settings of `.env.example`, every one taken as if it were in force.
+/// All settings of `.env.example`, including those that are commented out.
 fn example() -> BTreeMap<&'static str, &'static str> {
     EXAMPLE.lines().filter_map(assignment).map(|(_, name, value)| (name, value)).collect()
 }
 
-/// Everything that can be told of settings: their `Debug` form leaves out what may be secret, and deadlines of
-/// the database with it.
+/// All comparable parts of the settings: their `Debug` output omits possible secrets, and with them the database
+/// deadlines.
 fn shown((log, config): &(LogConfig, Config)) -> String {
     let database = &config.database;
     let properties: Vec<_> =
@@ -98,7 +98,7 @@ fn the_example_describes_every_setting_once() {
         if let Some((_, name, _)) = assignment(line) {
             assert!(before.starts_with("# "), "{name} has no sentence");
             assert!(before.ends_with('.'), "the sentence of {name} has no end");
-            assert!(seen.insert(name), "{name} is there twice");
+            assert!(seen.insert(name), "{name} appears twice");
         }
         before = line;
     }
@@ -181,13 +181,13 @@ fn every_number_has_its_bounds() {
             let lines = wrong(&[(name, &bad)]);
             assert_eq!(lines, [format!("{name} must be a whole number from {least} to {most}")], "{bad}");
         }
-        // Alone: combinations may be refused for another reason.
+        // One setting at a time: combinations may be refused for another reason.
         for good in [least, most].map(|bound| bound.to_string()) {
             let lines = wrong(&[(name, &good)]);
             assert!(!lines.iter().any(|line| line.contains("whole number")), "{name}={good}: {lines:?}");
         }
     }
-    // A number whose bounds are not in the table has none.
+    // Numbers that are not in the table have no bounds.
     let tabled: BTreeSet<_> = bounds.map(|(name, ..)| name).into();
     let numeric = example().into_iter().filter(|(_, value)| value.parse::<i64>().is_ok());
     assert_eq!(numeric.map(|(name, _)| name).collect::<BTreeSet<_>>(), tabled);
@@ -384,7 +384,7 @@ fn errors_and_debug_output_do_not_contain_secrets() {
     assert_eq!(told(&lines.join("\n")), Vec::<String>::new());
 }
 
-/// Every secret, as it may be set, with what else it needs.
+/// A valid value of every secret.
 const SECRETS: [(&str, &str); 6] = [
     ("DATABASE_URL", "postgres://orders:database-password@other-db:5432/orders"),
     ("GATEWAY_SECRET", "the-gateway-s-secret"),
@@ -394,7 +394,7 @@ const SECRETS: [(&str, &str); 6] = [
     ("KAFKA_SSL_KEY_PASSWORD", "password-of-the-key"),
 ];
 
-/// The required settings and all secrets: by value but for those in `by_file`, which are files in `folder`.
+/// The required settings and all secrets. Those in `by_file` are files in `folder`, the others are set by value.
 fn secrets(by_file: &[&str], folder: &std::path::Path, end_of_line: &str) -> Environment {
     let needed = REQUIRED[1..].iter().chain(&[("KAFKA_SECURITY_PROTOCOL", "SASL_SSL")]);
     let mut env = needed.fold(Environment::default(), |env, (name, value)| env.with(name, *value));

@@ -179,7 +179,7 @@ mod tests {
         assert_eq!(requested(&[("KAFKA_TOPIC_REPLICATION", "3")], None), two);
         assert_eq!(requested(&[("KAFKA_TOPIC_REPLICATION", "5")], None), two);
         assert_eq!(requested(&[], Some(3)), two);
-        // With two replicas it would stop at the loss of one broker.
+        // With two replicas, the loss of one broker would stop all writes.
         assert_eq!(requested(&[("KAFKA_TOPIC_REPLICATION", "2")], None), []);
         assert_eq!(requested(&[], Some(1)), []);
     }

@@ -234,7 +234,7 @@ mod tests {
     }
 
     proptest! {
-        /// PostgreSQL returns rows in any order, and a set may ask for an order twice, or for a missing one.
+        /// PostgreSQL returns rows in any order, and a set may contain an order twice, or a missing one.
         #[test]
         fn each_caller_of_a_shared_read_gets_its_own_order(
             asked in proptest::collection::vec(0_u128..8, 1..20),
@@ -260,7 +260,7 @@ mod tests {
         assert_eq!(assigned.iter().map(Result::is_ok).collect::<Vec<_>>(), [false, true, false]);
     }
 
-    /// pgbench runs this statement beside the benchmark: one order by its id.
+    /// pgbench runs this statement for comparison with the benchmark: one order by its id.
     #[test]
     fn the_benchmark_uses_the_same_statement_as_the_service() {
         let benchmark = include_str!("../../tests/bench/sql/select.sql");

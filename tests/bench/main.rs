@@ -2,7 +2,7 @@
 //!
 //! It starts its own PostgreSQL with default durability, Kafka, a stub of the Product Service and the service as
 //! a process, puts load on it, and runs pgbench's own transaction on the same tables before and after each load.
-//! It prints tables of what it saw, and writes `target/bench/orders.json` and SVG plots. It asserts nothing.
+//! It prints tables of the results, and writes `target/bench/orders.json` and SVG plots. It asserts nothing.
 //!
 //! | variable | default | what |
 //! |---|---|---|
@@ -25,11 +25,11 @@
 //! One line alone: `BENCH_ONLY=place cargo bench --bench orders`. The log of each service is beside the JSON.
 //!
 //! * A closed loop measures throughput: each connection sends the next request when it has its answer. An open
-//!   loop sends at a fixed rate and counts latency from the intended start, so that a stall is seen by every
-//!   request that it holds up (no coordinated omission).
-//! * Everything shares the cores of one machine. CPU is counted by part, from `/proc`: the service, PostgreSQL with
+//!   loop sends at a fixed rate and counts latency from the intended start, so that every request that a stall
+//!   delays counts the delay (no coordinated omission).
+//! * All parts share the cores of one machine. CPU is counted by part, from `/proc`: the service, PostgreSQL with
 //!   all its processes, the stub, the broker, and this program, which is the load generator and the consumer.
-//! * Orders have two lines of 1,000 products, each product as likely as the others, each order of another customer.
+//! * Orders have two lines from 1,000 equally likely products; each order has another customer.
 
 #![allow(
     clippy::expect_used,
@@ -88,7 +88,7 @@ fn main() -> ExitCode {
 
 fn bench() -> Result<()> {
     let settings = Settings::read()?;
-    // The logs of the run before would only be in the way.
+    // Remove the logs of the previous run.
     let _ = fs::remove_dir_all(&settings.folder);
     fs::create_dir_all(&settings.folder)?;
     let progress = Progress::new(progress::steps(&settings));

@@ -1,4 +1,4 @@
-//! What is measured and for how long, from the environment (`main.rs` lists it).
+//! The settings of the benchmark from the environment (`main.rs` lists them).
 
 use std::env;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::Result;
 
-/// Every name that `BENCH_ONLY` knows, in the sequence in which they run.
+/// The valid names of `BENCH_ONLY`, in the order in which they run.
 pub(crate) const LINES: [&str; 12] = [
     "start", "alone", "place", "key", "hot", "read", "list", "confirm", "payments", "events", "backlog",
     "size",
@@ -19,7 +19,7 @@ pub(crate) struct Settings {
     pub(crate) duration: Duration,
     pub(crate) warm_up: Duration,
     pub(crate) connections: Vec<usize>,
-    /// Requests a second; where none are given, shares of the most.
+    /// Requests per second; by default shares of the maximum.
     pub(crate) rates: Vec<f64>,
     pub(crate) orders: u64,
     pub(crate) sizes: Vec<u64>,

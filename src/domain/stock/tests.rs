@@ -41,7 +41,7 @@ fn job(lines: i16) -> StockJob {
     }
 }
 
-/// A Product Service that honours keys, may lose answers, and may lack stock of some products.
+/// A Product Service that honours keys, and may lose answers or lack stock of some products.
 #[derive(Default)]
 struct Book {
     applied: HashSet<String>,
@@ -72,7 +72,7 @@ impl Book {
 
 /// Runs the job until it ends. `fates` decide which answers and recorded outcomes are lost.
 fn run(job: &mut StockJob, book: &mut Book, fates: &[u8], cancel_at: Option<usize>) {
-    // As many as by default: these refusals are confirmed, and must not park the lines beside them.
+    // The default limit: these refusals are confirmed and must not park the other lines.
     let rules = CallRules { refusal_retries: 20, ..HONOURED };
     let mut fates = fates.iter().copied().chain(std::iter::repeat(9));
     for step in 0..200 {

@@ -12,7 +12,7 @@ fn sensitive(shop: &Shop, open: Duration) -> ProductSettings {
     ProductSettings { breaker_window: 10, breaker_failure_percent: 50, breaker_open: open, ..patient(shop) }
 }
 
-/// Answers well while the switch is on, and with `bad` while it is off.
+/// Answers with a valid product while the switch is on, and with `bad` while it is off.
 async fn switched(bad: Reply) -> (Shop, Arc<AtomicBool>) {
     let switch = Arc::new(AtomicBool::new(false));
     let on = switch.clone();

@@ -57,7 +57,7 @@ pub(super) struct Order {
     pub(super) history: BTreeMap<i64, (Option<String>, String)>,
     pub(super) is_paid: bool,
     pub(super) refund_is_due: bool,
-    /// A payment of a wrong amount is parked.
+    /// A payment of the order is parked.
     pub(super) waits_for_an_operator: bool,
 }
 

@@ -74,7 +74,7 @@ fn trace_of_placement(record: &Record) -> Option<&str> {
     trace.split('-').nth(1)
 }
 
-/// Payments before the deadline confirm their orders, and each payment is applied or parked.
+/// No order is cancelled as unpaid if it was paid before its deadline, and each payment is applied or parked.
 fn arrivals(evidence: &Evidence) -> Vec<Promise> {
     let mut in_time = Promise::no("orders cancelled as unpaid although paid in time");
     for story in &evidence.stories {
@@ -102,7 +102,7 @@ fn arrivals(evidence: &Evidence) -> Vec<Promise> {
     vec![in_time, trace, stock]
 }
 
-/// No payment is lost, and every payment of a cancelled order is refunded.
+/// No payment is lost, and every payment of a cancelled order makes a refund due.
 fn payments(evidence: &Evidence) -> Vec<Promise> {
     let mut lost = Promise::no("payments lost");
     let mut unsettled = Promise::no("paid orders neither CONFIRMED nor CANCELLED with a refund due");

@@ -9,8 +9,8 @@ pub(super) fn size(name: &str, small: u64, large: u64) -> u64 {
     }
 }
 
-/// Whether the large worlds are requested. Only they have tight time bounds: a small world shares the machine with other
-/// tests.
+/// Whether the large worlds are requested. Only they have tight time bounds: a small world shares the machine with
+/// other tests.
 pub(super) fn is_large() -> bool {
     match std::env::var("SIZE_SCALE").as_deref() {
         Ok("large") => true,
