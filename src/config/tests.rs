@@ -34,10 +34,10 @@ fn names(lines: &[String]) -> Vec<&str> {
 
 /// `NAME=value` of a line, and whether the line is active, not commented out.
 fn assignment(line: &str) -> Option<(bool, &str, &str)> {
-    let (in_force, line) = line.strip_prefix('#').map_or((true, line), |line| (false, line));
+    let (is_active, line) = line.strip_prefix('#').map_or((true, line), |line| (false, line));
     let (name, value) = line.split_once('=')?;
     let is_name = name.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
-    is_name.then_some((in_force, name, value))
+    is_name.then_some((is_active, name, value))
 }
 
 /// All settings of `.env.example`, including those that are commented out.
@@ -70,13 +70,13 @@ fn the_example_lists_exactly_the_settings_that_are_read() {
 fn the_example_shows_the_defaults_and_changes_none() {
     let defaults = shown(&read_service(&required()).unwrap());
 
-    let taken_as_it_stands = EXAMPLE.lines().filter_map(assignment).filter(|(in_force, ..)| *in_force);
-    let taken_as_it_stands = taken_as_it_stands.map(|(_, name, value)| (name.to_owned(), value.to_owned()));
-    let env = Environment::from(taken_as_it_stands).or(required().variables().clone());
+    let active = EXAMPLE.lines().filter_map(assignment).filter(|(is_active, ..)| *is_active);
+    let active = active.map(|(_, name, value)| (name.to_owned(), value.to_owned()));
+    let env = Environment::from(active).or(required().variables().clone());
     assert_eq!(shown(&read_service(&env).unwrap()), defaults);
 
-    let all_in_force = example().into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let env = Environment::from(all_in_force).or(required().variables().clone());
+    let all_active = example().into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let env = Environment::from(all_active).or(required().variables().clone());
     assert_eq!(shown(&read_service(&env).unwrap()), defaults);
     assert_eq!(example()[OF_THE_DEMO.0], OF_THE_DEMO.1);
 }

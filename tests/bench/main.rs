@@ -22,7 +22,7 @@
 //! | `BENCH_PLOTS` | target/bench/plots | folder of the plots |
 //! | `KAFKA_BOOTSTRAP_SERVERS` | embedded | a real Kafka: `.ci/kafka run cargo bench --bench orders` |
 //!
-//! One line alone: `BENCH_ONLY=place cargo bench --bench orders`. The log of each service is beside the JSON.
+//! One line alone: `BENCH_ONLY=place cargo bench --bench orders`. The log of each service is in the same folder as the JSON.
 //!
 //! * A closed loop measures throughput: each connection sends the next request when it has its answer. An open
 //!   loop sends at a fixed rate and counts latency from the intended start, so that every request that a stall

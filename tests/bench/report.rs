@@ -169,7 +169,8 @@ impl Report {
             rows.extend(line.levels.iter().map(|level| level.row(&line.name)));
         }
         let _ = write!(text, "\n{}\n", table(&rows));
-        let mut rows = vec![["line", "measured", "beside it", "result", "goal"].map(str::to_owned).to_vec()];
+        let mut rows =
+            vec![["line", "measured", "compared with", "result", "goal"].map(str::to_owned).to_vec()];
         rows.extend(self.ratios.iter().map(Ratio::row));
         let _ = write!(text, "{}", table(&rows));
         for note in &self.notes {

@@ -255,8 +255,8 @@ async fn with_a_gateway_secret_only_the_gateway_is_accepted() {
             assert_ne!(answer.status, 401, "{method} {route}: {}", answer.text);
         }
         // The secret proves the gateway, not the caller.
-        let nobody = shop.call(method, &path).header("X-Gateway-Secret", SECRET);
-        nobody.send().await.expect_problem(401, "unauthenticated").naming("X-User-Email");
+        let anonymous = shop.call(method, &path).header("X-Gateway-Secret", SECRET);
+        anonymous.send().await.expect_problem(401, "unauthenticated").naming("X-User-Email");
     }
     shop.call("GET", "/health/ready").send().await.expect(200);
     shop.expect_nothing_happened().await;

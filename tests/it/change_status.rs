@@ -60,7 +60,7 @@ async fn collide<T>(shop: &Shop, id: &str, requests: impl Future<Output = T>) ->
     let take = sqlx::query("select from orders where id = $1::uuid for update").bind(id);
     take.execute(&mut *lock).await.unwrap();
     let release = async {
-        shop.somebody_waits_for_a_lock().await;
+        shop.a_session_waits_for_a_lock().await;
         // The others were sent before this request, whose answer does not need the order.
         shop.get(admin(), &format!("/api/orders/{id}")).await.expect(200);
         lock.rollback().await.unwrap();

@@ -173,7 +173,7 @@ async fn a_settlement_by_an_operator_waits_for_concurrent_changes_and_is_not_und
         .args(["resolve", &id, "1", "1", "applied", "--by", "ada"])
         .spawn()
         .unwrap();
-    shop.somebody_waits_for_a_lock().await;
+    shop.a_session_waits_for_a_lock().await;
     let write_back = "update stock_lines set state = 'TAKING' where line_number = 1";
     sqlx::query(write_back).execute(&mut *change).await.unwrap();
     change.commit().await.unwrap();

@@ -234,7 +234,7 @@ async fn check_finds_nothing_in_a_busy_consistent_shop() {
             assert_eq!(report["broken"], json!([]), "{report:#}");
             let orders = report["checked"]["orders"].as_u64().unwrap();
             let more = async || shop.count("orders").await.unsigned_abs() > orders + 5;
-            eventually("the shop goes on", more).await;
+            eventually("the shop continues", more).await;
         }
         closing.cancel();
     };
@@ -282,7 +282,7 @@ async fn an_interrupted_check_prints_how_to_resume() {
     let mut held = shop.database.begin().await.unwrap();
     sqlx::query("lock table orders in access exclusive mode").execute(&mut *held).await.unwrap();
     let mut check = command("check", &shop.environment).stderr(Stdio::piped()).spawn().unwrap();
-    shop.somebody_waits_for_a_lock().await;
+    shop.a_session_waits_for_a_lock().await;
 
     signal(&check, "INT");
 

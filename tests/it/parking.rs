@@ -63,17 +63,17 @@ async fn replaying_or_skipping_a_parked_order_is_recorded() {
     let record = shop.topic.records(1).await.remove(0);
     assert_eq!((record.key.as_str(), record.sequence()), (stuck.as_str(), 2));
     shop.relayed().await;
-    let deeds: Vec<(String, String, i32)> =
+    let interventions: Vec<(String, String, i32)> =
         sqlx::query_as("select action, actor, length(detail) from interventions order by id")
             .fetch_all(&shop.database)
             .await
             .unwrap();
-    assert_eq!(deeds[0], ("OUTBOX_REPLAY".into(), "ada".into(), 36));
-    assert_eq!(deeds[1], ("OUTBOX_SKIP".into(), "bob".into(), 2_000_000));
+    assert_eq!(interventions[0], ("OUTBOX_REPLAY".into(), "ada".into(), 36));
+    assert_eq!(interventions[1], ("OUTBOX_SKIP".into(), "bob".into(), 2_000_000));
 }
 
-/// The recorded interventions: action, target and actor.
-async fn deeds(shop: &Shop) -> Vec<(String, String, String)> {
+/// The recorded interventions: action, detail and actor.
+async fn interventions(shop: &Shop) -> Vec<(String, String, String)> {
     sqlx::query_as("select action, detail, actor from interventions order by id")
         .fetch_all(&shop.database)
         .await
@@ -92,7 +92,7 @@ async fn skipping_an_event_that_is_already_gone_unparks_the_order_and_reports_it
 
     assert_eq!(shop.count("parked_orders").await, 0);
     let gone = "event 0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d99 was gone already";
-    assert_eq!(deeds(&shop).await, [("OUTBOX_SKIP".into(), gone.into(), "bob".into())]);
+    assert_eq!(interventions(&shop).await, [("OUTBOX_SKIP".into(), gone.into(), "bob".into())]);
 }
 
 /// The number of sequential scans of the outbox, and of scans of its primary key.

@@ -236,8 +236,8 @@ async fn events_that_are_not_order_payments_change_nothing() {
 #[tokio::test]
 async fn invalid_payments_are_parked_with_their_offset_and_the_consumer_continues() {
     let (shop, _, id) = shop_with_order().await;
-    let nobodys = "0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10";
-    let (mut text, unknown) = (Payment::success(&id, "200"), Payment::success(nobodys, "200"));
+    let missing = "0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10";
+    let (mut text, unknown) = (Payment::success(&id, "200"), Payment::success(missing, "200"));
     text.record["amount"] = json!("200");
     let bad: [(Vec<u8>, &str); 5] = [
         (b"{".to_vec(), "EOF"),

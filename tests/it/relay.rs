@@ -82,22 +82,22 @@ async fn replicas_that_see_each_other_expired_do_not_deadlock() {
     renew(other).await.unwrap();
     let outage = "update relay_replicas set expires_at = '-infinity'";
     sqlx::query(outage).execute(&shop.database).await.unwrap();
-    let in_hand = "select from relay_replicas where replica = $1 for update nowait";
+    let lock_row = "select from relay_replicas where replica = $1 for update nowait";
 
     // The other replica is renewing its own row: this one skips the locked row.
-    let mut coming_back = shop.database.begin().await.unwrap();
-    sqlx::query(in_hand).bind(other).execute(&mut *coming_back).await.unwrap();
+    let mut renewing = shop.database.begin().await.unwrap();
+    sqlx::query(lock_row).bind(other).execute(&mut *renewing).await.unwrap();
     renew(one).await.unwrap();
-    coming_back.rollback().await.unwrap();
+    renewing.rollback().await.unwrap();
 
     // The other replica is deleting the row of this one, which waits and holds no lock that the other needs.
-    let mut forgetting = shop.database.begin().await.unwrap();
+    let mut deleting = shop.database.begin().await.unwrap();
     let forget = "delete from relay_replicas where replica = $1";
-    sqlx::query(forget).bind(one).execute(&mut *forgetting).await.unwrap();
+    sqlx::query(forget).bind(one).execute(&mut *deleting).await.unwrap();
     let finish = async {
-        shop.somebody_waits_for_a_lock().await;
-        sqlx::query(in_hand).bind(other).execute(&mut *forgetting).await.unwrap();
-        forgetting.commit().await.unwrap();
+        shop.a_session_waits_for_a_lock().await;
+        sqlx::query(lock_row).bind(other).execute(&mut *deleting).await.unwrap();
+        deleting.commit().await.unwrap();
     };
     let (renewed, ()) = tokio::join!(renew(one), finish);
     renewed.unwrap();

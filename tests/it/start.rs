@@ -128,9 +128,9 @@ async fn a_service_started_during_a_database_outage_serves_as_soon_as_it_ends() 
 
 #[tokio::test]
 async fn a_database_that_refuses_the_connection_ends_the_start_at_once() {
-    let nobody = Shop::empty_database().await.replace("it_", "no_such_");
+    let missing = Shop::empty_database().await.replace("it_", "no_such_");
     let shop = Shop::builder()
-        .with("DATABASE_URL", nobody)
+        .with("DATABASE_URL", missing)
         .with("STARTUP_TIMEOUT_MS", "3600000")
         .without_service()
         .await;

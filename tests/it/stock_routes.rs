@@ -80,7 +80,7 @@ async fn misrouted(setting: &str) -> (Shop, Replica, String) {
     (shop, wrong, id)
 }
 
-fn expect_complaint(replica: &Replica, setting: &str) {
+fn expect_error_log(replica: &Replica, setting: &str) {
     let error = tokio::task::block_in_place(|| {
         replica.wait_for_log("a stock call was refused, but a look-up does not confirm it")
     });
@@ -91,7 +91,7 @@ fn expect_complaint(replica: &Replica, setting: &str) {
 async fn a_wrong_path_for_taking_stock_is_logged_as_an_error_and_waits_for_the_right_one() {
     let (mut shop, wrong, id) = misrouted("PRODUCT_REDUCE_PATH").await;
 
-    expect_complaint(&wrong, "PRODUCT_REDUCE_PATH");
+    expect_error_log(&wrong, "PRODUCT_REDUCE_PATH");
     let work = shop.stock_work().await;
     assert_eq!((&work["open"], &work["parked"]), (&1.into(), &0.into()));
     assert_eq!(shop.status(&id).await, "CREATED");
@@ -108,7 +108,7 @@ async fn giving_back_on_a_wrong_path_waits_for_the_right_one_without_an_operator
     shop.becomes(&id, "CONFIRMED").await;
 
     shop.set_status(&id, "CANCELLED").await.expect(200);
-    expect_complaint(&wrong, "PRODUCT_RESTORE_PATH");
+    expect_error_log(&wrong, "PRODUCT_RESTORE_PATH");
     eventually("its outcome is written", async || {
         let errors = "select count(*) from stock_lines where last_error like '%404%'";
         sqlx::query_scalar::<_, i64>(errors).fetch_one(&shop.database).await.unwrap() == 1

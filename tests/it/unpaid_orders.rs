@@ -15,7 +15,7 @@ const SESSION: (&str, &str) = ("KAFKA_SESSION_TIMEOUT_MS", "6000");
 const BOB: &str = "bob@example.com";
 
 /// Waits until the deadline of every current order has passed.
-async fn time_is_up(shop: &Shop) {
+async fn deadlines_pass(shop: &Shop) {
     let over = "select bool_and(placed_at < now() - interval '1 s') from orders";
     eventually("the deadline has passed", async || {
         sqlx::query_scalar(over).fetch_one(&shop.database).await.unwrap()
@@ -36,7 +36,7 @@ async fn an_order_paid_while_no_consumer_ran_is_confirmed_and_not_cancelled() {
     let paid = shop.placed("ada@example.com", &[(&phone, 1)]).await;
     let unpaid = shop.placed(BOB, &[(&phone, 1)]).await;
     shop.pay(&Payment::success(&paid, "100")).await;
-    time_is_up(&shop).await;
+    deadlines_pass(&shop).await;
 
     let _replica = shop.replica(&SWEEPER).await;
 
@@ -56,7 +56,7 @@ async fn no_order_is_cancelled_during_a_kafka_outage() {
     let broker = shop.payments.bootstrap_servers.split(',').next().unwrap();
     let proxy = Proxy::before(tokio::net::lookup_host(broker).await.unwrap().next().unwrap()).await;
     proxy.set(Mode::Cut);
-    time_is_up(&shop).await;
+    deadlines_pass(&shop).await;
 
     let address = proxy.address.to_string();
     let settings = [&SWEEPER[..], &[("KAFKA_BOOTSTRAP_SERVERS", &address)]].concat();
@@ -89,7 +89,7 @@ async fn an_order_whose_payment_waits_behind_a_slow_one_is_not_cancelled() {
         .map(|id| (slow.clone(), Payment::success(id, "100").record.to_string().into_bytes()))
         .into();
     shop.payments.publish_all(&records).await;
-    time_is_up(&shop).await;
+    deadlines_pass(&shop).await;
 
     // Not the replica that reads the payments.
     let sweeper = shop.replica(&[&SWEEPER[..], &[SESSION]].concat()).await;
@@ -129,7 +129,7 @@ async fn transactional_records_do_not_block_cancellations() {
     })
     .await
     .unwrap();
-    time_is_up(&shop).await;
+    deadlines_pass(&shop).await;
 
     let _replica = shop.replica(&SWEEPER).await;
 

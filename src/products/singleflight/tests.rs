@@ -162,11 +162,11 @@ async fn run(steps: Vec<Step>) {
         match step {
             Step::Arrive(product) => {
                 let free = world.permits.available_permits() > 0;
-                let nobody =
+                let without_callers =
                     callers.iter().all(|caller| caller.product != product || caller.waiting.is_finished());
                 callers.push(world.arrive(product));
                 run_tasks().await;
-                assert!(!(free && nobody) || world.in_flight_of(product) == 1, "it is sent at once");
+                assert!(!(free && without_callers) || world.in_flight_of(product) == 1, "it is sent at once");
             }
             Step::Leave(which) if !callers.is_empty() => {
                 let caller = callers.swap_remove(which % callers.len());

@@ -46,7 +46,7 @@ pub(super) struct Order {
     pub(super) status: String,
     pub(super) version: i32,
     /// The payment deadline of the order.
-    pub(super) time_is_up: DateTime<Utc>,
+    pub(super) payment_deadline: DateTime<Utc>,
     /// The reason of the cancellation, if any.
     pub(super) cancelled_for: Option<String>,
     /// Line number, product and quantity.
@@ -132,7 +132,7 @@ impl Evidence {
 
 async fn read_orders(database: &PgPool, ttl: Duration) -> BTreeMap<String, Order> {
     let rows: Vec<Order> = sqlx::query_as(
-        "select id, customer_id, status, version, placed_at + $1 as time_is_up, payments.order_id is not null as is_paid,
+        "select id, customer_id, status, version, placed_at + $1 as payment_deadline, payments.order_id is not null as is_paid,
                 refunds_due.order_id is not null as refund_is_due,
                 exists (select from parked_payments where order_id = id) as waits_for_an_operator,
                 (select reason from order_history where order_id = id and to_status = 'CANCELLED') as cancelled_for

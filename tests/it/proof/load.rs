@@ -26,7 +26,7 @@ const ATTEMPTS: u32 = 60;
 
 /// An action on a placed order.
 #[derive(Clone, Copy, Debug)]
-enum Deed {
+enum Action {
     Pay(PaymentKind),
     PayTwiceWithinASecond,
     PayTwiceUnderOneId,
@@ -35,22 +35,22 @@ enum Deed {
     CancelAsOwner,
 }
 
-const DEEDS: [Deed; 15] = [
-    Deed::Pay(PaymentKind::Success),
-    Deed::Pay(PaymentKind::Success),
-    Deed::Pay(PaymentKind::Success),
-    Deed::Pay(PaymentKind::Success),
-    Deed::Pay(PaymentKind::Success),
-    Deed::Pay(PaymentKind::Failed),
-    Deed::Pay(PaymentKind::WrongAmount),
-    Deed::PayTwiceWithinASecond,
-    Deed::PayTwiceUnderOneId,
-    Deed::Confirm,
-    Deed::Confirm,
-    Deed::Confirm,
-    Deed::CancelAsAdmin,
-    Deed::CancelAsAdmin,
-    Deed::CancelAsOwner,
+const ACTIONS: [Action; 15] = [
+    Action::Pay(PaymentKind::Success),
+    Action::Pay(PaymentKind::Success),
+    Action::Pay(PaymentKind::Success),
+    Action::Pay(PaymentKind::Success),
+    Action::Pay(PaymentKind::Success),
+    Action::Pay(PaymentKind::Failed),
+    Action::Pay(PaymentKind::WrongAmount),
+    Action::PayTwiceWithinASecond,
+    Action::PayTwiceUnderOneId,
+    Action::Confirm,
+    Action::Confirm,
+    Action::Confirm,
+    Action::CancelAsAdmin,
+    Action::CancelAsAdmin,
+    Action::CancelAsOwner,
 ];
 
 /// The result of an action, for the story.
@@ -186,15 +186,15 @@ impl Load {
         Some((trace, answer))
     }
 
-    /// Runs one to three actions on the order, sequentially or concurrently.
+    /// Runs up to three actions on the order, sequentially or concurrently.
     async fn live(&self, story: &mut Story, random: &mut Random) {
-        let deeds: Vec<Deed> = (0..random.below(4)).map(|_| random.pick(&DEEDS)).collect();
+        let actions: Vec<Action> = (0..random.below(4)).map(|_| random.pick(&ACTIONS)).collect();
         let done = if random.percent(50) {
-            join_all(deeds.iter().map(|deed| self.act(story, *deed, random.fork()))).await
+            join_all(actions.iter().map(|action| self.act(story, *action, random.fork()))).await
         } else {
             let mut done = Vec::new();
-            for deed in deeds {
-                done.push(self.act(story, deed, random.fork()).await);
+            for action in actions {
+                done.push(self.act(story, action, random.fork()).await);
             }
             done
         };
@@ -212,23 +212,23 @@ impl Load {
         }
     }
 
-    async fn act(&self, story: &Story, deed: Deed, mut random: Random) -> Done {
+    async fn act(&self, story: &Story, action: Action, mut random: Random) -> Done {
         let order = story.order().expect("an order");
         let status = format!("/api/orders/{order}/status");
         let cancel = format!("/api/orders/{order}/cancel");
-        match deed {
-            Deed::Pay(kind) => {
+        match action {
+            Action::Pay(kind) => {
                 let payment = self.pay(story, kind, &story.payment(kind, random.percent(50))).await;
                 for _ in 0..random.pick(&[0, 0, 0, 1, 2]) {
                     self.publish(order, &payment.envelope).await;
                 }
                 Done::Paid(vec![payment])
             }
-            Deed::PayTwiceWithinASecond => self.pay_twice(story, story.payments_within_a_second()).await,
-            Deed::PayTwiceUnderOneId => self.pay_twice(story, story.payments_under_one_id()).await,
-            Deed::Confirm => self.change("PUT", &status, None, "CONFIRMED", &mut random).await,
-            Deed::CancelAsAdmin => self.change("PUT", &status, None, "CANCELLED", &mut random).await,
-            Deed::CancelAsOwner => {
+            Action::PayTwiceWithinASecond => self.pay_twice(story, story.payments_within_a_second()).await,
+            Action::PayTwiceUnderOneId => self.pay_twice(story, story.payments_under_one_id()).await,
+            Action::Confirm => self.change("PUT", &status, None, "CONFIRMED", &mut random).await,
+            Action::CancelAsAdmin => self.change("PUT", &status, None, "CANCELLED", &mut random).await,
+            Action::CancelAsOwner => {
                 self.change("POST", &cancel, Some(&story.customer), "CANCELLED", &mut random).await
             }
         }

@@ -7,7 +7,7 @@
 //! Three replicas, PostgreSQL, Kafka and a Product Service that loses answers and refuses stock that it has. Clients
 //! place, pay, pay twice within a second, confirm, cancel and repeat, all from one seed. Meanwhile replicas, broker and
 //! database are killed, commits are answered late or not at all, and a reader holds a snapshot of the database open. At
-//! the end every replica stays down for longer than an order may stay unpaid, while payments go on.
+//! the end every replica stays down for longer than an order may stay unpaid, while payments continue.
 //!
 //! Each promise is one line: failures, trials, and the rate that no failure in that many trials excludes (3/N at 95 %).
 //! `cargo test` runs a short proof. The long one:

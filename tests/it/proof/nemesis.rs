@@ -15,7 +15,7 @@ use crate::support::Mode;
 
 /// One fault.
 #[derive(Clone, Copy, Debug)]
-enum Blow {
+enum Fault {
     KillReplica,
     KillEveryReplica,
     KillWhileStarting,
@@ -32,22 +32,22 @@ enum Blow {
 }
 
 /// The faults in random order; repeated when all have been used.
-const BLOWS: [Blow; 15] = [
-    Blow::KillReplica,
-    Blow::KillReplica,
-    Blow::KillReplica,
-    Blow::KillReplica,
-    Blow::KillEveryReplica,
-    Blow::KillWhileStarting,
-    Blow::KillDatabase,
-    Blow::KillDatabase,
-    Blow::KillBroker,
-    Blow::KillBroker,
-    Blow::Pause,
-    Blow::CutDatabaseAndKill,
-    Blow::StandbyAway,
-    Blow::StandbyAway,
-    Blow::SwallowAnswers,
+const FAULTS: [Fault; 15] = [
+    Fault::KillReplica,
+    Fault::KillReplica,
+    Fault::KillReplica,
+    Fault::KillReplica,
+    Fault::KillEveryReplica,
+    Fault::KillWhileStarting,
+    Fault::KillDatabase,
+    Fault::KillDatabase,
+    Fault::KillBroker,
+    Fault::KillBroker,
+    Fault::Pause,
+    Fault::CutDatabaseAndKill,
+    Fault::StandbyAway,
+    Fault::StandbyAway,
+    Fault::SwallowAnswers,
 ];
 
 /// The work that must be in progress before a fault.
@@ -119,15 +119,15 @@ impl Nemesis {
         let mut deck = Vec::new();
         while self.tally.kills() < plan.kills {
             if deck.is_empty() {
-                deck = BLOWS.to_vec();
+                deck = FAULTS.to_vec();
                 self.random.shuffle(&mut deck);
             }
             let share = plan.requests * self.tally.kills() / plan.kills;
             self.until(|load| load.answered() >= share).await;
             let moment = self.random.pick(&MOMENTS);
             self.wait_for(moment).await;
-            if let Some(blow) = deck.pop() {
-                self.deal(blow).await;
+            if let Some(fault) = deck.pop() {
+                self.inject(fault).await;
             }
         }
         self.until(|load| load.answered() >= plan.requests).await;
@@ -172,37 +172,37 @@ impl Nemesis {
         usize::try_from(count.unwrap_or_default()).unwrap()
     }
 
-    async fn deal(&mut self, blow: Blow) {
+    async fn inject(&mut self, fault: Fault) {
         let victim = self.random.pick(&EVERY_REPLICA);
-        match blow {
-            Blow::KillReplica => {
+        match fault {
+            Fault::KillReplica => {
                 self.kill(&[victim]).await;
                 self.revive(&[victim]).await;
             }
-            Blow::KillEveryReplica => {
+            Fault::KillEveryReplica => {
                 self.kill(&EVERY_REPLICA).await;
                 self.revive(&EVERY_REPLICA).await;
             }
-            Blow::KillWhileStarting => {
+            Fault::KillWhileStarting => {
                 self.world.kill_while_starting(victim, &mut self.random).await;
                 self.tally.replicas += 2;
                 self.world.start_replica(victim).await;
             }
-            Blow::KillDatabase => {
+            Fault::KillDatabase => {
                 self.world.postgres.lock().await.restart_immediately().await.unwrap();
                 self.tally.databases += 1;
             }
-            Blow::KillBroker => {
+            Fault::KillBroker => {
                 self.world.broker.kill(&mut self.random).await;
                 self.tally.brokers += 1;
             }
-            Blow::Pause => {
+            Fault::Pause => {
                 self.world.signal_replica(victim, "STOP").await;
                 sleep(Duration::from_millis(self.random.between(1_000, 2_500))).await;
                 self.world.signal_replica(victim, "CONT").await;
                 self.tally.pauses += 1;
             }
-            Blow::CutDatabaseAndKill => {
+            Fault::CutDatabaseAndKill => {
                 self.wait_for(Moment::PaymentsHaveCaughtUp).await;
                 self.wait_for(Moment::PaymentsAreWaiting).await;
                 self.world.way_to_database.set(Mode::Cut);
@@ -212,13 +212,13 @@ impl Nemesis {
                 self.world.way_to_database.set(Mode::Open);
                 self.revive(&EVERY_REPLICA).await;
             }
-            Blow::StandbyAway => {
+            Fault::StandbyAway => {
                 self.set_standby("set synchronous_standby_names = 'away'").await;
                 self.wait_out_a_deadline().await;
                 self.set_standby("reset synchronous_standby_names").await;
                 self.tally.late_answers += 1;
             }
-            Blow::SwallowAnswers => {
+            Fault::SwallowAnswers => {
                 self.world.way_to_database.set(Mode::NoAnswerTo("COMMIT"));
                 self.wait_out_a_deadline().await;
                 self.world.way_to_database.set(Mode::Open);

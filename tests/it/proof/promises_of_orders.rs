@@ -79,7 +79,8 @@ fn arrivals(evidence: &Evidence) -> Vec<Promise> {
     let mut in_time = Promise::no("orders cancelled as unpaid although paid in time");
     for story in &evidence.stories {
         let Some(order) = story.order().and_then(|id| evidence.orders.get(id)) else { continue };
-        for payment in story.paid_amounts().filter(|payment| payment.acknowledged_at < order.time_is_up) {
+        for payment in story.paid_amounts().filter(|payment| payment.acknowledged_at < order.payment_deadline)
+        {
             let timed_out = order.cancelled_for.as_deref() == Some("PAYMENT_TIMEOUT");
             let breach = || format!("{:?} paid {}", story.order(), payment.acknowledged_at);
             in_time.try_out(!timed_out, breach);

@@ -47,7 +47,7 @@ async fn events_of_parked_orders_do_not_slow_down_the_relay() {
 
     park(&world, events).await;
 
-    let beside = format!("beside {events} parked events");
+    let beside = format!("with {events} parked events");
     report_probes(&mut report, &beside, &probe(&world, &arrivals).await);
     report_read(&world, &mut report, &beside).await;
     assert_eq!(shop.count("outbox").await, i64::try_from(events).unwrap(), "parked events stay");

@@ -102,7 +102,7 @@ async fn drain(finished: u64, due: u64, analyzed: Analyzed) -> Drain {
     eventually("the drain begins", async || products.good.load(SeqCst) >= 10).await;
     let begun = products.first_good.get().unwrap().elapsed();
     let (from, start) = (products.good.load(SeqCst), Instant::now());
-    eventually("the drain goes on", async || products.good.load(SeqCst) - from >= measured).await;
+    eventually("the drain continues", async || products.good.load(SeqCst) - from >= measured).await;
     #[expect(clippy::cast_precision_loss, reason = "a figure")]
     let rate = (products.good.load(SeqCst) - from) as f64 / start.elapsed().as_secs_f64();
     if !is_large() {

@@ -36,7 +36,7 @@ pub(crate) fn figure(text: &str) {
 
 impl Shop {
     /// Waits until a session of this database waits for a lock.
-    pub(crate) async fn somebody_waits_for_a_lock(&self) {
+    pub(crate) async fn a_session_waits_for_a_lock(&self) {
         eventually("a session waits for a lock", async || {
             let waits = "select exists (select from pg_stat_activity
                          where datname = current_database() and wait_event_type = 'Lock')";
