@@ -221,9 +221,9 @@ impl Bench {
         let [new, old] = p50.map(|times| mean(&times));
         let title = "place at one connection, p50";
         if baseline.is_some() {
-            let (measured, beside) = (format!("{new:.2} ms"), format!("binary before: {old:.2} ms"));
+            let (measured, beside) = (format!("{new:.2} ms"), format!("baseline: {old:.2} ms"));
             self.report.ratio(
-                &format!("{title} ÷ the binary before"),
+                &format!("{title} ÷ the baseline binary"),
                 measured,
                 beside,
                 (new / old, ""),
@@ -254,11 +254,11 @@ impl Bench {
         let half = |level: &&Level| level.intended_rate.is_some_and(|rate| (rate / most - 0.5).abs() < 0.01);
         if let Some(level) = line.levels.iter().find(half) {
             let measured = format!("{:.0}/s, p50 {:.1} ms", level.rate, level.p50);
-            let title = "place at half of the most, open loop, p99";
+            let title = "place at half of the maximum, open loop, p99";
             self.report.ratio(title, measured, String::new(), (level.p99, "ms"), "≤ 20 ms");
         }
         if let Some(memory) = line.memory {
-            let title = "memory at the most load";
+            let title = "memory at the highest load";
             self.report.ratio(title, "VmHWM of the service".into(), String::new(), (memory, "MB"), "≤ 40 MB");
         }
         self.report.lines.push(line);

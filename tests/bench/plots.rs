@@ -79,7 +79,7 @@ fn size(report: &Report, file: &Path) -> Result<()> {
     chart(
         file,
         "CPU by table size (service and PostgreSQL)",
-        ("orders in the table", "µs a request"),
+        ("orders in the table", "µs per request"),
         &series,
     )
 }
@@ -159,7 +159,7 @@ fn memory(report: &Report, file: &Path) -> Result<()> {
         _ => String::new(),
     };
     let mut chart = ChartBuilder::on(&area)
-        .caption("The most memory of the service (VmHWM)", ("sans-serif", 18))
+        .caption("Maximum memory of the service (VmHWM)", ("sans-serif", 18))
         .margin(12)
         .x_label_area_size(40)
         .y_label_area_size(70)

@@ -41,7 +41,7 @@ impl Settings {
         let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/target/bench"));
         let only = list("BENCH_ONLY", "")?;
         if let Some(unknown) = only.iter().find(|name: &&String| !LINES.contains(&name.as_str())) {
-            return Err(format!("BENCH_ONLY: {unknown} is none of {}", LINES.join(", ")).into());
+            return Err(format!("BENCH_ONLY: {unknown} is not one of {}", LINES.join(", ")).into());
         }
         let passed_on = env::vars().filter_map(|(name, value)| {
             name.strip_prefix("BENCH_SERVICE_").map(|name| (name.to_owned(), value))
@@ -77,11 +77,13 @@ fn given(name: &str) -> Option<String> {
 
 fn one<T: FromStr>(name: &str, default: &str) -> Result<T> {
     let text = given(name).unwrap_or_else(|| default.to_owned());
-    text.trim().parse().map_err(|_| format!("{name}: {text:?} is not understood").into())
+    text.trim().parse().map_err(|_| format!("{name}: {text:?} is not a valid value").into())
 }
 
 fn list<T: FromStr>(name: &str, default: &str) -> Result<Vec<T>> {
     let text = given(name).unwrap_or_else(|| default.to_owned());
     let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-    items.map(|item| item.parse().map_err(|_| format!("{name}: {item:?} is not understood").into())).collect()
+    items
+        .map(|item| item.parse().map_err(|_| format!("{name}: {item:?} is not a valid value").into()))
+        .collect()
 }

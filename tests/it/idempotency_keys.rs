@@ -63,7 +63,7 @@ async fn a_replay_has_the_same_bytes_after_a_restart_a_price_change_and_a_status
 }
 
 #[tokio::test]
-async fn a_second_request_during_the_first_gets_a_retry_answer() {
+async fn a_second_request_during_the_first_gets_409_with_retry_after() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "100", 50).await;
     let body = lines(&[(&phone, 2)]);

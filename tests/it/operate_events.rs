@@ -1,4 +1,4 @@
-//! `order-service events replay` sends events again as they were first published.
+//! `order-service events replay` publishes events again with the same content.
 
 use std::time::Duration;
 

@@ -23,7 +23,7 @@ pub(super) fn dashboard() -> Vec<String> {
 /// The names in one expression.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Expression {
-    /// The selectors, each a query of its own.
+    /// The selectors, each as a separate query.
     pub(super) selectors: BTreeSet<String>,
     /// The labels of `by`, `on` and similar clauses.
     pub(super) labels: BTreeSet<String>,

@@ -179,7 +179,7 @@ impl Prometheus {
         }
     }
 
-    /// The expressions of all rules as they were loaded.
+    /// The expressions of all loaded rules.
     pub(super) async fn rules(&self) -> Vec<String> {
         let data = self.ask("rules", &[]).await;
         let groups = data["groups"].as_array().expect("groups");
