@@ -75,7 +75,7 @@ fn type_of<T: Type<Postgres>>() -> PgTypeInfo {
 }
 
 #[tokio::test]
-async fn every_statement_fits_the_migrated_schema() {
+async fn every_statement_matches_the_migrated_schema() {
     let server = dev::Postgres::start().await.unwrap();
     let options = server.url().parse().unwrap();
     let deadline = Duration::from_mins(1);

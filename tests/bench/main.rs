@@ -22,7 +22,8 @@
 //! | `BENCH_PLOTS` | target/bench/plots | folder of the plots |
 //! | `KAFKA_BOOTSTRAP_SERVERS` | embedded | a real Kafka: `.ci/kafka run cargo bench --bench orders` |
 //!
-//! A single line: `BENCH_ONLY=place cargo bench --bench orders`. The log of each service is in the same folder as the JSON.
+//! A single line: `BENCH_ONLY=place cargo bench --bench orders`. The logs of the services are in the same folder as the
+//! JSON.
 //!
 //! * A closed loop measures throughput: each connection sends the next request when it has its answer. An open
 //!   loop sends at a fixed rate and counts latency from the intended start, so that every request that a stall

@@ -249,7 +249,7 @@ fn a_call_of_unknown_outcome_is_not_repeated_under_a_key_that_may_be_forgotten()
 }
 
 #[test]
-fn a_call_that_was_not_sent_starts_a_new_term_of_its_key() {
+fn a_call_that_was_not_sent_restarts_the_lifetime_of_its_key() {
     let mut job = job(1);
     let first = job.next_calls(HONOURED);
     job.record(&first[0], &CallOutcome::NotSent("down".into()), MY_CLAIM);

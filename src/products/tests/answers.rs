@@ -98,7 +98,7 @@ async fn an_endless_body_is_refused_without_buffering() {
 }
 
 #[tokio::test]
-async fn a_transient_failure_is_hidden_by_a_retry() {
+async fn a_retry_hides_a_transient_failure() {
     for failing in
         [Reply::status(502), Reply::status(503), Reply::status(504), Reply::Never, Reply::Unfinished]
     {

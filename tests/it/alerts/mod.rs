@@ -1,8 +1,8 @@
 //! A real Prometheus scrapes services under load. The services export all metrics of dashboard and rules; each broken
 //! part fires its alert, which ends when the part is repaired.
 //!
-//! The rules are those of the kit with every time divided by [`prometheus::FASTER`]. `.ci/prometheus` installs Prometheus
-//! and runs these tests.
+//! The rules are those of the kit with every time divided by [`prometheus::FASTER`]. `.ci/prometheus` installs
+//! Prometheus and runs these tests.
 
 mod broken;
 mod expressions;

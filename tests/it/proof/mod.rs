@@ -29,8 +29,8 @@
 //!
 //! The runs before 2026-11-24 had no late commits, double payments and refusals. Other long runs:
 //! `PROMISE_SCALE=long cargo test --test it eight_concurrent -- --nocapture`, likewise `sixty_four` and `shuffled`.
-//! An hour without a real Kafka: 1,042,529 orders placed meanwhile, each event there once 42 s after it was back, `serve`
-//! at 28 MB throughout.
+//! An hour without a real Kafka: 1,042,529 orders placed meanwhile, each event delivered once within 42 s after the
+//! outage, `serve` at 28 MB throughout.
 
 mod broker;
 mod contradictions;
