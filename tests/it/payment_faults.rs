@@ -34,7 +34,7 @@ async fn without_database(mode: Mode) {
         .collect();
     records.insert(2, (ids[1].clone(), broken.clone()));
     shop.payments.publish_all(&records).await;
-    tokio::task::block_in_place(|| replica.wait_for_log("the failure of a payment is logged"));
+    tokio::task::block_in_place(|| replica.wait_for_log("a payment could not be written"));
     assert_eq!((shop.count("payments").await, shop.count("parked_payments").await), (1, 0));
     proxy.set(Mode::Open);
 
