@@ -46,7 +46,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_is_read_and_an_array_of_its_fields_is_not() {
+    fn an_object_is_accepted_and_an_array_of_its_fields_is_refused() {
         assert_eq!(quantity(r#" {"other":null,"quantity":2} "#).unwrap(), 2);
         for bad in ["[2]", "2", "null", r#""quantity""#, "", "{}", r#"{"quantity":2,"quantity":3}"#] {
             assert!(quantity(bad).is_err(), "{bad}");

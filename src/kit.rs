@@ -123,7 +123,7 @@ mod tests {
 
     use super::*;
 
-    /// The files below a folder, by their place in it.
+    /// The files below a folder, by their relative path.
     fn below(folder: &Path) -> BTreeMap<String, String> {
         let mut found = BTreeMap::new();
         let mut folders = vec![folder.to_owned()];
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kit_is_what_lies_in_its_folder_of_the_source() {
+    fn the_kit_contains_exactly_the_files_of_its_source_folder() {
         let written = tempfile::tempdir().unwrap();
         let folder = written.path().join("new/kit");
 
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_is_not_empty_stays_as_it_is() {
+    fn a_folder_that_is_not_empty_is_not_changed() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("mine"), "text").unwrap();
 

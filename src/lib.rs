@@ -40,36 +40,36 @@
 //!
 //! 1. An order, its items, its history row and its `ORDER_PLACED` are committed in one transaction; so is a status change
 //!    with its event. In `store/place.rs` and `store/update.rs`, many per commit (`store/group_commit.rs`). —
-//!    `place_order::an_order_is_answered_written_and_published`,
-//!    `database_outage::nothing_is_half_written_and_nothing_is_lost_when_the_database_goes_away_in_the_middle`
+//!    `place_order::a_placement_is_answered_stored_and_published`,
+//!    `database_outage::a_database_outage_during_requests_leaves_no_partial_writes_and_loses_no_order`
 //! 2. The request path never uses Kafka; an outage of Kafka only delays events. —
-//!    `kafka_outage::orders_are_placed_while_kafka_is_away_and_every_event_arrives_when_it_is_back`
+//!    `kafka_outage::orders_are_placed_during_a_kafka_outage_and_every_event_arrives_afterwards`
 //! 3. No network call while a transaction or a connection is held. —
-//!    `product_outage::no_connection_is_held_while_the_product_service_is_asked`
+//!    `product_outage::no_database_connection_is_held_during_product_look_ups`
 //! 4. The events of an order reach Kafka in order, at least once, and a repeat is byte-identical. Only acknowledged events
 //!    are deleted from the outbox. Reading costs as much as is pending, not as much as was deleted. — `relay::*`,
 //!    `relay_floor::*`, and the arguments at [`events::relay`] and in `events/floor.rs`
 //! 5. An error of the broker never counts against an event, and no event is dropped because of its age. Only an invalid
 //!    event is parked, with its order. —
-//!    `kafka_outage::errors_of_the_broker_lose_nothing_and_change_no_sequence`, `parking::*`
+//!    `kafka_outage::broker_errors_lose_no_event_and_keep_the_order_of_events`, `parking::*`
 //! 6. Money is decimal from the wire to the column and back. —
-//!    `read_orders::amounts_keep_their_decimals_wherever_they_are_shown`, and the property tests in `domain/money.rs`
+//!    `read_orders::amounts_keep_their_decimals_in_every_answer`, and the property tests in `domain/money.rs`
 //! 7. Ownership is checked in one place, on a typed identity; a handler cannot forget it. — `access::*`
 //! 8. Every wait has a deadline, every queue is bounded, and every retry is limited. —
-//!    `database_outage::a_database_that_swallows_packets_is_given_up_at_the_deadline`,
-//!    `product_outage::one_product_that_hangs_among_many_ends_the_placement_at_the_deadline_whatever_the_retries`,
-//!    `contract_errors::row_unavailable_while_there_is_too_much_to_do`,
-//!    `confirm_outage::a_product_service_that_is_away_is_asked_now_and_then_and_all_goes_on_when_it_is_back`
+//!    `database_outage::a_database_that_drops_packets_times_out_at_the_deadline`,
+//!    `product_outage::one_hanging_product_ends_the_placement_at_the_deadline_despite_retries`,
+//!    `contract_errors::overload_is_answered_with_unavailable`,
+//!    `confirm_outage::a_product_service_outage_is_probed_and_stock_work_resumes_afterwards`
 //! 9. A client that hangs up does not interrupt a placement. — `client_hangs_up::*`
 //! 10. Any replica can die at any instruction; the others continue its work from PostgreSQL and Kafka. —
-//!     `relay::what_a_killed_replica_held_is_taken_over_and_nothing_is_lost`, `proof::*`
+//!     `relay::the_buckets_of_a_killed_replica_are_taken_over_and_no_event_is_lost`, `proof::*`
 //! 11. An order is never CONFIRMED unless all its stock was taken; no line is taken or given back twice. —
 //!     `confirm_order::*`, and the property test in `domain/stock/tests.rs`
 //! 12. One key of one customer is one order. — `duplicates::*`
 //! 13. No order is cancelled as unpaid if its payment was in the topic before its deadline. While Kafka cannot be reached,
 //!     nothing is cancelled. — `unpaid_orders::*`, and the argument in `events/payments/unpaid.rs`
 //! 14. No payment is lost: a record counts as a repeat only with the same bytes. —
-//!     `payments::a_repeat_that_has_other_bytes_is_parked`,
+//!     `payments::a_repeat_with_different_bytes_is_parked`,
 //!     `payments::a_second_payment_within_the_same_second_is_kept`
 //! 15. Placements that wait for the same product share its next look-up, and none is priced by an answer that is older than
 //!     its request. — `products/tests/shared.rs`, and the property test in `products/singleflight/tests.rs`

@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stop_during_the_start_stays_a_stop() {
+    fn a_stop_during_the_start_takes_effect() {
         let lifecycle = Lifecycle::default();
         assert_eq!(lifecycle.phase(), Phase::Starting);
         lifecycle.stopping();

@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_is_refused() {
+    fn an_invalid_key_is_refused() {
         let long: &'static str = Box::leak("k".repeat(256).into_boxed_str());
         for bad in [&[""][..], &["\"\""], &["a b"], &["a\"b"], &["\"a"], &["a", "a"], &[long]] {
             assert_eq!(read(bad), Err(()), "{bad:?}");

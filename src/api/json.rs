@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn duplicate_keys_broken_text_and_deep_nesting_are_not() {
+    fn duplicate_keys_malformed_text_and_deep_nesting_are_refused() {
         let deep = "[".repeat(200) + &"]".repeat(200);
         let bad =
             ["", "{", r#"{"a":1,"a":2}"#, r#"[{"x":{"a":1,"a":1}}]"#, r#""\ud800""#, "01", "[1,]", &deep];

@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_callers_request_id_is_taken_when_it_is_safe_and_alone() {
+    fn a_single_safe_request_id_of_the_caller_is_used() {
         assert_eq!(request_id(&headers(&["abc-123"])), "abc-123");
         for bad in [&["a b"][..], &["a\"b"], &["a", "b"], &[""], &[]] {
             assert!(Uuid::try_parse(&request_id(&headers(bad))).is_ok(), "{bad:?}");

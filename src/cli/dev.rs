@@ -220,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_single_setting_of_the_relay_goes_with_the_defaults_of_dev() {
+    fn any_single_relay_setting_is_valid_with_the_defaults_of_dev() {
         let parts = Environment::default()
             .with("DATABASE_URL", "postgres://localhost/orders")
             .with("KAFKA_BOOTSTRAP_SERVERS", "localhost:9092")

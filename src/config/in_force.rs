@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_secret_is_shown() {
+    fn secrets_are_not_shown() {
         let shown_as = [
             (
                 "DATABASE_URL",
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn each_value_says_where_it_comes_from() {
+    fn each_value_is_shown_with_its_source() {
         let process = Environment::default().with("RELAY_BATCH", "7").with("MAX_CONNECTIONS", " ");
         let file = [("RELAY_BATCH", "8"), ("LOG_FORMAT", "human")];
         let env = process.clone().or(file.map(|(name, value)| (name.to_owned(), value.to_owned())));

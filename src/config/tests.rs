@@ -11,7 +11,7 @@ const REQUIRED: [(&str, &str); 3] = [
     ("PRODUCT_SERVICE_URL", "http://product-service:8081"),
 ];
 
-/// `serve` does not read it: it belongs to `demo-products`.
+/// `serve` does not read this setting, which belongs to `demo-products`.
 const OF_THE_DEMO: (&str, &str) = ("DEMO_PRODUCTS_ADDRESS", "127.0.0.1:8081");
 
 fn required() -> Environment {
@@ -22,7 +22,7 @@ fn environment(variables: &[(&str, &str)]) -> Environment {
     variables.iter().fold(Environment::default(), |env, (name, value)| env.with(name, *value))
 }
 
-/// What is wrong with these settings beside the required ones, a line each.
+/// The errors of these settings together with the required ones, one per line.
 fn wrong(variables: &[(&str, &str)]) -> Vec<String> {
     let env = variables.iter().fold(required(), |env, (name, value)| env.with(name, *value));
     read_service(&env).err().map(|InvalidConfig(lines)| lines).unwrap_or_default()
@@ -32,21 +32,21 @@ fn names(lines: &[String]) -> Vec<&str> {
     lines.iter().filter_map(|line| line.split(' ').next()).collect()
 }
 
-/// `NAME=value` of a line, and whether it is in force as the file stands.
+/// `NAME=value` of a line, and whether the line is active, not commented out.
 fn assignment(line: &str) -> Option<(bool, &str, &str)> {
-    let (in_force, line) = line.strip_prefix('#').map_or((true, line), |line| (false, line));
+    let (is_active, line) = line.strip_prefix('#').map_or((true, line), |line| (false, line));
     let (name, value) = line.split_once('=')?;
     let is_name = name.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
-    is_name.then_some((in_force, name, value))
+    is_name.then_some((is_active, name, value))
 }
 
-/// The settings of `.env.example`, every one taken as if it were in force.
+/// All settings of `.env.example`, including those that are commented out.
 fn example() -> BTreeMap<&'static str, &'static str> {
     EXAMPLE.lines().filter_map(assignment).map(|(_, name, value)| (name, value)).collect()
 }
 
-/// Everything that can be told of settings: their `Debug` form leaves out what may be secret, and deadlines of
-/// the database with it.
+/// All comparable parts of the settings: their `Debug` output omits possible secrets, and with them the database
+/// deadlines.
 fn shown((log, config): &(LogConfig, Config)) -> String {
     let database = &config.database;
     let properties: Vec<_> =
@@ -70,19 +70,19 @@ fn the_example_lists_exactly_the_settings_that_are_read() {
 fn the_example_shows_the_defaults_and_changes_none() {
     let defaults = shown(&read_service(&required()).unwrap());
 
-    let taken_as_it_stands = EXAMPLE.lines().filter_map(assignment).filter(|(in_force, ..)| *in_force);
-    let taken_as_it_stands = taken_as_it_stands.map(|(_, name, value)| (name.to_owned(), value.to_owned()));
-    let env = Environment::from(taken_as_it_stands).or(required().variables().clone());
+    let active = EXAMPLE.lines().filter_map(assignment).filter(|(is_active, ..)| *is_active);
+    let active = active.map(|(_, name, value)| (name.to_owned(), value.to_owned()));
+    let env = Environment::from(active).or(required().variables().clone());
     assert_eq!(shown(&read_service(&env).unwrap()), defaults);
 
-    let all_in_force = example().into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let env = Environment::from(all_in_force).or(required().variables().clone());
+    let all_active = example().into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let env = Environment::from(all_active).or(required().variables().clone());
     assert_eq!(shown(&read_service(&env).unwrap()), defaults);
     assert_eq!(example()[OF_THE_DEMO.0], OF_THE_DEMO.1);
 }
 
 #[test]
-fn the_defaults_that_are_shown_to_operators_are_those_of_the_example() {
+fn operators_see_the_defaults_of_the_example() {
     let env = required();
     read_service(&env).unwrap();
     for (name, value) in example().into_iter().filter(|(name, _)| *name != OF_THE_DEMO.0) {
@@ -91,21 +91,21 @@ fn the_defaults_that_are_shown_to_operators_are_those_of_the_example() {
 }
 
 #[test]
-fn the_example_says_something_about_every_setting_and_names_each_once() {
+fn the_example_describes_every_setting_once() {
     let mut seen = BTreeSet::new();
     let mut before = "";
     for line in EXAMPLE.lines() {
         if let Some((_, name, _)) = assignment(line) {
             assert!(before.starts_with("# "), "{name} has no sentence");
             assert!(before.ends_with('.'), "the sentence of {name} has no end");
-            assert!(seen.insert(name), "{name} is there twice");
+            assert!(seen.insert(name), "{name} appears twice");
         }
         before = line;
     }
 }
 
 #[test]
-fn without_any_setting_the_required_ones_are_named_and_no_others() {
+fn without_settings_the_error_names_exactly_the_required_ones() {
     let InvalidConfig(lines) = read_service(&Environment::default()).unwrap_err();
     let mut named = names(&lines);
     named.sort_unstable();
@@ -114,7 +114,7 @@ fn without_any_setting_the_required_ones_are_named_and_no_others() {
 }
 
 #[test]
-fn an_empty_setting_counts_as_none() {
+fn an_empty_setting_counts_as_unset() {
     let blank = |name: &str| (name.to_owned(), "  ".to_owned());
     let env =
         Environment::from([blank("LOG_FORMAT")]).or([blank("GATEWAY_SECRET"), blank("MAX_CONNECTIONS")]);
@@ -181,20 +181,20 @@ fn every_number_has_its_bounds() {
             let lines = wrong(&[(name, &bad)]);
             assert_eq!(lines, [format!("{name} must be a whole number from {least} to {most}")], "{bad}");
         }
-        // Alone: combinations may be refused for another reason.
+        // One setting at a time: combinations may be refused for another reason.
         for good in [least, most].map(|bound| bound.to_string()) {
             let lines = wrong(&[(name, &good)]);
             assert!(!lines.iter().any(|line| line.contains("whole number")), "{name}={good}: {lines:?}");
         }
     }
-    // A number whose bounds are not in the table has none.
+    // Numbers that are not in the table have no bounds.
     let tabled: BTreeSet<_> = bounds.map(|(name, ..)| name).into();
     let numeric = example().into_iter().filter(|(_, value)| value.parse::<i64>().is_ok());
     assert_eq!(numeric.map(|(name, _)| name).collect::<BTreeSet<_>>(), tabled);
 }
 
 #[test]
-fn a_duplicate_window_that_a_repeat_can_miss_is_refused_with_the_names_of_what_it_depends_on() {
+fn a_duplicate_window_that_is_too_short_is_refused_and_the_error_names_the_related_settings() {
     let window = |value: &str, deadline: &str| {
         wrong(&[
             ("DUPLICATE_WINDOW_SECONDS", value),
@@ -218,7 +218,7 @@ fn a_duplicate_window_that_a_repeat_can_miss_is_refused_with_the_names_of_what_i
 }
 
 #[test]
-fn every_other_wrong_value_is_refused_by_name() {
+fn the_error_names_every_other_invalid_setting() {
     let too_long = "x".repeat(250);
     let table: [(&str, &[&str]); 34] = [
         ("ORDER_RETENTION", &["-1", "never", "36501d"]),
@@ -289,7 +289,7 @@ fn every_other_wrong_value_is_refused_by_name() {
 }
 
 #[test]
-fn everything_wrong_is_reported_at_once() {
+fn all_errors_are_reported_at_once() {
     let bad = [
         ("LOG_FORMAT", "xml"),
         ("LOG_FILTER", "a=b=c"),
@@ -356,7 +356,7 @@ fn dangerous_combinations_are_refused() {
 }
 
 #[test]
-fn a_secret_is_neither_repeated_in_a_refusal_nor_shown() {
+fn errors_and_debug_output_do_not_contain_secrets() {
     const SECRETS: [(&str, &str); 5] = [
         ("GATEWAY_SECRET", "the-gateway-s-secret"),
         ("GATEWAY_SECRET_PREVIOUS", "the-secret-of-yesterday"),
@@ -384,7 +384,7 @@ fn a_secret_is_neither_repeated_in_a_refusal_nor_shown() {
     assert_eq!(told(&lines.join("\n")), Vec::<String>::new());
 }
 
-/// Every secret, as it may be set, with what else it needs.
+/// A valid value of every secret.
 const SECRETS: [(&str, &str); 6] = [
     ("DATABASE_URL", "postgres://orders:database-password@other-db:5432/orders"),
     ("GATEWAY_SECRET", "the-gateway-s-secret"),
@@ -394,7 +394,7 @@ const SECRETS: [(&str, &str); 6] = [
     ("KAFKA_SSL_KEY_PASSWORD", "password-of-the-key"),
 ];
 
-/// The required settings and all secrets: by value but for those in `by_file`, which are files in `folder`.
+/// The required settings and all secrets. Those in `by_file` are files in `folder`, the others are set by value.
 fn secrets(by_file: &[&str], folder: &std::path::Path, end_of_line: &str) -> Environment {
     let needed = REQUIRED[1..].iter().chain(&[("KAFKA_SECURITY_PROTOCOL", "SASL_SSL")]);
     let mut env = needed.fold(Environment::default(), |env, (name, value)| env.with(name, *value));
@@ -429,7 +429,7 @@ fn a_secret_may_come_from_a_file_without_the_newline_at_its_end() {
 }
 
 #[test]
-fn a_secret_by_value_and_by_file_is_refused_with_both_names() {
+fn a_secret_that_is_set_by_value_and_by_file_is_refused_with_both_names() {
     let folder = tempfile::tempdir().unwrap();
     for (name, value) in SECRETS {
         let both = secrets(&[name], folder.path(), "").variables().clone().into_iter();
@@ -440,7 +440,7 @@ fn a_secret_by_value_and_by_file_is_refused_with_both_names() {
 }
 
 #[test]
-fn a_secret_whose_file_cannot_be_used_is_refused_by_the_name_of_its_variable_alone() {
+fn the_error_for_an_unusable_secret_file_names_only_its_variable() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &[u8]| {
         let path = folder.path().join(name);
@@ -472,7 +472,7 @@ fn a_secret_whose_file_cannot_be_used_is_refused_by_the_name_of_its_variable_alo
 }
 
 #[test]
-fn the_environment_wins_over_the_env_file_in_whichever_form_a_secret_stands() {
+fn the_environment_overrides_the_env_file_for_both_forms_of_a_secret() {
     let folder = tempfile::tempdir().unwrap();
     let by_file = secrets(&["GATEWAY_SECRET"], folder.path(), "").variables().clone();
     let by_value = secrets(&[], folder.path(), "").variables().clone();
@@ -488,7 +488,7 @@ fn assignments_of_manifest(text: &'static str) -> impl Iterator<Item = (&'static
 }
 
 #[test]
-fn the_manifests_are_settings_of_this_service_and_leave_it_the_time_to_stop() {
+fn the_manifests_set_only_known_settings_and_allow_enough_time_to_stop() {
     const CONFIG_MAP: &str = include_str!("../kit/kubernetes/configmap.yaml");
     const SECRET: &str = include_str!("../kit/kubernetes/secret.yaml");
     const DEPLOYMENT: &str = include_str!("../kit/kubernetes/deployment.yaml");
@@ -515,7 +515,7 @@ fn the_manifests_are_settings_of_this_service_and_leave_it_the_time_to_stop() {
 }
 
 #[test]
-fn an_address_that_others_reach_is_warned_of_unless_there_is_a_secret() {
+fn a_public_address_without_a_gateway_secret_logs_a_warning() {
     let secret = ("GATEWAY_SECRET", "the-gateway-s-secret");
     let warns = |variables: &[(&str, &str)]| {
         let env = variables.iter().fold(required(), |env, (name, value)| env.with(name, *value));
@@ -532,7 +532,7 @@ fn an_address_that_others_reach_is_warned_of_unless_there_is_a_secret() {
 }
 
 #[test]
-fn a_misspelt_setting_is_named_with_the_nearest_one_and_others_variables_are_not() {
+fn a_misspelt_setting_is_reported_with_the_nearest_name_and_foreign_variables_are_ignored() {
     let unknown = |name: &str| Config::read(&required().with(name, "1")).unwrap().unknown;
     let misspelt = [
         ("DATABASE_MAX_CONNECTION", "DATABASE_MAX_CONNECTIONS"),
@@ -569,14 +569,14 @@ fn a_misspelt_setting_is_named_with_the_nearest_one_and_others_variables_are_not
 }
 
 #[test]
-fn a_command_asks_only_for_what_it_needs() {
+fn a_command_requires_only_the_settings_that_it_uses() {
     let env = environment(&REQUIRED[..1]);
     read_database(&env).unwrap();
     assert_eq!(read_bind_address(&env).unwrap().to_string(), DEFAULT_BIND_ADDRESS);
 }
 
 #[test]
-fn librdkafka_takes_every_security_setting_that_is_accepted() {
+fn librdkafka_accepts_every_valid_security_setting() {
     let sasl = [("KAFKA_SASL_USERNAME", "orders"), ("KAFKA_SASL_PASSWORD", "password-of-kafka")];
     for protocol in ["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] {
         for mechanism in ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] {

@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn the_endpoint_of_traces_is_used_as_it_is_and_the_general_one_with_the_path_of_traces() {
+    fn the_traces_endpoint_is_used_unchanged_and_the_general_one_gets_the_traces_path() {
         let general = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://otel:4318/in/");
         let of_traces = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "https://traces/here");
         let grpc = ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn the_variables_of_traces_come_before_the_general_ones() {
+    fn trace_variables_override_the_general_ones() {
         let settings = read(&[
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://otel:4318"),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn the_service_name_comes_before_the_one_among_the_attributes() {
+    fn the_service_name_overrides_the_resource_attribute() {
         let of = |variables: &[(&str, &str)]| {
             let env =
                 variables.iter().fold(Environment::default(), |env, (name, value)| env.with(name, *value));
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn the_samplers_are_those_of_the_specification() {
+    fn every_sampler_of_the_specification_is_supported() {
         let of = |sampler: &str| {
             let env = Environment::default()
                 .with("OTEL_TRACES_SAMPLER", sampler)

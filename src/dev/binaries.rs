@@ -100,7 +100,7 @@ mod tests {
     use super::versions;
 
     #[test]
-    fn highest_version_first() -> std::io::Result<()> {
+    fn the_highest_version_comes_first() -> std::io::Result<()> {
         let folder = tempfile::tempdir()?;
         for name in ["postgresql@9.6", "postgresql@17", "postgresql@18", "postgresql-hooks", "redis"] {
             fs::create_dir(folder.path().join(name))?;

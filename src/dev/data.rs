@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn an_incomplete_last_line_is_cut_off() -> std::io::Result<()> {
+    fn an_incomplete_last_line_is_truncated() -> std::io::Result<()> {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("lines");
         fs::write(&path, "one\ntwo\nthr")?;

@@ -347,7 +347,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn notices_a_lost_port_and_leaves_nothing_behind() -> Result<(), DevError> {
+    async fn the_supervisor_reports_a_taken_port_and_leaves_no_folder() -> Result<(), DevError> {
         let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(DevError::io("listen"))?;
         let port = taken.local_addr().map_err(DevError::io("listen"))?.port();
         let mut supervisor =

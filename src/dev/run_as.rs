@@ -66,7 +66,7 @@ mod tests {
     use super::{RunAs, find};
 
     #[test]
-    fn reads_uid_and_gid() {
+    fn the_uid_and_gid_are_parsed() {
         let passwd =
             "root:x:0:0::/root:/bin/sh\npostgres:x:101:104:PostgreSQL,,,:/var/lib/postgresql:/bin/bash\n";
         assert_eq!(find(passwd, "postgres"), Some(RunAs { uid: 101, gid: 104 }));

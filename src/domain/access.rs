@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn roles_are_exact_words() {
+    fn role_names_are_matched_exactly() {
         assert_eq!("ADMIN".parse(), Ok(Role::Admin));
         for bad in ["admin", "ROLE_ADMIN", "ADMIN,CUSTOMER", " ADMIN", ""] {
             assert!(bad.parse::<Role>().is_err(), "{bad}");

@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn order_placed_is_the_envelope_of_the_contract() {
+    fn order_placed_has_the_envelope_of_the_contract() {
         let order = an_order();
         let event = OrderEvent::placed(&order, &TraceParent::continue_or_start(None)).unwrap();
         let expected = format!(
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn order_status_updated_says_from_what_to_what_and_why() {
+    fn order_status_updated_contains_old_status_new_status_and_reason() {
         let mut order = an_order();
         let trace = TraceParent::continue_or_start(None);
         let reason = Some("asked to".into());
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn the_orders_of_one_moment_spread_over_the_buckets() {
+    fn orders_of_the_same_moment_are_spread_over_all_buckets() {
         let used: std::collections::HashSet<_> = (0..2_000).map(|_| bucket_of(OrderId::new())).collect();
         assert_eq!(used.len(), usize::try_from(BUCKETS).unwrap());
     }

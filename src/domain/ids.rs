@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_order_id_is_read_in_its_36_character_form_only() {
+    fn only_the_36_character_form_of_an_order_id_is_accepted() {
         let id = OrderId::new();
         assert_eq!(OrderId::parse(&id.to_string()), Ok(id));
         for bad in
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_customer_is_one_plain_address() {
+    fn a_customer_is_one_plain_email_address() {
         for good in ["user+tag@example.com", "用户@例え.jp", "jörg@müller.example", "é@b"] {
             assert_eq!(CustomerId::parse(good).unwrap().as_str(), good);
         }

@@ -140,13 +140,13 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_one_product_become_one_line_where_the_first_stood() {
+    fn lines_of_one_product_are_merged_at_the_position_of_the_first() {
         let merged = merge_lines(vec![requested("A", 1), requested("B", 2), requested("A", 3)]).unwrap();
         assert_eq!(merged, [(0, requested("A", 4)), (1, requested("B", 2))]);
     }
 
     #[test]
-    fn the_sum_of_one_product_is_held_to_the_same_limit() {
+    fn the_merged_quantity_of_a_product_has_the_same_limit() {
         let refused = merge_lines(vec![requested("A", 10_000), requested("A", 1)]);
         assert_eq!(refused.unwrap_err().line, Some(1));
     }

@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn the_state_machine_is_the_one_of_the_contract() {
+    fn the_state_machine_matches_the_contract() {
         use Status::{Cancelled, Confirmed, Created};
         for &from in Status::VARIANTS {
             for &to in Status::VARIANTS {
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_total_beyond_the_column_is_no_order() {
+    fn a_total_that_exceeds_the_column_is_refused() {
         let line = |id: &str| Line {
             product_id: ProductId::parse(id).unwrap(),
             quantity: Quantity::new(1).unwrap(),
@@ -249,7 +249,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_row_of_requests_keeps_an_order_legal(requests in prop::collection::vec(0_usize..3, 0..12)) {
+        fn any_series_of_requests_keeps_the_order_valid(requests in prop::collection::vec(0_usize..3, 0..12)) {
             let mut order = an_order();
             for to in requests.into_iter().map(|index| Status::VARIANTS[index]) {
                 let before = order.clone();

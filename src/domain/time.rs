@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_within_one_order_increase_even_when_the_clock_steps_back() {
+    fn times_within_an_order_increase_even_if_the_clock_steps_back() {
         let ahead = now() + TimeDelta::hours(1);
         assert_eq!(after(ahead), ahead + TimeDelta::microseconds(1));
         let long_ago = now() - TimeDelta::hours(1);

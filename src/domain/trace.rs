@@ -121,7 +121,7 @@ mod tests {
     const HEADER: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
 
     #[test]
-    fn a_valid_trace_is_passed_on_as_it_came() {
+    fn a_valid_trace_is_passed_on_unchanged() {
         let trace = TraceParent::extract(Some(HEADER), Some("one=1,two=2")).unwrap();
         assert_eq!(trace.trace_id().to_string(), "0af7651916cd43dd8448eb211c80319c");
         assert_eq!(trace.to_string(), HEADER);

@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(requested(&[("KAFKA_TOPIC_REPLICATION", "3")], None), two);
         assert_eq!(requested(&[("KAFKA_TOPIC_REPLICATION", "5")], None), two);
         assert_eq!(requested(&[], Some(3)), two);
-        // With two replicas it would stop at the loss of one broker.
+        // With two replicas, the loss of one broker would stop all writes.
         assert_eq!(requested(&[("KAFKA_TOPIC_REPLICATION", "2")], None), []);
         assert_eq!(requested(&[], Some(1)), []);
     }
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn safe_or_unknown_settings_are_no_reason_to_warn() {
+    fn safe_or_unknown_settings_log_no_warning() {
         let safe = [(MIN_INSYNC, "2"), (CLEANUP, "delete"), (UNCLEAN, "false")];
         assert_eq!(found(3, &safe), "");
         assert_eq!(found(2, &safe), "");

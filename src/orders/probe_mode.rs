@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_few_broken_products_do_not_turn_it_on() {
+    fn a_few_failing_products_do_not_start_probe_mode() {
         let mut probe = ProbeMode::new(3, EVERY);
         for answered in [false, false, true].repeat(10) {
             probe.record(Some(answered));

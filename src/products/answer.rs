@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_product_of_the_platform_is_read() {
+    fn a_product_of_the_platform_is_parsed() {
         let body = r#"{"id":"PROD123","name":"Phone","description":"\"x\"","price":2499.10,"stock":50,"sku":"S",
             "brand":null,"category":{"id":"OTHER","price":1,"stock":[]}}"#;
         let read = parsed(body).unwrap();
@@ -164,7 +164,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_price_and_stock_is_read_exactly(cents in 0_u64..100_000_000_000_000, stock: i64) {
+        fn every_price_and_stock_is_parsed_exactly(cents in 0_u64..100_000_000_000_000, stock: i64) {
             let price = format!("{}.{:02}", cents / 100, cents % 100);
             let read = parsed(&format!(r#"{{"price":{price},"stock":{stock}}}"#));
             prop_assert_eq!(read.unwrap(), product(&price, u64::try_from(stock).unwrap_or(0)));

@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ten_look_ups_pay_for_one_retry() {
+    fn ten_look_ups_earn_one_retry() {
         let budget = RetryBudget::default();
         while budget.spend() {}
         for _ in 0..9 {

@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_of_zero_or_forever_are_clamped() {
+    fn settings_of_zero_or_infinity_are_clamped() {
         let mut settings = ProductSettings::new("http://shop".parse().unwrap());
         settings.deadline = Duration::MAX;
         settings.concurrency = 0;

@@ -1,6 +1,6 @@
 //! The client against a real HTTP server on this machine.
 //!
-//! Time limits are lower bounds or very generous upper ones, so that a slow machine fails no test.
+//! Time limits are lower bounds or very generous upper bounds, so that slow machines fail no test.
 
 use std::time::Duration;
 
@@ -14,11 +14,11 @@ mod shop;
 
 use shop::{Reply, Shop};
 
-/// More than any of these tests needs, and less than the hour of a wait that never ends.
+/// More than any of these tests needs, and less than the hour that stands for an endless wait.
 const GENEROUS: Duration = Duration::from_secs(20);
 const HOUR: Duration = Duration::from_hours(1);
 
-/// Settings that never end a call, unless a test changes them.
+/// Settings without short deadlines, unless a test changes them.
 fn patient(shop: &Shop) -> ProductSettings {
     ProductSettings {
         deadline: HOUR,
@@ -41,7 +41,7 @@ fn numbered(count: usize) -> Vec<ProductId> {
     (0..count).map(|number| ProductId::parse(&format!("P{number}")).unwrap()).collect()
 }
 
-/// Looks up products, and fails the test if that does not end.
+/// Looks up products; fails the test if the call does not end.
 async fn look_up(client: &ProductClient, ids: &[ProductId]) -> Result<Vec<Option<Product>>, Unavailable> {
     let ids: Vec<_> = ids.iter().collect();
     let trace = TraceParent::continue_or_start(None);

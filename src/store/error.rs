@@ -225,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn temporary_errors_are_told_from_errors_of_the_statement() {
+    fn temporary_errors_are_distinguished_from_statement_errors() {
         for code in ["08006", "53300", "57P01", "57014", "40001", "55P03", "25P03", "25006"] {
             assert!(is_transient(code), "{code}");
         }
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_the_data_are_told_from_errors_of_every_statement() {
+    fn data_errors_are_distinguished_from_errors_of_every_statement() {
         for code in ["22003", "22021", "23505", "23514"] {
             assert!(is_about_the_data(code), "{code}");
         }

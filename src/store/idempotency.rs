@@ -142,7 +142,7 @@ mod tests {
     proptest! {
         /// PostgreSQL returns rows in any order.
         #[test]
-        fn each_question_of_a_set_gets_its_own_key(
+        fn each_caller_of_a_shared_read_gets_its_own_key(
             known in proptest::collection::vec(any::<bool>(), 1..20)
                 .prop_flat_map(|known| (Just(known.clone()), Just((0..known.len()).collect::<Vec<_>>()).prop_shuffle())),
         ) {

@@ -371,7 +371,7 @@ mod tests {
         }
 
         #[test]
-        fn any_other_text_is_refused(text in ".{0,64}") {
+        fn any_other_text_is_refused_as_a_cursor(text in ".{0,64}") {
             let list = ListQuery::default();
             if let Ok(cursor) = Cursor::decode(&text, &list) {
                 prop_assert_eq!(cursor.encode(&list), text);
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_outside_of_postgresql_is_no_cursor() {
+    fn a_time_out_of_range_for_postgresql_is_refused_as_a_cursor() {
         let list = ListQuery::default();
         for micros in [i64::MIN, -1, i64::MAX] {
             let mut bytes = [7; 32];

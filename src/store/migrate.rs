@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_migration_without_a_transaction_is_one_statement_that_can_be_repeated() {
+    fn a_migration_without_a_transaction_is_one_repeatable_statement() {
         for migration in migrations().iter().filter(|migration| migration.no_tx) {
             let sql = statements(migration);
             let one = sql.trim_end_matches(';').matches(';').count() == 0;
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_migration_in_a_transaction_builds_indexes_on_its_own_new_tables_only() {
+    fn a_migration_in_a_transaction_builds_indexes_only_on_its_own_new_tables() {
         for migration in migrations().iter().filter(|migration| !migration.no_tx) {
             let sql = statements(migration);
             for (at, _) in sql
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_migration_keeps_the_checksum_that_databases_have() {
+    fn an_edited_migration_keeps_its_recorded_checksum() {
         for (version, text) in CHANGED {
             let migration = migrations().into_iter().find(|migration| migration.version == version);
             let checksum = migration.map(|migration| migration.checksum.into_owned());

@@ -234,9 +234,9 @@ mod tests {
     }
 
     proptest! {
-        /// PostgreSQL returns rows in any order, and a set may ask for an order twice, or for a missing one.
+        /// PostgreSQL returns rows in any order, and a set may contain an order twice, or a missing one.
         #[test]
-        fn each_caller_of_a_set_gets_the_order_that_it_asked_for(
+        fn each_caller_of_a_shared_read_gets_its_own_order(
             asked in proptest::collection::vec(0_u128..8, 1..20),
             found in Just((0_u128..6).collect::<Vec<_>>()).prop_shuffle(),
         ) {
@@ -253,16 +253,16 @@ mod tests {
     }
 
     #[test]
-    fn an_unreadable_row_is_an_error_only_for_those_who_asked_for_it() {
+    fn an_unreadable_row_is_an_error_only_for_its_own_callers() {
         let ids: Vec<OrderId> = [1, 2, 1].map(|number| OrderId(Uuid::from_u128(number))).to_vec();
         let broken = OrderRow { status: "LOST".to_owned(), ..row(1) };
         let assigned = assign(&ids, vec![row(2), broken]);
         assert_eq!(assigned.iter().map(Result::is_ok).collect::<Vec<_>>(), [false, true, false]);
     }
 
-    /// pgbench runs this statement beside the benchmark: one order by its id.
+    /// pgbench runs this statement for comparison with the benchmark: one order by its id.
     #[test]
-    fn the_benchmark_compares_with_the_statement_of_the_service() {
+    fn the_benchmark_uses_the_same_statement_as_the_service() {
         let benchmark = include_str!("../../tests/bench/sql/select.sql");
         let lines = benchmark.lines().filter(|line| !line.starts_with("--") && !line.starts_with('\\'));
         let benchmark: Vec<&str> = lines.collect();

@@ -1,5 +1,5 @@
-//! Every statement against the migrated schema: PostgreSQL prepares it, and the row type of the code decodes a row with
-//! the names and types of its columns. So a migration that breaks a statement fails here before it fails a request.
+//! Checks every statement against the migrated schema: PostgreSQL prepares it, and the row type of the code decodes a
+//! row with the names and types of its columns. A migration that breaks a statement fails here first, not in a request.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,7 +20,7 @@ use super::*;
 use crate::dev;
 use crate::domain::{CustomerId, Status};
 
-/// The statements that were checked, as `file::NAME`.
+/// The checked statements, as `file::NAME`.
 struct Checked {
     connection: PgConnection,
     names: BTreeSet<String>,
@@ -75,7 +75,7 @@ fn type_of<T: Type<Postgres>>() -> PgTypeInfo {
 }
 
 #[tokio::test]
-async fn every_statement_fits_the_migrated_schema() {
+async fn every_statement_matches_the_migrated_schema() {
     let server = dev::Postgres::start().await.unwrap();
     let options = server.url().parse().unwrap();
     let deadline = Duration::from_mins(1);
@@ -198,7 +198,7 @@ async fn invariants(checked: &mut Checked) {
     }
 }
 
-/// The statements in the files of this folder: every constant whose text is SQL, and every text that is made of such ones.
+/// The statements in the files of this folder: every constant that contains SQL, and every text composed of them.
 fn declared() -> Vec<String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store");
     let files = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());

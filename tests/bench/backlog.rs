@@ -1,4 +1,4 @@
-//! A backlog of events, as an outage of Kafka leaves it: how fast the relay drains it.
+//! The rate at which the relay drains a backlog of events after an outage of Kafka.
 
 use std::time::{Duration, Instant};
 
@@ -12,11 +12,11 @@ use crate::{Result, cpu};
 
 const BROKER: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(20);
-/// The drain is given up when it takes longer.
+/// The maximum duration of the drain.
 const PATIENCE: Duration = Duration::from_mins(10);
 
 pub(crate) struct Drained {
-    /// Events a second, from the first in Kafka to the last.
+    /// Events per second, from the first in Kafka to the last.
     pub(crate) rate: f64,
     seconds: f64,
     cpu: cpu::Usage,

@@ -1,4 +1,4 @@
-//! CPU and memory of each part, from `/proc`; where there is none (macOS) all of it is 0.
+//! CPU and memory of each part, from `/proc`; without it (macOS) all values are 0.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,10 +7,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::load::as_f64;
 
-/// Linux counts CPU time in hundredths of a second, whatever the kernel's own clock is.
+/// Linux reports CPU time in hundredths of a second, for any kernel clock.
 const TICKS_A_SECOND: f64 = 100.0;
 
-/// The processes of a load by their part. Children of the process that is named first in a part count with it.
+/// The processes of a load by part. Children of the first process of a part are included.
 #[derive(Clone, Default)]
 pub(crate) struct Watched(pub(crate) BTreeMap<&'static str, u32>);
 
@@ -25,7 +25,7 @@ impl Watched {
         parts
     }
 
-    /// What they have used since each of them started.
+    /// The CPU time of the processes since their start.
     pub(crate) fn usage(&self) -> Usage {
         let processes = processes();
         let used = self.0.iter().map(|(part, pid)| {
@@ -54,7 +54,7 @@ impl Usage {
     }
 }
 
-/// The most memory that a process ever had, in MB.
+/// The maximum memory of a process in MB.
 pub(crate) fn peak_memory(pid: u32) -> Option<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
@@ -67,7 +67,7 @@ pub(crate) fn unix_micros() -> u64 {
     u64::try_from(now.as_micros()).unwrap_or_default()
 }
 
-/// `model name` of the first CPU, and how many there are.
+/// `model name` of the first CPU, and the number of CPUs.
 pub(crate) fn machine() -> (String, usize) {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info.lines().find(|line| line.starts_with("model name"));
@@ -91,7 +91,7 @@ fn processes() -> BTreeMap<u32, Process> {
         .collect()
 }
 
-/// proc(5): the fields after the name, which is in parentheses and may hold blanks.
+/// proc(5): the fields after the name, which is in parentheses and may contain blanks.
 fn process(folder: &Path) -> Option<Process> {
     let stat = fs::read_to_string(folder.join("stat")).ok()?;
     let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
@@ -103,7 +103,7 @@ fn process(folder: &Path) -> Option<Process> {
     })
 }
 
-/// Seconds in which the cores of the machine did nothing or waited for the disk.
+/// Seconds in which the cores of the machine were idle or waited for the disk.
 fn idle() -> f64 {
     let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
     let fields: Vec<&str> = stat.lines().next().unwrap_or_default().split_whitespace().collect();

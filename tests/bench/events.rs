@@ -1,4 +1,4 @@
-//! A consumer of `order-events` that notes when each event came.
+//! A consumer of `order-events` that records the arrival time of each event.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::parts::Parts;
 
 const PARTITIONS: i32 = 6;
 const BROKER: Duration = Duration::from_secs(10);
-/// Events that have not come so long after the load count as missing.
+/// Events that have not arrived this long after the load count as missing.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(crate) struct Watcher {
@@ -35,7 +35,7 @@ impl Watcher {
             .set("bootstrap.servers", bootstrap_servers)
             .set("group.id", "bench")
             .set("enable.auto.commit", "false")
-            // The embedded broker answers an empty fetch only when this is over.
+            // The embedded broker answers an empty fetch only after this time.
             .set("fetch.wait.max.ms", "5")
             .create()?;
         consumer.assign(&ends_of(&consumer, topic)?)?;
@@ -54,7 +54,7 @@ impl Watcher {
         Ok(Self { seen, stop, thread })
     }
 
-    /// The time from each acknowledgement to its event, in microseconds, and how many events never came.
+    /// The time from each acknowledgement to its event in microseconds, and the number of missing events.
     pub(crate) fn finish(self, acknowledged: &[(String, Instant)]) -> Result<(Histogram<u64>, u64)> {
         let mut waiting: HashMap<&str, Instant> =
             acknowledged.iter().map(|(order, at)| (order.as_str(), *at)).collect();
@@ -65,7 +65,7 @@ impl Watcher {
                 self.seen.recv_timeout(deadline.saturating_duration_since(Instant::now()))
         {
             if let Some(acknowledged) = waiting.remove(order.as_str()) {
-                // An event may be faster than the answer.
+                // An event may arrive before the answer.
                 let after = came.saturating_duration_since(acknowledged);
                 latency.saturating_record(u64::try_from(after.as_micros()).unwrap_or(u64::MAX));
             }
@@ -85,7 +85,7 @@ fn ends_of(consumer: &BaseConsumer, topic: &str) -> Result<TopicPartitionList> {
     Ok(assignment)
 }
 
-/// Makes a topic and waits until it is there.
+/// Creates a topic and waits until it exists.
 pub(crate) fn make_topic(parts: &Parts, topic: &str) -> Result<()> {
     if let Some(kafka) = parts.embedded_kafka() {
         return Ok(kafka.create_topic(topic, PARTITIONS)?);
@@ -95,7 +95,7 @@ pub(crate) fn make_topic(parts: &Parts, topic: &str) -> Result<()> {
     let admin: AdminClient<DefaultClientContext> = config.create()?;
     let new = NewTopic::new(topic, PARTITIONS, TopicReplication::Fixed(1));
     for made in parts.runtime.block_on(admin.create_topics([&new], &AdminOptions::new()))? {
-        made.map_err(|(topic, code)| format!("the topic {topic} was not made: {code}"))?;
+        made.map_err(|(topic, code)| format!("the topic {topic} was not created: {code}"))?;
     }
     Ok(())
 }

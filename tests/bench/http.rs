@@ -1,4 +1,4 @@
-//! HTTP/1.1 over one connection, no more than a load generator needs: it must cost less than what it measures.
+//! A minimal HTTP/1.1 client over one connection: the load generator must use less CPU than the service.
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,9 +21,9 @@ pub(crate) struct Answer<'a> {
     pub(crate) body: &'a [u8],
 }
 
-/// A message in a buffer: where its head ends, and how long its body is.
+/// A message in a buffer: the end of its head and the length of its body.
 pub(crate) struct Frame {
-    /// Status of an answer; 0 of a request.
+    /// The status of an answer, or 0 for a request.
     pub(crate) status: u16,
     pub(crate) head: usize,
     pub(crate) body: usize,
@@ -55,7 +55,7 @@ impl Connection {
     }
 }
 
-/// The answer at the start of the buffer, once its head is whole.
+/// The answer at the start of the buffer, once its head is complete.
 fn answer(buffer: &[u8]) -> io::Result<Option<Frame>> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut head = httparse::Response::new(&mut headers);
@@ -68,7 +68,7 @@ fn answer(buffer: &[u8]) -> io::Result<Option<Frame>> {
     }
 }
 
-/// The request at the start of the buffer with its method and path, once its head is whole.
+/// The request at the start of the buffer with its method and path, once its head is complete.
 pub(crate) fn request(buffer: &[u8]) -> io::Result<Option<(Frame, &str, &str)>> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut head = httparse::Request::new(&mut headers);
@@ -81,7 +81,7 @@ pub(crate) fn request(buffer: &[u8]) -> io::Result<Option<(Frame, &str, &str)>> 
     }
 }
 
-/// Every message of the service has a `Content-Length`; what has none has no body.
+/// Every message with a body has a `Content-Length`.
 fn content_length(headers: &[httparse::Header<'_>]) -> io::Result<usize> {
     let length = headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
     let Some(length) = length else { return Ok(0) };

@@ -1,5 +1,5 @@
-//! The lines of the benchmark. Each has a database, topics and a service of its own, so that one alone measures
-//! what it measures among the others.
+//! The lines of the benchmark. Each has its own database, topics and service, so that a single line has the same
+//! result as in a full run.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,14 +15,14 @@ use crate::report::{Level, Line, Report, count};
 use crate::work::Work;
 use crate::{Result, backlog, cpu, payments};
 
-/// As many as the issue's own measurements had.
+/// The number of connections in the issue's own measurements.
 const TYPICAL: usize = 64;
 const STARTS: usize = 10;
-/// Shares of the most throughput, for the open loops.
+/// Shares of the maximum throughput, for the open loops.
 const SHARES: [f64; 4] = [0.25, 0.5, 0.75, 0.9];
-/// Connections of an open loop: enough that none of its requests waits for one.
+/// Connections of an open loop, enough that no request waits for one.
 const OPEN_CONNECTIONS: usize = 256;
-/// More confirmations a second than this are not expected of one machine.
+/// The upper limit of confirmations per second on one machine.
 const CONFIRMATIONS_A_SECOND: u64 = 6000;
 
 pub(crate) struct Bench {
@@ -122,7 +122,7 @@ impl Bench {
         self.parts.watched().with("service", service.pid())
     }
 
-    /// pgbench on a database of its own, of the same size.
+    /// pgbench on a separate database of the same size.
     fn beside(&mut self, script: Script) -> Result<Option<Measured>> {
         let Some(pgbench) = self.pgbench.clone() else { return Ok(None) };
         self.progress.step(&format!("pgbench {script:?}"));
@@ -134,7 +134,7 @@ impl Bench {
         Ok(Some(measured))
     }
 
-    /// A closed loop at every number of connections, between two runs of pgbench.
+    /// A closed loop for every number of connections, between two runs of pgbench.
     fn compared(&mut self, name: &str, work: Work, script: Script, title: &str, goal: &str) -> Result<()> {
         let mut line = Line::new(name);
         line.beside(self.beside(script)?);
@@ -172,7 +172,7 @@ impl Bench {
         self.report.ratio(title, measured, beside, (level.rate / pgbench, ""), goal);
     }
 
-    /// From the start of the process to ready, on a current schema.
+    /// The time from the start of the process to ready, on a current schema.
     fn start(&mut self) -> Result<()> {
         let binary = self.binary();
         let url = self.parts.database(&binary, 0)?;
@@ -198,7 +198,7 @@ impl Bench {
         self.parts.drop_database(&url)
     }
 
-    /// One connection, beside the binary before: it, this one, this one, it.
+    /// One connection, compared with the baseline binary, in the order baseline, this, this, baseline.
     fn alone(&mut self) -> Result<()> {
         let (binary, baseline) = (self.binary(), self.parts.settings.baseline.clone());
         let turns = match &baseline {
@@ -221,9 +221,9 @@ impl Bench {
         let [new, old] = p50.map(|times| mean(&times));
         let title = "place at one connection, p50";
         if baseline.is_some() {
-            let (measured, beside) = (format!("{new:.2} ms"), format!("binary before: {old:.2} ms"));
+            let (measured, beside) = (format!("{new:.2} ms"), format!("baseline: {old:.2} ms"));
             self.report.ratio(
-                &format!("{title} ÷ the binary before"),
+                &format!("{title} ÷ the baseline binary"),
                 measured,
                 beside,
                 (new / old, ""),
@@ -235,7 +235,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Closed loops, then open loops at shares of the most.
+    /// Closed loops, then open loops at shares of the maximum.
     fn place(&mut self) -> Result<()> {
         let mut line = Line::new("place");
         line.beside(self.beside(Script::Order)?);
@@ -254,18 +254,18 @@ impl Bench {
         let half = |level: &&Level| level.intended_rate.is_some_and(|rate| (rate / most - 0.5).abs() < 0.01);
         if let Some(level) = line.levels.iter().find(half) {
             let measured = format!("{:.0}/s, p50 {:.1} ms", level.rate, level.p50);
-            let title = "place at half of the most, open loop, p99";
+            let title = "place at half of the maximum, open loop, p99";
             self.report.ratio(title, measured, String::new(), (level.p99, "ms"), "≤ 20 ms");
         }
         if let Some(memory) = line.memory {
-            let title = "memory at the most load";
+            let title = "memory at the highest load";
             self.report.ratio(title, "VmHWM of the service".into(), String::new(), (memory, "MB"), "≤ 40 MB");
         }
         self.report.lines.push(line);
         Ok(())
     }
 
-    /// Every order of the same two products.
+    /// All orders have the same two products.
     fn hot(&mut self) -> Result<()> {
         let mut line = Line::new("hot");
         let (service, url) = self.service(self.parts.settings.orders)?;
@@ -276,7 +276,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Each load has orders of its own, because an order is confirmed once.
+    /// Each load has new orders, because an order is confirmed only once.
     fn confirm(&mut self) -> Result<()> {
         let settings = &self.parts.settings;
         let seconds = (settings.duration + settings.warm_up).as_secs().max(1);
@@ -323,7 +323,7 @@ impl Bench {
         Ok(())
     }
 
-    /// From the answer to a placement until a consumer has its event, at full load.
+    /// The time from the answer of a placement until a consumer has its event, at full load.
     fn events(&mut self) -> Result<()> {
         let mut line = Line::new("events");
         let (service, url) = self.service(self.parts.settings.orders)?;
@@ -336,7 +336,7 @@ impl Bench {
             duration: Duration::from_millis(300),
             keep_ids: false,
         };
-        // The first events make the topic.
+        // The first events create the topic.
         load.run(&self.watched(&service), || ())?;
         let watcher = Watcher::start(self.parts.bootstrap_servers(), &service.order_topic)?;
         load = Load {
@@ -368,7 +368,7 @@ impl Bench {
         self.report.ratio(title, measured, beside, (millis(0.99), "ms"), "≤ 250 ms");
     }
 
-    /// How fast the relay drains what an outage of Kafka left, and how much memory it takes for that.
+    /// The rate and the memory of the relay while it drains the backlog of a Kafka outage.
     fn backlog(&mut self) -> Result<()> {
         let mut line = Line::new("backlog");
         let (binary, events) = (self.binary(), self.parts.settings.backlog);

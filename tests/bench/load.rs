@@ -12,16 +12,16 @@ use crate::http::Connection;
 use crate::work::Work;
 use crate::{Result, cpu};
 
-/// Longer than this no answer is waited for at the end.
+/// The maximum wait for the last answers.
 const LONGEST_ANSWER: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(20);
 
-/// When requests are sent.
+/// The timing of requests.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Pace {
     /// Each connection sends the next request when it has its answer.
     Closed,
-    /// So many a second, whatever the answers do; latency counts from the intended start.
+    /// A fixed rate per second, independent of the answers; latency counts from the intended start.
     Open(f64),
 }
 
@@ -34,20 +34,20 @@ pub(crate) struct Load {
     pub(crate) pace: Pace,
     pub(crate) warm_up: Duration,
     pub(crate) duration: Duration,
-    /// Keeps the id and the moment of each acknowledged order.
+    /// Whether to record the id and the time of each acknowledged order.
     pub(crate) keep_ids: bool,
 }
 
-/// What came of it, the warm-up left out.
+/// The result of a load, without the warm-up.
 pub(crate) struct Outcome {
     /// Latency in microseconds.
     pub(crate) latency: Histogram<u64>,
     pub(crate) completed: u64,
     pub(crate) seconds: f64,
-    /// Answers with another status than expected, and broken connections; the warm-up included.
+    /// Answers with an unexpected status, and broken connections, including the warm-up.
     pub(crate) failures: u64,
     pub(crate) first_failure: Option<String>,
-    /// Requests of an open loop that found no free connection until the end. Their wait is in `latency`.
+    /// Requests of an open loop that got no free connection before the end. Their wait is in `latency`.
     pub(crate) unsent: u64,
     pub(crate) acknowledged: Vec<(String, Instant)>,
     pub(crate) cpu: cpu::Usage,
@@ -83,7 +83,7 @@ struct Clock {
     tickets: Semaphore,
 }
 
-/// What one connection saw.
+/// The results of one connection.
 struct Seen {
     latency: Histogram<u64>,
     completed: u64,
@@ -94,7 +94,7 @@ struct Seen {
 }
 
 impl Load {
-    /// Runs it on a thread of its own. `tick` is called now and then meanwhile.
+    /// Runs the load on its own thread and calls `tick` at intervals.
     pub(crate) fn run(&self, parts: &cpu::Watched, mut tick: impl FnMut()) -> Result<Outcome> {
         let start = Instant::now() + Duration::from_millis(50);
         let window = start + self.warm_up;
@@ -194,7 +194,7 @@ impl Load {
             all.acknowledged.extend(seen.acknowledged);
             last = last.max(seen.last);
         }
-        // Work that ran out before the end took only so long.
+        // Work that ran out before the end has a shorter duration.
         let end = if clock.next.load(Relaxed) > 0 && last < clock.end { last } else { clock.end };
         all.seconds = end.saturating_duration_since(clock.window).as_secs_f64().max(0.001);
         if let Pace::Open(rate) = self.pace {
@@ -209,7 +209,7 @@ impl Load {
 }
 
 impl Clock {
-    /// The number of the next request and, in an open loop, when it should be sent; nothing at the end.
+    /// The number of the next request and, in an open loop, its intended start; `None` at the end.
     async fn next(&self, pace: Pace) -> Option<(u64, Option<Instant>)> {
         match pace {
             Pace::Closed if Instant::now() >= self.end => None,
@@ -226,13 +226,13 @@ impl Clock {
         self.start + Duration::from_secs_f64(as_f64(number) / rate)
     }
 
-    /// How many requests should have been sent by a moment.
+    /// The number of requests that should have been sent by this time.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count of requests")]
     fn due(&self, rate: f64, moment: Instant) -> u64 {
         (moment.saturating_duration_since(self.start).as_secs_f64() * rate) as u64
     }
 
-    /// Gives out a ticket for each request when it is due. On a thread, whose sleep is finer than tokio's.
+    /// Issues a ticket for each request when it is due. It runs on a thread, whose sleep is finer than tokio's.
     fn dispatch(&self, rate: f64) {
         let mut given = 0;
         while Instant::now() < self.end {

@@ -2,34 +2,35 @@
 //!
 //! It starts its own PostgreSQL with default durability, Kafka, a stub of the Product Service and the service as
 //! a process, puts load on it, and runs pgbench's own transaction on the same tables before and after each load.
-//! It prints tables of what it saw, and writes `target/bench/orders.json` and SVG plots. It asserts nothing.
+//! It prints tables of the results, and writes `target/bench/orders.json` and SVG plots. It asserts nothing.
 //!
-//! | variable | default | what |
+//! | variable | default | meaning |
 //! |---|---|---|
 //! | `BENCH_ONLY` | all | lines to run: start, alone, place, key, hot, read, list, confirm, payments, events, backlog, size |
-//! | `BENCH_SECONDS` | 5 | how long each load is measured |
-//! | `BENCH_WARM_UP_SECONDS` | 1 | how long it runs before that |
+//! | `BENCH_SECONDS` | 5 | duration of each measured load |
+//! | `BENCH_WARM_UP_SECONDS` | 1 | duration of the warm-up before it |
 //! | `BENCH_CONNECTIONS` | 1,8,64,256 | connections of the closed loops |
-//! | `BENCH_RATES` | shares of the most | rates of the open loops of `place`, requests a second |
+//! | `BENCH_RATES` | shares of the maximum | rates of the open loops of `place`, requests per second |
 //! | `BENCH_ORDERS` | 10000 | orders in the tables before a load |
 //! | `BENCH_SIZES` | 10000,100000 | table sizes of the line `size`; up to 10000000 takes 10 GB of disk and half an hour |
 //! | `BENCH_BACKLOG` | 1000000 | events of the line `backlog`; they take 1.5 GB of disk |
-//! | `BENCH_BASELINE` | none | an older binary for the line `alone`: the two take turns |
-//! | `BENCH_BINARY` | this build's | another binary to measure; its schema has to be this one's |
+//! | `BENCH_BASELINE` | none | an older binary for the line `alone`, which alternates between the two |
+//! | `BENCH_BINARY` | this build's | another binary to measure; it must have the same schema |
 //! | `BENCH_PGBENCH_MODE` | prepared | `simple`, `extended` or `prepared` |
 //! | `BENCH_LOG_FILTER` | warn | `LOG_FILTER` of the service |
 //! | `BENCH_SERVICE_X` | none | the setting `X` of the service |
 //! | `BENCH_PLOTS` | target/bench/plots | folder of the plots |
 //! | `KAFKA_BOOTSTRAP_SERVERS` | embedded | a real Kafka: `.ci/kafka run cargo bench --bench orders` |
 //!
-//! One line alone: `BENCH_ONLY=place cargo bench --bench orders`. The log of each service is beside the JSON.
+//! A single line: `BENCH_ONLY=place cargo bench --bench orders`. The logs of the services are in the same folder as the
+//! JSON.
 //!
 //! * A closed loop measures throughput: each connection sends the next request when it has its answer. An open
-//!   loop sends at a fixed rate and counts latency from the intended start, so that a stall is seen by every
-//!   request that it holds up (no coordinated omission).
-//! * Everything shares the cores of one machine. CPU is counted by part, from `/proc`: the service, PostgreSQL with
+//!   loop sends at a fixed rate and counts latency from the intended start, so that every request that a stall
+//!   delays counts the delay (no coordinated omission).
+//! * All parts share the cores of one machine. CPU is counted by part, from `/proc`: the service, PostgreSQL with
 //!   all its processes, the stub, the broker, and this program, which is the load generator and the consumer.
-//! * Orders have two lines of 1,000 products, each product as likely as the others, each order of another customer.
+//! * Orders have two lines from 1,000 equally likely products; each order has another customer.
 
 #![allow(
     clippy::expect_used,
@@ -88,7 +89,7 @@ fn main() -> ExitCode {
 
 fn bench() -> Result<()> {
     let settings = Settings::read()?;
-    // The logs of the run before would only be in the way.
+    // Remove the logs of the previous run.
     let _ = fs::remove_dir_all(&settings.folder);
     fs::create_dir_all(&settings.folder)?;
     let progress = Progress::new(progress::steps(&settings));
@@ -96,7 +97,7 @@ fn bench() -> Result<()> {
     let parts = Parts::start(settings.clone())?;
     let mut bench = Bench { report: about(&parts), parts, pgbench, progress };
     if bench.pgbench.is_none() {
-        bench.report.note("There is no pgbench on this machine: no ratios.");
+        bench.report.note("pgbench is not installed: no ratios.");
     }
     for line in LINES.into_iter().filter(|line| settings.wants(line)) {
         if let Err(error) = bench.run(line) {

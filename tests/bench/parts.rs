@@ -1,4 +1,4 @@
-//! What a load needs around it: PostgreSQL with default durability, Kafka, the stub, and the service as a process.
+//! The parts around a load: PostgreSQL with default durability, Kafka, the stub, and the service as a process.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -15,7 +15,7 @@ use tokio::runtime::Runtime;
 use crate::settings::Settings;
 use crate::{Result, cpu, events};
 
-/// The service of this build, which has the embedded Kafka in it.
+/// The service of this build, which includes the embedded Kafka.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_order-service");
 
 const READY_WITHIN: Duration = Duration::from_mins(1);
@@ -33,7 +33,7 @@ pub(crate) struct Parts {
     databases: u32,
 }
 
-/// This program once more, as the Product Service.
+/// A second process of this program, as the Product Service.
 struct Stub {
     child: Child,
     address: String,
@@ -67,7 +67,7 @@ impl Parts {
         &self.bootstrap_servers
     }
 
-    /// The cluster of librdkafka, unless a real Kafka was given.
+    /// The mock cluster of librdkafka, unless a real Kafka is set.
     pub(crate) fn embedded_kafka(&self) -> Option<&Kafka> {
         self.kafka.as_ref()
     }
@@ -76,7 +76,7 @@ impl Parts {
         if self.kafka.is_some() { "embedded (librdkafka's mock cluster)" } else { "Apache Kafka" }
     }
 
-    /// The processes whose CPU is counted, without a service.
+    /// The processes whose CPU time is counted, except the service.
     pub(crate) fn watched(&self) -> cpu::Watched {
         let mut watched =
             cpu::Watched::default().with("generator", std::process::id()).with("stub", self.stub.child.id());
@@ -94,7 +94,7 @@ impl Parts {
         file.lines().next()?.trim().parse().ok()
     }
 
-    /// A database of its own with the schema of a binary and so many orders, and topics for it. Returns its URL.
+    /// Creates a database with the schema of a binary, this number of orders, and its topics; returns its URL.
     pub(crate) fn database(&mut self, binary: &Path, orders: u64) -> Result<String> {
         self.databases += 1;
         let name = format!("bench_{}", self.databases);
@@ -125,8 +125,8 @@ impl Parts {
         Ok(url)
     }
 
-    /// Adds the orders from one number to below another, and lets PostgreSQL tidy up: a vacuum in the middle of a
-    /// load would be measured with it.
+    /// Adds the orders of a range of numbers and runs vacuum, because an automatic vacuum during the load would distort
+    /// the figures.
     pub(crate) fn fill(&self, url: &str, from: u64, to: u64) -> Result<()> {
         self.runtime.block_on(async {
             let mut connection = PgConnection::connect(url).await?;
@@ -148,7 +148,7 @@ impl Parts {
         })
     }
 
-    /// Adds the events of so many orders to the outbox.
+    /// Adds the events of this number of orders to the outbox.
     pub(crate) fn fill_outbox(&self, url: &str, events: u64) -> Result<()> {
         self.runtime.block_on(async {
             let mut connection = PgConnection::connect(url).await?;
@@ -168,7 +168,7 @@ impl Parts {
         })
     }
 
-    /// Removes a database that no service uses any more; the disk of a large one is wanted again.
+    /// Drops an unused database, to free the disk space of a large one.
     pub(crate) fn drop_database(&self, url: &str) -> Result<()> {
         let name = url.rsplit('/').next().unwrap_or_default();
         self.runtime.block_on(async {
@@ -179,7 +179,7 @@ impl Parts {
         Ok(())
     }
 
-    /// Starts a binary on a database and waits until it is ready. Its topics are its database's own.
+    /// Starts a binary on a database and waits until it is ready. Each database has its own topics.
     pub(crate) fn serve(&self, binary: &Path, url: &str) -> Result<Service> {
         let name = url.rsplit('/').next().unwrap_or_default();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
@@ -237,7 +237,7 @@ impl Service {
         self.child.id()
     }
 
-    /// As a deployment would stop it. Returns the most memory that it had, in MB.
+    /// Stops the service like a deployment; returns its maximum memory in MB.
     pub(crate) fn stop(mut self) -> Result<Option<f64>> {
         let memory = cpu::peak_memory(self.pid());
         Command::new("kill").arg(self.pid().to_string()).status()?;
@@ -251,7 +251,7 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -272,7 +272,7 @@ impl Stub {
     }
 
     fn end(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -284,7 +284,7 @@ impl Drop for Stub {
     }
 }
 
-/// The topics that go with a database: of the orders and of the payments.
+/// The order and payment topics of a database.
 fn topics(database: &str) -> [String; 2] {
     ["order-events", "payment-events"].map(|topic| format!("{database}.{topic}"))
 }

@@ -1,4 +1,4 @@
-//! Payments from Kafka: how many a second are applied, and confirm their orders.
+//! The rate at which the service applies payments from Kafka and confirms their orders.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ const BROKER: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(50);
 
 pub(crate) struct Applied {
-    /// Payments applied a second, from the first to the last that was seen.
+    /// Applied payments per second, from the first to the last that was observed.
     pub(crate) rate: f64,
     payments: u64,
     done: u64,
@@ -44,7 +44,7 @@ impl Applied {
     }
 }
 
-/// Enough for the time that is set.
+/// Enough payments for the set duration.
 pub(crate) fn how_many(settings: &Settings) -> u64 {
     settings.duration.as_secs().max(1) * PAYMENTS_A_SECOND
 }

@@ -1,4 +1,4 @@
-//! pgbench beside each load: the same order, or the same select, straight in PostgreSQL.
+//! pgbench before and after each load: the same order, or the same select, directly in PostgreSQL.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -14,11 +14,11 @@ const THREADS: &str = "2";
 pub(crate) enum Script {
     /// One order in one transaction.
     Order,
-    /// One order with its lines, of so many.
+    /// One order with its lines, from this number of orders.
     Select(u64),
 }
 
-/// What pgbench said.
+/// The result of pgbench.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Measured {
     /// Transactions a second.
@@ -36,7 +36,7 @@ pub(crate) struct Pgbench {
 }
 
 impl Pgbench {
-    /// Nothing where the machine has none: then there are no ratios.
+    /// `None` if pgbench is not installed: then there are no ratios.
     pub(crate) fn find(folder: PathBuf, mode: String) -> Option<Self> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let debian = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();

@@ -1,4 +1,4 @@
-//! SVG plots of what was measured.
+//! SVG plots of the measurements.
 
 use std::fs;
 use std::path::Path;
@@ -24,7 +24,7 @@ struct Series {
     points: Vec<(f64, f64)>,
 }
 
-/// Draws what there is enough of.
+/// Draws the plots that have enough measurements.
 pub(crate) fn draw(report: &Report, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder)?;
     throughput(report, &folder.join("throughput.svg"))?;
@@ -79,7 +79,7 @@ fn size(report: &Report, file: &Path) -> Result<()> {
     chart(
         file,
         "CPU by table size (service and PostgreSQL)",
-        ("orders in the table", "µs a request"),
+        ("orders in the table", "µs per request"),
         &series,
     )
 }
@@ -93,7 +93,7 @@ fn of(number: usize) -> f64 {
     as_f64(number as u64)
 }
 
-/// Lines over a logarithmic x axis; nothing where there is nothing to connect.
+/// Lines over a logarithmic x axis; no plot without points to connect.
 fn chart(file: &Path, title: &str, (x, y): (&str, &str), series: &[Series]) -> Result<()> {
     let points = || series.iter().flat_map(|series| &series.points);
     let (least, most) =
@@ -140,7 +140,7 @@ fn short(number: f64) -> String {
     if number < 10.0 { format!("{number:.1}") } else { count(number as u64) }
 }
 
-/// A bar for each line that knows its memory.
+/// A bar for each line with a memory figure.
 fn memory(report: &Report, file: &Path) -> Result<()> {
     let known: Vec<(&Line, f64)> =
         report.lines.iter().filter_map(|line| line.memory.map(|memory| (line, memory))).collect();
@@ -159,7 +159,7 @@ fn memory(report: &Report, file: &Path) -> Result<()> {
         _ => String::new(),
     };
     let mut chart = ChartBuilder::on(&area)
-        .caption("The most memory of the service (VmHWM)", ("sans-serif", 18))
+        .caption("Maximum memory of the service (VmHWM)", ("sans-serif", 18))
         .margin(12)
         .x_label_area_size(40)
         .y_label_area_size(70)

@@ -1,4 +1,4 @@
-//! How far the benchmark is: a bar on a terminal, a line a step elsewhere.
+//! The progress of the benchmark: a bar on a terminal, elsewhere one line per step.
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -38,7 +38,7 @@ impl Progress {
     }
 }
 
-/// How many steps the wanted lines have.
+/// The number of steps of the selected lines.
 pub(crate) fn steps(settings: &Settings) -> u64 {
     let levels = settings.connections.len() as u64;
     let rates = if settings.rates.is_empty() { 4 } else { settings.rates.len() as u64 };

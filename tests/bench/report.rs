@@ -1,4 +1,4 @@
-//! What was measured: as tables for people, and as JSON.
+//! The results, as tables and as JSON.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::load::{Load, Outcome, Pace, as_f64};
 use crate::pgbench;
 
-/// The parts whose CPU the tables show.
+/// The parts with a CPU column in the tables.
 pub(crate) const PARTS: [&str; 5] = ["service", "postgres", "stub", "kafka", "generator"];
 
 #[derive(Default, Serialize)]
@@ -24,13 +24,13 @@ pub(crate) struct Report {
 pub(crate) struct Line {
     pub(crate) name: String,
     pub(crate) levels: Vec<Level>,
-    /// Transactions a second of pgbench: before and after the loads.
+    /// Transactions per second of pgbench, before and after the loads.
     pub(crate) pgbench: Vec<f64>,
-    /// The most memory of the service, in MB.
+    /// The maximum memory of the service in MB.
     pub(crate) memory: Option<f64>,
 }
 
-/// One load. Latencies in milliseconds, CPU in microseconds a request.
+/// One load. Latencies in milliseconds, CPU in microseconds per request.
 #[derive(Serialize)]
 pub(crate) struct Level {
     pub(crate) connections: usize,
@@ -46,9 +46,9 @@ pub(crate) struct Level {
     pub(crate) first_failure: Option<String>,
     pub(crate) unsent: u64,
     pub(crate) cpu: BTreeMap<&'static str, f64>,
-    /// The share of the machine's cores that was idle.
+    /// The idle share of the machine's cores.
     pub(crate) idle: f64,
-    /// Orders in the tables before it, where that is what the line compares.
+    /// Orders in the tables before the load, if the line compares table sizes.
     pub(crate) orders: Option<u64>,
 }
 
@@ -106,7 +106,7 @@ impl Line {
         (runs > 0.0).then(|| self.pgbench.iter().sum::<f64>() / runs)
     }
 
-    /// The closed loop of 64 connections, else the one with the most throughput.
+    /// The closed loop of 64 connections, otherwise the one with the highest throughput.
     pub(crate) fn typical(&self) -> Option<&Level> {
         let closed = || self.levels.iter().filter(|level| level.intended_rate.is_none());
         closed()
@@ -116,7 +116,7 @@ impl Line {
 }
 
 impl Report {
-    /// `value` is what the goal is about.
+    /// `value` is the figure that the goal limits.
     pub(crate) fn ratio(
         &mut self,
         line: &str,
@@ -169,7 +169,8 @@ impl Report {
             rows.extend(line.levels.iter().map(|level| level.row(&line.name)));
         }
         let _ = write!(text, "\n{}\n", table(&rows));
-        let mut rows = vec![["line", "measured", "beside it", "result", "goal"].map(str::to_owned).to_vec()];
+        let mut rows =
+            vec![["line", "measured", "compared with", "result", "goal"].map(str::to_owned).to_vec()];
         rows.extend(self.ratios.iter().map(Ratio::row));
         let _ = write!(text, "{}", table(&rows));
         for note in &self.notes {
@@ -224,7 +225,7 @@ fn millis(millis: f64) -> String {
     if millis < 10.0 { format!("{millis:.2}") } else { format!("{millis:.0}") }
 }
 
-/// A Markdown table whose columns also line up on a screen.
+/// A Markdown table with aligned columns.
 fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
     let width = |column: usize| {

@@ -1,4 +1,4 @@
-//! What is measured and for how long, from the environment (`main.rs` lists it).
+//! The settings of the benchmark from the environment (`main.rs` lists them).
 
 use std::env;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::Result;
 
-/// Every name that `BENCH_ONLY` knows, in the sequence in which they run.
+/// The valid names of `BENCH_ONLY`, in the order in which they run.
 pub(crate) const LINES: [&str; 12] = [
     "start", "alone", "place", "key", "hot", "read", "list", "confirm", "payments", "events", "backlog",
     "size",
@@ -19,7 +19,7 @@ pub(crate) struct Settings {
     pub(crate) duration: Duration,
     pub(crate) warm_up: Duration,
     pub(crate) connections: Vec<usize>,
-    /// Requests a second; where none are given, shares of the most.
+    /// Requests per second; by default shares of the maximum.
     pub(crate) rates: Vec<f64>,
     pub(crate) orders: u64,
     pub(crate) sizes: Vec<u64>,
@@ -41,7 +41,7 @@ impl Settings {
         let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/target/bench"));
         let only = list("BENCH_ONLY", "")?;
         if let Some(unknown) = only.iter().find(|name: &&String| !LINES.contains(&name.as_str())) {
-            return Err(format!("BENCH_ONLY: {unknown} is none of {}", LINES.join(", ")).into());
+            return Err(format!("BENCH_ONLY: {unknown} is not one of {}", LINES.join(", ")).into());
         }
         let passed_on = env::vars().filter_map(|(name, value)| {
             name.strip_prefix("BENCH_SERVICE_").map(|name| (name.to_owned(), value))
@@ -77,11 +77,13 @@ fn given(name: &str) -> Option<String> {
 
 fn one<T: FromStr>(name: &str, default: &str) -> Result<T> {
     let text = given(name).unwrap_or_else(|| default.to_owned());
-    text.trim().parse().map_err(|_| format!("{name}: {text:?} is not understood").into())
+    text.trim().parse().map_err(|_| format!("{name}: {text:?} is not a valid value").into())
 }
 
 fn list<T: FromStr>(name: &str, default: &str) -> Result<Vec<T>> {
     let text = given(name).unwrap_or_else(|| default.to_owned());
     let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-    items.map(|item| item.parse().map_err(|_| format!("{name}: {item:?} is not understood").into())).collect()
+    items
+        .map(|item| item.parse().map_err(|_| format!("{name}: {item:?} is not a valid value").into()))
+        .collect()
 }

@@ -1,5 +1,5 @@
-//! The stub of the Product Service, in a process of its own, so that its CPU is counted apart. It prints its
-//! address and ends with the pipe on its standard input.
+//! The stub of the Product Service, in its own process, so that its CPU is counted separately. It prints its
+//! address and ends when its standard input closes.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::Ipv4Addr;
@@ -10,8 +10,8 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::{Result, http, work};
 
-/// Answers look-ups with a price and much stock, and every stock call with 200. It keeps no books: the
-/// benchmark measures the service beside it, and the tests judge what it does.
+/// Answers look-ups with a price and a large stock, and every stock call with 200. It has no ledger: the benchmark
+/// only measures, and the tests check the stock calls.
 pub(crate) fn product_service() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -25,13 +25,13 @@ pub(crate) fn product_service() -> Result<()> {
     })
 }
 
-/// Says where it is, and ends this process with the one that started it.
+/// Prints its address, and ends with the parent process.
 fn announce(address: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{address}")?;
     out.flush()?;
     std::thread::spawn(|| {
-        // Nothing is ever written to the pipe: this returns at its end.
+        // The parent never writes to the pipe: the read returns when the pipe closes.
         let _ = io::stdin().read(&mut [0]);
         std::process::exit(0);
     });

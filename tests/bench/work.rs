@@ -1,39 +1,39 @@
-//! What the clients ask for: each request is rendered from its number alone.
+//! The requests of the clients; each is a function of its number.
 
 use std::io::Write as _;
 
 use uuid::Uuid;
 
-/// Products in the catalogue of the stub, each as likely as the others.
+/// Products in the catalogue of the stub, used with equal probability.
 pub(crate) const PRODUCTS: u64 = 1000;
-/// What each of them costs.
+/// The price of each product.
 pub(crate) const PRICE: &str = "24.99";
-/// Two of the first product and one of the second.
+/// The total of two units of the first product and one of the second.
 pub(crate) const TOTAL: &str = "74.97";
-/// Filled tables have so many orders of each customer.
+/// The number of orders per customer in filled tables.
 pub(crate) const ORDERS_A_CUSTOMER: u64 = 10;
 
 /// A kind of request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
-    /// `POST /api/orders` of two lines, each by another customer.
+    /// `POST /api/orders` with two lines, each by another customer.
     Place,
-    /// The same with an `Idempotency-Key` of its own.
+    /// The same with a new `Idempotency-Key`.
     PlaceWithKey,
     /// Always the same two products: a flash sale.
     PlaceHot,
-    /// `GET /api/orders/{id}` by its owner; of so many orders.
+    /// `GET /api/orders/{id}` by its owner, from this number of orders.
     Read(u64),
-    /// `GET /api/orders/my`, ten orders; of so many in all.
+    /// `GET /api/orders/my` with ten orders, from this number of orders in total.
     ListMy(u64),
     /// `GET /api/orders` as an admin, 50 orders.
     ListAll,
-    /// `PUT /api/orders/{id}/status`, each order once, from the first number to below the second.
+    /// `PUT /api/orders/{id}/status`, once per order, from the first number to the second (exclusive).
     Confirm(u64, u64),
 }
 
 impl Work {
-    /// The status of every good answer.
+    /// The expected status of the answer.
     pub(crate) fn expected(self) -> u16 {
         match self {
             Self::Place | Self::PlaceWithKey | Self::PlaceHot => 201,
@@ -41,8 +41,8 @@ impl Work {
         }
     }
 
-    /// Writes the request of this number; false where there is none any more. `run` keeps the customers of two
-    /// loads apart.
+    /// Writes the request of this number; returns false if there are no more. `run` separates the customers of
+    /// different loads.
     pub(crate) fn render(self, run: u64, number: u64, request: &mut Vec<u8>) -> bool {
         request.clear();
         match self {
@@ -65,7 +65,7 @@ impl Work {
     }
 }
 
-/// The number of an order of a filled table makes its id; `sql/fill.sql` makes the same.
+/// The id of an order of a filled table, from its number; `sql/fill.sql` computes the same id.
 pub(crate) fn order_id(order: u64) -> Uuid {
     Uuid::from_u64_pair(0x0190_0000_0000_7000, 0x8000_0000_0000_0000 | order)
 }
@@ -89,7 +89,7 @@ fn place(run: u64, number: u64, keyed: bool, (first, second): (u64, u64), reques
         r#"{{"items":[{{"productId":"P{first}","quantity":2}},{{"productId":"P{second}","quantity":1}}]}}"#
     );
     let key = if keyed { format!("Idempotency-Key: {run}-{number}\r\n") } else { String::new() };
-    // Writing to a Vec never fails.
+    // Writes to a Vec never fail.
     let _ = write!(
         request,
         "POST /api/orders HTTP/1.1\r\nHost: bench\r\nX-User-Email: {run}.{number}@example.com\r\n\
@@ -116,7 +116,7 @@ fn confirm(order: u64, request: &mut Vec<u8>) {
     );
 }
 
-/// `SplitMix64`: numbers in a row become numbers without a pattern.
+/// `SplitMix64`: maps consecutive numbers to numbers without a pattern.
 pub(crate) fn mix(number: u64) -> u64 {
     let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,4 +1,4 @@
-//! Who may do what: identity before everything else, then role, then ownership.
+//! Access control: the service checks identity first, then role, then ownership.
 
 use std::collections::BTreeSet;
 
@@ -21,7 +21,7 @@ const EVE: Who<'static> = customer("eve@example.com");
 const SECRET: &str = "the-secret-of-the-gateway";
 const PREVIOUS: &str = "the-secret-before-that-one";
 
-/// A shop with one order, of Ada's.
+/// A shop with one order, which Ada owns.
 struct Scene {
     shop: Shop,
     product: String,
@@ -36,7 +36,7 @@ impl Scene {
         Self { shop, product, order }
     }
 
-    /// A good request to the route, without an identity.
+    /// A valid request to the route, without an identity.
     fn request(&self, method: &str, route: &str) -> Call {
         let call = self.shop.call(method, &route.replace("{orderId}", &self.order));
         match method {
@@ -46,7 +46,7 @@ impl Scene {
         }
     }
 
-    /// Checks that there is still Ada's order alone, as it was placed.
+    /// Checks that Ada's order is still the only one, and unchanged.
     async fn expect_unchanged(&self) {
         assert_eq!(self.shop.count("orders").await, 1);
         assert_eq!(self.shop.count("order_history").await, 1);
@@ -56,7 +56,7 @@ impl Scene {
 }
 
 #[tokio::test]
-async fn every_caller_gets_what_the_contract_gives_them_on_every_route() {
+async fn every_route_gives_every_caller_the_answer_of_the_contract() {
     let scene = Scene::set().await;
     for (method, route) in ROUTES {
         let request = || scene.request(method, route);
@@ -77,10 +77,10 @@ async fn every_caller_gets_what_the_contract_gives_them_on_every_route() {
     }
 }
 
-/// A route that is added to the table must be added to [`ROUTES`], and then all tests here ask it, too.
+/// Add every new route to [`ROUTES`], so that all tests here cover it.
 #[tokio::test]
-async fn there_is_no_route_under_api_that_these_tests_do_not_ask() {
-    // The routes of the table are those of the document: `routes!` takes no handler that does not describe itself.
+async fn these_tests_cover_every_route_under_api() {
+    // The document has the same routes as the router: `routes!` accepts only documented handlers.
     let table = include_str!("../../src/api/mod.rs");
     for other_way in [".route(", ".nest(", ".route_service(", ".nest_service("] {
         assert_eq!(
@@ -95,7 +95,7 @@ async fn there_is_no_route_under_api_that_these_tests_do_not_ask() {
         Description::get().operations().filter(|operation| !public.contains(&operation.as_str())).collect();
     assert_eq!(there, asked);
 
-    // No other method of these paths answers anybody who is not known, either.
+    // Unauthenticated callers get 401 for every other method, too.
     let scene = Scene::set().await;
     for (_, path) in ROUTES {
         for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"] {
@@ -106,7 +106,7 @@ async fn there_is_no_route_under_api_that_these_tests_do_not_ask() {
 }
 
 #[tokio::test]
-async fn a_malformed_identity_is_nobody_on_every_route() {
+async fn every_route_answers_401_to_a_malformed_identity() {
     let scene = Scene::set().await;
     let long = format!("{}@example.com", "a".repeat(243));
     let ada: &[u8] = b"ada@example.com";
@@ -162,7 +162,7 @@ async fn emails_are_compared_exactly() {
         scene.shop.get(customer(other), &order).await.expect_problem(403, "forbidden");
         assert_eq!(scene.shop.get(customer(other), "/api/orders/my").await.expect(200).text, "[]", "{other}");
     }
-    // Addresses in other scripts are addresses, exact to the byte (RFC 6531): these two look the same.
+    // Email addresses in other scripts are valid and compared byte by byte (RFC 6531): these two look the same.
     let phone = scene.shop.product("phone", "1", 5).await;
     let (composed, combining) = ("j\u{f6}rg@example.com", "jo\u{308}rg@example.com");
     let of_composed = format!("/api/orders/{}", scene.shop.placed(composed, &[(&phone, 1)]).await);
@@ -176,7 +176,7 @@ async fn emails_are_compared_exactly() {
 }
 
 #[tokio::test]
-async fn who_is_not_known_learns_nothing_else() {
+async fn unauthenticated_callers_get_401_before_any_other_error() {
     let scene = Scene::set().await;
     let shop = &scene.shop;
     let wrong = [
@@ -192,7 +192,7 @@ async fn who_is_not_known_learns_nothing_else() {
     for call in wrong {
         call.send().await.expect_problem(401, "unauthenticated");
     }
-    // Nor does a customer about what only admins may do.
+    // Customers get 403 before any other error on admin routes.
     let wrong = [
         shop.call("PUT", "/api/orders/7/status").body("{"),
         shop.call("PUT", "/api/orders/7/status").bare_body("{}"),
@@ -206,7 +206,7 @@ async fn who_is_not_known_learns_nothing_else() {
 }
 
 #[tokio::test]
-async fn my_orders_are_mine_alone_whatever_is_asked_for() {
+async fn my_orders_contains_only_the_callers_orders_for_any_query() {
     let scene = Scene::set().await;
     let mine = scene.shop.placed("eve@example.com", &[(&scene.product, 1)]).await;
     let ids = |answer: Answer| -> Vec<String> {
@@ -227,7 +227,7 @@ async fn my_orders_are_mine_alone_whatever_is_asked_for() {
 }
 
 #[tokio::test]
-async fn with_a_gateway_secret_only_the_gateway_is_heard() {
+async fn with_a_gateway_secret_only_the_gateway_is_accepted() {
     let shop = Shop::builder()
         .with("GATEWAY_SECRET", SECRET)
         .with("GATEWAY_SECRET_PREVIOUS", PREVIOUS)
@@ -255,8 +255,8 @@ async fn with_a_gateway_secret_only_the_gateway_is_heard() {
             assert_ne!(answer.status, 401, "{method} {route}: {}", answer.text);
         }
         // The secret proves the gateway, not the caller.
-        let nobody = shop.call(method, &path).header("X-Gateway-Secret", SECRET);
-        nobody.send().await.expect_problem(401, "unauthenticated").naming("X-User-Email");
+        let anonymous = shop.call(method, &path).header("X-Gateway-Secret", SECRET);
+        anonymous.send().await.expect_problem(401, "unauthenticated").naming("X-User-Email");
     }
     shop.call("GET", "/health/ready").send().await.expect(200);
     shop.expect_nothing_happened().await;

@@ -1,6 +1,6 @@
-//! Whatever is wrong in a body: a problem that names the place, nothing written, nothing published.
+//! An invalid body gets a problem that names the field; the service writes and publishes nothing.
 //!
-//! `bad_parameters.rs`, `access.rs` and `refusals.rs` hold the other parts of a request to the same.
+//! `bad_parameters.rs`, `access.rs` and `refusals.rs` check the other parts of a request.
 
 use serde_json::json;
 
@@ -8,7 +8,7 @@ use crate::support::{Shop, admin, customer, lines};
 
 const AN_ORDER: &str = "/api/orders/0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10";
 
-/// One line whose members are these.
+/// An order body of one line with these members.
 fn line(members: &str) -> Vec<u8> {
     format!(r#"{{"items":[{{{members}}}]}}"#).into_bytes()
 }
@@ -88,7 +88,7 @@ async fn duplicate_keys_are_refused_at_every_depth() {
 }
 
 #[tokio::test]
-async fn wrong_types_missing_fields_and_broken_limits_are_refused_by_name() {
+async fn wrong_types_missing_fields_and_broken_limits_are_refused_with_the_field_named() {
     let shop = Shop::start().await;
     let many = |count| lines(&vec![("PROD123", 1); count]).to_string().into_bytes();
     let mut bodies: Vec<(Vec<u8>, &str)> = vec![
@@ -140,7 +140,7 @@ async fn wrong_types_missing_fields_and_broken_limits_are_refused_by_name() {
 }
 
 #[tokio::test]
-async fn product_ids_that_would_not_stay_in_their_path_segment_are_refused() {
+async fn product_ids_that_would_leave_their_path_segment_are_refused() {
     let shop = Shop::start().await;
     let long = "P".repeat(10_240);
     let just_too_long = "P".repeat(65);
@@ -169,7 +169,7 @@ async fn product_ids_that_would_not_stay_in_their_path_segment_are_refused() {
         &long,
     ];
     expect_refused(&shop, ids.iter().map(|id| (product(id), "/items/0/productId")).collect()).await;
-    // None of them was asked of the Product Service; one that is only unknown was.
+    // The service looked up none of the invalid ids, but the valid unknown one.
     let unknown = format!("{}-unknown", shop.product("known", "1", 1).await);
     let refused = shop.place(customer("ada@example.com"), &lines(&[(&unknown, 1)])).await;
     refused.expect_problem(400, "product-not-found").naming("/items/0/productId");
@@ -177,7 +177,7 @@ async fn product_ids_that_would_not_stay_in_their_path_segment_are_refused() {
 }
 
 #[tokio::test]
-async fn a_body_of_10_megabytes_is_refused_and_the_refusal_arrives() {
+async fn a_body_of_10_megabytes_is_refused_and_the_client_receives_the_answer() {
     const SIZE: usize = 10 * 1024 * 1024;
     let shop = Shop::start().await;
     let call = shop.call("POST", "/api/orders").by(customer("ada@example.com"));
@@ -195,7 +195,7 @@ async fn a_body_of_10_megabytes_is_refused_and_the_refusal_arrives() {
 }
 
 #[tokio::test]
-async fn status_requests_are_refused_by_name() {
+async fn an_invalid_status_request_is_refused_with_the_field_named() {
     let shop = Shop::start().await;
     let long = json!({"status": "CANCELLED", "reason": "x".repeat(201)}).to_string();
     let bodies = [
@@ -228,7 +228,7 @@ async fn status_requests_are_refused_by_name() {
 }
 
 #[tokio::test]
-async fn strings_with_sql_that_are_legal_are_only_strings() {
+async fn valid_strings_that_contain_sql_are_stored_as_text() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "1", 5).await;
     let robert = "robert');drop/**/table/**/orders;--@example.com";

@@ -1,11 +1,11 @@
-//! Whatever is wrong in a path, a query or a condition: a problem that names it.
+//! An invalid path, query or precondition gets a problem that names it.
 
 use serde_json::json;
 
 use crate::support::{Shop, admin, customer};
 
 #[tokio::test]
-async fn order_ids_that_are_no_uuids_are_refused() {
+async fn order_ids_that_are_not_uuids_are_refused() {
     let shop = Shop::start().await;
     let ids = [
         "1",
@@ -33,7 +33,7 @@ async fn order_ids_that_are_no_uuids_are_refused() {
 }
 
 #[tokio::test]
-async fn query_parameters_are_refused_by_name() {
+async fn invalid_query_parameters_are_refused_with_the_parameter_named() {
     let shop = Shop::start().await;
     let cursors = ["", "7", "%00", "not+a+cursor", "AAAA", "=", "'%20or%20'1'='1"].map(|bad| ("cursor", bad));
     let limits = ["", "0", "-1", "201", "1.5", "1e1", "ten", "%31%00", "99999999999999999999"];
@@ -74,7 +74,7 @@ async fn query_parameters_are_refused_by_name() {
 }
 
 #[tokio::test]
-async fn malformed_preconditions_are_refused_by_name() {
+async fn malformed_preconditions_are_refused_with_the_header_named() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "1", 5).await;
     let id = shop.placed("ada@example.com", &[(&phone, 1)]).await;
@@ -83,7 +83,7 @@ async fn malformed_preconditions_are_refused_by_name() {
         [&b""[..], b"1", b",", b"\"1", b"'1'", b"W/1", b"w/\"1\"", b"*, \"1\"", b"\"1\" \"2\"", b"\xff"]
     {
         let get = shop.call("GET", &path).by(admin()).header("If-None-Match", bad).send().await;
-        // A client that names no version has none: it gets the order.
+        // Without a version in the header, the client gets the order.
         match bad {
             b"" | b"," => get.expect(200),
             _ => get.expect_problem(400, "invalid-request").naming("if-none-match"),

@@ -1,4 +1,4 @@
-//! Cancelling: by the owner before it is paid, by the clock, and what it leaves.
+//! Cancellation by the owner before payment, cancellation of unpaid orders, and the effects of both.
 
 use futures_util::future::join_all;
 use serde_json::json;
@@ -15,7 +15,7 @@ async fn history_of(shop: &Shop, id: &str) -> Vec<serde_json::Value> {
 }
 
 #[tokio::test]
-async fn an_owner_cancels_an_own_created_order_once() {
+async fn an_owner_can_cancel_a_created_order_once() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
@@ -34,11 +34,11 @@ async fn an_owner_cancels_an_own_created_order_once() {
     assert_eq!(event["metadata"]["previousStatus"], "CREATED");
     assert_eq!(event["metadata"]["reason"], "CUSTOMER_REQUEST");
     assert_eq!(event["metadata"].get("refundDue"), None);
-    assert_eq!(shop.calls_seen(&phone).await, 1, "only the look-up when it was placed");
+    assert_eq!(shop.calls_seen(&phone).await, 1, "only the look-up of its placement");
 }
 
 #[tokio::test]
-async fn an_empty_body_is_no_body_whatever_its_type_and_an_array_is_not_one() {
+async fn an_empty_body_of_any_type_counts_as_no_body_and_an_array_is_refused() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
@@ -52,7 +52,7 @@ async fn an_empty_body_is_no_body_whatever_its_type_and_an_array_is_not_one() {
 }
 
 #[tokio::test]
-async fn an_own_reason_is_kept() {
+async fn a_custom_reason_is_stored() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
@@ -65,7 +65,7 @@ async fn an_own_reason_is_kept() {
 }
 
 #[tokio::test]
-async fn nobody_else_cancels_it_and_nobody_cancels_a_confirmed_one_this_way() {
+async fn only_the_owner_can_cancel_and_only_before_the_order_is_confirmed() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
@@ -81,7 +81,7 @@ async fn nobody_else_cancels_it_and_nobody_cancels_a_confirmed_one_this_way() {
 }
 
 #[tokio::test]
-async fn a_cancellation_may_name_the_version_it_is_meant_for() {
+async fn a_cancellation_may_be_conditional_on_a_version() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
@@ -112,8 +112,8 @@ async fn cancelling_a_paid_order_makes_a_refund_due() {
 }
 
 #[tokio::test]
-async fn orders_that_nobody_pays_are_cancelled_and_those_whose_payment_is_under_way_are_not() {
-    // A group that has lost a member waits for as long as its session.
+async fn unpaid_orders_are_cancelled_unless_a_payment_is_pending_or_parked() {
+    // A group that has lost a member waits for its session timeout.
     let session = ("KAFKA_SESSION_TIMEOUT_MS", "6000");
     let builder = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true");
     let shop = builder.with(session.0, session.1).start().await;
@@ -121,7 +121,7 @@ async fn orders_that_nobody_pays_are_cancelled_and_those_whose_payment_is_under_
     shop.fault(&phone, &json!({"kind": "status", "status": 500, "on": "reduce-stock"})).await;
     let paid = shop.placed("ada@example.com", &[(&phone, 1)]).await;
     shop.pay(&Payment::success(&paid, "100")).await;
-    eventually("the payment is known", async || shop.count("payments").await == 1).await;
+    eventually("the payment is stored", async || shop.count("payments").await == 1).await;
     let paid_too_little = shop.placed("eve@example.com", &[(&case, 2)]).await;
     shop.read(&paid_too_little, &[Payment::success(&paid_too_little, "1")]).await;
     let unpaid = shop.placed("bob@example.com", &[(&case, 1)]).await;
@@ -129,7 +129,7 @@ async fn orders_that_nobody_pays_are_cancelled_and_those_whose_payment_is_under_
     let sweeper = [("UNPAID_ORDER_TTL", "1"), ("HOUSEKEEPING_INTERVAL_MS", "20")];
     let _replica = shop.replica(&sweeper).await;
 
-    // The youngest goes, so the older ones were past their time as well.
+    // The youngest order is cancelled, so the older ones were past their deadline, too.
     shop.becomes(&unpaid, "CANCELLED").await;
     for older in [&paid, &paid_too_little] {
         assert_eq!(shop.status(older).await, "CREATED");

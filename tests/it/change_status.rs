@@ -1,4 +1,4 @@
-//! Changing the status: the state machine, its history and its events.
+//! Status changes: the state machine, the history and the events.
 
 use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
@@ -8,7 +8,7 @@ use crate::support::{Answer, Record, Shop, admin, customer, lines};
 
 const STATUSES: [&str; 3] = ["CREATED", "CONFIRMED", "CANCELLED"];
 
-/// A shop and the id of a new order of Ada's.
+/// A shop and the id of a new order of Ada.
 async fn shop_with_an_order() -> (Shop, String) {
     with_an_order(Shop::start().await).await
 }
@@ -19,13 +19,13 @@ async fn with_an_order(shop: Shop) -> (Shop, String) {
     (shop, id)
 }
 
-/// `PUT` as the admin, on the condition of an `If-Match`.
+/// `PUT` as the admin, with an `If-Match` header.
 async fn put_if(shop: &Shop, id: &str, status: &str, condition: &str) -> Answer {
     let call = shop.call("PUT", &format!("/api/orders/{id}/status")).by(admin());
     call.header("If-Match", condition).json(&json!({"status": status})).send().await
 }
 
-/// The events of an order once the relay has nothing left to do, in the order of the topic.
+/// The events of an order in the order of the topic, after the relay has finished.
 async fn events(shop: &Shop, id: &str) -> Vec<Record> {
     shop.relayed().await;
     let all = shop.topic.everything().await;
@@ -45,23 +45,23 @@ async fn history(shop: &Shop, id: &str) -> Vec<Value> {
     rows.iter().map(|row| serde_json::from_str(row).unwrap()).collect()
 }
 
-/// A shop with a connection for each of 20 requests (a quarter of all is for lists), and with time for all of them to
-/// wait for one row.
+/// A shop with a connection for each of 20 requests (a quarter of all connections is for lists), and with a deadline
+/// that lets all of them wait for one row.
 async fn patient_shop() -> Shop {
     let builder = Shop::builder().with("DATABASE_MAX_CONNECTIONS", "28");
     let waits = ["DATABASE_ACQUIRE_TIMEOUT_MS", "DATABASE_DEADLINE_MS", "REQUEST_DEADLINE_MS"];
     waits.iter().fold(builder, |builder, wait| builder.with(wait, "60000")).start().await
 }
 
-/// Runs requests that change an order, and lets none of them at it before the first of them waits for it; the others
-/// queue behind that one in the service.
+/// Runs concurrent requests that change an order. A lock holds the order until the first request waits for it; the
+/// others queue behind that one in the service.
 async fn collide<T>(shop: &Shop, id: &str, requests: impl Future<Output = T>) -> T {
     let mut lock = shop.database.begin().await.unwrap();
     let take = sqlx::query("select from orders where id = $1::uuid for update").bind(id);
     take.execute(&mut *lock).await.unwrap();
     let release = async {
-        shop.somebody_waits_for_a_lock().await;
-        // The others were sent before this one, which is answered without the order.
+        shop.a_session_waits_for_a_lock().await;
+        // The others were sent before this request, whose answer does not need the order.
         shop.get(admin(), &format!("/api/orders/{id}")).await.expect(200);
         lock.rollback().await.unwrap();
     };
@@ -69,7 +69,7 @@ async fn collide<T>(shop: &Shop, id: &str, requests: impl Future<Output = T>) ->
 }
 
 #[tokio::test]
-async fn every_pair_of_statuses_is_answered_as_the_contract_says() {
+async fn every_pair_of_statuses_gets_the_answer_of_the_contract() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "1", 50).await;
     let paths: [&[&str]; 3] = [&[], &["CONFIRMED"], &["CANCELLED"]];
@@ -107,7 +107,7 @@ async fn every_pair_of_statuses_is_answered_as_the_contract_says() {
 }
 
 #[tokio::test]
-async fn the_history_says_who_from_what_to_what_and_why() {
+async fn the_history_records_actor_old_status_new_status_and_reason() {
     let (shop, id) = shop_with_an_order().await;
     shop.set_status(&id, "CONFIRMED").await.expect(200);
     let call = shop.call("PUT", &format!("/api/orders/{id}/status"));
@@ -123,7 +123,7 @@ async fn the_history_says_who_from_what_to_what_and_why() {
 }
 
 #[tokio::test]
-async fn each_change_has_its_event_in_sequence_and_later_than_the_one_before() {
+async fn each_change_has_an_event_with_the_next_sequence_and_a_later_time() {
     let (shop, id) = shop_with_an_order().await;
     shop.set_status(&id, "CONFIRMED").await.expect(200);
     let call = shop.call("PUT", &format!("/api/orders/{id}/status")).by(admin());
@@ -169,7 +169,7 @@ async fn each_change_has_its_event_in_sequence_and_later_than_the_one_before() {
 }
 
 #[tokio::test]
-async fn the_same_status_again_changes_and_publishes_nothing() {
+async fn setting_the_same_status_again_changes_and_publishes_nothing() {
     let (shop, id) = shop_with_an_order().await;
     let confirmed = shop.set_status(&id, "CONFIRMED").await.expect(200);
     for _ in 0..3 {
@@ -183,7 +183,7 @@ async fn the_same_status_again_changes_and_publishes_nothing() {
 }
 
 #[tokio::test]
-async fn twenty_requests_for_one_status_at_once_are_one_change_and_one_event() {
+async fn twenty_concurrent_requests_for_one_status_cause_one_change_and_one_event() {
     let (shop, id) = with_an_order(patient_shop().await).await;
     let requests = join_all((0..20).map(|_| shop.set_status(&id, "CONFIRMED")));
     let answers = collide(&shop, &id, requests).await;
@@ -197,7 +197,7 @@ async fn twenty_requests_for_one_status_at_once_are_one_change_and_one_event() {
 }
 
 #[tokio::test]
-async fn a_condition_that_does_not_match_exactly_is_a_412_and_changes_nothing() {
+async fn a_precondition_that_does_not_match_gets_412_and_changes_nothing() {
     let (shop, id) = shop_with_an_order().await;
     let tag = shop.get(admin(), &format!("/api/orders/{id}")).await.header("etag").unwrap().to_owned();
     let weak = format!("W/{tag}");
@@ -205,14 +205,14 @@ async fn a_condition_that_does_not_match_exactly_is_a_412_and_changes_nothing() 
         let refused = put_if(&shop, &id, "CONFIRMED", other).await.expect_problem(412, "precondition-failed");
         assert!(refused.body["detail"].as_str().unwrap().contains(&tag), "{}", refused.text);
     }
-    // Before the change is looked at: the order may have moved since.
+    // The service checks the version before the transition: the order may have changed since.
     put_if(&shop, &id, "CREATED", "\"x\"").await.expect_problem(412, "precondition-failed");
     assert_eq!(history(&shop, &id).await.len(), 1);
     assert_eq!(events(&shop, &id).await.len(), 1);
 }
 
 #[tokio::test]
-async fn a_condition_that_matches_lets_the_change_through_once() {
+async fn a_matching_precondition_allows_the_change_once() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "1", 50).await;
     for condition in ["TAG", "*", "\"x,y\" , W/\"z\",TAG", "W/TAG, TAG"] {
@@ -230,7 +230,7 @@ async fn a_condition_that_matches_lets_the_change_through_once() {
 }
 
 #[tokio::test]
-async fn of_two_admins_who_saw_the_same_order_one_wins() {
+async fn one_of_two_admins_with_the_same_version_wins() {
     let shop = patient_shop().await;
     let phone = shop.product("phone", "1", 50).await;
     for _ in 0..5 {

@@ -1,10 +1,10 @@
-//! Clients that do not wait for their answer.
+//! Clients that disconnect before the answer.
 
 use serde_json::json;
 
 use crate::support::{Shop, customer, eventually, lines};
 
-/// A service that waits for its slow Product Service.
+/// A service that waits for a slow Product Service.
 async fn patient() -> Shop {
     Shop::builder()
         .with("PRODUCT_DEADLINE_MS", "30000")
@@ -21,7 +21,7 @@ async fn an_order_whose_client_hangs_up_is_still_written_and_published() {
     shop.fault(&slow, &json!({"kind": "slow", "millis": 1500})).await;
 
     let body = lines(&[(&slow, 2)]);
-    let asked = eventually("the placement has come to the Product Service", async || {
+    let asked = eventually("the placement has reached the Product Service", async || {
         shop.requests_seen(Some(&slow)).await["total"] == 1
     });
     tokio::select! {
@@ -35,10 +35,10 @@ async fn an_order_whose_client_hangs_up_is_still_written_and_published() {
 }
 
 #[tokio::test]
-async fn clients_that_all_hang_up_leave_nothing_half_done() {
+async fn many_clients_that_hang_up_leave_no_partial_writes() {
     const CLIENTS: usize = 30;
     let shop = patient().await;
-    // A product for each: placements of the same product would share a look-up.
+    // One product per placement: placements of the same product would share a look-up.
     let mut bodies = Vec::new();
     for number in 0..CLIENTS {
         let slow = shop.product(&format!("slow-{number}"), "10", 5).await;
@@ -47,7 +47,7 @@ async fn clients_that_all_hang_up_leave_nothing_half_done() {
     }
 
     let clients = bodies.iter().map(|body| shop.place(customer("ada@example.com"), body));
-    let asked = eventually("all placements have come to the Product Service", async || {
+    let asked = eventually("all placements have reached the Product Service", async || {
         shop.requests_seen(None).await["total"] == CLIENTS
     });
     tokio::select! {

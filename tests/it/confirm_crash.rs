@@ -1,4 +1,4 @@
-//! A replica that is killed between the intention, the call and the record of its outcome: another one ends
+//! A replica is killed between recording a stock call, sending it and recording its outcome: another replica finishes
 //! the work, and no stock moves twice.
 
 use serde_json::json;
@@ -8,7 +8,7 @@ use crate::support::{Mode, Movement, Proxy, Replica, Shop, eventually};
 const TIMES: [(&str, &str); 3] =
     [("PRODUCT_STOCK_TIMEOUT_MS", "2000"), ("STOCK_LEASE_MS", "4100"), ("STOCK_POLL_INTERVAL_MS", "50")];
 
-/// A shop without a service, and a replica whose database can be taken away.
+/// A shop without a service, and a replica behind a database proxy that can be cut.
 async fn shop_with_victim() -> (Shop, Replica, Proxy) {
     let builder = TIMES.iter().fold(Shop::builder(), |builder, (name, value)| builder.with(name, *value));
     let shop = builder.without_service().await;
@@ -23,7 +23,7 @@ async fn placed_at(shop: &mut Shop, victim: &Replica, phone: &str) -> String {
 }
 
 #[tokio::test]
-async fn killed_while_a_call_is_under_way() {
+async fn a_kill_during_a_stock_call_moves_no_stock_twice() {
     let (mut shop, victim, _proxy) = shop_with_victim().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = placed_at(&mut shop, &victim, &phone).await;
@@ -47,11 +47,11 @@ async fn killed_while_a_call_is_under_way() {
 }
 
 #[tokio::test]
-async fn killed_after_the_stock_was_taken_and_before_that_was_written_down() {
+async fn a_kill_before_taken_stock_is_recorded_moves_no_stock_twice() {
     let (mut shop, victim, proxy) = shop_with_victim().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = placed_at(&mut shop, &victim, &phone).await;
-    // Slow enough to take the database away while the call is under way.
+    // Slow enough to cut the database connection during the call.
     shop.fault(&phone, &json!({"kind": "slow", "millis": 200, "on": "reduce-stock"})).await;
     let before = shop.calls_seen(&phone).await;
 
@@ -74,7 +74,7 @@ async fn killed_after_the_stock_was_taken_and_before_that_was_written_down() {
 }
 
 #[tokio::test]
-async fn killed_after_the_stock_was_given_back_and_before_that_was_written_down() {
+async fn a_kill_before_returned_stock_is_recorded_moves_no_stock_twice() {
     let (mut shop, victim, proxy) = shop_with_victim().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = placed_at(&mut shop, &victim, &phone).await;
@@ -98,7 +98,7 @@ async fn killed_after_the_stock_was_given_back_and_before_that_was_written_down(
 }
 
 #[tokio::test]
-async fn killed_where_keys_are_not_honoured_leaves_the_line_to_a_person() {
+async fn a_kill_without_honoured_keys_leaves_the_line_to_an_operator() {
     let keys = ("PRODUCT_HONOURS_IDEMPOTENCY_KEY", "false");
     let builder = TIMES.iter().fold(Shop::builder(), |builder, (name, value)| builder.with(name, *value));
     let mut shop = builder.with(keys.0, keys.1).without_service().await;

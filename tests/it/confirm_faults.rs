@@ -1,11 +1,11 @@
-//! A Product Service that fails in the middle: no line is taken twice or given back twice, and what nobody
-//! knows is not guessed.
+//! The Product Service fails during stock calls: no line is taken or given back twice, and the service never guesses
+//! an unknown outcome.
 
 use serde_json::json;
 
 use crate::support::{Builder, Movement, Payment, Shop, admin, command, customer, eventually, exit_code};
 
-/// Admins wait for as long as it takes, so that an answer says what became of the order.
+/// Admin requests wait without limit, so that the answer shows the result of the order.
 fn patient() -> Builder {
     Shop::builder()
         .with("PRODUCT_STOCK_TIMEOUT_MS", "300")
@@ -13,7 +13,7 @@ fn patient() -> Builder {
         .with("REQUEST_DEADLINE_MS", "90000")
 }
 
-/// One product for each way to fail, each for the next two calls of this kind.
+/// One product per fault; each fault applies to the next two calls of this kind.
 async fn products_that_fail(shop: &Shop, on: &str) -> Vec<String> {
     let faults = [
         json!({"kind": "lose-answer"}),
@@ -34,7 +34,7 @@ async fn products_that_fail(shop: &Shop, on: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn whatever_becomes_of_the_calls_every_line_is_taken_once_under_its_own_key() {
+async fn despite_failed_calls_every_line_is_taken_once_under_its_own_key() {
     let shop = patient().start().await;
     let products = products_that_fail(&shop, "reduce-stock").await;
     let order: Vec<_> = products.iter().map(|product| (product.as_str(), 2)).collect();
@@ -49,7 +49,7 @@ async fn whatever_becomes_of_the_calls_every_line_is_taken_once_under_its_own_ke
 }
 
 #[tokio::test]
-async fn whatever_becomes_of_the_calls_every_line_is_given_back_once_under_its_own_key() {
+async fn despite_failed_calls_every_line_is_given_back_once_under_its_own_key() {
     let shop = patient().start().await;
     let products = products_that_fail(&shop, "restore-stock").await;
     let order: Vec<_> = products.iter().map(|product| (product.as_str(), 2)).collect();
@@ -66,7 +66,7 @@ async fn whatever_becomes_of_the_calls_every_line_is_given_back_once_under_its_o
 }
 
 #[tokio::test]
-async fn a_repeat_that_meets_its_first_call_still_running_is_no_refusal() {
+async fn a_repeat_during_its_first_call_does_not_count_as_a_refusal() {
     let shop = Shop::builder()
         .with("PAYMENT_EVENTS_ENABLED", "true")
         .with("PRODUCT_STOCK_TIMEOUT_MS", "300")
@@ -93,7 +93,7 @@ async fn a_repeat_that_meets_its_first_call_still_running_is_no_refusal() {
 }
 
 #[tokio::test]
-async fn a_connection_that_never_came_about_is_safe_to_repeat_even_where_keys_are_not_honoured() {
+async fn a_failed_connection_is_retried_even_without_honoured_keys() {
     let keys = ("PRODUCT_HONOURS_IDEMPOTENCY_KEY", "false");
     let mut shop = Shop::builder().with(keys.0, keys.1).without_service().await;
     let database = shop.environment.variables()["DATABASE_URL"].clone();
@@ -121,7 +121,7 @@ async fn a_connection_that_never_came_about_is_safe_to_repeat_even_where_keys_ar
 }
 
 #[tokio::test]
-async fn where_keys_are_not_honoured_an_unknown_outcome_waits_for_a_person_and_is_never_sent_again() {
+async fn without_honoured_keys_a_call_of_unknown_outcome_waits_for_an_operator_and_is_never_repeated() {
     let shop = Shop::builder().with("PRODUCT_HONOURS_IDEMPOTENCY_KEY", "false").start().await;
     let (phone, case) = (shop.product("phone", "100", 5).await, shop.product("case", "10", 5).await);
     let id = shop.placed("ada@example.com", &[(&phone, 2), (&case, 1)]).await;
@@ -138,14 +138,14 @@ async fn where_keys_are_not_honoured_an_unknown_outcome_waits_for_a_person_and_i
     assert_eq!(shop.status(&id).await, "CREATED");
     assert_eq!(shop.calls_seen(&phone).await, before + 1);
 
-    // The customer does not wait for the person: what is known to be taken goes back at once.
+    // The cancellation does not wait for the operator: lines that are known to be taken go back at once.
     let cancel = shop.call("POST", &format!("/api/orders/{id}/cancel")).by(customer("ada@example.com"));
     cancel.send().await.expect(200);
     eventually("the case is back", async || shop.ledger(&case).await.len() == 2).await;
     eventually("the rest is parked again", async || shop.stock_work().await["parked"] == 1).await;
     assert_eq!(shop.calls_seen(&phone).await, before + 1);
 
-    // The person has looked at the Product Service's book: it was taken.
+    // The operator has looked at the ledger of the Product Service: the line was taken.
     sqlx::query("update stock_lines set state = 'TAKEN' where line_number = 1")
         .execute(&shop.database)
         .await
@@ -157,7 +157,7 @@ async fn where_keys_are_not_honoured_an_unknown_outcome_waits_for_a_person_and_i
 }
 
 #[tokio::test]
-async fn what_a_person_found_out_waits_for_whoever_is_changing_the_order_and_is_not_undone() {
+async fn a_settlement_by_an_operator_waits_for_concurrent_changes_and_is_not_undone() {
     let shop = Shop::builder().with("PRODUCT_HONOURS_IDEMPOTENCY_KEY", "false").start().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
@@ -165,7 +165,7 @@ async fn what_a_person_found_out_waits_for_whoever_is_changing_the_order_and_is_
     shop.set_status(&id, "CONFIRMED").await.expect_problem(503, "product-service-unavailable");
     eventually("the work is parked", async || shop.stock_work().await["parked"] == 1).await;
 
-    // Somebody has locked the order and read its stock work, as a payment or a cancellation does.
+    // Another transaction has locked the order and read its stock work, as a payment or a cancellation does.
     let mut change = shop.database.begin().await.unwrap();
     let lock = "select from orders where id = $1::uuid for update";
     sqlx::query(lock).bind(&id).execute(&mut *change).await.unwrap();
@@ -173,7 +173,7 @@ async fn what_a_person_found_out_waits_for_whoever_is_changing_the_order_and_is_
         .args(["resolve", &id, "1", "1", "applied", "--by", "ada"])
         .spawn()
         .unwrap();
-    shop.somebody_waits_for_a_lock().await;
+    shop.a_session_waits_for_a_lock().await;
     let write_back = "update stock_lines set state = 'TAKING' where line_number = 1";
     sqlx::query(write_back).execute(&mut *change).await.unwrap();
     change.commit().await.unwrap();
@@ -185,7 +185,7 @@ async fn what_a_person_found_out_waits_for_whoever_is_changing_the_order_and_is_
 }
 
 #[tokio::test]
-async fn a_product_that_was_withdrawn_before_it_was_given_back_waits_for_a_person() {
+async fn giving_back_a_withdrawn_product_waits_for_an_operator() {
     let shop = Shop::start().await;
     let (phone, case) = (shop.product("phone", "100", 5).await, shop.product("case", "10", 5).await);
     let id = shop.placed("ada@example.com", &[(&phone, 2), (&case, 1)]).await;
@@ -203,7 +203,7 @@ async fn a_product_that_was_withdrawn_before_it_was_given_back_waits_for_a_perso
 }
 
 #[tokio::test]
-async fn stock_work_past_its_deadline_is_seen_and_goes_on() {
+async fn overdue_stock_work_is_counted_and_continues() {
     let shop = Shop::builder().with("STOCK_DEADLINE_MS", "100").with("STOCK_WAIT_MS", "0").start().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
@@ -218,7 +218,7 @@ async fn stock_work_past_its_deadline_is_seen_and_goes_on() {
 }
 
 #[tokio::test]
-async fn giving_back_has_a_deadline_of_its_own() {
+async fn giving_back_has_its_own_deadline() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;

@@ -22,7 +22,7 @@ async fn confirming_takes_the_stock_of_every_line_once() {
 }
 
 #[tokio::test]
-async fn a_refused_line_gives_the_others_back_and_the_order_stays_created() {
+async fn a_refused_line_returns_the_others_and_the_order_stays_created() {
     let shop = Shop::start().await;
     let (phone, case) = (shop.product("phone", "100", 5).await, shop.product("case", "10", 5).await);
     let id = shop.placed("ada@example.com", &[(&phone, 2), (&case, 3)]).await;
@@ -41,7 +41,7 @@ async fn a_refused_line_gives_the_others_back_and_the_order_stays_created() {
 }
 
 #[tokio::test]
-async fn a_second_attempt_waits_for_what_the_first_still_gives_back() {
+async fn a_second_attempt_waits_until_the_first_has_given_its_stock_back() {
     let shop = Shop::start().await;
     let (phone, case) = (shop.product("phone", "100", 2).await, shop.product("case", "10", 5).await);
     let id = shop.placed("ada@example.com", &[(&phone, 2), (&case, 3)]).await;
@@ -57,12 +57,12 @@ async fn a_second_attempt_waits_for_what_the_first_still_gives_back() {
 }
 
 #[tokio::test]
-async fn a_second_attempt_goes_on_when_what_the_first_took_waits_for_a_person() {
+async fn a_second_attempt_continues_while_stock_of_the_first_waits_for_an_operator() {
     let shop = Shop::builder().with("PRODUCT_STOCK_TIMEOUT_MS", "5000").start().await;
     let (phone, case) = (shop.product("phone", "100", 4).await, shop.product("case", "10", 5).await);
     let id = shop.placed("ada@example.com", &[(&phone, 2), (&case, 3)]).await;
     shop.set_stock(&case, 2).await;
-    // The second attempt is written while the first gives the phones back, which is refused in the end.
+    // The second attempt is recorded while the first gives the phones back, which the Product Service finally refuses.
     shop.fault(&phone, &json!({"kind": "status", "status": 503, "on": "restore-stock"})).await;
     shop.set_status(&id, "CONFIRMED").await.expect_problem(409, "stock-unavailable");
     shop.set_stock(&case, 3).await;

@@ -1,4 +1,4 @@
-//! The Product Service is away while many paid orders wait for their stock.
+//! A Product Service outage while many paid orders wait for their stock.
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::support::{Payment, Shop, eventually};
 
-/// A Product Service that knows every product, and that moves stock only while it is told to.
+/// A Product Service that has every product and accepts stock calls only while it is switched on.
 struct Products {
     url: String,
     up: Arc<AtomicBool>,
@@ -44,9 +44,9 @@ impl Products {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_product_service_that_is_away_is_asked_now_and_then_and_all_goes_on_when_it_is_back() {
+async fn a_product_service_outage_is_probed_and_stock_work_resumes_afterwards() {
     const ORDERS: usize = 40;
-    /// Twice `STOCK_CONCURRENCY`: what may be under way before it is seen that nothing is answered.
+    /// Twice `STOCK_CONCURRENCY`: the calls that may be in flight before the worker detects the outage.
     const AT_FIRST: usize = 16;
     const PROBES: u32 = 20;
     let products = Products::away().await;
@@ -69,7 +69,7 @@ async fn a_product_service_that_is_away_is_asked_now_and_then_and_all_goes_on_wh
     shop.payments.publish_all(&payments).await;
 
     let probes = AT_FIRST..AT_FIRST + usize::try_from(PROBES).unwrap();
-    eventually("it is asked again and again", async || products.calls().len() > probes.end).await;
+    eventually("probes continue", async || products.calls().len() > probes.end).await;
     let calls = products.calls();
     let taken = calls[probes.end] - calls[probes.start];
     assert!(taken > Duration::from_millis(100) * PROBES / 2, "{PROBES} calls within {taken:?}");
@@ -88,7 +88,7 @@ async fn a_product_service_that_is_away_is_asked_now_and_then_and_all_goes_on_wh
 }
 
 #[tokio::test]
-async fn the_orders_of_a_product_that_fails_are_no_queue_for_those_of_another() {
+async fn orders_of_a_failing_product_do_not_block_orders_of_another() {
     const ORDERS: usize = 60;
     let settings = [("PAYMENT_EVENTS_ENABLED", "true"), ("STOCK_CONCURRENCY", "2")];
     let shop = settings.iter().fold(Shop::builder(), |b, (name, value)| b.with(name, *value)).start().await;
@@ -102,7 +102,7 @@ async fn the_orders_of_a_product_that_fails_are_no_queue_for_those_of_another() 
     }
     shop.payments.publish_all(&payments).await;
     let paid = "select count(*) from stock_jobs where failures > 0";
-    eventually("the broken one is asked", async || {
+    eventually("the failing product is called", async || {
         sqlx::query_scalar::<_, i64>(paid).fetch_one(&shop.database).await.unwrap() > 4
     })
     .await;
@@ -113,5 +113,5 @@ async fn the_orders_of_a_product_that_fails_are_no_queue_for_those_of_another() 
     shop.becomes(&other, "CONFIRMED").await;
 
     let between = shop.calls_seen(&broken).await - before;
-    assert!(between < 10, "{between} calls for the broken one came first");
+    assert!(between < 10, "{between} calls for the failing product came first");
 }

@@ -1,4 +1,4 @@
-//! Confirmations at the same moment, and in the way of each other.
+//! Concurrent confirmations, payments and cancellations of the same orders and products.
 
 use std::collections::HashSet;
 
@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::support::{Movement, Payment, Shop, customer, eventually, figure, lines, scale};
 
 #[tokio::test]
-async fn twelve_lines_are_taken_together_or_not_at_all() {
+async fn twelve_lines_are_all_taken_or_none() {
     let shop = Shop::start().await;
     let mut products = Vec::new();
     for number in 0..12 {
@@ -38,7 +38,7 @@ async fn twelve_lines_are_taken_together_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn the_payment_and_two_admins_at_the_same_moment_take_the_stock_once() {
+async fn a_payment_and_two_admins_at_once_take_the_stock_once() {
     let shop = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").start().await;
     let phone = shop.product("phone", "100", 50).await;
     let ids = join_all((0..6).map(async |_| shop.placed("ada@example.com", &[(&phone, 2)]).await)).await;
@@ -57,7 +57,7 @@ async fn the_payment_and_two_admins_at_the_same_moment_take_the_stock_once() {
     }))
     .await;
 
-    eventually("all payments are known", async || shop.count("payments").await == 6).await;
+    eventually("all payments are stored", async || shop.count("payments").await == 6).await;
     shop.no_stock_work().await;
     let taken: HashSet<_> = shop.ledger(&phone).await.into_iter().map(|movement| movement.key).collect();
     assert_eq!((taken.len(), shop.ledger(&phone).await.len(), shop.stock(&phone).await), (6, 6, 38));
@@ -66,7 +66,7 @@ async fn the_payment_and_two_admins_at_the_same_moment_take_the_stock_once() {
 }
 
 #[tokio::test]
-async fn the_payment_and_the_admin_for_stock_that_is_gone_end_cancelled_with_one_refund() {
+async fn a_payment_and_an_admin_at_once_for_missing_stock_end_cancelled_with_one_refund() {
     let shop = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").start().await;
     let (phone, case) = (shop.product("phone", "100", 50).await, shop.product("case", "10", 9).await);
     let ids =
@@ -92,7 +92,7 @@ async fn the_payment_and_the_admin_for_stock_that_is_gone_end_cancelled_with_one
 }
 
 #[tokio::test]
-async fn eight_admins_at_two_replicas_take_the_stock_once() {
+async fn eight_admins_on_two_replicas_take_the_stock_once() {
     let shop = Shop::start().await;
     let other = shop.replica(&[]).await;
     let phone = shop.product("phone", "100", 5).await;
@@ -108,8 +108,7 @@ async fn eight_admins_at_two_replicas_take_the_stock_once() {
 }
 
 #[tokio::test]
-async fn an_owner_who_cancels_while_the_stock_is_being_taken_gets_the_order_cancelled_and_the_stock_goes_back()
- {
+async fn cancelling_while_stock_is_taken_cancels_the_order_and_returns_the_stock() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
@@ -132,7 +131,7 @@ async fn an_owner_who_cancels_while_the_stock_is_being_taken_gets_the_order_canc
     assert_eq!(events[1].value()["metadata"]["status"], "CANCELLED");
 }
 
-/// Orders more and more of a product until there is none left. Whoever is told to come again does.
+/// Places and confirms orders until the product is sold out; retries after a 503.
 async fn buy_all(shop: &Shop, customer_id: &str, product: &str) {
     let mut quantity = 3;
     while quantity > 0 {
@@ -156,7 +155,7 @@ async fn buy_all(shop: &Shop, customer_id: &str, product: &str) {
 }
 
 #[tokio::test]
-async fn sixty_four_clients_on_a_stock_of_100_get_exactly_100_and_none_twice() {
+async fn sixty_four_clients_sell_a_stock_of_100_exactly_once() {
     const STOCK: i64 = 100;
     let shop = Shop::builder().with("DATABASE_MAX_CONNECTIONS", "16").start().await;
     let runs = scale(2, 20);

@@ -1,5 +1,5 @@
-//! The programs of `tests/consumers` read the events of replicas that are killed, and are killed themselves; each
-//! one's projection equals the service's own tables at the end. `.ci/consumers` builds them and runs this.
+//! The programs of `tests/consumers` read events while replicas and consumers are killed; at the end each projection
+//! equals the tables of the service. `.ci/consumers` builds the programs and runs this test.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,10 +16,10 @@ const RUNS_AT_ONCE: usize = 2;
 const KILLS: usize = 8;
 const ORDERS_PER_KILL: usize = 40;
 
-/// Status, amount, events that were applied and the last sequence, by order.
+/// Status, amount, number of applied events and last sequence, by order.
 type Orders = BTreeMap<String, (String, String, i32, i32)>;
 
-/// A consumer as a process, with a database of its own.
+/// A consumer process with its own database.
 struct Consumer {
     name: &'static str,
     command: Command,
@@ -51,7 +51,7 @@ impl Consumer {
         self.process = self.command.spawn().unwrap();
     }
 
-    /// Its projection; nothing while it has not made the table.
+    /// Its projection; `None` until it has created the table.
     async fn orders(&self) -> Orders {
         let sql = "select order_id, status, amount::text, changes, sequence from order_projection";
         orders(&self.database, sql).await.unwrap_or_default()
@@ -60,13 +60,13 @@ impl Consumer {
 
 impl Drop for Consumer {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// The same database for a Java program.
+/// The URL of the same database for a Java program.
 fn jdbc(url: &str) -> String {
     let url: Url = url.parse().unwrap();
     let (host, port) = (url.host_str().unwrap(), url.port().unwrap_or(5432));
@@ -82,13 +82,13 @@ async fn orders(database: &PgPool, sql: &'static str) -> sqlx::Result<Orders> {
         .collect())
 }
 
-/// What the service itself has.
+/// The same values from the tables of the service.
 async fn truth(shop: &Shop) -> Orders {
     let sql = "select id::text, status, total_amount::text, version, version from orders";
     orders(&shop.database, sql).await.unwrap()
 }
 
-/// Places orders at one replica until there are enough, or it is killed; confirms some, cancels some.
+/// Places orders through one replica until there are enough or it is killed; confirms some and cancels some.
 async fn trade(shop: &Shop, phone: &str, count: usize) {
     for number in 0..count {
         let request = shop.call("POST", "/api/orders").by(customer("ada@example.com"));
@@ -105,8 +105,8 @@ async fn trade(shop: &Shop, phone: &str, count: usize) {
     }
 }
 
-/// Publishes every event so far once more, byte for byte, as a relay does whose acknowledgements were lost; then cancels
-/// some orders, so that it shows when a consumer has passed the repeats.
+/// Publishes every event so far once more, byte for byte, like a relay that lost its acknowledgements; then cancels
+/// some orders, whose events show when a consumer has passed the repeats.
 async fn repeat_everything(shop: &Shop) -> usize {
     let records = shop.topic.everything().await;
     let again: Vec<_> = records.into_iter().map(|record| (record.key, record.payload.into_bytes())).collect();
@@ -131,7 +131,7 @@ async fn expect_the_same(shop: &Shop, consumers: &[Consumer]) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the programs that .ci/consumers builds"]
-async fn each_consumer_has_applied_every_change_once_and_in_sequence() {
+async fn each_consumer_applies_every_change_once_and_in_order() {
     let times = [
         ("KAFKA_DELIVERY_TIMEOUT_MS", "2000"),
         ("RELAY_LEASE_MS", "5000"),
@@ -145,7 +145,7 @@ async fn each_consumer_has_applied_every_change_once_and_in_sequence() {
     for _ in 0..RUNS_AT_ONCE {
         replicas.push(shop.replica(&[]).await);
     }
-    // The first event makes the topic.
+    // The first event creates the topic.
     shop.through(&replicas[0].url).placed("ada@example.com", &[(&phone, 1)]).await;
     shop.relayed().await;
     let mut consumers = Vec::new();

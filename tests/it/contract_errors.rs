@@ -1,4 +1,4 @@
-//! The error table of the contract, row by row, and the framework's own refusals in the same shape.
+//! Every row of the contract's error table, and the framework's own errors in the same shape.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,7 @@ use crate::support::{Answer, Mode, Proxy, Shop, admin, customer, eventually, lin
 
 const UNKNOWN_ORDER: &str = "/api/orders/0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10";
 
-/// The one shape: these members and no others but `more`, about this path.
+/// Checks the common shape: these members, `more`, and no others, for this path.
 #[track_caller]
 fn expect_shape(answer: &Answer, path: &str, more: &[&str]) {
     let members: Vec<&str> = answer.body.as_object().unwrap().keys().map(String::as_str).collect();
@@ -27,7 +27,7 @@ fn expect_retry_after(answer: &Answer) {
 }
 
 #[tokio::test]
-async fn row_invalid_request_names_the_place() {
+async fn invalid_request_names_the_field() {
     let shop = Shop::start().await;
     let ada = customer("ada@example.com");
     let order = |body: &str| shop.call("POST", "/api/orders").by(ada).body(body.to_owned());
@@ -50,7 +50,7 @@ async fn row_invalid_request_names_the_place() {
 }
 
 #[tokio::test]
-async fn row_product_not_found_names_every_unknown_product() {
+async fn product_not_found_names_every_unknown_product() {
     let shop = Shop::start().await;
     let known = shop.product("known", "1", 5).await;
     let gone = shop.product("gone", "1", 5).await;
@@ -74,7 +74,7 @@ async fn row_product_not_found_names_every_unknown_product() {
 }
 
 #[tokio::test]
-async fn row_insufficient_stock_names_product_requested_and_available_of_every_short_line() {
+async fn insufficient_stock_names_product_requested_and_available_of_every_short_line() {
     let shop = Shop::start().await;
     let (enough, few, none) = (
         shop.product("enough", "1", 5).await,
@@ -103,7 +103,7 @@ async fn row_insufficient_stock_names_product_requested_and_available_of_every_s
 }
 
 #[tokio::test]
-async fn rows_unauthenticated_forbidden_and_not_found() {
+async fn unauthenticated_forbidden_and_not_found_match_the_contract() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "1", 5).await;
     let order = format!("/api/orders/{}", shop.placed("ada@example.com", &[(&phone, 1)]).await);
@@ -124,7 +124,7 @@ async fn rows_unauthenticated_forbidden_and_not_found() {
 }
 
 #[tokio::test]
-async fn rows_invalid_transition_and_precondition_failed() {
+async fn invalid_transition_and_precondition_failed_match_the_contract() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "1", 5).await;
     let id = shop.placed("ada@example.com", &[(&phone, 1)]).await;
@@ -144,7 +144,7 @@ async fn rows_invalid_transition_and_precondition_failed() {
 }
 
 #[tokio::test]
-async fn row_product_service_unavailable_says_when_to_try_again_and_writes_nothing() {
+async fn product_service_unavailable_has_a_retry_after_and_writes_nothing() {
     let shop = Shop::builder().with("PRODUCT_RETRIES", "0").start().await;
     let phone = shop.product("phone", "1", 5).await;
     shop.fault(&phone, &json!({"kind": "status", "status": 500})).await;
@@ -158,7 +158,7 @@ async fn row_product_service_unavailable_says_when_to_try_again_and_writes_nothi
 }
 
 #[tokio::test]
-async fn row_unavailable_while_the_database_is_away() {
+async fn a_database_outage_is_answered_with_unavailable() {
     let (proxy, url) = Proxy::before_database(&Shop::empty_database().await).await;
     let shop = Shop::builder().database(&url).start().await;
     proxy.set(Mode::Cut);
@@ -171,7 +171,7 @@ async fn row_unavailable_while_the_database_is_away() {
 }
 
 #[tokio::test]
-async fn row_unavailable_while_there_is_too_much_to_do() {
+async fn overload_is_answered_with_unavailable() {
     let waits = ["PRODUCT_ATTEMPT_TIMEOUT_MS", "PRODUCT_DEADLINE_MS"];
     let builder = Shop::builder().with("MAX_CONCURRENT_REQUESTS", "1").with("REQUEST_DEADLINE_MS", "60001");
     let shop = waits.iter().fold(builder, |builder, wait| builder.with(wait, "60000")).start().await;
@@ -180,7 +180,7 @@ async fn row_unavailable_while_there_is_too_much_to_do() {
     let order = lines(&[(&phone, 1)]);
     let other = async || {
         let asked = || async { shop.requests_seen(Some(&phone)).await["total"] != 0 };
-        eventually("the placement asks the Product Service", asked).await;
+        eventually("the placement calls the Product Service", asked).await;
         shop.get(customer("bob@example.com"), "/api/orders/my").await
     };
 
@@ -192,13 +192,13 @@ async fn row_unavailable_while_there_is_too_much_to_do() {
     let refused = refused.expect_problem(503, "unavailable");
     expect_shape(&refused, "/api/orders/my", &[]);
     expect_retry_after(&refused);
-    // The first client has hung up, so there is room again.
+    // The first client has disconnected, so a permit is free again.
     let served = async || shop.get(customer("bob@example.com"), "/api/orders/my").await.status == 200;
     eventually("the next request is served", served).await;
 }
 
 #[tokio::test]
-async fn the_frameworks_refusals_of_routes_and_methods_have_the_same_shape() {
+async fn the_frameworks_errors_for_routes_and_methods_have_the_same_shape() {
     let shop = Shop::start().await;
     for path in ["/", "/api", "/api/orders/", "/api/orders/my/more", "/API/orders", "/health"] {
         let refused = shop.get(admin(), path).await.expect_problem(404, "not-found");
@@ -224,7 +224,7 @@ async fn the_frameworks_refusals_of_routes_and_methods_have_the_same_shape() {
 }
 
 #[tokio::test]
-async fn the_frameworks_refusals_of_bodies_have_the_same_shape() {
+async fn the_frameworks_errors_for_bodies_have_the_same_shape() {
     let shop = Shop::start().await;
     let post = || shop.call("POST", "/api/orders").by(customer("ada@example.com"));
 
@@ -267,7 +267,7 @@ async fn the_frameworks_refusals_of_bodies_have_the_same_shape() {
 }
 
 #[tokio::test]
-async fn a_client_that_asks_before_it_sends_too_much_is_refused_at_once() {
+async fn a_client_that_expects_100_continue_for_a_large_body_is_refused_at_once() {
     let shop = Shop::start().await;
     let asks = ["Content-Type: application/json", "Content-Length: 10485760", "Expect: 100-continue"];
     let head = Shop::head("POST /api/orders HTTP/1.1", &asks);
@@ -277,7 +277,7 @@ async fn a_client_that_asks_before_it_sends_too_much_is_refused_at_once() {
 }
 
 #[tokio::test]
-async fn a_body_that_never_arrives_is_a_408() {
+async fn a_body_that_never_arrives_gets_408() {
     let shop = Shop::builder().with("REQUEST_BODY_TIMEOUT_MS", "300").start().await;
     let head =
         Shop::head("POST /api/orders HTTP/1.1", &["Content-Type: application/json", "Content-Length: 10"]);

@@ -1,4 +1,4 @@
-//! The database is away, or does not answer.
+//! The database is unreachable or does not answer.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::support::{Answer, Mode, Proxy, Shop, admin, customer, eventually, lin
 
 const ADA: &str = "ada@example.com";
 
-/// A service behind a proxy that can cut it off from its database.
+/// A service with a proxy in front of its database, which can cut the connection.
 async fn shop_behind_proxy(settings: &[(&str, &str)]) -> (Shop, Proxy) {
     let database = Shop::new_database().await;
     let (proxy, url) = Proxy::before_database(&database).await;
@@ -36,19 +36,19 @@ async fn every_route(shop: &Shop, order: &str, product: &str) -> Vec<Answer> {
     ]
 }
 
-/// Opens as many connections as the pool may have.
+/// Opens the maximum number of pool connections.
 async fn fill_pool(shop: &Shop) {
     join_all((0..30).map(|_| shop.get(customer(ADA), "/api/orders/my"))).await;
 }
 
-/// A connection that was idle for longer than a second is tried before anything is sent on it, so that it is certain that
-/// nothing was written. On one that was used just now, a placement is sent at once.
+/// The pool pings a connection that was idle for more than a second before it is used, so a failure means that nothing
+/// was written. On a connection that was used more recently, the service sends a placement at once.
 async fn idle_until_doubtful() {
     tokio::time::sleep(Duration::from_millis(1_200)).await;
 }
 
 #[tokio::test]
-async fn every_route_is_a_503_while_the_database_is_away_and_works_again_by_itself() {
+async fn every_route_gets_503_during_a_database_outage_and_recovers_afterwards() {
     let (shop, proxy) = shop_behind_proxy(&[]).await;
     let phone = shop.product("phone", "10", 50).await;
     let order = shop.placed(ADA, &[(&phone, 1)]).await;
@@ -78,7 +78,7 @@ async fn every_route_is_a_503_while_the_database_is_away_and_works_again_by_itse
 }
 
 #[tokio::test]
-async fn connections_that_idled_through_an_outage_cost_no_request() {
+async fn connections_that_were_idle_during_an_outage_fail_no_request() {
     let (shop, proxy) = shop_behind_proxy(&[]).await;
     fill_pool(&shop).await;
 
@@ -92,7 +92,7 @@ async fn connections_that_idled_through_an_outage_cost_no_request() {
     }
 }
 
-/// Places so many orders at once, of as many customers, and expects each to be new.
+/// Places `count` orders at once, each for another customer, and expects each to be new.
 async fn place_many(shop: &Shop, product: &str, count: usize) {
     let body = lines(&[(product, 1)]);
     let place = async |number: usize| shop.place(customer(&format!("c{number}@example.com")), &body).await;
@@ -103,7 +103,7 @@ async fn place_many(shop: &Shop, product: &str, count: usize) {
 }
 
 #[tokio::test]
-async fn connections_that_the_database_ended_a_moment_ago_cost_no_request() {
+async fn connections_that_the_database_has_just_closed_fail_no_request() {
     for window in ["0", "60"] {
         let shop = Shop::builder().with("DUPLICATE_WINDOW_SECONDS", window).start().await;
         let phone = shop.product("phone", "10", 1_000_000).await;
@@ -136,7 +136,7 @@ async fn connections_that_the_database_ended_a_moment_ago_cost_no_request() {
 }
 
 #[tokio::test]
-async fn a_restart_of_the_database_while_nothing_is_placed_costs_no_placement() {
+async fn a_database_restart_between_placements_fails_no_placement() {
     let mut postgres = Postgres::start().await.unwrap();
     let shop = Shop::builder().database(postgres.url()).start().await;
     let phone = shop.product("phone", "10", 1_000_000).await;
@@ -158,7 +158,7 @@ async fn a_restart_of_the_database_while_nothing_is_placed_costs_no_placement() 
 }
 
 #[tokio::test]
-async fn a_database_that_swallows_packets_is_given_up_at_the_deadline() {
+async fn a_database_that_drops_packets_times_out_at_the_deadline() {
     let deadlines = [("DATABASE_DEADLINE_MS", "2000"), ("DATABASE_ACQUIRE_TIMEOUT_MS", "1000")];
     let (shop, proxy) = shop_behind_proxy(&deadlines).await;
     let phone = shop.product("phone", "10", 50).await;
@@ -167,7 +167,7 @@ async fn a_database_that_swallows_packets_is_given_up_at_the_deadline() {
     idle_until_doubtful().await;
 
     proxy.set(Mode::Silent);
-    // Without a deadline in the store, the one of each request would end it, after 15 s.
+    // Without a deadline in the store, each request would end only at its own deadline of 15 s.
     let started = Instant::now();
     for answer in every_route(&shop, &order, &phone).await {
         answer.expect_unavailable("unavailable");
@@ -177,7 +177,7 @@ async fn a_database_that_swallows_packets_is_given_up_at_the_deadline() {
     shop.call("GET", "/health/live").send().await.expect(200);
 
     proxy.set(Mode::Open);
-    // Not at the first try: what was swallowed reaches the server now, and may hold a lock for a moment.
+    // The first try may fail: delayed packets reach the server now, and their statements may hold a lock for a moment.
     eventually("every route works again", async || {
         every_route(&shop, &order, &phone).await.iter().all(|answer| answer.status < 300)
     })
@@ -186,7 +186,7 @@ async fn a_database_that_swallows_packets_is_given_up_at_the_deadline() {
     shop.expect_every_event().await;
 }
 
-/// The requests of one outage after another, and what became of them.
+/// Counts the results of requests during repeated outages.
 #[derive(Default)]
 struct Tally {
     served: AtomicUsize,
@@ -195,7 +195,7 @@ struct Tally {
 }
 
 impl Tally {
-    /// Places until it is over; returns the orders that were answered with 201.
+    /// Places orders until `over` is set; returns the orders that were answered with 201.
     async fn place(&self, shop: &Shop, product: &str) -> Vec<String> {
         let mut orders = Vec::new();
         while !self.over.load(Ordering::Relaxed) {
@@ -208,7 +208,7 @@ impl Tally {
         orders
     }
 
-    /// Reads until it is over: of the time that a read holds its connection, half is the trying afterwards.
+    /// Reads until `over` is set. Half of the time that a read holds its connection is the ping after it.
     async fn read(&self, shop: &Shop) {
         while !self.over.load(Ordering::Relaxed) {
             self.count(shop.get(customer(ADA), "/api/orders/my").await);
@@ -225,7 +225,7 @@ impl Tally {
         }
     }
 
-    /// Lets the database go away and come back, again and again; then it is over.
+    /// Cuts and restores the database eight times, then sets `over`.
     async fn outages(&self, proxy: &Proxy, mode: Mode) {
         for _ in 0..8 {
             self.wait_for(&self.served, 20).await;
@@ -237,7 +237,7 @@ impl Tally {
         self.over.store(true, Ordering::Relaxed);
     }
 
-    /// Waits for so many more of a kind.
+    /// Waits until `kind` has grown by `more`.
     async fn wait_for(&self, kind: &AtomicUsize, more: usize) {
         let wanted = kind.load(Ordering::Relaxed) + more;
         eventually("placements are answered", async || kind.load(Ordering::Relaxed) >= wanted).await;
@@ -245,7 +245,7 @@ impl Tally {
 }
 
 #[tokio::test]
-async fn nothing_is_half_written_and_nothing_is_lost_when_the_database_goes_away_in_the_middle() {
+async fn a_database_outage_during_requests_leaves_no_partial_writes_and_loses_no_order() {
     let (shop, proxy) = shop_behind_proxy(&[("DATABASE_ACQUIRE_TIMEOUT_MS", "300")]).await;
     let phone = shop.product("phone", "10", 1_000_000).await;
     let tally = Tally::default();
@@ -255,14 +255,14 @@ async fn nothing_is_half_written_and_nothing_is_lost_when_the_database_goes_away
 
     let written = shop.versions().await;
     for order in orders.iter().flatten() {
-        assert!(written.contains_key(order), "{order} was answered with 201 and is not there");
+        assert!(written.contains_key(order), "{order} was answered with 201 and is missing");
     }
     shop.expect_whole_orders().await;
     shop.expect_every_event().await;
 }
 
 #[tokio::test]
-async fn connections_that_were_coming_back_when_the_database_vanished_do_not_keep_their_places() {
+async fn connections_released_during_an_outage_free_their_slots() {
     let settings = [
         ("DATABASE_MAX_CONNECTIONS", "2"),
         ("DATABASE_DEADLINE_MS", "400"),

@@ -1,4 +1,4 @@
-//! The service describes itself: the `OpenAPI` document, and the page that shows it.
+//! The `OpenAPI` document, and the page that shows it.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use crate::support::{Description, Shop, admin};
 
 #[tokio::test]
-async fn the_document_is_served_to_anybody_and_only_once_to_those_who_keep_it() {
+async fn the_document_is_public_and_cacheable() {
     let shop = Shop::start().await;
     for path in ["/openapi.json", "/v3/api-docs"] {
         let served = shop.call("GET", path).send().await.expect(200);
@@ -26,7 +26,7 @@ async fn the_document_is_served_to_anybody_and_only_once_to_those_who_keep_it() 
 }
 
 #[test]
-fn every_operation_has_an_id_a_summary_a_success_and_links_that_lead_somewhere() {
+fn every_operation_has_an_id_a_summary_a_success_response_and_valid_links() {
     let document = &Description::get().document;
     let operations: Vec<(&String, &Value)> = document["paths"]
         .as_object()
@@ -58,7 +58,7 @@ fn every_operation_has_an_id_a_summary_a_success_and_links_that_lead_somewhere()
     assert_eq!(links, 11);
 }
 
-/// The examples beside a schema, each with the JSON pointer of its schema.
+/// The examples next to a schema, each with the JSON pointer of the schema.
 fn examples(value: &Value, pointer: &str, found: &mut Vec<(String, Value)>) {
     if let (Some(_), Some(example)) = (value.get("schema"), value.get("example")) {
         found.push((format!("{pointer}/schema"), example.clone()));
@@ -79,7 +79,7 @@ fn examples(value: &Value, pointer: &str, found: &mut Vec<(String, Value)>) {
 }
 
 #[test]
-fn every_example_fits_its_schema() {
+fn every_example_matches_its_schema() {
     let description = Description::get();
     let mut found = Vec::new();
     examples(&description.document, "", &mut found);
@@ -93,7 +93,7 @@ fn every_example_fits_its_schema() {
 }
 
 #[tokio::test]
-async fn the_page_is_there_where_the_settings_say_so_and_needs_no_other_host() {
+async fn the_page_is_served_if_enabled_and_loads_nothing_from_other_hosts() {
     let shop = Shop::start().await;
     for path in ["/docs", "/docs/page.js", "/docs/swagger-ui-bundle.js"] {
         shop.call("GET", path).send().await.expect_problem(404, "not-found");
@@ -116,7 +116,7 @@ async fn the_page_is_there_where_the_settings_say_so_and_needs_no_other_host() {
 }
 
 #[tokio::test]
-async fn clients_that_do_not_read_the_page_keep_nobody_out() {
+async fn clients_that_do_not_read_the_page_do_not_block_others() {
     let shop =
         Shop::builder().with("DOCS_ENABLED", "true").with("MAX_CONCURRENT_REQUESTS", "1").start().await;
     let address = shop.url.trim_start_matches("http://").to_owned();
@@ -125,7 +125,7 @@ async fn clients_that_do_not_read_the_page_keep_nobody_out() {
         let mut client = TcpStream::connect(&address).await.unwrap();
         let request = "GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n";
         client.write_all(request.as_bytes()).await.unwrap();
-        // The answer has begun, and is not read.
+        // The answer has begun; the client does not read it.
         client.readable().await.unwrap();
         slow.push(client);
     }

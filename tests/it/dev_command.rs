@@ -1,4 +1,4 @@
-//! `order-service dev`: everything on one machine, and nothing left of it.
+//! `order-service dev` runs everything on one machine and leaves nothing behind.
 
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader};
@@ -16,13 +16,13 @@ use tempfile::TempDir;
 
 use crate::support::{Mode, PATIENCE, Proxy, Replica, Topic, command, eventually, exit_code, signal, stack};
 
-/// A running `dev`, and what it has printed. Dropping it kills it.
+/// A running `dev` with its output. Dropping it kills the process.
 struct Dev {
     child: Child,
     screen: Vec<String>,
 }
 
-/// The processes that `dev` started, and how to see that they are gone.
+/// The processes that `dev` started, with a check that they have ended.
 struct Parts {
     postgres_pid: String,
     postgres_folder: PathBuf,
@@ -30,12 +30,12 @@ struct Parts {
 }
 
 impl Dev {
-    /// Starts it and reads its screen.
+    /// Starts `dev` and reads its output.
     fn start() -> Self {
         Self::start_with(&[])
     }
 
-    /// Starts it on a folder of data.
+    /// Starts `dev` with a data folder.
     fn start_in(data: &TempDir) -> Self {
         Self::start_with(&["--data", data.path().to_str().unwrap()])
     }
@@ -50,7 +50,7 @@ impl Dev {
         });
         let mut dev = Self { child, screen: Vec::new() };
         let deadline = Instant::now() + PATIENCE;
-        // The curl command is the last thing on it.
+        // The curl command is the last line of the output.
         while !dev.screen.last().is_some_and(|line| line.contains("-d '{")) {
             let left = deadline.saturating_duration_since(Instant::now());
             let line = printed.recv_timeout(left);
@@ -59,7 +59,7 @@ impl Dev {
         dev
     }
 
-    /// The address of a part: it has a line of its own.
+    /// The address of a part, from its line of the output.
     fn address(&self, part: &str) -> &str {
         let mut lines = self.screen.iter().filter_map(|line| line.trim().strip_prefix(part));
         let address = lines.next().unwrap_or_else(|| panic!("no {part}: {:#?}", self.screen));
@@ -67,7 +67,7 @@ impl Dev {
         address.trim()
     }
 
-    /// Runs the printed command, as it stands; returns the status and the body of the answer.
+    /// Runs the printed command unchanged; returns the status and the body of the answer.
     fn first_order(&self) -> (String, Value) {
         let start = self.screen.iter().position(|line| line.trim().starts_with("curl ")).expect("a command");
         let output = Command::new("sh").args(["-c", &self.screen[start..].join("\n")]).output().unwrap();
@@ -76,7 +76,7 @@ impl Dev {
         (head.lines().next().unwrap().to_owned(), serde_json::from_str(body).unwrap())
     }
 
-    /// Asks for something at a part. The status and the body of the answer.
+    /// Sends a request to a part; returns the status and the body of the answer.
     async fn call(&self, method: &str, part: &str, path: &str, body: &str) -> (u16, Value) {
         let request = reqwest::Client::new()
             .request(method.parse().unwrap(), format!("{}{path}", self.address(part)))
@@ -101,7 +101,7 @@ impl Dev {
         Topic { bootstrap_servers: self.address("kafka").to_owned(), name: name.to_owned() }
     }
 
-    /// Starts the second replica; its process.
+    /// Starts the second replica and returns its process.
     async fn start_second_replica(&self) -> String {
         let (status, answer) = self.call("PUT", "console", "/parts/replica", r#"{"state":"up"}"#).await;
         assert_eq!(status, 200, "{answer}");
@@ -136,14 +136,14 @@ impl Dev {
     }
 }
 
-/// An empty folder that PostgreSQL's user can reach, too.
+/// An empty folder that PostgreSQL's user can also reach.
 fn data_folder() -> TempDir {
     let folder = tempfile::tempdir_in("/tmp").unwrap();
     fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
     folder
 }
 
-/// What `dev` says of a folder that it does not start with.
+/// The error of `dev` for a folder that it refuses.
 fn refusal(data: &TempDir) -> String {
     let environment = Environment::default().with("PATH", path());
     let output = command("dev", &environment).arg("--data").arg(data.path()).output().unwrap();
@@ -155,12 +155,12 @@ fn path() -> String {
     std::env::var("PATH").unwrap()
 }
 
-/// PostgreSQL's programs as on a machine where making a database takes for ever: until this is dropped.
+/// PostgreSQL's programs on a machine where creating a database never ends, until this value is dropped.
 struct SlowPrograms(TempDir);
 
 impl SlowPrograms {
     fn new() -> Self {
-        // Not the folder of the test's own user: PostgreSQL's may be another.
+        // PostgreSQL may run as another user, which cannot reach the temporary folder of this user.
         let folder = tempfile::tempdir_in("/tmp").unwrap();
         let everybody = |path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
         everybody(folder.path().to_owned(), 0o777);
@@ -177,10 +177,10 @@ impl SlowPrograms {
         format!("{}:{}", self.0.path().display(), path())
     }
 
-    /// The folder in which a database is being made, once that has begun.
+    /// The folder of the database that is being created, once the creation has begun.
     async fn database_folder(&self) -> PathBuf {
         let said = || fs::read_to_string(self.0.path().join("initdb.runs")).unwrap_or_default();
-        eventually("a database is being made", async || said().ends_with('\n')).await;
+        eventually("a database is being created", async || said().ends_with('\n')).await;
         PathBuf::from(said().trim_end())
     }
 }
@@ -192,7 +192,7 @@ async fn ends(name: &str, pid: &str) {
 
 impl Drop for Dev {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -201,13 +201,13 @@ impl Drop for Dev {
 impl Parts {
     async fn are_gone_without_a_trace(&self) {
         ends("PostgreSQL", &self.postgres_pid).await;
-        eventually("its folder goes", async || !self.postgres_folder.exists()).await;
+        eventually("its folder is removed", async || !self.postgres_folder.exists()).await;
         eventually("Kafka ends", async || TcpStream::connect(&self.kafka_address).is_err()).await;
     }
 }
 
 #[tokio::test]
-async fn the_screen_names_every_part_and_its_curl_places_a_first_order() {
+async fn the_output_names_every_part_and_its_curl_command_places_an_order() {
     let dev = Dev::start();
 
     let (status, placed) = dev.first_order();
@@ -235,7 +235,7 @@ async fn the_screen_names_every_part_and_its_curl_places_a_first_order() {
 }
 
 #[tokio::test]
-async fn a_second_one_works_beside_the_first() {
+async fn two_instances_run_side_by_side() {
     let (first, second) = (Dev::start(), Dev::start());
 
     for part in ["http", "postgres", "kafka", "product-service"] {
@@ -260,7 +260,7 @@ async fn ctrl_c_stops_everything_and_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn ctrl_c_while_postgresql_is_being_started_ends_the_start_and_leaves_nothing_behind() {
+async fn ctrl_c_during_the_start_of_postgresql_ends_dev_and_leaves_nothing_behind() {
     let programs = SlowPrograms::new();
     let environment = Environment::default().with("PATH", programs.path());
     let mut dev = Replica::spawn_command("dev", &environment);
@@ -271,11 +271,11 @@ async fn ctrl_c_while_postgresql_is_being_started_ends_the_start_and_leaves_noth
 
     assert_eq!(dev.exit_code(), Some(0));
     drop(programs);
-    eventually("PostgreSQL's folder goes", async || !folder.exists()).await;
+    eventually("the folder of PostgreSQL is removed", async || !folder.exists()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn ctrl_c_while_the_database_does_not_answer_ends_the_start() {
+async fn ctrl_c_while_the_database_does_not_answer_ends_dev() {
     let (proxy, url) = Proxy::before_database(stack().database_url()).await;
     proxy.set(Mode::Silent);
     let environment = Environment::default()
@@ -292,7 +292,7 @@ async fn ctrl_c_while_the_database_does_not_answer_ends_the_start() {
 }
 
 #[tokio::test]
-async fn even_a_kill_leaves_nothing_behind() {
+async fn a_kill_leaves_nothing_behind() {
     let mut dev = Dev::start();
     let parts = dev.parts().await;
 
@@ -303,7 +303,7 @@ async fn even_a_kill_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn with_data_the_next_start_finds_orders_stock_and_events() {
+async fn a_data_folder_keeps_orders_stock_and_events() {
     let data = data_folder();
     let mut dev = Dev::start_in(&data);
     let (_, placed) = dev.first_order();
@@ -324,7 +324,7 @@ async fn with_data_the_next_start_finds_orders_stock_and_events() {
     assert_eq!(dev.stock_of("PROD123").await, 48);
     assert_eq!(dev.call("GET", "product-service", "/demo/ledger", "").await.1, ledger);
     assert_eq!(dev.topic("order-events").records(2).await, events);
-    // The keys of the stock are there, too: giving back knows what was taken.
+    // The keys of stock calls are restored, too: giving back finds the stock that was taken.
     let (status, _) = dev.call("PUT", "http", &path, r#"{"status":"CANCELLED"}"#).await;
     assert_eq!(status, 200);
     eventually("the stock is given back", async || dev.stock_of("PROD123").await == 50).await;
@@ -334,7 +334,7 @@ async fn with_data_the_next_start_finds_orders_stock_and_events() {
 }
 
 #[tokio::test]
-async fn with_data_the_next_start_finds_the_orders_even_after_a_kill() {
+async fn a_data_folder_keeps_the_orders_after_a_kill() {
     let data = data_folder();
     let mut dev = Dev::start_in(&data);
     let (_, placed) = dev.first_order();
@@ -347,7 +347,7 @@ async fn with_data_the_next_start_finds_the_orders_even_after_a_kill() {
 }
 
 #[test]
-fn data_that_is_in_use_is_refused() {
+fn a_data_folder_in_use_is_refused() {
     let data = data_folder();
     let _first = Dev::start_in(&data);
 
@@ -357,7 +357,7 @@ fn data_that_is_in_use_is_refused() {
 }
 
 #[test]
-fn data_of_others_and_of_another_postgresql_is_refused_and_left_alone() {
+fn a_foreign_data_folder_or_postgresql_version_is_refused_and_unchanged() {
     let data = data_folder();
     fs::write(data.path().join("letter.txt"), "dear").unwrap();
     let of_others = refusal(&data);
@@ -375,7 +375,7 @@ fn data_of_others_and_of_another_postgresql_is_refused_and_left_alone() {
 }
 
 #[tokio::test]
-async fn the_second_replica_of_the_console_ends_with_dev_however_that_ends() {
+async fn the_second_replica_of_the_console_always_ends_with_dev() {
     for (signal_name, code) in [("INT", Some(0)), ("KILL", None)] {
         let mut dev = Dev::start();
         let replica = dev.start_second_replica().await;
@@ -388,7 +388,7 @@ async fn the_second_replica_of_the_console_ends_with_dev_however_that_ends() {
 }
 
 #[tokio::test]
-async fn the_console_places_an_order_for_its_own_page_and_for_no_other() {
+async fn the_console_places_orders_only_for_its_own_page() {
     let dev = Dev::start();
     let body = r#"{"items":[{"productId":"PROD123","quantity":1}]}"#;
 

@@ -1,17 +1,16 @@
-//! Without a key: the same lines again, soon, are the first order.
+//! Without a key, a repeat of the same lines within the window returns the first order.
 
 use futures_util::future::join_all;
 
 use crate::support::{Shop, customer, eventually, lines};
 
-/// A window that no test outlives.
+/// A window that is longer than any test.
 async fn shop() -> Shop {
     Shop::builder().with("DUPLICATE_WINDOW_SECONDS", "3600").start().await
 }
 
 #[tokio::test]
-async fn the_same_lines_again_within_the_window_are_the_first_order_even_at_the_same_moment_at_two_replicas()
-{
+async fn the_same_lines_within_the_window_return_the_first_order_even_on_two_replicas_at_once() {
     let shop = shop().await;
     let other = shop.replica(&[]).await;
     let phone = shop.product("phone", "100", 50).await;
@@ -37,7 +36,7 @@ async fn the_same_lines_again_within_the_window_are_the_first_order_even_at_the_
 }
 
 #[tokio::test]
-async fn the_same_lines_in_another_sequence_or_split_in_two_are_the_first_order() {
+async fn the_same_lines_reordered_or_split_return_the_first_order() {
     let shop = shop().await;
     let (phone, case) = (shop.product("phone", "100", 50).await, shop.product("case", "10", 50).await);
 
@@ -48,7 +47,7 @@ async fn the_same_lines_in_another_sequence_or_split_in_two_are_the_first_order(
 }
 
 #[tokio::test]
-async fn other_lines_and_other_customers_are_other_orders() {
+async fn other_lines_or_customers_get_new_orders() {
     let shop = shop().await;
     let (phone, case) = (shop.product("phone", "100", 50).await, shop.product("case", "10", 50).await);
 
@@ -61,7 +60,7 @@ async fn other_lines_and_other_customers_are_other_orders() {
 }
 
 #[tokio::test]
-async fn a_cancelled_first_order_does_not_count() {
+async fn a_cancelled_order_does_not_count_as_a_duplicate() {
     let shop = shop().await;
     let phone = shop.product("phone", "100", 50).await;
     let first = shop.placed("ada@example.com", &[(&phone, 2)]).await;
@@ -76,7 +75,7 @@ async fn a_cancelled_first_order_does_not_count() {
 }
 
 #[tokio::test]
-async fn a_first_order_that_is_forgotten_at_this_very_moment_is_in_nobodys_way() {
+async fn deleting_an_expired_basket_does_not_block_a_concurrent_placement() {
     let shop = shop().await;
     let phone = shop.product("phone", "100", 50).await;
     let first = shop.placed("ada@example.com", &[(&phone, 2)]).await;
@@ -90,8 +89,8 @@ async fn a_first_order_that_is_forgotten_at_this_very_moment_is_in_nobodys_way()
 }
 
 #[tokio::test]
-// The window counts from the latest moment at which the first order may have been answered.
-async fn past_the_window_it_is_a_new_order() {
+// The window starts at the latest time at which the first order may have been answered.
+async fn a_repeat_after_the_window_is_a_new_order() {
     let shop = shop().await;
     let phone = shop.product("phone", "100", 50).await;
     let first = shop.placed("ada@example.com", &[(&phone, 2)]).await;
@@ -102,7 +101,7 @@ async fn past_the_window_it_is_a_new_order() {
 }
 
 #[tokio::test]
-async fn a_window_of_nothing_makes_every_request_an_order() {
+async fn a_window_of_zero_makes_every_request_an_order() {
     let shop = Shop::builder().with("DUPLICATE_WINDOW_SECONDS", "0").start().await;
     let phone = shop.product("phone", "100", 50).await;
 
@@ -113,7 +112,7 @@ async fn a_window_of_nothing_makes_every_request_an_order() {
 }
 
 #[tokio::test]
-async fn a_repeat_that_could_not_be_ordered_any_more_is_the_first_order_all_the_same() {
+async fn a_repeat_returns_the_first_order_even_if_its_product_is_gone() {
     let shop = shop().await;
     let phone = shop.product("phone", "100", 2).await;
     let first = shop.place(customer("ada@example.com"), &lines(&[(&phone, 2)])).await.expect(201);
@@ -130,7 +129,7 @@ async fn a_repeat_that_could_not_be_ordered_any_more_is_the_first_order_all_the_
 }
 
 #[tokio::test]
-async fn baskets_past_any_window_are_all_forgotten_in_one_go() {
+async fn expired_baskets_are_deleted_in_one_run() {
     let mut shop = Shop::builder()
         .with("DUPLICATE_WINDOW_SECONDS", "3600")
         .with("HOUSEKEEPING_INTERVAL_MS", "3600000")
@@ -142,11 +141,11 @@ async fn baskets_past_any_window_are_all_forgotten_in_one_go() {
 
     shop.start_service().await;
 
-    eventually("the old ones are gone", async || shop.count("recent_orders").await == 1500).await;
+    eventually("the expired baskets are deleted", async || shop.count("recent_orders").await == 1500).await;
 }
 
 #[tokio::test]
-async fn a_basket_that_is_placed_again_and_again_is_rewritten_in_place() {
+async fn a_basket_that_is_placed_repeatedly_is_updated_in_place() {
     let shop = shop().await;
     let phone = shop.product("phone", "100", 50).await;
     shop.placed("ada@example.com", &[(&phone, 2)]).await;
@@ -156,7 +155,7 @@ async fn a_basket_that_is_placed_again_and_again_is_rewritten_in_place() {
         shop.placed("ada@example.com", &[(&phone, 2)]).await;
     }
 
-    // Each backend reports when it idles.
+    // A backend reports its statistics when it is idle.
     let updates = "select n_tup_upd, n_tup_hot_upd from pg_stat_user_tables where relname = 'recent_orders'";
     let count = async || sqlx::query_as::<_, (i64, i64)>(updates).fetch_one(&shop.database).await.unwrap();
     eventually("every update is counted", async || count().await.0 == 10).await;
@@ -164,7 +163,7 @@ async fn a_basket_that_is_placed_again_and_again_is_rewritten_in_place() {
 }
 
 #[tokio::test]
-async fn a_basket_that_was_placed_again_is_kept_when_its_first_order_is_past_the_window() {
+async fn a_repeated_basket_is_kept_after_its_first_order_leaves_the_window() {
     let shop = Shop::builder()
         .with("DUPLICATE_WINDOW_SECONDS", "3600")
         .with("HOUSEKEEPING_INTERVAL_MS", "20")
@@ -175,7 +174,7 @@ async fn a_basket_that_was_placed_again_is_kept_when_its_first_order_is_past_the
 
     sqlx::query("update recent_orders set check_after = now()").execute(&shop.database).await.unwrap();
     let later = "select check_after > now() + interval '1 hour' from recent_orders";
-    eventually("it is looked at later", async || {
+    eventually("its next check is later", async || {
         sqlx::query_scalar(later).fetch_one(&shop.database).await.unwrap()
     })
     .await;

@@ -1,4 +1,4 @@
-//! The embedded Kafka of `dev` and of the tests, in its own process.
+//! The embedded Kafka of `dev` and the tests, which runs in its own process.
 
 use std::net::TcpStream;
 use std::process::Command;
@@ -8,11 +8,10 @@ use order_service::dev::kafka::ALL_BROKERS;
 
 use crate::support::{Topic, embedded_kafka};
 
-/// librdkafka aborts the process of its cluster when a broker that goes down cannot bind its port again. In
-/// the process that starts children this happened: a child that is not its program yet holds a copy of every
-/// socket.
+/// librdkafka aborts the process of its cluster if a restarted broker cannot bind its port again. This happened when
+/// that process started children: between fork and exec, a child holds a copy of every socket.
 #[tokio::test]
-async fn its_brokers_go_down_and_come_back_while_processes_are_started() {
+async fn the_cluster_survives_broker_restarts_while_processes_are_started() {
     let kafka = embedded_kafka(1);
     kafka.create_topic("orders", 1).unwrap();
     let topic = Topic { bootstrap_servers: kafka.bootstrap_servers().to_owned(), name: "orders".to_owned() };
@@ -35,7 +34,7 @@ async fn its_brokers_go_down_and_come_back_while_processes_are_started() {
 }
 
 #[tokio::test]
-async fn it_refuses_what_it_does_not_know_and_goes_on() {
+async fn the_cluster_refuses_unknown_commands_and_continues() {
     let kafka = embedded_kafka(1);
 
     let refusal = kafka.create_topic("two words", 1).unwrap_err().to_string();
@@ -47,7 +46,7 @@ async fn it_refuses_what_it_does_not_know_and_goes_on() {
 }
 
 #[tokio::test]
-async fn nothing_of_it_is_left_when_it_is_dropped() {
+async fn dropping_the_cluster_leaves_no_process() {
     let kafka = embedded_kafka(1);
     let address = kafka.bootstrap_servers().to_owned();
     assert!(TcpStream::connect(&address).is_ok());

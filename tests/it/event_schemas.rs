@@ -1,15 +1,15 @@
-//! The events as `/asyncapi.json` describes them, and what a consumer of the last release relies on. (That every record which
-//! a test reads is one that is described, `support/kafka.rs` sees to.)
+//! The events as `/asyncapi.json` describes them, and their compatibility with consumers of the last release.
+//! (`support/kafka.rs` checks every record that a test reads against its schema.)
 
 use serde_json::{Value, json};
 
 use crate::support::{Shop, event_document, event_faults};
 
-/// What the last release said. A release replaces it: `curl …/asyncapi.json`, with the default topics.
+/// The document of the last release. Each release replaces it: `curl …/asyncapi.json`, with the default topics.
 const RELEASED: &str = include_str!("../released/asyncapi-0.1.0.json");
 
 #[tokio::test]
-async fn the_document_names_the_topics_of_the_settings() {
+async fn the_document_names_the_configured_topics() {
     let shop = Shop::start().await;
     let served = shop.call("GET", "/asyncapi.json").send().await.expect(200).body;
     assert_eq!(served["channels"]["orderEvents"]["address"], shop.topic.name);
@@ -18,7 +18,7 @@ async fn the_document_names_the_topics_of_the_settings() {
 }
 
 #[test]
-fn every_example_fits_its_schema() {
+fn every_example_matches_its_schema() {
     let document = event_document();
     let messages = document["components"]["messages"].as_object().unwrap();
     assert_eq!(messages.len(), 4);
@@ -32,13 +32,13 @@ fn every_example_fits_its_schema() {
 }
 
 #[test]
-fn a_consumer_of_the_last_release_can_read_the_events_of_this_one() {
+fn consumers_of_the_last_release_can_read_the_events_of_this_one() {
     let released: Value = serde_json::from_str(RELEASED).unwrap();
     assert_eq!(what_breaks(&released, &event_document()), Vec::<String>::new());
 }
 
 #[test]
-fn a_change_that_a_consumer_cannot_read_is_found() {
+fn an_incompatible_change_is_found() {
     let released: Value = serde_json::from_str(RELEASED).unwrap();
     let schema = "/components/schemas/OrderPlaced";
     let changes: [(&str, Value); 5] = [
@@ -56,14 +56,14 @@ fn a_change_that_a_consumer_cannot_read_is_found() {
     let mut without = released.clone();
     without.pointer_mut(schema).unwrap()["properties"].as_object_mut().unwrap().remove("amount");
     assert_eq!(what_breaks(&released, &without).len(), 1);
-    // What a consumer may ignore: another member, another event type.
+    // Consumers ignore new members and new event types.
     let mut more = released.clone();
     more.pointer_mut(schema).unwrap()["properties"]["currency"] = json!({"type": "string"});
     more["components"]["messages"]["OrderShipped"] = more["components"]["messages"]["OrderPlaced"].clone();
     assert_eq!(what_breaks(&released, &more), Vec::<String>::new());
 }
 
-/// What of the released document this one breaks, a line each.
+/// The incompatible changes from the released document to this one, one per line.
 fn what_breaks(released: &Value, now: &Value) -> Vec<String> {
     let mut found = Vec::new();
     for channel in ["orderEvents", "paymentEvents"] {
@@ -78,12 +78,12 @@ fn what_breaks(released: &Value, now: &Value) -> Vec<String> {
     found
 }
 
-/// Everything that was said must still be said. A list of what is required may grow where we write, and shrink where we
-/// read; no other list may change.
+/// Every released statement must remain. A list of required members may grow in events that the service writes, and
+/// shrink in events that it reads; no other list may change.
 fn compare(released: &Value, now: &Value, place: &str, found: &mut Vec<String>) {
     match (released, now) {
         (Value::Object(before), Value::Object(_)) => {
-            // For people, not for programs.
+            // Text for people, which no program depends on.
             let read_by_people =
                 |name: &str| ["description", "example", "examples", "title", "summary"].contains(&name);
             for (name, before) in before {

@@ -1,11 +1,11 @@
-//! What happened to an order, and who is shown whom.
+//! The history of an order, and which email addresses each reader sees.
 
 use serde_json::json;
 
 use crate::support::{Shop, admin, customer};
 
 #[tokio::test]
-async fn owner_and_admin_read_what_happened_and_the_owner_reads_no_other_address() {
+async fn owner_and_admin_can_read_the_history_and_the_owner_sees_no_other_email() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
@@ -36,7 +36,7 @@ async fn owner_and_admin_read_what_happened_and_the_owner_reads_no_other_address
 }
 
 #[tokio::test]
-async fn a_history_is_not_for_others() {
+async fn other_customers_cannot_read_a_history() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;

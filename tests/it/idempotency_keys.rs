@@ -1,4 +1,4 @@
-//! The same `Idempotency-Key` of the same customer is the same order.
+//! Requests of one customer with the same `Idempotency-Key` return the same order.
 
 use futures_util::StreamExt;
 use futures_util::future::join_all;
@@ -11,7 +11,7 @@ async fn place(shop: &Shop, url: &str, email: &str, key: &str, body: &Value) -> 
     call.header("Idempotency-Key", key).json(body).send().await
 }
 
-/// Sends until the answer is final: 409 and 503 ask to come again.
+/// Repeats the request until the answer is final: 409 and 503 ask for a retry.
 async fn place_patiently(shop: &Shop, url: &str, email: &str, key: &str, body: &Value) -> Answer {
     loop {
         let answer = place(shop, url, email, key, body).await;
@@ -24,7 +24,7 @@ async fn place_patiently(shop: &Shop, url: &str, email: &str, key: &str, body: &
 }
 
 #[tokio::test]
-async fn a_repeat_under_the_same_key_is_the_same_order() {
+async fn a_repeat_with_the_same_key_returns_the_same_order() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "100", 50).await;
     let (two, three) = (lines(&[(&phone, 2)]), lines(&[(&phone, 3)]));
@@ -45,7 +45,7 @@ async fn a_repeat_under_the_same_key_is_the_same_order() {
 }
 
 #[tokio::test]
-async fn a_replay_has_the_same_bytes_after_a_restart_another_price_and_another_status() {
+async fn a_replay_has_the_same_bytes_after_a_restart_a_price_change_and_a_status_change() {
     let mut shop = Shop::start().await;
     let phone = shop.product("phone", "2499.10", 50).await;
     let body = lines(&[(&phone, 2)]);
@@ -63,7 +63,7 @@ async fn a_replay_has_the_same_bytes_after_a_restart_another_price_and_another_s
 }
 
 #[tokio::test]
-async fn while_the_first_request_is_running_the_second_is_told_to_come_again() {
+async fn a_second_request_during_the_first_gets_409_with_retry_after() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "100", 50).await;
     let body = lines(&[(&phone, 2)]);
@@ -82,7 +82,7 @@ async fn while_the_first_request_is_running_the_second_is_told_to_come_again() {
 }
 
 #[tokio::test]
-async fn a_failed_attempt_leaves_the_key_free_for_anything() {
+async fn a_failed_attempt_leaves_the_key_free() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "100", 1).await;
     let ask = async |quantity| {
@@ -99,7 +99,7 @@ async fn a_failed_attempt_leaves_the_key_free_for_anything() {
 }
 
 #[tokio::test]
-async fn a_key_whose_replica_was_killed_is_free_at_once() {
+async fn a_key_of_a_killed_replica_is_free_at_once() {
     let shop = Shop::builder()
         .with("PRODUCT_ATTEMPT_TIMEOUT_MS", "30000")
         .with("PRODUCT_DEADLINE_MS", "30000")
@@ -131,7 +131,7 @@ async fn a_key_whose_replica_was_killed_is_free_at_once() {
 }
 
 #[tokio::test]
-async fn a_key_expires_and_is_forgotten() {
+async fn a_key_expires_and_is_deleted() {
     let shop = Shop::builder().with("IDEMPOTENCY_KEY_TTL_HOURS", "2").start().await;
     let phone = shop.product("phone", "100", 50).await;
     let body = lines(&[(&phone, 2)]);
@@ -148,12 +148,12 @@ async fn a_key_expires_and_is_forgotten() {
     assert_ne!(new.order_id(), first);
     sqlx::query(older(121)).execute(&shop.database).await.unwrap();
     let _tidy = shop.replica(&[("HOUSEKEEPING_INTERVAL_MS", "20")]).await;
-    eventually("the key is forgotten", async || shop.count("idempotency_keys").await == 0).await;
+    eventually("the key is deleted", async || shop.count("idempotency_keys").await == 0).await;
     assert_eq!(shop.count("orders").await, 2);
 }
 
 #[tokio::test]
-async fn what_is_no_key_is_refused_by_name() {
+async fn an_invalid_key_is_refused_with_the_header_named() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "100", 50).await;
     let body = lines(&[(&phone, 2)]);
@@ -169,7 +169,7 @@ async fn what_is_no_key_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn every_key_that_is_sent_eight_times_at_once_is_exactly_one_order() {
+async fn eight_concurrent_requests_with_one_key_create_one_order() {
     let keys = scale(150, 10_000);
     let shop = Shop::builder().with("DATABASE_MAX_CONNECTIONS", "12").start().await;
     let other = shop.replica(&[]).await;
@@ -184,7 +184,7 @@ async fn every_key_that_is_sent_eight_times_at_once_is_exactly_one_order() {
         });
         let answers = join_all(sends).await;
         let first: Vec<_> = answers.iter().filter(|a| a.header("idempotency-replayed").is_none()).collect();
-        // The answer to the first may have been lost to a deadline; then all others are replays.
+        // The first request may have missed its deadline; then all other answers are replays.
         assert!(first.len() <= 1, "{key} was answered as new {} times", first.len());
         for answer in &answers {
             assert_eq!((answer.status, &answer.text), (201, &answers[0].text), "{key}");

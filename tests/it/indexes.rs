@@ -1,4 +1,4 @@
-//! Each index of the schema has a statement of the service that uses it, or enforces something.
+//! Each index of the schema is used by a statement of the service or enforces uniqueness.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::support::{Payment, Shop, admin, customer, eventually, lines};
 
-/// The indexes that no statement has used so far. One that is unique is used by what it forbids.
+/// The indexes that no statement has used so far. A unique index counts as used, because it enforces uniqueness.
 async fn unused(shop: &Shop) -> BTreeSet<String> {
     let names: Vec<String> = sqlx::query_scalar(
         "select indexrelname::text from pg_stat_user_indexes join pg_index using (indexrelid)
@@ -19,7 +19,7 @@ async fn unused(shop: &Shop) -> BTreeSet<String> {
     names.into_iter().collect()
 }
 
-/// What customers, admins and operators ask for.
+/// The requests of customers, admins and operators.
 async fn requests(shop: &Shop) {
     let phone = shop.product("phone", "100", 9).await;
     let order = lines(&[(&phone, 2)]);
@@ -28,7 +28,7 @@ async fn requests(shop: &Shop) {
     keyed.header("Idempotency-Key", Uuid::new_v4().to_string()).send().await.expect(201);
     shop.pay(&Payment::success(&paid, "200")).await;
     shop.becomes(&paid, "CONFIRMED").await;
-    // A customer, all orders, and each filter.
+    // The list of a customer, the list of all orders, and each filter.
     shop.get(customer("ada@example.com"), "/api/orders/my").await.expect(200);
     for filter in ["", "?status=CREATED", "?customerId=ada@example.com"] {
         shop.get(admin(), &format!("/api/orders{filter}")).await.expect(200);
@@ -39,7 +39,7 @@ async fn requests(shop: &Shop) {
     for waiting in ["payments", "refunds"] {
         shop.operate(&[waiting, "list"]).await.text(0);
     }
-    // A call of unknown outcome, which is repeated: its job is among those that failed.
+    // A call of unknown outcome is repeated, so its job counts as failed.
     let broken = shop.product("broken", "100", 9).await;
     let failing = shop.placed("ada@example.com", &[(&broken, 1)]).await;
     shop.fault(&broken, &json!({"kind": "status", "status": 500, "on": "reduce-stock", "times": 1})).await;
@@ -48,10 +48,10 @@ async fn requests(shop: &Shop) {
 }
 
 #[tokio::test]
-async fn each_index_has_a_statement_that_uses_it() {
+async fn each_index_is_used_by_a_statement() {
     let builder = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").with("STOCK_POLL_INTERVAL_MS", "50");
     let mut shop = builder.start().await;
-    // Shows that an index without a use is seen.
+    // Shows that the test finds an unused index.
     let superfluous = "create index superfluous on orders (changed_at)";
     sqlx::query(superfluous).execute(&shop.database).await.unwrap();
 
@@ -65,11 +65,11 @@ async fn each_index_has_a_statement_that_uses_it() {
         shop.environment = shop.environment.clone().with(name, value);
     }
     shop.start_service().await;
-    eventually("what is not paid is cancelled, and what is finished is deleted", async || {
+    eventually("unpaid orders are cancelled and finished ones are deleted", async || {
         shop.count("orders where status <> 'CANCELLED'").await == 0
     })
     .await;
-    // A connection says what it has counted when it ends.
+    // A session reports its statistics when it ends.
     shop.stop_service().await;
 
     let expected = BTreeSet::from(["superfluous".to_owned()]);

@@ -1,6 +1,6 @@
-//! Kafka is away, or refuses.
+//! Kafka is unreachable or returns errors.
 //!
-//! Each test has a cluster of its own, which fails when it is told to.
+//! Each test has its own cluster, which fails on command.
 
 use futures_util::future::join_all;
 use order_service::dev::Kafka;
@@ -11,7 +11,7 @@ use crate::support::{Replica, Shop, embedded_kafka, eventually};
 
 const ADA: &str = "ada@example.com";
 
-/// A shop whose service, not started yet, uses this cluster, and gives up on it quickly.
+/// A shop on this cluster, with short timeouts; the service is not started yet.
 async fn shop_on(kafka: &Kafka) -> Shop {
     Shop::builder()
         .kafka(kafka.bootstrap_servers())
@@ -22,7 +22,7 @@ async fn shop_on(kafka: &Kafka) -> Shop {
         .await
 }
 
-/// A running service on a cluster of its own that has the topic.
+/// A running service on its own cluster, which has the topic.
 async fn shop_and_cluster() -> (Shop, Kafka) {
     let kafka = embedded_kafka(1);
     let mut shop = shop_on(&kafka).await;
@@ -31,7 +31,7 @@ async fn shop_and_cluster() -> (Shop, Kafka) {
     (shop, kafka)
 }
 
-/// Orders with one, two and three events each, all at once.
+/// Concurrent orders with one, two and three events each.
 async fn trade(shop: &Shop, product: &str, count: usize) {
     join_all((0..count).map(async |number| {
         let order = shop.placed(ADA, &[(product, 1)]).await;
@@ -50,7 +50,7 @@ async fn kafka_is(shop: &Shop, word: &str) {
 }
 
 #[tokio::test]
-async fn orders_are_placed_while_kafka_is_away_and_every_event_arrives_when_it_is_back() {
+async fn orders_are_placed_during_a_kafka_outage_and_every_event_arrives_afterwards() {
     let kafka = embedded_kafka(1);
     let mut shop = shop_on(&kafka).await;
     kafka.create_topic(&shop.topic.name, 3).unwrap();
@@ -68,7 +68,7 @@ async fn orders_are_placed_while_kafka_is_away_and_every_event_arrives_when_it_i
 }
 
 #[tokio::test]
-async fn kafka_that_goes_and_comes_while_orders_are_placed_loses_nothing() {
+async fn repeated_kafka_outages_during_placements_lose_no_event() {
     let (shop, kafka) = shop_and_cluster().await;
     let phone = shop.product("phone", "10", 10_000).await;
 
@@ -86,7 +86,7 @@ async fn kafka_that_goes_and_comes_while_orders_are_placed_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_topic_that_is_missing_and_may_not_be_created_is_named_in_the_log_and_the_events_wait() {
+async fn the_log_names_a_missing_topic_and_its_events_wait() {
     let kafka = embedded_kafka(1);
     let mut shop = shop_on(&kafka).await;
     let environment = shop.environment.clone().with("KAFKA_CREATE_TOPIC", "false");
@@ -104,7 +104,7 @@ async fn a_topic_that_is_missing_and_may_not_be_created_is_named_in_the_log_and_
 }
 
 #[tokio::test]
-async fn errors_of_the_broker_lose_nothing_and_change_no_sequence() {
+async fn broker_errors_lose_no_event_and_keep_the_order_of_events() {
     use RDKafkaRespErr as E;
     let errors = [
         E::RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT,
@@ -122,8 +122,8 @@ async fn errors_of_the_broker_lose_nothing_and_change_no_sequence() {
     let (shop, kafka) = shop_and_cluster().await;
     let phone = shop.product("phone", "10", 10_000).await;
 
-    // One event at a time. With several requests on their way the embedded cluster would take the later ones,
-    // where a real broker refuses them because of the one that failed before (its idempotence checks).
+    // One event at a time. With several requests in flight, the embedded cluster would accept the later ones, but a
+    // real broker refuses them after a failed one (its idempotence checks).
     let refuse = |error| kafka.produce_errors(&[error]).unwrap();
     for error in errors {
         refuse(error);
@@ -140,7 +140,7 @@ async fn errors_of_the_broker_lose_nothing_and_change_no_sequence() {
 }
 
 #[tokio::test]
-async fn a_service_that_is_stopped_while_kafka_is_away_leaves_its_events_to_the_next() {
+async fn a_service_stopped_during_a_kafka_outage_leaves_its_events_to_the_next() {
     let (mut shop, kafka) = shop_and_cluster().await;
     let phone = shop.product("phone", "10", 1_000).await;
     kafka.broker_down(ALL_BROKERS).unwrap();

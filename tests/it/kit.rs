@@ -1,11 +1,11 @@
-//! `order-service kit FOLDER` writes what belongs to this version, and overwrites nothing.
+//! `order-service kit FOLDER` writes the files of this version and overwrites nothing.
 
 use order_service::config::Environment;
 
 use crate::support::command;
 
 #[test]
-fn the_kit_is_written_once_without_any_setting() {
+fn the_kit_is_written_once_and_needs_no_settings() {
     let parent = tempfile::tempdir().unwrap();
     let folder = parent.path().join("kit");
     let write = || command("kit", &Environment::default()).arg(&folder).output().unwrap();

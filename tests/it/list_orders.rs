@@ -1,4 +1,4 @@
-//! The lists: newest first, page by page, filtered. What a page reads is in `size/lists.rs`.
+//! The lists: newest first, paged and filtered. `size/lists.rs` measures the rows that a page reads.
 
 use serde_json::Value;
 
@@ -17,20 +17,20 @@ fn ids(page: &Answer) -> Vec<String> {
     orders.iter().map(|order| order["orderId"].as_str().unwrap().to_owned()).collect()
 }
 
-/// All pages from this one on; between two of them, `meanwhile`.
+/// All pages from this one on; calls `meanwhile` between two pages.
 async fn walk(shop: &Shop, who: Who<'_>, path: &str, meanwhile: impl AsyncFn()) -> Vec<Vec<String>> {
     let (mut pages, mut path) = (Vec::new(), Some(path.to_owned()));
     while let Some(at) = path {
         let page = shop.get(who, &at).await.expect(200);
         pages.push(ids(&page));
-        assert!(pages.len() < 100, "the pages do not come to an end");
+        assert!(pages.len() < 100, "the pages never end");
         path = next(&page);
         meanwhile().await;
     }
     pages
 }
 
-/// Places orders one after the other; returns their ids, newest first, as lists show them.
+/// Places orders one after the other; returns their ids newest first, as in the lists.
 async fn place(shop: &Shop, emails: &[&str]) -> Vec<String> {
     let product = shop.product("phone", "1", 1_000).await;
     let mut orders = Vec::new();
@@ -41,7 +41,7 @@ async fn place(shop: &Shop, emails: &[&str]) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn pages_neither_skip_nor_repeat_while_orders_are_placed() {
+async fn pages_neither_skip_nor_repeat_orders_during_placements() {
     let shop = Shop::start().await;
     let orders = place(&shop, &["ada@example.com"; 11]).await;
     let product = shop.product("late", "1", 1_000).await;
@@ -59,7 +59,7 @@ async fn pages_neither_skip_nor_repeat_while_orders_are_placed() {
 }
 
 #[tokio::test]
-async fn orders_of_the_same_microsecond_are_paged_like_all_others() {
+async fn orders_of_the_same_microsecond_are_paged_correctly() {
     let shop = Shop::start().await;
     let mut orders = place(&shop, &["ada@example.com"; 7]).await;
     sqlx::query("update orders set placed_at = '2026-01-21T12:30:00.123456Z'")
@@ -78,7 +78,7 @@ async fn orders_of_the_same_microsecond_are_paged_like_all_others() {
 }
 
 #[tokio::test]
-async fn a_page_has_50_orders_unless_1_to_200_are_asked_for() {
+async fn a_page_has_50_orders_by_default_and_1_to_200_on_request() {
     let shop = Shop::start().await;
     insert(&shop, 201).await;
     for (query, length) in [("", 50), ("?limit=1", 1), ("?limit=50", 50), ("?limit=200", 200)] {
@@ -91,7 +91,7 @@ async fn a_page_has_50_orders_unless_1_to_200_are_asked_for() {
 }
 
 #[tokio::test]
-async fn a_list_without_orders_is_an_empty_array_without_a_next_page() {
+async fn an_empty_list_is_an_empty_array_without_a_next_page() {
     let shop = Shop::start().await;
     for path in ["/api/orders/my", "/api/orders", "/api/orders?status=CONFIRMED&limit=1"] {
         let page = shop.get(admin(), path).await.expect(200);
@@ -99,10 +99,10 @@ async fn a_list_without_orders_is_an_empty_array_without_a_next_page() {
     }
 }
 
-/// What a filter must leave of the whole list, judged by what the list itself says.
+/// The expected result of a filter, computed from the unfiltered list.
 fn expected(all: &Value, filter: &[(&str, String)]) -> Vec<String> {
     let passes = |order: &Value, (name, value): &(&str, String)| match *name {
-        // Times of one shape compare as text.
+        // Times of the same format compare as text.
         "from" => order["orderDate"].as_str().unwrap() >= value.as_str(),
         "to" => order["orderDate"].as_str().unwrap() < value.as_str(),
         name => order[name] == value.as_str(),
@@ -113,7 +113,7 @@ fn expected(all: &Value, filter: &[(&str, String)]) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn every_combination_of_filters_leaves_what_passes_all_of_them_on_every_page() {
+async fn every_combination_of_filters_returns_exactly_the_matching_orders_on_every_page() {
     let shop = Shop::start().await;
     // The plus sign must survive the Link header.
     let emails = ["ada+x@example.com", "bob@example.com", "ada+x@example.com"];
@@ -124,7 +124,7 @@ async fn every_combination_of_filters_leaves_what_passes_all_of_them_on_every_pa
         }
     }
     let all = shop.get(admin(), "/api/orders?limit=200").await.expect(200);
-    // From inclusive, to exclusive: both are moments of an order.
+    // `from` is inclusive and `to` exclusive: both are times of orders.
     let filters = [
         ("customerId", "ada+x@example.com".to_owned()),
         ("status", "CONFIRMED".to_owned()),
@@ -147,7 +147,7 @@ async fn every_combination_of_filters_leaves_what_passes_all_of_them_on_every_pa
 }
 
 #[tokio::test]
-async fn a_moment_may_be_given_in_any_zone() {
+async fn a_time_filter_accepts_any_utc_offset() {
     let shop = Shop::start().await;
     let order = place(&shop, &["ada@example.com"]).await;
     sqlx::query("update orders set placed_at = '2026-01-21T12:30:00Z'")
@@ -161,7 +161,7 @@ async fn a_moment_may_be_given_in_any_zone() {
     }
 }
 
-/// Orders of 20 customers, a second apart, most of them confirmed; straight into the table.
+/// Inserts orders of 20 customers into the table, a second apart, most of them confirmed.
 async fn insert(shop: &Shop, count: i32) {
     sqlx::query(
         "insert into orders (id, customer_id, status, total_amount, placed_at, version, changed_at)
@@ -178,7 +178,7 @@ async fn insert(shop: &Shop, count: i32) {
 }
 
 #[tokio::test]
-async fn a_cursor_is_refused_with_other_filters_than_it_came_with() {
+async fn a_cursor_is_refused_with_different_filters() {
     let shop = Shop::start().await;
     place(&shop, &["ada@example.com"; 3]).await;
     let cursor = |page: &Answer| next(page).unwrap().rsplit_once("cursor=").unwrap().1.to_owned();

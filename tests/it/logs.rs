@@ -1,4 +1,4 @@
-//! What the log says, and what it keeps to itself.
+//! The content of the log, and the personal data that it must not contain.
 
 use serde_json::Value;
 
@@ -7,7 +7,7 @@ use crate::support::{Mode, Proxy, Replica, Shop, admin, customer, lines, stack};
 const ADA: &str = "ada@example.com";
 const EVE: &str = "eve@example.com";
 
-/// Makes every kind of call, and every kind of trouble that a call can meet.
+/// Makes every kind of call, with every kind of error.
 async fn a_whole_session(shop: &Shop, database: &Proxy, products: &Proxy) {
     let phone = shop.product("phone", "10", 5).await;
     let body = lines(&[(&phone, 1)]);
@@ -62,7 +62,7 @@ fn is_of_a_request(line: &Value) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn every_request_is_one_line_of_json() {
+async fn every_request_logs_one_line_of_json() {
     let log = log_of_a_whole_session("info").await;
 
     assert!(log.iter().all(Value::is_object), "{log:#?}");
@@ -80,7 +80,7 @@ async fn every_request_is_one_line_of_json() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn no_address_of_a_person_is_in_the_log_of_a_whole_session() {
+async fn the_log_of_a_whole_session_contains_no_email_address() {
     for filter in ["info", "info,order_service=trace,sqlx=debug"] {
         let log = log_of_a_whole_session(filter).await;
         let named: Vec<&Value> = log.iter().filter(|line| line.to_string().contains("@example")).collect();
@@ -89,7 +89,7 @@ async fn no_address_of_a_person_is_in_the_log_of_a_whole_session() {
 }
 
 #[tokio::test]
-async fn a_request_id_is_taken_from_the_caller_or_given_to_them() {
+async fn a_request_id_comes_from_the_caller_or_is_generated() {
     let shop = Shop::builder().without_service().await;
     let mut replica = Replica::start(&shop.environment);
     let shop = shop.through(&replica.url);
@@ -112,7 +112,7 @@ async fn a_request_id_is_taken_from_the_caller_or_given_to_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_statement_that_takes_too_long_is_logged_as_that() {
+async fn a_slow_statement_is_logged_as_slow() {
     let shop = Shop::builder().with("DATABASE_DEADLINE_MS", "8000").without_service().await;
     let replica = Replica::start(&shop.environment);
     let shop = shop.through(&replica.url);

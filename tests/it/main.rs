@@ -1,6 +1,6 @@
-//! The service through its front door: HTTP in, PostgreSQL and Kafka out, all of them real.
+//! End-to-end tests of the service with real HTTP, PostgreSQL and Kafka.
 //!
-//! Every test has a service, a database and a topic of its own, so all of them run side by side.
+//! Every test has its own service, database and topic, so all tests run in parallel.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,4 +1,4 @@
-//! The map in `src/lib.rs` is true: the tests that it names exist, and the modules keep to their layers.
+//! The map in `src/lib.rs` is correct: the tests that it names exist, and the modules respect their layers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ fn rust_files(folder: &str) -> Vec<PathBuf> {
 }
 
 #[test]
-fn every_test_that_the_map_names_exists() {
+fn the_map_names_only_tests_that_exist() {
     let map = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
     let tests: Vec<(String, String)> = rust_files("tests/it")
         .iter()
@@ -37,7 +37,7 @@ fn every_test_that_the_map_names_exists() {
         assert!(there, "{file}::{test}");
         count += 1;
     }
-    assert!(count >= 12, "only {count} tests are named");
+    assert!(count >= 12, "the map names only {count} tests");
 }
 
 /// The modules of the crate, lowest first.
@@ -57,7 +57,7 @@ const LAYERS: &[&str] = &[
     "app",
 ];
 
-/// So no two modules import each other.
+/// This rules out import cycles between modules.
 #[test]
 fn a_module_imports_only_modules_of_lower_layers() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");

@@ -1,4 +1,4 @@
-//! What Prometheus reads: each family is there, moves when what it counts happens, and has bounded labels.
+//! The metrics for Prometheus: each family exists, changes with the events that it counts, and has bounded labels.
 #![expect(clippy::float_cmp, reason = "counts are whole numbers, which an f64 holds exactly")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,10 +13,10 @@ use crate::support::{
 
 const ADA: &str = "ada@example.com";
 
-/// The name and the labels of a sample, and by how much it moves.
+/// The name and the labels of a sample, and its expected change.
 type Movement<'a> = (&'a str, &'a [(&'a str, &'a str)], f64);
 
-/// The samples of these names move by so much while `happening` happens.
+/// Checks that `happening` changes the samples by these amounts.
 async fn moves<F: Future<Output = ()>>(
     shop: &Shop,
     expected: &[Movement<'_>],
@@ -35,7 +35,7 @@ fn keyed(shop: &Shop, key: &str, body: &Value) -> crate::support::Call {
 }
 
 #[tokio::test]
-async fn orders_are_counted_as_they_are_placed_refused_repeated_and_moved() {
+async fn placed_refused_repeated_and_changed_orders_are_counted() {
     let shop = Shop::builder().with("DUPLICATE_WINDOW_SECONDS", "60").start().await;
     let phone = shop.product("phone", "10", 5).await;
     let (one, two) = (lines(&[(&phone, 1)]), lines(&[(&phone, 2)]));
@@ -108,7 +108,7 @@ async fn orders_are_counted_as_they_are_placed_refused_repeated_and_moved() {
 }
 
 #[tokio::test]
-async fn events_that_wait_for_kafka_are_counted_and_their_age_grows() {
+async fn the_outbox_metrics_count_waiting_events_and_their_age() {
     let kafka = embedded_kafka(1);
     let builder = Shop::builder().kafka(kafka.bootstrap_servers()).with("KAFKA_DELIVERY_TIMEOUT_MS", "1000");
     let mut shop =
@@ -131,13 +131,13 @@ async fn events_that_wait_for_kafka_are_counted_and_their_age_grows() {
     kafka.broker_up(ALL_BROKERS).unwrap();
     shop.shows("outbox_pending_events", &[], |pending| pending == 0.0).await;
     shop.shows("outbox_oldest_age_seconds", &[], |age| age == 0.0).await;
-    // What Kafka acknowledged late was late.
+    // The delay includes the time until Kafka's acknowledgement.
     let late = shop.sample("outbox_publish_delay_seconds_sum", &[]).await;
     assert!(late > 2.0, "{late}");
 }
 
 #[tokio::test]
-async fn a_product_service_that_is_away_opens_the_breaker() {
+async fn a_product_service_outage_opens_the_breaker() {
     let builder = Shop::builder().with("PRODUCT_SERVICE_URL", "http://127.0.0.1:1");
     let shop = builder.with("PRODUCT_BREAKER_WINDOW", "10").with("PRODUCT_RETRIES", "0").start().await;
     let state = |state| [("name", "productService"), ("state", state)];
@@ -159,7 +159,7 @@ async fn a_product_service_that_is_away_opens_the_breaker() {
 }
 
 #[tokio::test]
-async fn payments_are_counted_by_what_became_of_them_and_so_is_what_waits_for_a_person() {
+async fn payments_are_counted_by_result_and_parked_work_is_counted() {
     let builder = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true");
     let shop = builder.with("STOCK_POLL_INTERVAL_MS", "50").start().await;
     let phone = shop.product("phone", "100", 50).await;
@@ -211,7 +211,7 @@ async fn payments_are_counted_by_what_became_of_them_and_so_is_what_waits_for_a_
 }
 
 #[tokio::test]
-async fn payments_that_cannot_be_written_lag_and_grow_old() {
+async fn payments_that_cannot_be_applied_increase_the_lag_and_its_age() {
     let database = Shop::new_database().await;
     let (proxy, url) = Proxy::before_database(&database).await;
     let builder = Shop::builder().database(&url).with("PAYMENT_EVENTS_ENABLED", "true");
@@ -220,7 +220,7 @@ async fn payments_that_cannot_be_written_lag_and_grow_old() {
     shop.database = sqlx::PgPool::connect_lazy(&database).unwrap();
     let phone = shop.product("phone", "100", 50).await;
     let (first, second) = (shop.placed(ADA, &[(&phone, 1)]).await, shop.placed(ADA, &[(&phone, 2)]).await);
-    // Before this nothing is committed of the group, and how far it is behind is not known.
+    // Before this, the group has no committed offset, and its lag is unknown.
     shop.pay(&Payment::success(&first, "100")).await;
     shop.becomes(&first, "CONFIRMED").await;
 
@@ -234,7 +234,7 @@ async fn payments_that_cannot_be_written_lag_and_grow_old() {
 }
 
 #[tokio::test]
-async fn stock_work_that_comes_to_no_end_is_counted_as_overdue_and_its_order_as_stuck() {
+async fn unfinished_stock_work_is_counted_as_overdue_and_its_order_as_stuck() {
     let builder = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").with("STOCK_DEADLINE_MS", "500");
     let shop = builder.with("STOCK_POLL_INTERVAL_MS", "50").start().await;
     let phone = shop.product("phone", "100", 50).await;
@@ -258,7 +258,7 @@ async fn stock_work_that_comes_to_no_end_is_counted_as_overdue_and_its_order_as_
 }
 
 #[tokio::test]
-async fn a_scrape_while_the_database_is_away_answers_with_what_is_known() {
+async fn a_scrape_during_a_database_outage_returns_the_known_values() {
     let database = Shop::new_database().await;
     let (proxy, url) = Proxy::before_database(&database).await;
     let shop = Shop::builder().database(&url).start().await;
@@ -283,7 +283,7 @@ async fn a_scrape_while_the_database_is_away_answers_with_what_is_known() {
 }
 
 #[tokio::test]
-async fn without_an_address_of_their_own_metrics_and_health_need_no_identity_on_the_gateways_port() {
+async fn metrics_and_health_on_the_api_port_need_no_identity() {
     let shop = Shop::builder().with("GATEWAY_SECRET", "sixteen-characters").start().await;
 
     let prometheus = shop.call("GET", "/actuator/prometheus").send().await.expect(200);
@@ -301,7 +301,7 @@ async fn without_an_address_of_their_own_metrics_and_health_need_no_identity_on_
 }
 
 #[tokio::test]
-async fn on_an_address_of_their_own_they_are_there_alone() {
+async fn a_management_address_serves_metrics_and_health_exclusively() {
     let shop = Shop::builder().with("MANAGEMENT_ADDRESS", "127.0.0.1:0").start().await;
     let management = shop.through(&shop.management_url());
     let paths = [
@@ -331,7 +331,7 @@ async fn on_an_address_of_their_own_they_are_there_alone() {
 }
 
 #[tokio::test]
-async fn callers_can_neither_add_labels_without_end_nor_put_their_words_into_one() {
+async fn callers_can_neither_create_unbounded_labels_nor_choose_label_values() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "10", 500).await;
     let burst = async |round: usize| {
@@ -348,7 +348,7 @@ async fn callers_can_neither_add_labels_without_end_nor_put_their_words_into_one
             shop.call("PUT", &path).by(admin()).json(&body).send().await.expect(200);
         }
     };
-    // A scrape is a request, too, and counts what waits from the first one on.
+    // A scrape is also a request, and queries the gauges from the first one on.
     shop.shows("outbox_pending_events", &[], |_| true).await;
     burst(1).await;
     let first = shop.scrape().await;
@@ -361,7 +361,7 @@ async fn callers_can_neither_add_labels_without_end_nor_put_their_words_into_one
 }
 
 #[tokio::test]
-async fn counting_what_waits_is_bounded_and_scans_no_table() {
+async fn gauges_of_waiting_work_read_a_bounded_number_of_rows_and_scan_no_table() {
     let kafka = embedded_kafka(1);
     let builder = Shop::builder().kafka(kafka.bootstrap_servers()).with("KAFKA_DELIVERY_TIMEOUT_MS", "1000");
     let mut shop = builder.with("RELAY_LEASE_MS", "3000").without_service().await;
@@ -377,7 +377,7 @@ async fn counting_what_waits_is_bounded_and_scans_no_table() {
     shop.shows("outbox_pending_events", &[], |pending| pending == 10_000.0).await;
     shop.scrape().await;
 
-    // A session says what it has counted when it ends.
+    // A session reports its statistics when it ends.
     shop.stop_service().await;
     let scanned = async || {
         let scanned: Vec<(String, i64)> = sqlx::query_as(
@@ -389,7 +389,7 @@ async fn counting_what_waits_is_bounded_and_scans_no_table() {
         .unwrap();
         scanned
     };
-    eventually("the statistics of the scrapes are there", async || {
+    eventually("the statistics of the scrapes are complete", async || {
         let read: Option<i64> = sqlx::query_scalar(
             "select idx_scan from pg_stat_user_tables where relname = 'stock_jobs' and idx_scan > 0",
         )
@@ -402,7 +402,7 @@ async fn counting_what_waits_is_bounded_and_scans_no_table() {
     assert_eq!(scanned().await, []);
 }
 
-/// The list for people: name, type, labels and help of each family.
+/// The list in the documentation: name, type, labels and help of each family.
 fn listed() -> BTreeMap<String, (String, BTreeSet<String>, String)> {
     let rows = include_str!("../../src/metrics/metrics.md").lines().filter(|line| line.starts_with("| `"));
     let rows = rows.map(|row| {
@@ -416,13 +416,13 @@ fn listed() -> BTreeMap<String, (String, BTreeSet<String>, String)> {
 }
 
 #[tokio::test]
-async fn the_list_of_metrics_is_what_a_scrape_shows() {
+async fn the_list_of_metrics_matches_a_scrape() {
     let shop = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").start().await;
     let phone = shop.product("phone", "10", 5).await;
     let order = shop.placed(ADA, &[(&phone, 1)]).await;
     shop.pay(&Payment::success(&order, "10")).await;
     shop.becomes(&order, "CONFIRMED").await;
-    // The last to come: the client tells it once a second.
+    // This family appears last: the Kafka client reports it once a second.
     shop.shows("payment_consumer_lag_records", &[], |lag| lag >= 0.0).await;
     shop.shows("outbox_pending_events", &[], |pending| pending >= 0.0).await;
 

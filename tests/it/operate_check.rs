@@ -1,4 +1,4 @@
-//! `order-service check` names each contradiction, and says nothing about a shop that is well, however busy it is.
+//! `order-service check` names each contradiction, and reports nothing for a consistent shop under load.
 
 use std::collections::BTreeSet;
 use std::process::Stdio;
@@ -22,7 +22,7 @@ async fn paying_shop() -> Shop {
         .await
 }
 
-/// In which state the order of a breach is before it is broken.
+/// The state of an order before its invariant is broken.
 #[derive(Clone, Copy, PartialEq)]
 enum State {
     Created,
@@ -31,7 +31,7 @@ enum State {
     Mismatched,
 }
 
-/// An invariant, the state of an order, and what breaks it; ID stands for the order.
+/// An invariant, the state of an order, and the SQL that breaks it; ID stands for the order.
 const BREACHES: [(&str, State, &str); 32] = [
     ("order-items", State::Created, "delete from order_items where order_id = ID and line_number = 1"),
     ("order-items", State::Created, "update order_items set quantity = quantity + 1 where order_id = ID"),
@@ -103,7 +103,7 @@ const BREACHES: [(&str, State, &str); 32] = [
     ),
 ];
 
-/// The statements of a breach, with the order in it.
+/// The statements of a breach, with the order id filled in.
 fn statements(breach: &str, order: &str) -> String {
     let event = "insert into outbox (event_id, order_id, headers, sequence, event_type, bucket, payload) \
                  select 'EID'::uuid, ID, '[]',";
@@ -119,7 +119,7 @@ fn statements(breach: &str, order: &str) -> String {
         .replace("ID", &format!("'{order}'::uuid"))
 }
 
-/// Brings a new order to a state. Each has lines of its own, so that none is taken for a repeat.
+/// Creates an order in this state. Each order has different lines, so that none counts as a repeat.
 async fn order_in(shop: &Shop, state: State, number: u32, products: &[String; 2]) -> String {
     let body = lines(&[(&products[0], number + 1), (&products[1], 1)]);
     let mut call = shop.call("POST", "/api/orders").by(customer(ADA)).json(&body);
@@ -149,7 +149,7 @@ fn found(report: &Value) -> BTreeSet<(String, String)> {
 }
 
 #[tokio::test]
-async fn each_planted_contradiction_is_named_with_its_order() {
+async fn check_names_each_planted_contradiction_with_its_order() {
     let mut shop = paying_shop().await;
     let products = [shop.product("phone", "10", 10_000).await, shop.product("case", "5", 10_000).await];
     let mut orders = Vec::new();
@@ -165,7 +165,7 @@ async fn each_planted_contradiction_is_named_with_its_order() {
 
     let mut expected = BTreeSet::new();
     for ((invariant, _, breach), order) in BREACHES.into_iter().zip(&orders) {
-        // What the schema itself forbids is off in this session.
+        // This session has the constraints of the schema switched off.
         let sql = format!("set session_replication_role = replica; {}", statements(breach, order));
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&shop.database).await.unwrap();
         expected.insert((invariant.to_owned(), order.clone()));
@@ -187,8 +187,8 @@ async fn each_planted_contradiction_is_named_with_its_order() {
     let known: BTreeSet<&str> =
         listed.as_array().unwrap().iter().map(|one| one["invariant"].as_str().unwrap()).collect();
     let broken: BTreeSet<&str> = expected.iter().map(|(invariant, _)| invariant.as_str()).collect();
-    assert_eq!(broken, known, "each invariant is broken by this test");
-    // Nothing is said of orders that nobody touched, and people read a table.
+    assert_eq!(broken, known, "this test breaks each invariant");
+    // The unchanged orders are not reported. Without `--json` the output is a table.
     let touched: BTreeSet<&String> = orders.iter().collect();
     for (invariant, order) in found(&report) {
         assert!(order.is_empty() || touched.contains(&order), "{invariant} {order}");
@@ -197,7 +197,7 @@ async fn each_planted_contradiction_is_named_with_its_order() {
     assert!(table.starts_with("INVARIANT ") && table.contains(&orders[0]) && !table.contains('@'), "{table}");
 }
 
-/// Places, pays, confirms and cancels until it is told to stop.
+/// Places, pays, confirms and cancels orders until `stop`.
 async fn trade(shop: &Shop, client: u32, product: &str, closing: &CancellationToken) {
     let customer = format!("customer-{client}@example.com");
     for round in 0.. {
@@ -222,7 +222,7 @@ async fn trade(shop: &Shop, client: u32, product: &str, closing: &CancellationTo
 }
 
 #[tokio::test]
-async fn a_busy_shop_that_is_well_is_not_accused() {
+async fn check_finds_nothing_in_a_busy_consistent_shop() {
     let shop = paying_shop().await;
     let phone = shop.product("phone", "10", 1_000_000).await;
     let closing = CancellationToken::new();
@@ -234,7 +234,7 @@ async fn a_busy_shop_that_is_well_is_not_accused() {
             assert_eq!(report["broken"], json!([]), "{report:#}");
             let orders = report["checked"]["orders"].as_u64().unwrap();
             let more = async || shop.count("orders").await.unsigned_abs() > orders + 5;
-            eventually("the shop goes on", more).await;
+            eventually("the shop continues", more).await;
         }
         closing.cancel();
     };
@@ -243,7 +243,7 @@ async fn a_busy_shop_that_is_well_is_not_accused() {
 }
 
 #[tokio::test]
-async fn a_check_reads_pages_and_goes_on_after_the_order_where_it_was_interrupted() {
+async fn a_check_reads_pages_and_resumes_after_the_last_checked_order() {
     let shop = Shop::builder().without_service().await;
     let fill = "
         with placed as (
@@ -267,7 +267,7 @@ async fn a_check_reads_pages_and_goes_on_after_the_order_where_it_was_interrupte
         shop.operate(&["check", "--json", "--after", "0198c1f2-7b5a-7cc0-8d3e-0000000003e8"]).await;
 
     assert_eq!(last_half.json(0)["checked"], json!({"orders": 1_000}));
-    // No statement read a table from end to end.
+    // No statement scanned a whole table.
     let scans = "select coalesce(sum(seq_scan), 0)::bigint from pg_stat_user_tables
                  where relname in ('order_items', 'order_history', 'stock_jobs', 'payments', 'outbox')";
     let scans: i64 = sqlx::query_scalar(scans).fetch_one(&shop.database).await.unwrap();
@@ -277,12 +277,12 @@ async fn a_check_reads_pages_and_goes_on_after_the_order_where_it_was_interrupte
 }
 
 #[tokio::test]
-async fn a_check_that_is_interrupted_says_how_to_go_on() {
+async fn an_interrupted_check_prints_how_to_resume() {
     let shop = Shop::builder().without_service().await;
     let mut held = shop.database.begin().await.unwrap();
     sqlx::query("lock table orders in access exclusive mode").execute(&mut *held).await.unwrap();
     let mut check = command("check", &shop.environment).stderr(Stdio::piped()).spawn().unwrap();
-    shop.somebody_waits_for_a_lock().await;
+    shop.a_session_waits_for_a_lock().await;
 
     signal(&check, "INT");
 

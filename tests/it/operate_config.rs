@@ -1,4 +1,4 @@
-//! Operators ask the binary what it is told, what it can do, and how.
+//! The commands that show settings, help and completions.
 
 use std::process::{Command, Stdio};
 
@@ -18,7 +18,7 @@ fn environment(more: &[(&str, &str)]) -> Environment {
     all.fold(Environment::default(), |env, (name, value)| env.with(name, *value))
 }
 
-/// Exit code, standard output and standard error, in a folder with this `.env`.
+/// Runs a command in a folder with this `.env`; returns exit code, standard output and standard error.
 fn run(arguments: &[&str], environment: &Environment, dot_env: &str) -> (Option<i32>, String, String) {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join(".env"), dot_env).unwrap();
@@ -29,7 +29,7 @@ fn run(arguments: &[&str], environment: &Environment, dot_env: &str) -> (Option<
 }
 
 #[test]
-fn config_check_names_everything_that_is_wrong_at_once() {
+fn config_check_names_all_errors_at_once() {
     let good = environment(&[("GATEWAY_SECRETS", "x")]);
     let (code, out, _) = run(&["config", "check"], &good, "");
     assert!(code == Some(0) && out.contains("in order") && out.contains("GATEWAY_SECRETS"), "{out}");
@@ -54,7 +54,7 @@ fn config_check_names_everything_that_is_wrong_at_once() {
 }
 
 #[test]
-fn config_show_says_what_is_in_force_and_from_where_and_no_secret() {
+fn config_show_prints_effective_values_and_their_sources_without_secrets() {
     let secret = "a-secret-of-the-gateway";
     let env = environment(&[("GATEWAY_SECRET", secret)]);
     let (code, out, _) = run(&["config", "show", "--json"], &env, "RELAY_BATCH=7\n");
@@ -79,7 +79,7 @@ fn config_show_says_what_is_in_force_and_from_where_and_no_secret() {
 }
 
 #[test]
-fn every_command_of_operators_shows_an_example_and_knows_json() {
+fn every_operator_command_shows_an_example_and_supports_json() {
     let commands = [
         "outbox list",
         "outbox replay",

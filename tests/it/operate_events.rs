@@ -1,4 +1,4 @@
-//! `order-service events replay` sends events again as they were first published.
+//! `order-service events replay` publishes events again with the same content.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ const ADA: &str = "ada@example.com";
 
 const ALL_TIME: [&str; 4] = ["--from", "2020-01-01T00:00:00Z", "--to", "2100-01-01T00:00:00Z"];
 
-/// A topic for a consumer that has lost its data.
+/// A new topic, for a consumer that has lost its data.
 async fn new_topic(shop: &Shop) -> Topic {
     let name = format!("order-events-replay-{}", Uuid::new_v4().simple());
     let topic = Topic { name, ..shop.topic.clone() };
@@ -25,7 +25,7 @@ async fn new_topic(shop: &Shop) -> Topic {
 /// Key, value and headers of a record.
 type Content<'a> = (&'a str, &'a str, &'a [(String, String)]);
 
-/// What a consumer reads of records: not where they stand.
+/// The content of records, without partition and offset.
 fn contents(records: &[Record]) -> Vec<Content<'_>> {
     records
         .iter()
@@ -34,7 +34,7 @@ fn contents(records: &[Record]) -> Vec<Content<'_>> {
 }
 
 #[tokio::test]
-async fn the_events_of_an_order_are_sent_again_byte_by_byte() {
+async fn a_replay_of_an_order_sends_byte_identical_events() {
     let shop = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").start().await;
     let (phone, case) = (shop.product("phone", "249.90", 9).await, shop.product("case", "10", 9).await);
     let order = shop.placed(ADA, &[(&phone, 2), (&case, 1)]).await;
@@ -58,7 +58,7 @@ async fn the_events_of_an_order_are_sent_again_byte_by_byte() {
     let unknown = Uuid::now_v7().to_string();
     let replay = ["events", "replay", "--order", &unknown, "--topic", &target.name, "--by", "bob"];
     assert!(shop.operate(&replay).await.error(1).contains("1 of these orders do not exist"));
-    // Both orders, and nothing has happened to either.
+    // A replay of both orders sends the events of both and changes neither order.
     let both =
         ["events", "replay", "--order", &other, "--order", &order, "--topic", &target.name, "--by", "bob"];
     shop.operate(&both).await.text(0);
@@ -67,7 +67,7 @@ async fn the_events_of_an_order_are_sent_again_byte_by_byte() {
 }
 
 #[tokio::test]
-async fn the_changes_of_a_time_are_sent_again_whenever_their_orders_were_placed() {
+async fn a_replay_of_a_time_range_includes_changes_of_older_orders() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "10", 9).await;
     let before = shop.placed(ADA, &[(&phone, 1)]).await;
@@ -96,7 +96,7 @@ async fn the_changes_of_a_time_are_sent_again_whenever_their_orders_were_placed(
 }
 
 #[tokio::test]
-async fn a_replay_that_is_killed_is_started_again_or_goes_on_after_an_order() {
+async fn a_killed_replay_can_be_restarted_or_resumed_after_an_order() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "10", 1_000).await;
     let mut orders = Vec::new();
@@ -129,7 +129,7 @@ async fn a_replay_that_is_killed_is_started_again_or_goes_on_after_an_order() {
 }
 
 #[tokio::test]
-async fn events_whose_ids_were_not_kept_have_the_same_id_at_each_replay() {
+async fn events_without_stored_ids_have_the_same_id_in_every_replay() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "10", 9).await;
     let order = shop.placed(ADA, &[(&phone, 1)]).await;
@@ -158,7 +158,7 @@ async fn events_whose_ids_were_not_kept_have_the_same_id_at_each_replay() {
 }
 
 #[tokio::test]
-async fn a_replay_keeps_its_rate() {
+async fn a_replay_does_not_exceed_its_rate() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "10", 9).await;
     for _ in 0..12 {
@@ -172,13 +172,13 @@ async fn a_replay_keeps_its_rate() {
 
     shop.operate(&replay).await.text(0);
 
-    // A slow machine can only take longer.
+    // A slow machine only increases the duration.
     assert!(started.elapsed() >= Duration::from_millis(1_100), "{:?}", started.elapsed());
     assert_eq!(target.everything().await.len(), 12);
 }
 
 #[tokio::test]
-async fn a_replay_that_may_do_harm_or_makes_no_sense_is_refused_and_sends_nothing() {
+async fn a_harmful_or_contradictory_replay_is_refused_and_sends_nothing() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "10", 9).await;
     let order = shop.placed(ADA, &[(&phone, 1)]).await;
@@ -203,9 +203,9 @@ async fn a_replay_that_may_do_harm_or_makes_no_sense_is_refused_and_sends_nothin
 
     assert_eq!(shop.interventions().await, []);
     assert_eq!(shop.topic.everything().await.len(), 1);
-    // Said on purpose, it is sent: a repeat, byte by byte.
+    // With the explicit option, the replay sends a byte-identical repeat.
     let all = ["events", "replay", "--order", &order, "--topic", &live, "--to-all-consumers", "--by", "bob"];
     shop.operate(&all).await.text(0);
-    eventually("the repeat is there", async || shop.topic.everything().await.len() == 2).await;
+    eventually("the repeat has arrived", async || shop.topic.everything().await.len() == 2).await;
     expect_history(&shop.topic.everything().await, &shop.versions().await);
 }

@@ -11,7 +11,7 @@ async fn paying_shop() -> Shop {
     Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").start().await
 }
 
-/// A parked record that could not be read when it came, and can be now.
+/// A record that was parked as invalid and is valid now.
 async fn plant_unread(shop: &Shop, payment: &Payment) -> String {
     let plant = "
         insert into parked_payments (topic, partition, \"offset\", order_id, payload, reason, error)
@@ -22,7 +22,7 @@ async fn plant_unread(shop: &Shop, payment: &Payment) -> String {
 }
 
 #[tokio::test]
-async fn a_parked_payment_that_can_be_read_now_is_retried_and_confirms_its_order() {
+async fn retrying_a_parked_payment_that_is_now_valid_confirms_its_order() {
     let shop = paying_shop().await;
     let phone = shop.product("phone", "100", 5).await;
     let order = shop.placed(ADA, &[(&phone, 1)]).await;
@@ -43,14 +43,14 @@ async fn a_parked_payment_that_can_be_read_now_is_retried_and_confirms_its_order
     let detail = format!("{record}: CONFIRMING");
     assert_eq!(shop.interventions().await, [("PAYMENT_RETRY".into(), detail, "bob".into())]);
     assert_eq!(shop.operate(&["payments", "list", "--json"]).await.json(0), json!([]));
-    // Once more: nothing is applied twice.
+    // A second retry applies nothing twice.
     let again = shop.operate(&["payments", "retry", &record, "--by", "bob"]).await.error(1);
     assert!(again.contains(&record), "{again}");
     assert_eq!((shop.interventions().await.len(), shop.count("payments").await), (1, 1));
 }
 
 #[tokio::test]
-async fn a_retried_payment_of_another_amount_waits_for_that_reason() {
+async fn a_retried_payment_of_another_amount_is_parked_for_that_reason() {
     let shop = paying_shop().await;
     let phone = shop.product("phone", "100", 5).await;
     let order = shop.placed(ADA, &[(&phone, 1)]).await;
@@ -68,7 +68,7 @@ async fn a_retried_payment_of_another_amount_waits_for_that_reason() {
 }
 
 #[tokio::test]
-async fn a_parked_payment_is_settled_once_with_a_note_and_not_retried_after_its_decision() {
+async fn a_parked_payment_is_settled_once_with_a_note_and_cannot_be_retried_afterwards() {
     let shop = paying_shop().await;
     let phone = shop.product("phone", "100", 5).await;
     let order = shop.placed(ADA, &[(&phone, 1)]).await;
@@ -77,7 +77,7 @@ async fn a_parked_payment_is_settled_once_with_a_note_and_not_retried_after_its_
     let parked = listed.as_array().unwrap().iter().find(|row| row["orderId"] == *order).unwrap();
     assert_eq!(parked["reason"], "AMOUNT_MISMATCH");
     assert!(parked["payload"].as_str().unwrap().contains("PAYMENT_SUCCESS"));
-    // What is no payment names no order.
+    // A record that is not a payment has no order.
     let foreign = listed.as_array().unwrap().iter().find(|row| row["orderId"].is_null()).unwrap();
     assert_eq!(foreign["reason"], "UNDECODABLE");
     let (record, foreign) = (parked["record"].as_str().unwrap(), foreign["record"].as_str().unwrap());
@@ -101,7 +101,7 @@ async fn a_parked_payment_is_settled_once_with_a_note_and_not_retried_after_its_
 }
 
 #[tokio::test]
-async fn a_settled_payment_holds_up_neither_the_cancelling_nor_the_deletion_of_its_order() {
+async fn a_settled_payment_blocks_neither_cancellation_nor_deletion_of_its_order() {
     let mut shop = Shop::start().await;
     let phone = shop.product("phone", "100", 5).await;
     let order = shop.placed(ADA, &[(&phone, 1)]).await;
@@ -128,7 +128,7 @@ async fn a_settled_payment_holds_up_neither_the_cancelling_nor_the_deletion_of_i
 }
 
 #[tokio::test]
-async fn a_refund_that_is_due_is_listed_until_somebody_says_that_it_is_done() {
+async fn a_due_refund_is_listed_until_it_is_marked_as_done() {
     let shop = paying_shop().await;
     let phone = shop.product("phone", "249.90", 5).await;
     let order = shop.placed(ADA, &[(&phone, 1)]).await;
@@ -148,13 +148,13 @@ async fn a_refund_that_is_due_is_listed_until_somebody_says_that_it_is_done() {
     assert_eq!(shop.operate(&["refunds", "list"]).await.text(0), "No refund is due.\n");
     let detail = "249.90: payout 4711".to_owned();
     assert_eq!(shop.interventions().await, [("REFUND_DONE".into(), detail, "bob".into())]);
-    // The order is as it was.
+    // The order is unchanged.
     let shown = shop.get(customer(ADA), &format!("/api/orders/{order}")).await.expect(200);
     assert_eq!(shown.body["status"], "CANCELLED");
 }
 
 #[tokio::test]
-async fn a_wrong_argument_is_named_with_exit_code_2_and_nothing_is_changed() {
+async fn a_wrong_argument_is_named_with_exit_code_2_and_changes_nothing() {
     let shop = Shop::builder().without_service().await;
     let order = Uuid::now_v7().to_string();
     let order = order.as_str();

@@ -1,4 +1,4 @@
-//! A commit that the database does not answer in time: the answer is never "nothing was written" unless that is certain.
+//! A commit without an answer in time: the service answers "nothing was written" only if that is certain.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::support::{Answer, Mode, Proxy, Shop, admin, customer, eventually, lin
 
 const ADA: &str = "ada@example.com";
 
-/// Short deadlines: a write is given up after one second, and looked for during half a second more.
+/// Short deadlines: a write times out after one second, and the service looks for it for another half second.
 async fn shop_at(url: &str, database: &str) -> Shop {
     shop_with(url, database, "1000", "3").await
 }
@@ -29,8 +29,7 @@ async fn shop() -> Shop {
     shop_at(&database, &database).await
 }
 
-/// From here on every commit that writes an order's history waits, as it does for a standby that is away, until
-/// [`release`].
+/// Makes every commit that writes an order's history wait until [`release`], as it does for an unreachable standby.
 async fn hold_commits(shop: &Shop) {
     let hold = "create table hold as select true;
                 create function hold() returns trigger language plpgsql as $$ begin
@@ -46,7 +45,7 @@ async fn release(shop: &Shop) {
     sqlx::raw_sql("delete from hold").execute(&shop.database).await.unwrap();
 }
 
-/// From here on every commit that writes an order's history fails.
+/// Makes every commit that writes an order's history fail.
 async fn refuse_commits(shop: &Shop, code: &str) {
     let refuse = format!(
         "create function refuse() returns trigger language plpgsql as
@@ -63,7 +62,7 @@ async fn place_with_key(shop: &Shop, product: &str) -> Answer {
 }
 
 #[tokio::test]
-async fn a_commit_that_outlives_the_deadline_is_unknown_and_the_key_finds_the_order_afterwards() {
+async fn a_late_commit_is_unknown_and_the_key_returns_the_order_afterwards() {
     let shop = shop().await;
     let phone = shop.product("phone", "10", 50).await;
     hold_commits(&shop).await;
@@ -73,7 +72,7 @@ async fn a_commit_that_outlives_the_deadline_is_unknown_and_the_key_finds_the_or
     assert!(detail.contains("Idempotency-Key") && detail.contains("GET /api/orders/my"), "{detail}");
     release(&shop).await;
 
-    eventually("the order is there", async || shop.count("orders").await == 1).await;
+    eventually("the order is stored", async || shop.count("orders").await == 1).await;
     let again = place_with_key(&shop, &phone).await.expect(201);
     assert_eq!(again.header("idempotency-replayed"), Some("true"));
     assert_eq!(shop.count("orders").await, 1);
@@ -81,7 +80,7 @@ async fn a_commit_that_outlives_the_deadline_is_unknown_and_the_key_finds_the_or
 }
 
 #[tokio::test]
-async fn without_a_key_a_repeat_after_the_pause_that_was_asked_for_is_the_first_order() {
+async fn without_a_key_a_repeat_after_retry_after_returns_the_first_order() {
     let shop = shop().await;
     let phone = shop.product("phone", "10", 50).await;
     hold_commits(&shop).await;
@@ -98,16 +97,16 @@ async fn without_a_key_a_repeat_after_the_pause_that_was_asked_for_is_the_first_
 }
 
 #[tokio::test]
-async fn a_repeat_that_waited_for_the_first_commit_is_the_first_order_however_old_that_is() {
+async fn a_repeat_that_waits_for_the_first_commit_returns_the_first_order_of_any_age() {
     let database = Shop::new_database().await;
-    // The repeat waits for at most the deadline, which has to leave a slow machine the time to see it wait.
+    // The repeat waits for at most the deadline, which must be long enough for a slow machine to observe the wait.
     let shop = shop_with(&database, &database, "5000", "7").await;
     let phone = shop.product("phone", "10", 50).await;
     hold_commits(&shop).await;
     let first = shop.place(customer(ADA), &lines(&[(&phone, 1)])).await;
     first.expect_unavailable("outcome-unknown");
 
-    // Older than the window, the deadlines and the pause together.
+    // Older than the sum of window, deadlines and pause.
     tokio::time::sleep(Duration::from_secs(9)).await;
     let release_soon = async {
         let waits = "select count(*) from pg_stat_activity
@@ -126,7 +125,7 @@ async fn a_repeat_that_waited_for_the_first_commit_is_the_first_order_however_ol
 }
 
 #[tokio::test]
-async fn an_order_whose_commit_was_not_answered_is_found_by_its_id() {
+async fn an_order_with_an_unanswered_commit_is_found_by_its_id() {
     let database = Shop::new_database().await;
     let (proxy, url) = Proxy::before_database(&database).await;
     let shop = shop_at(&url, &database).await;
@@ -148,8 +147,8 @@ async fn an_order_whose_commit_was_not_answered_is_found_by_its_id() {
 }
 
 #[tokio::test]
-async fn a_placement_whose_answer_is_lost_is_the_order_that_it_wrote() {
-    // Stands in the event, which nothing but the placement's statement brings to the database.
+async fn a_placement_with_a_lost_answer_returns_the_order_that_it_wrote() {
+    // This text is in the event, which only the placement's statement writes to the database.
     const EVENT: &str = "ORDER_SERVICE";
     for mode in [Mode::NoAnswerTo(EVENT), Mode::CutOnceAfter(EVENT)] {
         for (window, key) in [("0", None), ("60", None), ("0", Some("k-1"))] {
@@ -175,7 +174,7 @@ async fn a_placement_whose_answer_is_lost_is_the_order_that_it_wrote() {
 }
 
 #[tokio::test]
-async fn a_change_of_status_whose_commit_outlives_the_deadline_is_unknown_and_can_be_asked_for_again() {
+async fn a_status_change_with_a_late_commit_is_unknown_and_can_be_repeated() {
     let shop = shop().await;
     let phone = shop.product("phone", "10", 50).await;
     let order = shop.placed(ADA, &[(&phone, 1)]).await;
@@ -191,7 +190,7 @@ async fn a_change_of_status_whose_commit_outlives_the_deadline_is_unknown_and_ca
 }
 
 #[tokio::test]
-async fn a_commit_that_the_database_refuses_has_written_nothing_and_says_so() {
+async fn a_refused_commit_is_answered_as_not_written() {
     let shop = shop().await;
     let phone = shop.product("phone", "10", 50).await;
     // Appendix A of PostgreSQL's manual: disk_full.

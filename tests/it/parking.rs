@@ -1,4 +1,4 @@
-//! An event that Kafka refuses for itself parks its order, not its bucket; people decide, and it is recorded.
+//! An event that Kafka rejects parks its order, not its bucket; operators decide, and the service records it.
 
 use order_service::config::Environment;
 
@@ -7,8 +7,8 @@ use crate::support::{Shop, command, eventually};
 /// An order whose bucket is 16: the remainder of its last byte by 64.
 const STUCK: &str = "0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10";
 
-/// Makes the outbox hold an event that is larger than any broker takes, and a later one of the same order, in
-/// the bucket of another order. Returns the order.
+/// Writes an event that is larger than any broker accepts, and a later event of the same order, to the outbox, in the
+/// bucket of another order. Returns the order.
 async fn plant_a_giant(shop: &Shop) -> String {
     let giant = "
         insert into outbox (bucket, event_id, order_id, sequence, event_type, payload, headers)
@@ -32,7 +32,7 @@ fn run(arguments: &[&str], environment: &Environment) -> (bool, String) {
 }
 
 #[tokio::test]
-async fn a_refused_event_parks_its_order_and_lets_the_others_of_its_bucket_pass() {
+async fn a_refused_event_parks_its_order_but_not_its_bucket() {
     let shop = Shop::start().await;
     let stuck = plant_a_giant(&shop).await;
     eventually("the order is parked", async || shop.count("parked_orders").await == 1).await;
@@ -49,12 +49,12 @@ async fn a_refused_event_parks_its_order_and_lets_the_others_of_its_bucket_pass(
 }
 
 #[tokio::test]
-async fn a_parked_order_is_replayed_or_skipped_and_the_deed_is_recorded() {
+async fn replaying_or_skipping_a_parked_order_is_recorded() {
     let shop = Shop::start().await;
     let stuck = plant_a_giant(&shop).await;
     eventually("the order is parked", async || shop.count("parked_orders").await == 1).await;
 
-    // It is as large as before, so it parks again.
+    // The event is still too large, so the order is parked again.
     assert!(run(&["outbox", "replay", &stuck, "--by", "ada"], &shop.environment).0);
     eventually("the order is parked again", async || shop.count("parked_orders").await == 1).await;
     assert!(run(&["outbox", "skip", &stuck, "--by", "bob"], &shop.environment).0);
@@ -63,17 +63,17 @@ async fn a_parked_order_is_replayed_or_skipped_and_the_deed_is_recorded() {
     let record = shop.topic.records(1).await.remove(0);
     assert_eq!((record.key.as_str(), record.sequence()), (stuck.as_str(), 2));
     shop.relayed().await;
-    let deeds: Vec<(String, String, i32)> =
+    let interventions: Vec<(String, String, i32)> =
         sqlx::query_as("select action, actor, length(detail) from interventions order by id")
             .fetch_all(&shop.database)
             .await
             .unwrap();
-    assert_eq!(deeds[0], ("OUTBOX_REPLAY".into(), "ada".into(), 36));
-    assert_eq!(deeds[1], ("OUTBOX_SKIP".into(), "bob".into(), 2_000_000));
+    assert_eq!(interventions[0], ("OUTBOX_REPLAY".into(), "ada".into(), 36));
+    assert_eq!(interventions[1], ("OUTBOX_SKIP".into(), "bob".into(), 2_000_000));
 }
 
-/// The deeds that are recorded: what, about what, by whom.
-async fn deeds(shop: &Shop) -> Vec<(String, String, String)> {
+/// The recorded interventions: action, detail and actor.
+async fn interventions(shop: &Shop) -> Vec<(String, String, String)> {
     sqlx::query_as("select action, detail, actor from interventions order by id")
         .fetch_all(&shop.database)
         .await
@@ -81,7 +81,7 @@ async fn deeds(shop: &Shop) -> Vec<(String, String, String)> {
 }
 
 #[tokio::test]
-async fn a_skip_whose_event_is_gone_already_frees_the_order_and_says_so() {
+async fn skipping_an_event_that_is_already_gone_unparks_the_order_and_reports_it() {
     let shop = Shop::builder().without_service().await;
     let parked = "
         insert into parked_orders (order_id, event_id, sequence, error)
@@ -92,19 +92,18 @@ async fn a_skip_whose_event_is_gone_already_frees_the_order_and_says_so() {
 
     assert_eq!(shop.count("parked_orders").await, 0);
     let gone = "event 0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d99 was gone already";
-    assert_eq!(deeds(&shop).await, [("OUTBOX_SKIP".into(), gone.into(), "bob".into())]);
+    assert_eq!(interventions(&shop).await, [("OUTBOX_SKIP".into(), gone.into(), "bob".into())]);
 }
 
-/// How often the outbox was read from end to end, and how often by its key.
+/// The number of sequential scans of the outbox, and of scans of its primary key.
 async fn reads_of_the_outbox(shop: &Shop) -> (i64, i64) {
     let reads = "select seq_scan, idx_scan from pg_stat_user_tables where relname = 'outbox'";
     sqlx::query_as(reads).fetch_one(&shop.database).await.unwrap()
 }
 
-/// What Kafka's absence leaves behind may be millions of events long: reading it whole takes longer than a
-/// statement may.
+/// After an outage of Kafka, the outbox may have millions of events: a full scan exceeds the deadline of a statement.
 #[tokio::test]
-async fn parked_orders_are_listed_and_skipped_without_reading_the_whole_outbox() {
+async fn listing_and_skipping_parked_orders_does_not_read_the_whole_outbox() {
     let shop = Shop::builder().without_service().await;
     let backlog = "
         insert into outbox (bucket, event_id, order_id, sequence, event_type, payload, headers)
@@ -126,8 +125,8 @@ async fn parked_orders_are_listed_and_skipped_without_reading_the_whole_outbox()
     assert!(listed.contains("1 waiting"), "{listed}");
     assert!(run(&["outbox", "skip", STUCK, "--by", "bob"], &shop.environment).0);
 
-    // A session reports what it read when it ends, a moment after the command.
-    eventually("both commands are accounted for", async || {
+    // A session reports its statistics when it ends, a moment after the command.
+    eventually("the statistics include both commands", async || {
         let (whole, by_key) = reads_of_the_outbox(&shop).await;
         whole + by_key >= 2
     })

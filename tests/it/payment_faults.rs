@@ -1,4 +1,4 @@
-//! Payments while the database is away, while replicas are killed, and in any order.
+//! Payments during database outages, while replicas are killed, and in any order.
 
 use std::collections::HashMap;
 
@@ -12,7 +12,7 @@ async fn confirmed(shop: &Shop) -> i64 {
     sqlx::query_scalar(count).fetch_one(&shop.database).await.unwrap()
 }
 
-/// Takes the database away while payments come, and brings it back.
+/// Cuts the database while payments arrive, and restores it.
 async fn without_database(mode: Mode) {
     let mut shop = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").without_service().await;
     let (proxy, url) = Proxy::before_database(&shop.environment.variables()["DATABASE_URL"]).await;
@@ -38,8 +38,8 @@ async fn without_database(mode: Mode) {
     assert_eq!((shop.count("payments").await, shop.count("parked_payments").await), (1, 0));
     proxy.set(Mode::Open);
 
-    eventually("all are confirmed", async || confirmed(&shop).await == 5).await;
-    eventually("the broken one is parked", async || shop.parked(&broken).await.len() == 1).await;
+    eventually("all orders are confirmed", async || confirmed(&shop).await == 5).await;
+    eventually("the invalid payment is parked", async || shop.parked(&broken).await.len() == 1).await;
     assert_eq!((shop.count("payments").await, shop.count("payment_events").await), (5, 5));
     assert_eq!(shop.stock(&phone).await, 45);
 }
@@ -55,7 +55,7 @@ async fn a_database_that_does_not_answer_delays_payments_and_loses_none() {
 }
 
 #[tokio::test]
-async fn a_payment_that_the_database_refuses_is_parked_and_the_others_go_on() {
+async fn a_payment_that_the_database_refuses_is_parked_and_the_others_are_applied() {
     let shop = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").start().await;
     let phone = shop.product("phone", "100", 5).await;
     let ids = [
@@ -80,7 +80,7 @@ async fn a_payment_that_the_database_refuses_is_parked_and_the_others_go_on() {
 }
 
 #[tokio::test]
-async fn a_product_that_does_not_answer_holds_up_no_other_confirmation() {
+async fn a_slow_product_does_not_block_other_confirmations() {
     let slow = [("PRODUCT_STOCK_TIMEOUT_MS", "20000"), ("STOCK_LEASE_MS", "60000")];
     let builder = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true");
     let shop =
@@ -101,7 +101,7 @@ async fn a_product_that_does_not_answer_holds_up_no_other_confirmation() {
 }
 
 #[tokio::test]
-async fn killing_the_replica_that_reads_the_payments_repeats_nothing_that_shows() {
+async fn killing_the_payment_consumer_causes_no_visible_repeat() {
     const ORDERS: usize = 24;
     let settings = [("PAYMENT_EVENTS_ENABLED", "true"), ("KAFKA_SESSION_TIMEOUT_MS", "6000")];
     let lease = [
@@ -139,8 +139,8 @@ async fn killing_the_replica_that_reads_the_payments_repeats_nothing_that_shows(
     assert_eq!((shop.ledger(&phone).await.len(), shop.stock(&phone).await), (ORDERS, 100 - payments));
 }
 
-/// What the contract says of the whole sequence of an order: the first success of its amount, or the first
-/// failure, decides for good; money that comes for a cancelled order goes back.
+/// The contract's result for all payments of an order: the first success of its amount, or the first failure, is
+/// final; a payment for a cancelled order is refunded.
 fn expected(events: &[(&str, &str)]) -> (&'static str, Option<String>) {
     let decides = |event: &(&str, &str)| *event == ("PAYMENT_SUCCESS", "100") || event.0 == "PAYMENT_FAILED";
     let Some(at) = events.iter().position(decides) else { return ("CREATED", None) };
@@ -151,13 +151,13 @@ fn expected(events: &[(&str, &str)]) -> (&'static str, Option<String>) {
     ("CANCELLED", late.map(|(_, amount)| (*amount).to_owned()))
 }
 
-/// A small random number, from the only source that is at hand.
+/// A small random number, from the UUID generator.
 fn random(below: usize) -> usize {
     usize::from(Uuid::new_v4().as_bytes()[0]) % below
 }
 
 #[tokio::test]
-async fn shuffled_and_repeated_payments_end_as_the_contract_says() {
+async fn shuffled_and_repeated_payments_lead_to_the_result_of_the_contract() {
     let shop = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").start().await;
     let orders = scale(40, 1000);
     let phone = shop.product("phone", "100", 1_000_000).await;
@@ -181,7 +181,7 @@ async fn shuffled_and_repeated_payments_end_as_the_contract_says() {
         }
         waiting.push((id, events));
     }
-    // Across the orders anything goes; the events of one order stay in their sequence, as Kafka keeps them.
+    // Events of different orders are shuffled; the events of one order keep their order, as in Kafka.
     let mut records = Vec::new();
     while let Some(last) = waiting.len().checked_sub(1) {
         let at = (random(256) * 256 + random(256)) % (last + 1);
@@ -194,7 +194,7 @@ async fn shuffled_and_repeated_payments_end_as_the_contract_says() {
     }
     shop.payments.publish_all(&records).await;
     let distinct = i64::try_from(sent.values().map(Vec::len).sum::<usize>()).unwrap();
-    // Patience counts from the latest progress, so that the long run takes as long as it takes.
+    // The timeout restarts with each progress, so that the long run has no total limit.
     let mut read = 0;
     while read < distinct {
         eventually("more payments are read", async || shop.count("payment_events").await > read).await;

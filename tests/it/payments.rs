@@ -1,4 +1,4 @@
-//! Payments move orders: repeated, late, shuffled and foreign events end in what the contract allows.
+//! Payments change orders: repeated, late, shuffled and foreign events have the results of the contract.
 
 use serde_json::json;
 
@@ -30,7 +30,7 @@ async fn a_payment_confirms_its_order_and_takes_the_stock() {
 }
 
 #[tokio::test]
-async fn a_payment_for_stock_that_is_gone_cancels_the_order_and_a_refund_is_due() {
+async fn a_payment_for_missing_stock_cancels_the_order_and_makes_a_refund_due() {
     let (shop, phone, id) = shop_with_order().await;
     shop.set_stock(&phone, 1).await;
 
@@ -58,7 +58,7 @@ async fn a_failed_payment_cancels_the_order() {
 }
 
 #[tokio::test]
-async fn a_repeated_payment_does_nothing_more() {
+async fn a_repeated_payment_changes_nothing() {
     let (shop, phone, id) = shop_with_order().await;
     let payment = Payment::success(&id, "200");
 
@@ -107,7 +107,7 @@ async fn a_second_payment_within_the_same_second_is_kept() {
 }
 
 #[tokio::test]
-async fn a_repeat_that_has_other_bytes_is_parked() {
+async fn a_repeat_with_different_bytes_is_parked() {
     let (shop, _, id) = shop_with_order().await;
     let mut first = Payment::success(&id, "200");
     let mut other = first.clone();
@@ -126,9 +126,9 @@ async fn a_repeat_that_has_other_bytes_is_parked() {
     assert!(parked[0].3.starts_with(&format!("its key is that of the event at {}/", shop.payments.name)));
 }
 
-/// Up to 2026-11 a key had the order in the place of the entity, and the bytes were not remembered.
+/// Up to 2026-11 a key had the order id instead of the entity id, and the service did not store a hash of the bytes.
 #[tokio::test]
-async fn a_repeat_of_an_event_that_an_earlier_release_applied_is_recognised() {
+async fn a_repeat_of_an_event_applied_by_an_earlier_release_is_recognised() {
     let (shop, phone, id) = shop_with_order().await;
     let (with_id, mut with_time) = (Payment::success(&id, "200"), Payment::success(&id, "200"));
     with_time.record["entityId"] = json!("PAY-AAA");
@@ -155,11 +155,11 @@ async fn a_repeat_of_an_event_that_an_earlier_release_applied_is_recognised() {
     assert_eq!((shop.status(&other).await, shop.count("payments").await), ("CREATED".to_owned(), 1));
     let parked = shop.parked(with_time.record.to_string().as_bytes()).await;
     assert_eq!(parked[0].3, "its key is that of the event at elsewhere/0/0, which may have been another");
-    assert_eq!(shop.count("parked_payments").await, 3, "two ends, and the one that nobody can tell");
+    assert_eq!(shop.count("parked_payments").await, 3, "two changed repeats, one unverifiable");
 }
 
 #[tokio::test]
-async fn a_failure_that_comes_after_the_success_is_late_news() {
+async fn a_failed_payment_after_a_successful_one_is_ignored() {
     let (shop, phone, id) = shop_with_order().await;
 
     shop.read(&id, &[Payment::success(&id, "200"), Payment::failed(&id)]).await;
@@ -170,7 +170,7 @@ async fn a_failure_that_comes_after_the_success_is_late_news() {
 }
 
 #[tokio::test]
-async fn a_success_that_comes_after_the_cancellation_never_brings_the_order_back_and_a_refund_is_due() {
+async fn a_payment_after_the_cancellation_makes_a_refund_due_and_the_order_stays_cancelled() {
     let (shop, phone, id) = shop_with_order().await;
     cancel(&shop, &id).await;
 
@@ -183,7 +183,7 @@ async fn a_success_that_comes_after_the_cancellation_never_brings_the_order_back
 }
 
 #[tokio::test]
-async fn another_amount_is_parked_with_the_reason_and_the_right_one_still_confirms() {
+async fn a_wrong_amount_is_parked_with_the_reason_and_the_right_one_still_confirms() {
     let (shop, _, id) = shop_with_order().await;
     let less = Payment::success(&id, "199.99");
 
@@ -200,7 +200,7 @@ async fn another_amount_is_parked_with_the_reason_and_the_right_one_still_confir
 }
 
 #[tokio::test]
-async fn the_order_of_the_metadata_counts_before_the_entity() {
+async fn the_order_id_of_the_metadata_overrides_the_entity() {
     let (shop, phone, id) = shop_with_order().await;
     let other = shop.placed("ada@example.com", &[(&phone, 2)]).await;
     let mut payment = Payment::success(&other, "200");
@@ -213,7 +213,7 @@ async fn the_order_of_the_metadata_counts_before_the_entity() {
 }
 
 #[tokio::test]
-async fn events_that_are_no_payments_of_an_order_change_nothing() {
+async fn events_that_are_not_order_payments_change_nothing() {
     let (shop, phone, id) = shop_with_order().await;
     let foreign = |field: &str, value: &str| {
         let mut payment = Payment::success(&id, "200");
@@ -234,10 +234,10 @@ async fn events_that_are_no_payments_of_an_order_change_nothing() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_applied_is_parked_with_its_place_and_the_consumer_goes_on() {
+async fn invalid_payments_are_parked_with_their_offset_and_the_consumer_continues() {
     let (shop, _, id) = shop_with_order().await;
-    let nobodys = "0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10";
-    let (mut text, unknown) = (Payment::success(&id, "200"), Payment::success(nobodys, "200"));
+    let missing = "0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10";
+    let (mut text, unknown) = (Payment::success(&id, "200"), Payment::success(missing, "200"));
     text.record["amount"] = json!("200");
     let bad: [(Vec<u8>, &str); 5] = [
         (b"{".to_vec(), "EOF"),
@@ -265,7 +265,7 @@ async fn what_cannot_be_applied_is_parked_with_its_place_and_the_consumer_goes_o
 }
 
 #[tokio::test]
-async fn an_event_id_that_the_database_cannot_keep_does_not_stop_the_payments() {
+async fn an_event_id_that_cannot_be_stored_does_not_stop_the_consumer() {
     let (shop, phone, id) = shop_with_order().await;
     let other = shop.placed("ada@example.com", &[(&phone, 1)]).await;
     let (mut with_nul, mut long) = (Payment::success(&id, "200"), Payment::success(&other, "100"));
@@ -278,5 +278,5 @@ async fn an_event_id_that_the_database_cannot_keep_does_not_stop_the_payments() 
     for order in [&id, &other] {
         shop.becomes(order, "CONFIRMED").await;
     }
-    eventually("both are known", async || shop.count("payment_events").await == 2).await;
+    eventually("both payments are stored", async || shop.count("payment_events").await == 2).await;
 }

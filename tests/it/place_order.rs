@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::support::{Shop, customer, lines};
 
 #[tokio::test]
-async fn an_order_is_answered_written_and_published() {
+async fn a_placement_is_answered_stored_and_published() {
     let shop = Shop::start().await;
     let (phone, case) = (shop.product("phone", "2499.10", 50).await, shop.product("case", "499", 20).await);
 

@@ -1,4 +1,4 @@
-//! The Product Service is away, slow, or talks nonsense.
+//! The Product Service is unreachable, slow, or sends invalid answers.
 
 use std::time::{Duration, Instant};
 
@@ -10,11 +10,11 @@ use crate::support::{Mode, PATIENCE, Proxy, Shop, admin, customer, eventually, l
 const UNAVAILABLE: &str = "product-service-unavailable";
 const ADA: &str = "ada@example.com";
 
-/// Nothing listens there, and nothing without privileges can.
+/// A port without a listener; only privileged processes could listen there.
 const CLOSED: &str = "http://127.0.0.1:1";
 
 #[tokio::test]
-async fn a_product_service_that_is_down_is_a_503_and_nothing_else_happens() {
+async fn a_product_service_outage_gets_503_and_writes_nothing() {
     let shop = Shop::builder().with("PRODUCT_SERVICE_URL", CLOSED).start().await;
 
     shop.place(customer(ADA), &lines(&[("PROD123", 1)])).await.expect_unavailable(UNAVAILABLE);
@@ -22,7 +22,7 @@ async fn a_product_service_that_is_down_is_a_503_and_nothing_else_happens() {
     shop.expect_nothing_happened().await;
 }
 
-/// Faults of which each makes an answer that no order may be placed on.
+/// Faults that make an answer invalid, so that no order may be placed with it.
 fn faults() -> Vec<Value> {
     let mut faults = vec![
         json!({"kind": "hang"}),
@@ -52,9 +52,9 @@ fn faults() -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn an_answer_that_makes_no_sense_is_a_503_and_nothing_is_written() {
-    // One answer that is fine keeps the failures below 100 percent and the circuit closed, so that every
-    // placement really asks.
+async fn an_invalid_product_answer_gets_503_and_writes_nothing() {
+    // One valid answer keeps the failure rate below 100 percent and the circuit closed, so that every placement sends
+    // a request.
     let shop = Shop::builder()
         .with("PRODUCT_DEADLINE_MS", "300")
         .with("PRODUCT_ATTEMPT_TIMEOUT_MS", "300")
@@ -82,7 +82,7 @@ async fn an_answer_that_makes_no_sense_is_a_503_and_nothing_is_written() {
 }
 
 #[tokio::test]
-async fn a_product_with_bad_data_that_is_asked_for_often_does_not_close_the_shop() {
+async fn frequent_look_ups_of_a_product_with_invalid_data_do_not_block_other_placements() {
     const ASKED: u64 = 30;
     let shop = Shop::builder().with("PRODUCT_BREAKER_WINDOW", "10").start().await;
     let (good, bad) = (shop.product("good", "1", 5).await, shop.product("bad", "10", 5).await);
@@ -99,7 +99,7 @@ async fn a_product_with_bad_data_that_is_asked_for_often_does_not_close_the_shop
 }
 
 #[tokio::test]
-async fn a_total_beyond_the_column_is_a_503_and_nothing_is_written() {
+async fn a_total_that_exceeds_the_column_gets_503_and_writes_nothing() {
     let shop = Shop::start().await;
     let gold = shop.product("gold", "999999999999.99", 5).await;
 
@@ -110,7 +110,7 @@ async fn a_total_beyond_the_column_is_a_503_and_nothing_is_written() {
 }
 
 #[tokio::test]
-async fn everything_but_placing_goes_on_and_placing_works_again_by_itself() {
+async fn an_outage_stops_only_placements_and_they_recover_afterwards() {
     let products = stack().product_service().trim_start_matches("http://");
     let proxy = Proxy::before(products.parse().expect("an address")).await;
     let shop = Shop::builder()
@@ -148,7 +148,7 @@ async fn everything_but_placing_goes_on_and_placing_works_again_by_itself() {
 }
 
 #[tokio::test]
-async fn products_that_are_each_fast_enough_do_not_add_up_to_more_than_the_deadline() {
+async fn many_products_together_do_not_exceed_the_deadline() {
     const EACH: Duration = Duration::from_millis(150);
     let shop = Shop::builder()
         .with("PRODUCT_DEADLINE_MS", "600")
@@ -172,7 +172,7 @@ async fn products_that_are_each_fast_enough_do_not_add_up_to_more_than_the_deadl
 }
 
 #[tokio::test]
-async fn one_product_that_hangs_among_many_ends_the_placement_at_the_deadline_whatever_the_retries() {
+async fn one_hanging_product_ends_the_placement_at_the_deadline_despite_retries() {
     let shop = Shop::builder()
         .with("PRODUCT_DEADLINE_MS", "500")
         .with("PRODUCT_ATTEMPT_TIMEOUT_MS", "450")
@@ -184,14 +184,14 @@ async fn one_product_that_hangs_among_many_ends_the_placement_at_the_deadline_wh
 
     shop.place(customer(ADA), &lines(&[(&good, 1), (&bad, 1)])).await.expect_unavailable(UNAVAILABLE);
 
-    // Five retries of 450 ms each would be six calls.
+    // Five retries would be six calls of 450 ms each.
     let calls = shop.requests_seen(Some(&bad)).await["total"].as_u64().expect("a number");
     assert!((1..=2).contains(&calls), "{calls} calls");
     shop.expect_nothing_happened().await;
 }
 
 #[tokio::test]
-async fn every_distinct_product_is_asked_for_once_side_by_side_but_boundedly() {
+async fn each_distinct_product_is_looked_up_once_with_bounded_concurrency() {
     let shop = Shop::builder()
         .with("PRODUCT_DEADLINE_MS", "30000")
         .with("PRODUCT_ATTEMPT_TIMEOUT_MS", "30000")
@@ -213,7 +213,7 @@ async fn every_distinct_product_is_asked_for_once_side_by_side_but_boundedly() {
 }
 
 #[tokio::test]
-async fn no_connection_is_held_while_the_product_service_is_asked() {
+async fn no_database_connection_is_held_during_product_look_ups() {
     const WAITING: u64 = 20;
     let shop = Shop::builder()
         .with("DATABASE_MAX_CONNECTIONS", "2")
@@ -224,7 +224,7 @@ async fn no_connection_is_held_while_the_product_service_is_asked() {
         .await;
     let good = shop.product("good", "1", 5).await;
     let order = shop.placed(ADA, &[(&good, 1)]).await;
-    // Each of a product of its own: placements of the same one share their look-ups.
+    // Each placement has its own product: placements of the same product share look-ups.
     let (mut bad, mut bodies) = (Vec::new(), Vec::new());
     for number in 0..WAITING {
         let product = shop.product(&format!("bad{number}"), "1", 5).await;
@@ -247,7 +247,7 @@ async fn no_connection_is_held_while_the_product_service_is_asked() {
         }
     };
     tokio::select! {
-        answers = placements => panic!("answered although the Product Service hangs: {answers:?}"),
+        answers = placements => panic!("a placement was answered although the Product Service hangs: {answers:?}"),
         read = tokio::time::timeout(PATIENCE, reads) => read.expect("reads that do not wait"),
     }
     assert_eq!(shop.count("orders").await, 1);

@@ -1,4 +1,4 @@
-//! Reading one order, and the shapes of all good answers.
+//! Reading one order, and the shapes of all successful answers.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ fn expect_keys(object: &Value, keys: &[&str]) {
     assert_eq!(found, keys.iter().copied().collect(), "{object}");
 }
 
-/// RFC 3339 in UTC with `Z` and six digits of a second, and not far from now.
+/// Checks for RFC 3339 in UTC with `Z` and six fractional digits, close to the current time.
 #[track_caller]
 fn expect_date(date: &Value) {
     let text = date.as_str().expect("a string");
@@ -31,7 +31,7 @@ fn expect_json(answer: Answer) -> Answer {
 }
 
 #[tokio::test]
-async fn every_answer_has_the_members_of_the_contract_and_no_others() {
+async fn every_answer_has_exactly_the_members_of_the_contract() {
     let shop = Shop::start().await;
     let ada = customer("ada@example.com");
     let phone = shop.product("phone", "2499.10", 50).await;
@@ -63,7 +63,7 @@ async fn every_answer_has_the_members_of_the_contract_and_no_others() {
 }
 
 #[tokio::test]
-async fn amounts_keep_their_decimals_wherever_they_are_shown() {
+async fn amounts_keep_their_decimals_in_every_answer() {
     let shop = Shop::start().await;
     let ada = customer("ada@example.com");
     let prices = [
@@ -89,7 +89,7 @@ async fn amounts_keep_their_decimals_wherever_they_are_shown() {
 }
 
 #[tokio::test]
-async fn fields_that_are_not_in_the_contract_are_ignored() {
+async fn fields_outside_the_contract_are_ignored() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "10", 5).await;
     let order = format!(
@@ -105,7 +105,7 @@ async fn fields_that_are_not_in_the_contract_are_ignored() {
 }
 
 #[tokio::test]
-async fn the_lines_are_shown_as_they_were_asked_for_at_the_price_of_that_moment() {
+async fn lines_are_shown_as_ordered_at_the_price_of_that_moment() {
     let shop = Shop::start().await;
     let (z, a) = (shop.product("z", "3", 9).await, shop.product("a", "5", 9).await);
     let id = shop.placed("ada@example.com", &[(&z, 1), (&a, 2)]).await;
@@ -121,7 +121,7 @@ async fn the_lines_are_shown_as_they_were_asked_for_at_the_price_of_that_moment(
 }
 
 #[tokio::test]
-async fn an_order_that_the_client_has_is_not_sent_again() {
+async fn an_unchanged_order_gets_304() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "1", 5).await;
     let placed = shop.place(customer("ada@example.com"), &lines(&[(&phone, 1)])).await;
@@ -151,7 +151,7 @@ async fn an_order_that_the_client_has_is_not_sent_again() {
 }
 
 #[tokio::test]
-async fn a_condition_does_not_open_another_customers_order() {
+async fn a_precondition_gives_no_access_to_another_customers_order() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "1", 5).await;
     let path = format!("/api/orders/{}", shop.placed("ada@example.com", &[(&phone, 1)]).await);

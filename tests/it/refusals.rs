@@ -1,9 +1,9 @@
-//! What is no well-formed HTTP request gets a bare status, and changes nothing.
+//! Malformed HTTP gets a bare status and changes nothing.
 
 use crate::support::Shop;
 
 #[tokio::test]
-async fn what_is_no_http_is_a_bare_400() {
+async fn malformed_http_gets_a_bare_400() {
     let shop = Shop::start().await;
     let bad: [&[u8]; 10] = [
         b"GET /api/orders/my HTTP/1.1\r\nX-User-Email: ada\x01@example.com\r\n\r\n",
@@ -25,12 +25,12 @@ async fn what_is_no_http_is_a_bare_400() {
 }
 
 #[tokio::test]
-async fn a_head_that_is_too_much_is_a_bare_431() {
+async fn an_oversized_head_gets_a_bare_431() {
     let shop = Shop::start().await;
     let request = "GET /api/orders/my HTTP/1.1";
     let many: Vec<String> = (0..101).map(|number| format!("X-{number}: 1")).collect();
     let many = Shop::head(request, &many.iter().map(String::as_str).collect::<Vec<_>>());
-    // As much as is read of a head, and no end of it.
+    // A head without an end, as large as the service reads.
     let large = format!("{request}\r\nX-Large: {}", "x".repeat(8 * 1024))[..8 * 1024].to_owned();
     for head in [many, large] {
         let refused = shop.raw(head.as_bytes()).await.expect(431);

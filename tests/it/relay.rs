@@ -1,4 +1,4 @@
-//! Replicas that relay side by side: nothing lost, nothing invented, nothing out of sequence.
+//! Concurrent relays lose no event, invent none, and keep the order of events.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use crate::support::{Builder, Replica, Shop, eventually, expect_history};
 const ADA: &str = "ada@example.com";
 const BUCKETS: i64 = 64;
 
-/// A shop without a service, whose replicas even out and take over within a second. On a machine that is busy
-/// with other things, a change of status may take longer than its usual deadline.
+/// A shop without a service, whose replicas rebalance and take over within a second. The deadline of a status change
+/// is longer than usual, for busy machines.
 pub(crate) fn brisk() -> Builder {
     Shop::builder()
         .with("KAFKA_DELIVERY_TIMEOUT_MS", "600")
@@ -25,7 +25,7 @@ pub(crate) fn brisk() -> Builder {
         .with("REQUEST_DEADLINE_MS", "60000")
 }
 
-/// Places orders through all replicas at once, and moves each of them through the other replicas.
+/// Places orders through all replicas at once, and changes the status of each through the other replicas.
 async fn trade(replicas: &[Shop], orders: usize) {
     const CLIENTS: usize = 12;
     let product = replicas[0].product("phone", "10", 1_000_000).await;
@@ -33,7 +33,7 @@ async fn trade(replicas: &[Shop], orders: usize) {
         for number in (client..orders).step_by(CLIENTS) {
             let at = |step: usize| &replicas[(number + step) % replicas.len()];
             let order = at(0).placed(ADA, &[(&product, 1)]).await;
-            // Two admins ask for the same at the same time: one change, one event.
+            // Two admins request the same change at the same time: one change, one event.
             tokio::join!(async { at(1).set_status(&order, "CONFIRMED").await.expect(200) }, async {
                 at(2).set_status(&order, "CONFIRMED").await.expect(200)
             },);
@@ -45,7 +45,7 @@ async fn trade(replicas: &[Shop], orders: usize) {
     join_all((0..CLIENTS).map(client)).await;
 }
 
-/// How many buckets each replica holds, the fewest first.
+/// The number of buckets of each replica, in ascending order.
 async fn held(shop: &Shop) -> Vec<i64> {
     sqlx::query_scalar(
         "select count(*) from relay_leases where owner is not null and expires_at > now()
@@ -69,10 +69,10 @@ fn processes(shop: &Shop, count: usize) -> Vec<(Replica, Shop)> {
     (0..count).map(start).collect()
 }
 
-/// After an outage of the database that was longer than their leases, every replica finds the others expired.
-/// Two that forget each other at the same moment must not each wait for what the other holds.
+/// After a database outage that was longer than the leases, every replica sees the others as expired. Two replicas that
+/// delete each other's row at the same time must not deadlock.
 #[tokio::test]
-async fn replicas_that_find_each_other_expired_do_not_wait_for_each_other() {
+async fn replicas_that_see_each_other_expired_do_not_deadlock() {
     let shop = Shop::builder().without_service().await;
     let (database, stock) = read_store(&shop.environment).unwrap();
     let store = Store::new(&database, stock, &Arc::default());
@@ -82,29 +82,29 @@ async fn replicas_that_find_each_other_expired_do_not_wait_for_each_other() {
     renew(other).await.unwrap();
     let outage = "update relay_replicas set expires_at = '-infinity'";
     sqlx::query(outage).execute(&shop.database).await.unwrap();
-    let in_hand = "select from relay_replicas where replica = $1 for update nowait";
+    let lock_row = "select from relay_replicas where replica = $1 for update nowait";
 
-    // The other is just coming back: its row is passed over.
-    let mut coming_back = shop.database.begin().await.unwrap();
-    sqlx::query(in_hand).bind(other).execute(&mut *coming_back).await.unwrap();
+    // The other replica is renewing its own row: this one skips the locked row.
+    let mut renewing = shop.database.begin().await.unwrap();
+    sqlx::query(lock_row).bind(other).execute(&mut *renewing).await.unwrap();
     renew(one).await.unwrap();
-    coming_back.rollback().await.unwrap();
+    renewing.rollback().await.unwrap();
 
-    // The other is just forgetting this one, which waits for that and holds nothing that the other may want.
-    let mut forgetting = shop.database.begin().await.unwrap();
+    // The other replica is deleting the row of this one, which waits and holds no lock that the other needs.
+    let mut deleting = shop.database.begin().await.unwrap();
     let forget = "delete from relay_replicas where replica = $1";
-    sqlx::query(forget).bind(one).execute(&mut *forgetting).await.unwrap();
+    sqlx::query(forget).bind(one).execute(&mut *deleting).await.unwrap();
     let finish = async {
-        shop.somebody_waits_for_a_lock().await;
-        sqlx::query(in_hand).bind(other).execute(&mut *forgetting).await.unwrap();
-        forgetting.commit().await.unwrap();
+        shop.a_session_waits_for_a_lock().await;
+        sqlx::query(lock_row).bind(other).execute(&mut *deleting).await.unwrap();
+        deleting.commit().await.unwrap();
     };
     let (renewed, ()) = tokio::join!(renew(one), finish);
     renewed.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_replicas_in_one_process_relay_side_by_side_without_inversions() {
+async fn two_replicas_in_one_process_relay_events_in_order() {
     let shop = brisk().without_service().await;
     let start = async || App::start(Config::read(&shop.environment).unwrap()).await.unwrap();
     let (one, two) = (start().await, start().await);
@@ -120,16 +120,16 @@ async fn two_replicas_in_one_process_relay_side_by_side_without_inversions() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn three_processes_relay_side_by_side_while_others_come_and_go() {
+async fn three_processes_relay_while_others_start_and_stop() {
     let shop = brisk().without_service().await;
     let (mut processes, replicas): (Vec<_>, Vec<_>) = processes(&shop, 3).into_iter().unzip();
 
-    // Each that comes or goes makes the others share anew, while orders are placed.
+    // Each start and each stop of a replica causes a rebalance, while orders are placed.
     let comings_and_goings = async {
         for _ in 0..4 {
             let mut visitor = App::start(Config::read(&shop.environment).unwrap()).await.unwrap();
             visitor.ready().await;
-            eventually("the visitor has buckets", async || held(&shop).await.len() == 4).await;
+            eventually("the new replica has buckets", async || held(&shop).await.len() == 4).await;
             visitor.stop().await.unwrap();
             visitor = App::start(Config::read(&shop.environment).unwrap()).await.unwrap();
             visitor.ready().await;
@@ -148,7 +148,7 @@ async fn three_processes_relay_side_by_side_while_others_come_and_go() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_killed_replica_held_is_taken_over_and_nothing_is_lost() {
+async fn the_buckets_of_a_killed_replica_are_taken_over_and_no_event_is_lost() {
     let shop = brisk().without_service().await;
     let (processes, replicas): (Vec<_>, Vec<_>) = processes(&shop, 2).into_iter().unzip();
     shares_become(&shop, &[32, 32]).await;
@@ -165,13 +165,13 @@ async fn what_a_killed_replica_held_is_taken_over_and_nothing_is_lost() {
 }
 
 #[tokio::test]
-async fn a_replica_that_is_killed_in_the_middle_of_its_work_leaves_nothing_undone() {
+async fn the_others_finish_the_work_of_a_replica_killed_under_load() {
     let shop = brisk().with("RELAY_BATCH", "64").without_service().await;
     for round in 1..=3 {
         let replica = Replica::start(&shop.environment);
         let through = shop.through(&replica.url);
         let phone = shop.product("phone", "10", 1_000_000).await;
-        // It dies with requests on their way: some are answered, some are not, some are half relayed.
+        // The kill hits requests in flight: some are answered, some are not, some are partly relayed.
         let work = join_all((0..40).map(async |_| {
             let call = through.call("POST", "/api/orders").by(crate::support::customer(ADA));
             call.json(&crate::support::lines(&[(&phone, 1)])).try_send().await
@@ -190,8 +190,8 @@ async fn a_replica_that_is_killed_in_the_middle_of_its_work_leaves_nothing_undon
 }
 
 #[tokio::test]
-async fn a_replica_that_stops_hands_its_buckets_over_at_once() {
-    // Who waited for these leases to expire would wait for ten minutes.
+async fn a_stopping_replica_hands_over_its_buckets_at_once() {
+    // Without a handover, these leases would expire only after ten minutes.
     let shop = brisk().without_service().await;
     let patient = shop.environment.clone().with("RELAY_LEASE_MS", "600000");
     let mut first = Replica::start(&patient);
@@ -213,7 +213,7 @@ async fn a_replica_that_stops_hands_its_buckets_over_at_once() {
     shares_become(&shop, &[BUCKETS]).await;
 }
 
-/// Puts `orders` times three events into the outbox, made of one real event; returns what they are.
+/// Inserts three events for each of `orders` into the outbox, copied from one real event; returns the versions.
 pub(crate) async fn pile_up(shop: &Shop, template: &str, orders: i64) -> BTreeMap<String, i64> {
     let ids: Vec<Uuid> = (0..orders).map(|_| Uuid::now_v7()).collect();
     sqlx::query(
@@ -235,7 +235,7 @@ pub(crate) async fn pile_up(shop: &Shop, template: &str, orders: i64) -> BTreeMa
 }
 
 #[tokio::test]
-async fn a_backlog_drains_in_sequence() {
+async fn a_backlog_drains_in_order() {
     let mut shop = brisk().with("RELAY_BATCH", "200").start().await;
     let phone = shop.product("phone", "10", 1_000).await;
     let order = shop.placed(ADA, &[(&phone, 1)]).await;

@@ -1,4 +1,4 @@
-//! The relay begins its reads at a floor, so that deleted rows cost nothing, and overlooks nothing below it.
+//! The relay starts its reads at a floor, so that deleted rows cost nothing, and misses no event below it.
 
 use order_service::config::Environment;
 use sqlx::{Postgres, Transaction};
@@ -16,7 +16,7 @@ async fn template(shop: &Shop) -> (String, String) {
     (shop.topic.records(1).await.remove(0).payload, order)
 }
 
-/// Writes an event of an order in a transaction that stays open. Returns its position, too.
+/// Writes an event of an order in a transaction that stays open; returns the transaction and the position.
 async fn write_late(
     shop: &Shop,
     template: &str,
@@ -45,7 +45,7 @@ async fn lowest_floor(shop: &Shop) -> i64 {
 }
 
 #[tokio::test]
-async fn an_event_that_commits_late_is_relayed_before_the_later_ones_of_its_order() {
+async fn an_event_that_commits_late_is_relayed_before_later_events_of_its_order() {
     let shop = brisk().with("RELAY_BATCH", "4000").start().await;
     let (payload, order) = template(&shop).await;
     let late_order = Uuid::now_v7();
@@ -54,7 +54,7 @@ async fn an_event_that_commits_late_is_relayed_before_the_later_ones_of_its_orde
     let mut due = pile_up(&shop, &payload, 5_000).await;
     shop.relayed().await;
     eventually("the floors were raised", async || lowest_floor(&shop).await > 0).await;
-    assert!(lowest_floor(&shop).await <= position, "the floor has passed what was still open");
+    assert!(lowest_floor(&shop).await <= position, "the floor has passed an open transaction");
     late.commit().await.unwrap();
     let (later, position) = write_late(&shop, &payload, late_order, 2).await;
     later.commit().await.unwrap();
@@ -62,11 +62,11 @@ async fn an_event_that_commits_late_is_relayed_before_the_later_ones_of_its_orde
     shop.relayed().await;
     due.extend([(order, 1), (late_order.to_string(), 2)]);
     expect_history(&shop.topic.everything().await, &due);
-    eventually("the floors have passed all of it", async || lowest_floor(&shop).await > position).await;
+    eventually("the floors have passed all events", async || lowest_floor(&shop).await > position).await;
 }
 
 #[tokio::test]
-async fn an_open_transaction_holds_up_nobody_elses_events_however_many_positions_follow() {
+async fn an_open_transaction_does_not_delay_events_of_other_orders() {
     let shop = brisk().start().await;
     let (payload, _) = template(&shop).await;
     let (late, _) = write_late(&shop, &payload, Uuid::now_v7(), 1).await;
@@ -80,7 +80,7 @@ async fn an_open_transaction_holds_up_nobody_elses_events_however_many_positions
 }
 
 #[tokio::test]
-async fn the_events_of_a_parked_order_are_found_again_when_the_floor_has_passed_them() {
+async fn events_of_a_parked_order_below_the_floor_are_found_again() {
     const STUCK: &str = "0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10";
     let shop = brisk().start().await;
     let giant = "
@@ -107,15 +107,15 @@ fn run(arguments: &[&str], environment: &Environment) -> bool {
     command(arguments[0], environment).args(&arguments[1..]).output().unwrap().status.success()
 }
 
-/// How often the outbox was read from end to end, and how often by its key.
+/// The number of sequential scans of the outbox, and of scans of its primary key.
 async fn reads_of_the_outbox(shop: &Shop) -> (i64, i64) {
     let reads = "select seq_scan, idx_scan from pg_stat_user_tables where relname = 'outbox'";
     sqlx::query_as(reads).fetch_one(&shop.database).await.unwrap()
 }
 
-/// An idle relay's plan is made for an empty outbox. It must fit the full one, too, which nobody has analyzed.
+/// An idle relay plans its read for an empty outbox. The plan must also suit a full outbox without new statistics.
 #[tokio::test]
-async fn a_backlog_after_an_idle_time_is_read_by_the_key() {
+async fn a_backlog_after_an_idle_time_is_read_through_the_primary_key() {
     let shop = brisk().with("RELAY_POLL_INTERVAL_MS", "10").start().await;
     let (payload, _) = template(&shop).await;
     sqlx::query("vacuum (analyze) outbox").execute(&shop.database).await.unwrap();
@@ -128,7 +128,9 @@ async fn a_backlog_after_an_idle_time_is_read_by_the_key() {
     pile_up(&shop, &payload, 3_000).await;
 
     shop.topic.records(9_001).await;
-    eventually("the reads are accounted for", async || reads_of_the_outbox(&shop).await.1 > before + 1_000)
-        .await;
+    eventually("the statistics include the reads", async || {
+        reads_of_the_outbox(&shop).await.1 > before + 1_000
+    })
+    .await;
     assert_eq!(reads_of_the_outbox(&shop).await.0, 0);
 }

@@ -1,4 +1,4 @@
-//! Old orders are deleted whole, or not at all.
+//! The retention deletes an old order with all its rows, or not at all.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ const ADA: &str = "ada@example.com";
 const TABLES: [&str; 7] =
     ["orders", "order_items", "order_history", "stock_jobs", "stock_lines", "payments", "payment_events"];
 
-/// Makes everything about an order, and when it happened, so many days older.
+/// Moves all times of an order `days` into the past.
 async fn age(shop: &Shop, order: &str, days: u32) {
     let update = format!(
         "update orders set placed_at = placed_at - interval '{days} days', changed_at = changed_at - interval '{days} days'
@@ -26,7 +26,7 @@ async fn rows_of(shop: &Shop, table: &str, order: &str) -> i64 {
 }
 
 #[tokio::test]
-async fn an_old_order_goes_with_all_that_belongs_to_it_and_a_repeated_payment_of_it_moves_nothing() {
+async fn an_old_order_is_deleted_with_all_its_rows_and_a_repeat_of_its_payment_changes_nothing() {
     let mut shop = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").start().await;
     let phone = shop.product("phone", "10", 100).await;
     let paid = shop.placed(ADA, &[(&phone, 1)]).await;
@@ -62,7 +62,7 @@ async fn an_old_order_goes_with_all_that_belongs_to_it_and_a_repeated_payment_of
 }
 
 #[tokio::test]
-async fn an_order_stays_while_it_is_young_or_anything_about_it_is_not_finished() {
+async fn a_recent_or_unfinished_order_is_not_deleted() {
     let mut shop = Shop::start().await;
     let phone = shop.product("phone", "10", 100).await;
     let order = async |status: Option<&str>, days: u32, more: &str| {
@@ -80,7 +80,7 @@ async fn an_order_stays_while_it_is_young_or_anything_about_it_is_not_finished()
     let stays = BTreeSet::from([
         order(None, 40, "").await,
         order(Some("CONFIRMED"), 29, "").await,
-        // Placed long ago, changed a moment ago.
+        // An old order with a recent change.
         order(Some("CONFIRMED"), 40, "update orders set changed_at = now() where id = ID").await,
         order(Some("CONFIRMED"), 40, "update stock_jobs set parked = 'why', state = 'RETURNING' where order_id = ID").await,
         order(Some("CANCELLED"), 40, "insert into refunds_due (order_id, amount, reason) values (ID, 10, 'why')").await,
@@ -114,7 +114,7 @@ async fn an_order_stays_while_it_is_young_or_anything_about_it_is_not_finished()
 }
 
 #[tokio::test]
-async fn a_settled_payment_of_no_known_order_goes_when_it_is_old_and_one_that_waits_stays() {
+async fn old_settled_payments_of_unknown_orders_are_deleted_and_open_ones_stay() {
     let mut shop = Shop::start().await;
     let parked = "
         insert into parked_payments (topic, partition, \"offset\", order_id, payload, error, parked_at, settled_at)

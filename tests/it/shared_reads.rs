@@ -1,4 +1,4 @@
-//! Reads that arrive together share a statement, and nothing else.
+//! Concurrent reads share only their statement.
 
 use futures_util::future::join_all;
 use serde_json::Value;
@@ -10,7 +10,7 @@ fn email(number: usize) -> String {
 }
 
 #[tokio::test]
-async fn of_many_reads_at_once_each_caller_sees_its_own_orders_and_nobody_elses() {
+async fn concurrent_reads_return_each_caller_only_its_own_orders() {
     const CUSTOMERS: usize = 12;
     let shop = Shop::start().await;
     let phone = shop.product("phone", "10", 100_000).await;
@@ -57,7 +57,7 @@ async fn of_many_reads_at_once_each_caller_sees_its_own_orders_and_nobody_elses(
 }
 
 #[tokio::test]
-async fn pages_of_a_customer_are_whole_whoever_asks_for_others_at_the_same_time() {
+async fn pages_of_a_customer_are_complete_during_concurrent_reads_of_others() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "10", 100_000).await;
     for round in 1..=5 {
@@ -76,13 +76,13 @@ async fn pages_of_a_customer_are_whole_whoever_asks_for_others_at_the_same_time(
                 None => break,
             }
         }
-        assert_eq!(seen, ["50", "40", "30", "20", "10"], "newest first, none twice and none left out");
+        assert_eq!(seen, ["50", "40", "30", "20", "10"], "newest first, without repeats and gaps");
     };
     join_all((0..4).flat_map(|number| [1, 2, 3, 5].map(|limit| walk(number, limit)))).await;
 }
 
 #[tokio::test]
-async fn a_read_on_connections_that_the_database_has_ended_is_answered_all_the_same() {
+async fn a_read_succeeds_after_the_database_has_closed_its_connections() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "10", 50).await;
     let order = shop.placed(&email(0), &[(&phone, 1)]).await;

@@ -1,4 +1,4 @@
-//! How the service starts, and how it refuses to.
+//! How the service starts, and which errors prevent the start.
 
 use std::net::TcpListener;
 use std::process::{Output, Stdio};
@@ -12,7 +12,7 @@ use crate::support::{Mode, PATIENCE, Proxy, Replica, Shop, command, customer, li
 
 const ADA: &str = "ada@example.com";
 
-/// Runs a command to its end; returns its exit code and what it said on standard error.
+/// Runs a command to its end; returns its exit code and its standard error.
 async fn run(name: &'static str, environment: &Environment) -> (Option<i32>, String) {
     let mut command = tokio::process::Command::from(command(name, environment));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
@@ -32,7 +32,7 @@ async fn expect_refusal(name: &'static str, environment: &Environment, words: &[
 }
 
 #[tokio::test]
-async fn wrong_settings_are_all_named_at_once_and_no_value_is_shown() {
+async fn all_invalid_settings_are_named_at_once_without_their_values() {
     let wrong = [
         ("BIND_ADDRESS", "everywhere"),
         ("DATABASE_URL", "mysql://orders:sEcReT@db/orders"),
@@ -58,7 +58,7 @@ async fn wrong_settings_are_all_named_at_once_and_no_value_is_shown() {
 }
 
 #[tokio::test]
-async fn a_broken_line_of_the_env_file_is_named_by_its_number_and_not_shown() {
+async fn a_malformed_line_of_the_env_file_is_named_by_number_and_not_shown() {
     let broken = ["GATEWAY_SECRET='sEcReT", "GATEWAY_SECRET=sEcReT and more", "sEcReT", "A=$\\sEcReT\\x"];
     for line in broken {
         let folder = tempfile::tempdir().unwrap();
@@ -81,7 +81,7 @@ async fn missing_settings_are_named() {
 }
 
 #[tokio::test]
-async fn settings_that_are_wrong_together_are_named() {
+async fn settings_that_contradict_each_other_are_named() {
     let shop = Shop::builder()
         .with("RELAY_LEASE_MS", "2000")
         .with("KAFKA_DELIVERY_TIMEOUT_MS", "1000")
@@ -95,7 +95,7 @@ async fn settings_that_are_wrong_together_are_named() {
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_is_named() {
+async fn a_taken_port_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let shop = Shop::builder().with("BIND_ADDRESS", &address).without_service().await;
@@ -104,7 +104,7 @@ async fn a_port_that_is_taken_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_service_whose_database_is_away_at_the_start_serves_as_soon_as_it_is_there() {
+async fn a_service_started_during_a_database_outage_serves_as_soon_as_it_ends() {
     let database = Shop::empty_database().await;
     let (proxy, url) = Proxy::before_database(&database).await;
     proxy.set(Mode::Cut);
@@ -127,10 +127,10 @@ async fn a_service_whose_database_is_away_at_the_start_serves_as_soon_as_it_is_t
 }
 
 #[tokio::test]
-async fn a_database_that_refuses_us_ends_the_start_at_once() {
-    let nobody = Shop::empty_database().await.replace("it_", "no_such_");
+async fn a_database_that_refuses_the_connection_ends_the_start_at_once() {
+    let missing = Shop::empty_database().await.replace("it_", "no_such_");
     let shop = Shop::builder()
-        .with("DATABASE_URL", nobody)
+        .with("DATABASE_URL", missing)
         .with("STARTUP_TIMEOUT_MS", "3600000")
         .without_service()
         .await;
@@ -139,7 +139,7 @@ async fn a_database_that_refuses_us_ends_the_start_at_once() {
 }
 
 #[tokio::test]
-async fn a_database_that_never_comes_ends_the_start() {
+async fn a_database_that_never_becomes_reachable_ends_the_start() {
     for mode in [Mode::Cut, Mode::Silent] {
         let database = Shop::empty_database().await;
         let (proxy, url) = Proxy::before_database(&database).await;
@@ -160,7 +160,7 @@ async fn a_database_that_never_comes_ends_the_start() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_stop_before_the_database_has_come_ends_the_start_at_once() {
+async fn a_stop_during_the_wait_for_the_database_ends_the_start_at_once() {
     let database = Shop::empty_database().await;
     let (proxy, url) = Proxy::before_database(&database).await;
     proxy.set(Mode::Silent);
@@ -182,7 +182,7 @@ async fn a_stop_before_the_database_has_come_ends_the_start_at_once() {
 }
 
 #[tokio::test]
-async fn a_service_that_may_not_migrate_refuses_until_somebody_else_has() {
+async fn without_migrate_on_start_the_service_starts_only_after_the_migration() {
     let database = Shop::empty_database().await;
     let shop = Shop::builder().database(&database).with("MIGRATE_ON_START", "false").without_service().await;
     expect_refusal("serve", &shop.environment, &["MIGRATE_ON_START", "order-service migrate"]).await;
@@ -199,7 +199,7 @@ async fn a_service_that_may_not_migrate_refuses_until_somebody_else_has() {
 }
 
 #[tokio::test]
-async fn replicas_that_migrate_an_empty_database_at_the_same_time_all_start() {
+async fn replicas_that_migrate_an_empty_database_concurrently_all_start() {
     let database = Shop::empty_database().await;
     let shop = Shop::builder().database(&database).without_service().await;
     let phone = shop.product("phone", "10", 50).await;
@@ -213,7 +213,7 @@ async fn replicas_that_migrate_an_empty_database_at_the_same_time_all_start() {
     shop.expect_every_event().await;
 }
 
-/// What a migration that is stuck in another replica holds.
+/// The lock that a hanging migration of another replica holds.
 async fn hold_the_lock_of_migrations(shop: &Shop) -> PoolConnection<Postgres> {
     let mut holder = shop.database.acquire().await.unwrap();
     holder.lock().await.unwrap();
@@ -221,7 +221,7 @@ async fn hold_the_lock_of_migrations(shop: &Shop) -> PoolConnection<Postgres> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_start_behind_the_migration_of_another_replica_says_so_and_survives_a_lost_connection() {
+async fn a_start_that_waits_for_another_migration_logs_it_and_survives_a_lost_connection() {
     let database = Shop::empty_database().await;
     let (proxy, url) = Proxy::before_database(&database).await;
     let shop = Shop::builder().database(&database).with("DATABASE_URL", url).without_service().await;
@@ -238,15 +238,15 @@ async fn a_start_behind_the_migration_of_another_replica_says_so_and_survives_a_
 }
 
 #[tokio::test]
-async fn the_healthcheck_tells_a_service_that_is_ready_from_one_that_is_not() {
+async fn the_healthcheck_fails_until_the_service_is_ready() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let (code, _) = run("healthcheck", &Environment::default().with("BIND_ADDRESS", free)).await;
-    assert_eq!(code, Some(1), "nobody is there");
+    assert_eq!(code, Some(1), "nothing listens");
 
     let shop = Shop::builder().with("SHUTDOWN_DELAY_MS", "600000").without_service().await;
     let replica = Replica::start(&shop.environment);
     let port = replica.url.rsplit(':').next().unwrap();
-    // A container is bound to every interface and asks itself.
+    // A container listens on every interface, and its healthcheck calls the service from inside.
     for bound in [format!("127.0.0.1:{port}"), format!("0.0.0.0:{port}")] {
         let (code, said) = run("healthcheck", &Environment::default().with("BIND_ADDRESS", bound)).await;
         assert_eq!(code, Some(0), "{said}");
@@ -257,13 +257,13 @@ async fn the_healthcheck_tells_a_service_that_is_ready_from_one_that_is_not() {
     let bound = format!("127.0.0.1:{port}");
     let environment = Environment::default().with("BIND_ADDRESS", bound);
     expect_refusal("healthcheck", &environment, &["503"]).await;
-    // It lives all the same: a platform that restarts what is unhealthy asks for that.
+    // The service is still live; platforms restart containers that are not.
     let mut live = command("healthcheck", &environment);
     assert!(live.arg("--live").status().unwrap().success());
 }
 
 #[tokio::test]
-async fn a_service_that_anybody_can_reach_without_a_secret_warns() {
+async fn a_public_service_without_a_gateway_secret_logs_a_warning() {
     let shop = Shop::builder().with("BIND_ADDRESS", "0.0.0.0:0").without_service().await;
     let warning = Replica::spawn(&shop.environment).wait_for_log("GATEWAY_SECRET is not set");
     assert_eq!(warning["level"], "WARN");

@@ -1,5 +1,5 @@
-//! A refusal alone ends no order: it counts only where the product, looked up again, does not exist or has not the
-//! stock. Otherwise the call is made again, a bounded number of times, and then waits for an operator.
+//! A refusal counts only if a new look-up confirms it: the product does not exist or lacks stock. Otherwise the service
+//! repeats the call a bounded number of times, and then the job waits for an operator.
 
 use serde_json::{Value, json};
 
@@ -13,7 +13,7 @@ fn refuses(status: u16) -> Value {
     json!({"kind": "status", "status": status, "on": "reduce-stock"})
 }
 
-/// Runs `order-service stock …`, and returns what it printed.
+/// Runs `order-service stock …` and returns its output.
 async fn stock_command(shop: &Shop, arguments: &[&str]) -> String {
     let mut stock = command("stock", &shop.environment);
     stock.args(arguments);
@@ -23,7 +23,7 @@ async fn stock_command(shop: &Shop, arguments: &[&str]) -> String {
 }
 
 #[tokio::test]
-async fn a_paid_order_whose_stock_is_there_survives_any_refusal() {
+async fn a_paid_order_with_stock_survives_any_refusal() {
     let shop = with_payments().start().await;
     for status in [400, 404, 409] {
         let phone = shop.product(&format!("phone{status}"), "100", 5).await;
@@ -41,7 +41,7 @@ async fn a_paid_order_whose_stock_is_there_survives_any_refusal() {
 }
 
 #[tokio::test]
-async fn a_paid_order_that_is_refused_again_and_again_waits_for_a_person() {
+async fn a_paid_order_that_is_refused_repeatedly_waits_for_an_operator() {
     let shop = with_payments().with("PRODUCT_REFUSAL_RETRIES", "1").start().await;
     let (phone, case) = (shop.product("phone", "100", 5).await, shop.product("case", "10", 5).await);
     let id = shop.placed("ada@example.com", &[(&phone, 2), (&case, 1)]).await;
@@ -49,7 +49,7 @@ async fn a_paid_order_that_is_refused_again_and_again_waits_for_a_person() {
 
     shop.pay(&Payment::success(&id, "210")).await;
 
-    eventually("it is parked", async || shop.stock_work().await["parked"] == 1).await;
+    eventually("the job is parked", async || shop.stock_work().await["parked"] == 1).await;
     assert_eq!(shop.status(&id).await, "CREATED");
     assert_eq!(shop.refunds(&id).await, []);
     let listed: Value = serde_json::from_str(&stock_command(&shop, &["list", "--json"]).await).unwrap();
@@ -71,7 +71,7 @@ async fn a_paid_order_that_is_refused_again_and_again_waits_for_a_person() {
 }
 
 #[tokio::test]
-async fn a_paid_order_whose_refusal_a_look_up_confirms_is_cancelled_at_once() {
+async fn a_paid_order_is_cancelled_at_once_if_a_look_up_confirms_the_refusal() {
     let shop = with_payments().start().await;
     let (phone, gone) = (shop.product("phone", "100", 5).await, shop.product("gone", "10", 5).await);
     let short = shop.placed("ada@example.com", &[(&phone, 2)]).await;
@@ -87,11 +87,11 @@ async fn a_paid_order_whose_refusal_a_look_up_confirms_is_cancelled_at_once() {
 }
 
 #[tokio::test]
-async fn a_refusal_that_could_not_be_looked_up_is_repeated() {
+async fn a_call_is_repeated_if_the_look_up_of_its_refusal_fails() {
     let shop = with_payments().start().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
-    // The call to take it, and the look-up of the refusal.
+    // The call that takes the stock, and the look-up after its refusal.
     shop.fault(&phone, &json!({"kind": "status", "status": 409, "times": 2})).await;
 
     shop.pay(&Payment::success(&id, "200")).await;
@@ -101,7 +101,7 @@ async fn a_refusal_that_could_not_be_looked_up_is_repeated() {
 }
 
 #[tokio::test]
-async fn an_admin_is_not_told_that_stock_is_gone_which_is_there() {
+async fn an_unconfirmed_refusal_is_not_reported_to_an_admin_as_missing_stock() {
     let shop = Shop::builder().with("STOCK_WAIT_MS", "300").start().await;
     let phone = shop.product("phone", "100", 5).await;
     let id = shop.placed("ada@example.com", &[(&phone, 2)]).await;
@@ -123,7 +123,7 @@ async fn a_call_of_unknown_outcome_is_not_repeated_under_a_key_that_may_be_forgo
 
     shop.pay(&Payment::success(&id, "200")).await;
 
-    eventually("it is parked", async || shop.stock_work().await["parked"] == 1).await;
+    eventually("the job is parked", async || shop.stock_work().await["parked"] == 1).await;
     let listed = stock_command(&shop, &["list"]).await;
     assert!(listed.contains(&id) && listed.contains("its key may be forgotten"), "{listed}");
     assert_eq!(shop.status(&id).await, "CREATED");
@@ -134,7 +134,7 @@ async fn a_call_of_unknown_outcome_is_not_repeated_under_a_key_that_may_be_forgo
 }
 
 #[tokio::test]
-async fn more_confirmations_than_permitted_are_refused_and_those_under_way_go_on() {
+async fn confirmations_beyond_the_limit_are_refused_and_running_ones_continue() {
     let shop = Shop::builder().with("MAX_CONCURRENT_CONFIRMATIONS", "1").start().await;
     let phone = shop.product("phone", "100", 5).await;
     let first = shop.placed("ada@example.com", &[(&phone, 1)]).await;

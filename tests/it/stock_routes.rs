@@ -1,4 +1,4 @@
-//! The Product Service's stock calls are settings: method, path, and who calls.
+//! Method, path and identity of the stock calls are settings.
 
 use std::sync::{Arc, Mutex};
 
@@ -17,7 +17,7 @@ struct Seen {
     body: String,
 }
 
-/// A Product Service that knows every product and says yes to everything.
+/// A Product Service that has every product and accepts every call.
 async fn a_generous_product_service() -> (String, Arc<Mutex<Vec<Seen>>>) {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let notes = Arc::clone(&seen);
@@ -40,7 +40,7 @@ async fn a_generous_product_service() -> (String, Arc<Mutex<Vec<Seen>>>) {
 }
 
 #[tokio::test]
-async fn the_configured_methods_and_paths_are_called_with_the_key_and_as_the_service() {
+async fn stock_calls_use_the_configured_methods_and_paths_the_key_and_the_service_identity() {
     let (url, seen) = a_generous_product_service().await;
     let shop = Shop::builder()
         .with("PRODUCT_SERVICE_URL", url)
@@ -69,7 +69,7 @@ async fn the_configured_methods_and_paths_are_called_with_the_key_and_as_the_ser
     assert_eq!(*seen.lock().unwrap(), expected);
 }
 
-/// A replica with a path that nobody answers at, and a paid order of two phones.
+/// A replica with a wrong path in this setting, and a paid order of two phones.
 async fn misrouted(setting: &str) -> (Shop, Replica, String) {
     let mut shop = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").without_service().await;
     let wrong = shop.replica(&[(setting, "/api/products/{productId}/no-such-route")]).await;
@@ -80,7 +80,7 @@ async fn misrouted(setting: &str) -> (Shop, Replica, String) {
     (shop, wrong, id)
 }
 
-fn expect_complaint(replica: &Replica, setting: &str) {
+fn expect_error_log(replica: &Replica, setting: &str) {
     let error = tokio::task::block_in_place(|| {
         replica.wait_for_log("a stock call was refused, but a look-up does not confirm it")
     });
@@ -88,10 +88,10 @@ fn expect_complaint(replica: &Replica, setting: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_path_for_taking_stock_is_said_loudly_and_waits_for_the_right_one() {
+async fn a_wrong_path_for_taking_stock_is_logged_as_an_error_and_waits_for_the_right_one() {
     let (mut shop, wrong, id) = misrouted("PRODUCT_REDUCE_PATH").await;
 
-    expect_complaint(&wrong, "PRODUCT_REDUCE_PATH");
+    expect_error_log(&wrong, "PRODUCT_REDUCE_PATH");
     let work = shop.stock_work().await;
     assert_eq!((&work["open"], &work["parked"]), (&1.into(), &0.into()));
     assert_eq!(shop.status(&id).await, "CREATED");
@@ -103,12 +103,12 @@ async fn a_wrong_path_for_taking_stock_is_said_loudly_and_waits_for_the_right_on
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_path_for_giving_stock_back_waits_for_the_right_one_and_needs_no_person() {
+async fn giving_back_on_a_wrong_path_waits_for_the_right_one_without_an_operator() {
     let (mut shop, wrong, id) = misrouted("PRODUCT_RESTORE_PATH").await;
     shop.becomes(&id, "CONFIRMED").await;
 
     shop.set_status(&id, "CANCELLED").await.expect(200);
-    expect_complaint(&wrong, "PRODUCT_RESTORE_PATH");
+    expect_error_log(&wrong, "PRODUCT_RESTORE_PATH");
     eventually("its outcome is written", async || {
         let errors = "select count(*) from stock_lines where last_error like '%404%'";
         sqlx::query_scalar::<_, i64>(errors).fetch_one(&shop.database).await.unwrap() == 1

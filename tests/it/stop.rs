@@ -1,4 +1,4 @@
-//! How the service stops: it finishes what it has begun, and its exit code tells how that went.
+//! The service finishes running work when it stops; its exit code shows whether that succeeded.
 
 use futures_util::future::join_all;
 use serde_json::json;
@@ -9,7 +9,7 @@ use crate::support::{Answer, Builder, Replica, Shop, customer, eventually, lines
 
 const ADA: &str = "ada@example.com";
 
-/// A running process, and the shop through it.
+/// A running process, and a shop that calls it.
 async fn start(builder: Builder) -> (Replica, Shop) {
     let shop = builder.without_service().await;
     let replica = Replica::start(&shop.environment);
@@ -17,7 +17,7 @@ async fn start(builder: Builder) -> (Replica, Shop) {
     (replica, shop)
 }
 
-/// A service that waits for its slow Product Service.
+/// A service that waits for a slow Product Service.
 fn patient() -> Builder {
     Shop::builder()
         .with("PRODUCT_DEADLINE_MS", "60000")
@@ -25,7 +25,7 @@ fn patient() -> Builder {
         .with("REQUEST_DEADLINE_MS", "120000")
 }
 
-/// Places one order after another until the service takes no more; returns the answers.
+/// Places one order after another until the service accepts no more; returns the answers.
 async fn place_until_refused(shop: &Shop, product: &str) -> Vec<Answer> {
     let mut answers = Vec::new();
     loop {
@@ -38,7 +38,7 @@ async fn place_until_refused(shop: &Shop, product: &str) -> Vec<Answer> {
 }
 
 #[tokio::test]
-async fn a_stop_under_load_loses_no_order_and_no_event() {
+async fn a_stop_under_load_loses_no_order_or_event() {
     let (mut replica, shop) = start(Shop::builder()).await;
     let phone = shop.product("phone", "10", 1_000_000).await;
 
@@ -54,23 +54,26 @@ async fn a_stop_under_load_loses_no_order_and_no_event() {
         answers.into_iter().flatten().map(|answer| answer.expect(201).order_id()).collect();
     let written = shop.versions().await;
     for order in &placed {
-        assert!(written.contains_key(order), "{order} was answered with 201 and is not there");
+        assert!(written.contains_key(order), "{order} was answered with 201 and is missing");
     }
-    // Those that were begun were finished, down to the answer.
+    // Every request in flight was finished and answered.
     assert_eq!(written.len(), placed.len());
     assert_eq!(shop.count("outbox").await, 0);
     shop.expect_every_event().await;
 }
 
 #[tokio::test]
-async fn a_request_that_is_under_way_at_sigterm_is_finished() {
+async fn a_request_in_flight_at_sigterm_is_finished() {
     for signal in ["TERM", "INT"] {
         let (mut replica, shop) = start(patient()).await;
         let slow = shop.product("slow", "10", 5).await;
         shop.fault(&slow, &json!({"kind": "slow", "millis": 1500})).await;
 
         let terminate = async {
-            eventually("it is under way", async || shop.requests_seen(Some(&slow)).await["total"] == 1).await;
+            eventually("the request is in flight", async || {
+                shop.requests_seen(Some(&slow)).await["total"] == 1
+            })
+            .await;
             replica.signal(signal);
         };
         let body = lines(&[(&slow, 1)]);
@@ -84,13 +87,14 @@ async fn a_request_that_is_under_way_at_sigterm_is_finished() {
 }
 
 #[tokio::test]
-async fn an_order_whose_client_has_gone_is_finished_before_the_end() {
+async fn an_order_whose_client_has_disconnected_is_finished_before_the_exit() {
     let (mut replica, shop) = start(patient()).await;
     let slow = shop.product("slow", "10", 5).await;
     shop.fault(&slow, &json!({"kind": "slow", "millis": 1500})).await;
 
     let body = lines(&[(&slow, 1)]);
-    let asked = eventually("it is under way", async || shop.requests_seen(Some(&slow)).await["total"] == 1);
+    let asked =
+        eventually("the request is in flight", async || shop.requests_seen(Some(&slow)).await["total"] == 1);
     tokio::select! {
         answer = shop.place(customer(ADA), &body) => panic!("it waited: {answer:?}"),
         () = asked => {}
@@ -103,7 +107,7 @@ async fn an_order_whose_client_has_gone_is_finished_before_the_end() {
 }
 
 #[tokio::test]
-async fn a_service_that_is_stopping_says_so_and_serves_on_until_the_delay_is_over() {
+async fn a_stopping_service_is_not_ready_and_serves_until_the_delay_is_over() {
     let (mut replica, shop) = start(Shop::builder().with("SHUTDOWN_DELAY_MS", "600000")).await;
     let phone = shop.product("phone", "10", 5).await;
     shop.call("GET", "/health/ready").send().await.expect(200);
@@ -115,7 +119,7 @@ async fn a_service_that_is_stopping_says_so_and_serves_on_until_the_delay_is_ove
     shop.call("GET", "/health/live").send().await.expect(200);
     shop.placed(ADA, &[(&phone, 1)]).await;
 
-    // Who does not want to wait says it again.
+    // A second signal ends the delay.
     replica.signal("TERM");
     assert_eq!(replica.exit_code(), Some(2));
 }
@@ -127,8 +131,9 @@ async fn a_stop_that_takes_too_long_ends_with_exit_code_2() {
     shop.fault(&hanging, &json!({"kind": "hang"})).await;
 
     let body = lines(&[(&hanging, 1)]);
-    let asked =
-        eventually("it is under way", async || shop.requests_seen(Some(&hanging)).await["total"] == 1);
+    let asked = eventually("the request is in flight", async || {
+        shop.requests_seen(Some(&hanging)).await["total"] == 1
+    });
     let placement = shop.call("POST", "/api/orders").by(customer(ADA)).json(&body).try_send();
     let terminate = async {
         asked.await;
@@ -142,7 +147,7 @@ async fn a_stop_that_takes_too_long_ends_with_exit_code_2() {
 }
 
 #[tokio::test]
-async fn clients_that_keep_their_connections_open_do_not_hold_up_the_stop() {
+async fn open_connections_do_not_delay_the_stop() {
     let quick = Shop::builder()
         .with("PRODUCT_ATTEMPT_TIMEOUT_MS", "300")
         .with("PRODUCT_DEADLINE_MS", "300")
@@ -150,7 +155,7 @@ async fn clients_that_keep_their_connections_open_do_not_hold_up_the_stop() {
         .with("STOCK_WAIT_MS", "400");
     let (mut replica, shop) = start(quick).await;
     let address = replica.url.trim_start_matches("http://").to_owned();
-    // One that has said nothing, two that will never end their request, and one whose answer was read.
+    // One connection without a request, two with incomplete requests, and one with a finished request.
     let silent = TcpStream::connect(&address).await.unwrap();
     let mut half_a_head = TcpStream::connect(&address).await.unwrap();
     half_a_head.write_all(b"GET /health/live HTTP/1.1\r\nHost: sho").await.unwrap();

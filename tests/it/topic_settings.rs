@@ -1,4 +1,4 @@
-//! What is unsafe about the topics is named when the service starts, and what it creates is safe.
+//! The service logs unsafe topic settings at its start, and creates only safe topics.
 
 use rdkafka::admin::{
     AdminClient, AdminOptions, ConfigSource, NewTopic, ResourceSpecifier, TopicReplication,
@@ -14,13 +14,13 @@ fn admin(shop: &Shop) -> Admin {
     ClientConfig::new().set("bootstrap.servers", &shop.topic.bootstrap_servers).create().unwrap()
 }
 
-/// The embedded broker has no admin API: these two tests are of a real one.
+/// The embedded broker has no admin API: these two tests need a real broker.
 fn is_real() -> bool {
     stack().cluster.is_none()
 }
 
 #[tokio::test]
-async fn unsafe_settings_of_a_topic_are_named_in_the_log() {
+async fn the_log_names_unsafe_topic_settings() {
     if !is_real() {
         return;
     }
@@ -39,7 +39,7 @@ async fn unsafe_settings_of_a_topic_are_named_in_the_log() {
 }
 
 #[tokio::test]
-async fn a_topic_that_the_service_creates_has_the_min_insync_replicas_of_the_settings() {
+async fn a_topic_created_by_the_service_has_the_configured_min_insync_replicas() {
     if !is_real() {
         return;
     }
@@ -56,7 +56,7 @@ async fn a_topic_that_the_service_creates_has_the_min_insync_replicas_of_the_set
 }
 
 #[tokio::test]
-async fn a_broker_that_does_not_tell_its_settings_is_no_reason_to_warn() {
+async fn a_broker_that_does_not_return_its_settings_causes_no_warning() {
     let shop = Shop::builder().without_service().await;
     let mut replica = Replica::start(&shop.environment);
     let through = shop.through(&replica.url);

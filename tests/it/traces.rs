@@ -1,4 +1,4 @@
-//! Traces: what a collector receives, what goes on in the headers, and what a collector that is away costs.
+//! Traces: exported spans, propagated headers, and the effects of a collector outage.
 
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -13,7 +13,7 @@ const GATEWAY: &str = "b7ad6b7169203331";
 /// A span of the Payment Service.
 const PAYMENT: &str = "00f067aa0ba902b7";
 
-/// A service of its own process, which sends its spans to the collector at once.
+/// A service in its own process, which exports its spans at once.
 fn traced(collector: &str) -> Builder {
     Shop::builder()
         .with("OTEL_EXPORTER_OTLP_ENDPOINT", collector)
@@ -21,7 +21,7 @@ fn traced(collector: &str) -> Builder {
         .with("PAYMENT_EVENTS_ENABLED", "true")
 }
 
-/// Starts the service, and sends all calls of the shop to it.
+/// Starts the service, and routes all calls of the shop to it.
 async fn start(builder: Builder) -> (Shop, Replica) {
     let shop = builder.without_service().await;
     let replica = Replica::start(&shop.environment);
@@ -39,7 +39,7 @@ async fn place(shop: &Shop, products: &[(&str, u32)], flags: &str) -> String {
     call.json(&lines(products)).send().await.expect(201).order_id()
 }
 
-/// The Payment Service: it goes on with the trace of the record that it has read.
+/// Acts as the Payment Service: it continues the trace of the record that it has read.
 async fn pay(shop: &Shop, order: &str, amount: &str, flags: &str) {
     let payment = Payment::success(order, amount);
     let headers = [("traceparent", traceparent(PAYMENT, flags))];
@@ -47,7 +47,7 @@ async fn pay(shop: &Shop, order: &str, amount: &str, flags: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_trace_goes_from_the_gateway_to_kafka_and_on_to_the_confirmation_by_payment() {
+async fn one_trace_covers_gateway_placement_kafka_and_confirmation_by_payment() {
     let collector = Collector::http().await;
     let (shop, _replica) = start(traced(&collector.url)).await;
     let (phone, case) = (shop.product("phone", "10", 5).await, shop.product("case", "1", 5).await);
@@ -85,14 +85,14 @@ async fn one_trace_goes_from_the_gateway_to_kafka_and_on_to_the_confirmation_by_
     assert_eq!(spans.len(), request.len() + payment.len(), "{spans:#?}");
     assert!(!spans.iter().any(|span| span.failed), "{spans:#?}");
 
-    // The record names the span that wrote it, which is a part of the gateway's trace.
+    // The record names the span that wrote it, which belongs to the gateway's trace.
     let id_of = |parent: &str| spans.iter().find(|span| span.parent == parent).unwrap().id.clone();
     assert_eq!(placed.header("traceparent"), Some(traceparent(&id_of(GATEWAY), "01").as_str()));
     assert_eq!(placed.header("tracestate"), Some("gw=1,shop=a"));
     assert_eq!(confirmed.header("traceparent"), Some(traceparent(&id_of(PAYMENT), "01").as_str()));
     assert_eq!(confirmed.header("tracestate"), None);
 
-    // By the semantic conventions.
+    // OpenTelemetry's semantic conventions.
     let attributes = |name: &str| &spans.iter().find(|span| span.name.starts_with(name)).unwrap().attributes;
     assert_eq!(attributes("POST /api/orders")["http.response.status_code"], "201");
     assert_eq!(attributes("POST /api/orders")["http.route"], "/api/orders");
@@ -107,7 +107,7 @@ async fn one_trace_goes_from_the_gateway_to_kafka_and_on_to_the_confirmation_by_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_trace_that_the_caller_does_not_sample_goes_on_and_exports_nothing_nor_does_a_probe() {
+async fn unsampled_traces_are_propagated_but_not_exported_and_probes_are_not_traced() {
     let collector = Collector::http().await;
     let (shop, mut replica) = start(traced(&collector.url)).await;
     let phone = shop.product("phone", "10", 5).await;
@@ -150,7 +150,7 @@ async fn every_read_of_the_database_has_a_span() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn orders_that_share_a_commit_have_a_span_each_and_are_linked() {
+async fn orders_that_share_a_commit_have_separate_linked_spans() {
     let collector = Collector::http().await;
     let (shop, mut replica) = start(traced(&collector.url)).await;
     let phone = shop.product("phone", "10", 1_000).await;
@@ -180,13 +180,13 @@ async fn orders_that_share_a_commit_have_a_span_each_and_are_linked() {
         shared.push(span);
     }
     assert!(!shared.is_empty());
-    // Those that wait for the same look-up, likewise.
+    // The same holds for orders that share a look-up.
     let linked = spans.iter().filter(|span| span.kind == "CLIENT" && span.name.starts_with("GET"));
     assert!(linked.flat_map(|span| &span.links).all(|link| spans.iter().any(|span| span.id == *link)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn spans_go_over_grpc_with_the_headers_and_the_name_of_the_settings() {
+async fn spans_are_sent_over_grpc_with_the_configured_headers_and_service_name() {
     let collector = Collector::grpc().await;
     let (shop, _replica) = start(
         traced(&collector.url)
@@ -209,7 +209,7 @@ async fn spans_go_over_grpc_with_the_headers_and_the_name_of_the_settings() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn logs_name_the_span_that_they_belong_to() {
+async fn log_lines_contain_their_span() {
     let collector = Collector::http().await;
     let (shop, replica) = start(traced(&collector.url)).await;
     let phone = shop.product("phone", "10", 5).await;
@@ -229,7 +229,7 @@ async fn logs_name_the_span_that_they_belong_to() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failure_is_in_the_span_by_its_code() {
+async fn a_span_contains_the_code_of_its_failure() {
     let collector = Collector::http().await;
     let (shop, _replica) = start(traced(&collector.url)).await;
     let phone = shop.product("phone", "10", 5).await;
@@ -248,8 +248,8 @@ async fn a_failure_is_in_the_span_by_its_code() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_collector_that_is_away_costs_one_line_of_the_log_and_one_when_it_is_back() {
-    // A port that nobody listens on.
+async fn a_collector_outage_logs_one_line_at_its_start_and_one_at_its_end() {
+    // A port without a listener.
     let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let (shop, mut replica) = start(traced(&format!("http://{address}"))).await;
     let phone = shop.product("phone", "10", 1_000).await;
@@ -278,7 +278,7 @@ async fn a_collector_that_is_away_costs_one_line_of_the_log_and_one_when_it_is_b
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stop_sends_the_last_spans_and_a_collector_that_hangs_does_not_hold_it_up() {
+async fn a_stop_sends_the_last_spans_and_does_not_wait_for_a_hanging_collector() {
     let collector = Collector::http().await;
     let shop = traced(&collector.url).with("OTEL_BSP_SCHEDULE_DELAY", "600000").without_service().await;
     let mut replica = Replica::start(&shop.environment);
@@ -290,7 +290,7 @@ async fn a_stop_sends_the_last_spans_and_a_collector_that_hangs_does_not_hold_it
     replica.rest_of_log();
     assert_eq!(collector.spans_of(TRACE, 4).await.len(), 4);
 
-    // Accepts connections and never answers.
+    // The listener accepts connections and never answers.
     let hanging = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let environment = shop
         .environment
@@ -305,8 +305,8 @@ async fn a_stop_sends_the_last_spans_and_a_collector_that_hangs_does_not_hold_it
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_collector_that_hangs_holds_up_no_order_and_the_log_says_once_that_spans_are_dropped() {
-    // Accepts connections and never answers.
+async fn a_hanging_collector_delays_no_order_and_the_log_reports_dropped_spans_once() {
+    // The listener accepts connections and never answers.
     let hanging = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (shop, mut replica) = start(
         traced(&format!("http://{}", hanging.local_addr().unwrap()))
@@ -329,7 +329,7 @@ async fn a_collector_that_hangs_holds_up_no_order_and_the_log_says_once_that_spa
 }
 
 #[tokio::test]
-async fn a_setting_that_is_wrong_is_refused_with_its_name() {
+async fn an_invalid_setting_is_refused_with_its_name() {
     let shop = traced("collector:4318").with("OTEL_TRACES_SAMPLER", "sometimes").without_service().await;
     let refused = command("serve", &shop.environment).output().unwrap();
     let said = String::from_utf8(refused.stderr).unwrap();

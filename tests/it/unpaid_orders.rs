@@ -1,4 +1,4 @@
-//! An order is given up as unpaid only when no payment for it stood in the topic before its time was up.
+//! An order is cancelled as unpaid only if the topic had no payment for it before its deadline.
 
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
@@ -7,18 +7,20 @@ use sqlx::Connection;
 
 use crate::support::{Mode, PATIENCE, Payment, Proxy, Shop, eventually};
 
-/// What the replica that cancels has more than the one that the orders are placed through, which reads no payments.
+/// The extra settings of the replica that cancels. The replica that receives the orders reads no payments.
 const SWEEPER: [(&str, &str); 3] =
     [("PAYMENT_EVENTS_ENABLED", "true"), ("UNPAID_ORDER_TTL", "1"), ("HOUSEKEEPING_INTERVAL_MS", "20")];
-/// A group that has lost a member waits so long.
+/// A group that has lost a member waits this long.
 const SESSION: (&str, &str) = ("KAFKA_SESSION_TIMEOUT_MS", "6000");
 const BOB: &str = "bob@example.com";
 
-/// Waits until the time of every order that there is now is up.
-async fn time_is_up(shop: &Shop) {
+/// Waits until the deadline of every current order has passed.
+async fn deadlines_pass(shop: &Shop) {
     let over = "select bool_and(placed_at < now() - interval '1 s') from orders";
-    eventually("the time is up", async || sqlx::query_scalar(over).fetch_one(&shop.database).await.unwrap())
-        .await;
+    eventually("the deadline has passed", async || {
+        sqlx::query_scalar(over).fetch_one(&shop.database).await.unwrap()
+    })
+    .await;
 }
 
 async fn expect_unpaid_is_cancelled(shop: &Shop, unpaid: &str) {
@@ -28,13 +30,13 @@ async fn expect_unpaid_is_cancelled(shop: &Shop, unpaid: &str) {
 }
 
 #[tokio::test]
-async fn an_order_that_was_paid_while_nobody_read_the_payments_is_confirmed_and_not_cancelled() {
+async fn an_order_paid_while_no_consumer_ran_is_confirmed_and_not_cancelled() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "100", 5).await;
     let paid = shop.placed("ada@example.com", &[(&phone, 1)]).await;
     let unpaid = shop.placed(BOB, &[(&phone, 1)]).await;
     shop.pay(&Payment::success(&paid, "100")).await;
-    time_is_up(&shop).await;
+    deadlines_pass(&shop).await;
 
     let _replica = shop.replica(&SWEEPER).await;
 
@@ -44,17 +46,17 @@ async fn an_order_that_was_paid_while_nobody_read_the_payments_is_confirmed_and_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_cancelled_while_kafka_is_away() {
+async fn no_order_is_cancelled_during_a_kafka_outage() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "100", 5).await;
     let paid = shop.placed("ada@example.com", &[(&phone, 1)]).await;
     let unpaid = shop.placed(BOB, &[(&phone, 1)]).await;
     shop.pay(&Payment::success(&paid, "100")).await;
-    // A client learns the brokers' own addresses through the first one.
+    // A client gets the addresses of the brokers through the first one.
     let broker = shop.payments.bootstrap_servers.split(',').next().unwrap();
     let proxy = Proxy::before(tokio::net::lookup_host(broker).await.unwrap().next().unwrap()).await;
     proxy.set(Mode::Cut);
-    time_is_up(&shop).await;
+    deadlines_pass(&shop).await;
 
     let address = proxy.address.to_string();
     let settings = [&SWEEPER[..], &[("KAFKA_BOOTSTRAP_SERVERS", &address)]].concat();
@@ -87,12 +89,12 @@ async fn an_order_whose_payment_waits_behind_a_slow_one_is_not_cancelled() {
         .map(|id| (slow.clone(), Payment::success(id, "100").record.to_string().into_bytes()))
         .into();
     shop.payments.publish_all(&records).await;
-    time_is_up(&shop).await;
+    deadlines_pass(&shop).await;
 
-    // Another replica than the one that reads.
+    // Not the replica that reads the payments.
     let sweeper = shop.replica(&[&SWEEPER[..], &[SESSION]].concat()).await;
     tokio::task::block_in_place(|| sweeper.wait_for_log("unpaid orders stay until"));
-    // The payment behind the slow one may be applied, its offset is not committed.
+    // The payment behind the slow one may be applied, but its offset is not committed.
     assert_ne!(shop.status(&paid).await, "CANCELLED");
     assert_eq!(shop.status(&unpaid).await, "CREATED");
     lock.rollback().await.unwrap();
@@ -103,9 +105,9 @@ async fn an_order_whose_payment_waits_behind_a_slow_one_is_not_cancelled() {
     expect_unpaid_is_cancelled(&shop, &unpaid).await;
 }
 
-/// On a real broker the marker of a transaction stands behind its record, and no consumer ever reads it.
+/// A real broker writes the marker of a transaction behind its record; consumers never receive the marker.
 #[tokio::test]
-async fn records_of_transactions_hold_up_no_cancellation() {
+async fn transactional_records_do_not_block_cancellations() {
     let shop = Shop::start().await;
     let phone = shop.product("phone", "100", 5).await;
     let unpaid = shop.placed(BOB, &[(&phone, 1)]).await;
@@ -127,7 +129,7 @@ async fn records_of_transactions_hold_up_no_cancellation() {
     })
     .await
     .unwrap();
-    time_is_up(&shop).await;
+    deadlines_pass(&shop).await;
 
     let _replica = shop.replica(&SWEEPER).await;
 

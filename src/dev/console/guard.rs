@@ -67,7 +67,7 @@ mod tests {
     const JSON: (&str, &str) = ("content-type", "application/json; charset=utf-8");
 
     #[test]
-    fn requests_of_its_own_page_and_of_local_programs_are_accepted() {
+    fn requests_of_the_console_page_and_of_local_programs_are_accepted() {
         let own = ("origin", "http://127.0.0.1:8088");
         assert_eq!(status("GET", "/", &[HOST, ("sec-fetch-site", "none")]), None);
         assert_eq!(status("GET", "/", &[HOST, ("sec-fetch-site", "cross-site")]), None, "a link to it");

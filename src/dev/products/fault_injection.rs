@@ -103,7 +103,7 @@ mod tests {
     use super::{Call, Fault, FaultPlan, StatusCode};
 
     #[test]
-    fn ends_after_so_many_calls_of_its_kind() -> Result<(), String> {
+    fn a_fault_ends_after_its_number_of_calls() -> Result<(), String> {
         let mut plan = FaultPlan::parse(br#"{"kind":"status","status":500,"times":2,"on":"reduce-stock"}"#)?;
         let fault = Some(Fault::Status(StatusCode::INTERNAL_SERVER_ERROR));
         assert_eq!(plan.next(Call::Read), None);
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_it_does_not_understand() {
+    fn unknown_faults_are_refused() {
         for text in ["", "{}", r#"{"kind":"slow"}"#, r#"{"kind":"hang","tims":1}"#] {
             assert!(FaultPlan::parse(text.as_bytes()).is_err(), "{text}");
         }

@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn one_key_changes_stock_once() {
+    fn one_key_changes_the_stock_once() {
         let mut ledger = Ledger::demo();
         let key = || Some("key".to_owned());
         let first = ledger.change(reduce(2), key());
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn stock_never_goes_below_nothing() {
+    fn stock_never_becomes_negative() {
         let mut ledger = Ledger::demo();
         assert_eq!(ledger.change(reduce(21), None).0, StatusCode::CONFLICT);
         assert_eq!(ledger.change(reduce(20), None).0, StatusCode::OK);

@@ -1,4 +1,4 @@
-//! Property: any series of payment events ends as the contract says about the whole series.
+//! Property: any series of payment events has the result that the contract defines for the whole series.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ enum Event {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct End {
     status: Option<Status>,
-    /// Real changes of the status.
+    /// The number of status changes.
     moves: i32,
     paid: Option<Money>,
     refund: Option<(Money, String)>,
@@ -55,7 +55,7 @@ fn amount_of(event: Event) -> Option<Money> {
     }
 }
 
-/// The contract for a whole series: the first decisive event decides, and money for a cancelled order goes back.
+/// The contract for a whole series: the first decisive event decides, and payments for a cancelled order are refunded.
 fn expected(events: &[Event], in_stock: bool) -> End {
     let decisive = events.iter().position(|event| matches!(event, Event::PaidExactly | Event::Failed));
     let others =
@@ -94,7 +94,7 @@ fn an_order() -> OrderAggregate {
     OrderAggregate { order, job: None, paid: None, changes: Changes::default() }
 }
 
-/// The work of the stock worker on a due job.
+/// Simulates the stock worker on a due job.
 fn work_stock(aggregate: &mut OrderAggregate, in_stock: bool) {
     if aggregate.job.as_ref().is_none_or(|job| job.state != JobState::Taking) {
         return;
@@ -159,7 +159,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(10_000))]
 
     #[test]
-    fn any_order_of_payment_events_ends_as_the_contract_says(
+    fn payment_events_in_any_order_lead_to_the_result_of_the_contract(
         events in events(),
         in_stock: bool,
         worker_at in 0_usize..9,

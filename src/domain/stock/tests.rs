@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-const ME: Uuid = Uuid::from_u128(1);
-const SOMEBODY_ELSE: Uuid = Uuid::from_u128(2);
+const MY_CLAIM: Uuid = Uuid::from_u128(1);
+const ANOTHER_CLAIM: Uuid = Uuid::from_u128(2);
 const HONOURED: CallRules = CallRules {
     key_is_honoured: true,
     key_ttl: Duration::from_hours(20),
@@ -36,12 +36,12 @@ fn job(lines: i16) -> StockJob {
         reason: None,
         trace: TraceParent::continue_or_start(None),
         waits: false,
-        holder: Some(ME),
+        holder: Some(MY_CLAIM),
         lines: (1..=lines).map(line).collect(),
     }
 }
 
-/// A Product Service that honours keys, may lose answers, and may lack stock of some products.
+/// A Product Service that honours keys, and may lose answers or lack stock of some products.
 #[derive(Default)]
 struct Book {
     applied: HashSet<String>,
@@ -72,7 +72,7 @@ impl Book {
 
 /// Runs the job until it ends. `fates` decide which answers and recorded outcomes are lost.
 fn run(job: &mut StockJob, book: &mut Book, fates: &[u8], cancel_at: Option<usize>) {
-    // As many as by default: these refusals are confirmed, and must not park the lines beside them.
+    // The default limit: these refusals are confirmed and must not park the other lines.
     let rules = CallRules { refusal_retries: 20, ..HONOURED };
     let mut fates = fates.iter().copied().chain(std::iter::repeat(9));
     for step in 0..200 {
@@ -84,7 +84,7 @@ fn run(job: &mut StockJob, book: &mut Book, fates: &[u8], cancel_at: Option<usiz
         // A crash between the calls and the recording: the outcomes are lost.
         if fates.next() != Some(2) {
             for (call, outcome) in calls.iter().zip(&outcomes) {
-                job.record(call, outcome, ME);
+                job.record(call, outcome, MY_CLAIM);
             }
         }
         match job.verdict() {
@@ -104,7 +104,7 @@ fn run(job: &mut StockJob, book: &mut Book, fates: &[u8], cancel_at: Option<usiz
 
 proptest! {
     #[test]
-    fn all_lines_are_taken_once_or_none_whatever_is_lost(
+    fn all_lines_are_taken_once_or_none_despite_lost_messages(
         lines in 1_i16..6,
         short in prop::collection::hash_set(1_i16..6, 0..3),
         fates in prop::collection::vec(0_u8..6, 0..60),
@@ -134,23 +134,23 @@ fn without_honoured_keys_a_call_that_may_have_been_sent_is_parked_and_never_repe
 fn a_call_that_was_never_sent_is_repeated_even_without_honoured_keys() {
     let mut job = job(1);
     let calls = job.next_calls(NOT_HONOURED);
-    job.record(&calls[0], &CallOutcome::NotSent("refused connection".into()), ME);
+    job.record(&calls[0], &CallOutcome::NotSent("refused connection".into()), MY_CLAIM);
     assert_eq!(job.next_calls(NOT_HONOURED), calls);
     assert_eq!(job.parked, None);
 }
 
 #[test]
-fn an_ended_claim_can_prove_that_stock_was_taken_but_not_that_it_was_not() {
+fn an_expired_claim_can_prove_that_stock_was_taken_but_not_the_opposite() {
     let mut job = job(1);
     let calls = job.next_calls(HONOURED);
-    job.record(&calls[0], &CallOutcome::Refused("short".into()), SOMEBODY_ELSE);
+    job.record(&calls[0], &CallOutcome::Refused("short".into()), ANOTHER_CLAIM);
     assert_eq!(job.lines[0].state, LineState::Taking);
-    job.record(&calls[0], &CallOutcome::Done, SOMEBODY_ELSE);
+    job.record(&calls[0], &CallOutcome::Done, ANOTHER_CLAIM);
     assert_eq!(job.lines[0].state, LineState::Taken);
 }
 
 #[test]
-fn every_repeat_of_a_call_has_the_same_key_and_every_other_call_another() {
+fn repeats_of_a_call_share_its_key_and_different_calls_have_different_keys() {
     let mut taking = job(2);
     let first = taking.next_calls(HONOURED);
     let again = taking.next_calls(HONOURED);
@@ -165,12 +165,12 @@ fn every_repeat_of_a_call_has_the_same_key_and_every_other_call_another() {
 }
 
 #[test]
-fn stock_that_the_product_service_does_not_take_back_is_parked() {
+fn stock_that_the_product_service_refuses_to_take_back_is_parked() {
     let mut job = job(1);
     job.state = JobState::Returning;
     job.lines[0].state = LineState::Taken;
     let calls = job.next_calls(HONOURED);
-    job.record(&calls[0], &CallOutcome::Refused("withdrawn".into()), ME);
+    job.record(&calls[0], &CallOutcome::Refused("withdrawn".into()), MY_CLAIM);
     assert!(job.parked.is_some());
     assert_eq!(job.verdict(), Verdict::Unfinished);
 }
@@ -181,19 +181,19 @@ fn a_batch_has_no_more_calls_than_run_concurrently() {
     let first = job.next_calls(HONOURED);
     assert_eq!(first.len(), HONOURED.at_once);
     for call in &first {
-        job.record(call, &CallOutcome::Done, ME);
+        job.record(call, &CallOutcome::Done, MY_CLAIM);
     }
     let rest: Vec<i16> = job.next_calls(HONOURED).iter().map(|call| call.line).collect();
     assert_eq!(rest, [4, 5]);
 }
 
 #[test]
-fn with_an_unknown_line_no_other_is_taken_and_known_lines_are_given_back_before_parking() {
+fn a_line_of_unknown_outcome_stops_further_calls_and_known_lines_are_given_back_before_parking() {
     let mut job = job(3);
     let calls = job.next_calls(NOT_HONOURED);
-    job.record(&calls[0], &CallOutcome::Unknown("lost".into()), ME);
-    job.record(&calls[1], &CallOutcome::Done, ME);
-    job.record(&calls[2], &CallOutcome::NotSent("down".into()), ME);
+    job.record(&calls[0], &CallOutcome::Unknown("lost".into()), MY_CLAIM);
+    job.record(&calls[1], &CallOutcome::Done, MY_CLAIM);
+    job.record(&calls[2], &CallOutcome::NotSent("down".into()), MY_CLAIM);
     assert_eq!(job.next_calls(NOT_HONOURED), []);
     assert!(job.parked.is_some());
     assert_eq!(job.lines[2].state, LineState::Todo);
@@ -206,29 +206,29 @@ fn with_an_unknown_line_no_other_is_taken_and_known_lines_are_given_back_before_
         [(2, Direction::GiveBack)]
     );
     assert_eq!(job.parked, None);
-    job.record(&back[0], &CallOutcome::Done, ME);
+    job.record(&back[0], &CallOutcome::Done, MY_CLAIM);
     assert_eq!(job.next_calls(NOT_HONOURED), []);
     assert!(job.parked.is_some_and(|why| why.contains("line 1")));
 }
 
 #[test]
-fn a_proof_of_the_unknown_outcome_ends_the_parking() {
+fn proof_of_the_unknown_outcome_unparks_the_job() {
     let mut job = job(1);
     let calls = job.next_calls(NOT_HONOURED);
     job.next_calls(NOT_HONOURED);
     assert!(job.parked.is_some());
-    job.record(&calls[0], &CallOutcome::Done, SOMEBODY_ELSE);
+    job.record(&calls[0], &CallOutcome::Done, ANOTHER_CLAIM);
     assert_eq!((job.parked.as_deref(), job.verdict()), (None, Verdict::AllTaken));
 }
 
 #[test]
-fn stock_that_is_proved_taken_after_the_end_is_given_back() {
+fn stock_that_proves_taken_after_the_job_ended_is_given_back() {
     let mut job = job(1);
     let calls = job.next_calls(HONOURED);
-    job.record(&calls[0], &CallOutcome::Refused("short".into()), ME);
+    job.record(&calls[0], &CallOutcome::Refused("short".into()), MY_CLAIM);
     job.give_back();
     assert_eq!(job.state, JobState::Returned);
-    job.record(&calls[0], &CallOutcome::Done, SOMEBODY_ELSE);
+    job.record(&calls[0], &CallOutcome::Done, ANOTHER_CLAIM);
     assert_eq!(job.state, JobState::Returning);
     assert_eq!(job.next_calls(HONOURED)[0].direction, Direction::GiveBack);
 }
@@ -237,25 +237,25 @@ fn stock_that_is_proved_taken_after_the_end_is_given_back() {
 fn a_call_of_unknown_outcome_is_not_repeated_under_a_key_that_may_be_forgotten() {
     let mut job = job(1);
     let first = job.next_calls(HONOURED);
-    job.record(&first[0], &CallOutcome::Unknown("lost".into()), ME);
+    job.record(&first[0], &CallOutcome::Unknown("lost".into()), MY_CLAIM);
     let after = |hours| CallRules { now: HONOURED.now + TimeDelta::hours(hours), ..HONOURED };
 
     let again = job.next_calls(after(19));
     assert_eq!((again.len(), &again[0].idempotency_key), (1, &first[0].idempotency_key));
-    job.record(&again[0], &CallOutcome::Unknown("lost".into()), ME);
+    job.record(&again[0], &CallOutcome::Unknown("lost".into()), MY_CLAIM);
 
     assert_eq!(job.next_calls(after(20)), []);
     assert!(job.parked.is_some_and(|why| why.contains("line 1") && why.contains("forgotten")));
 }
 
 #[test]
-fn a_call_that_was_not_sent_starts_a_new_term_of_its_key() {
+fn a_call_that_was_not_sent_restarts_the_lifetime_of_its_key() {
     let mut job = job(1);
     let first = job.next_calls(HONOURED);
-    job.record(&first[0], &CallOutcome::NotSent("down".into()), ME);
+    job.record(&first[0], &CallOutcome::NotSent("down".into()), MY_CLAIM);
     let later = CallRules { now: HONOURED.now + TimeDelta::hours(30), ..HONOURED };
     let again = job.next_calls(later);
-    job.record(&again[0], &CallOutcome::Unknown("lost".into()), ME);
+    job.record(&again[0], &CallOutcome::Unknown("lost".into()), MY_CLAIM);
     assert_eq!(job.next_calls(later).len(), 1);
 }
 
@@ -263,21 +263,21 @@ fn a_call_that_was_not_sent_starts_a_new_term_of_its_key() {
 fn the_refusal_of_a_repeated_call_counts_the_second_time() {
     let mut job = job(1);
     let first = job.next_calls(HONOURED);
-    job.record(&first[0], &CallOutcome::Unknown("lost".into()), ME);
+    job.record(&first[0], &CallOutcome::Unknown("lost".into()), MY_CLAIM);
     let refused = CallOutcome::Refused("answered 409".into());
     for expected in [LineState::Taking, LineState::Refused] {
         let again = job.next_calls(HONOURED);
-        job.record(&again[0], &refused, ME);
+        job.record(&again[0], &refused, MY_CLAIM);
         assert_eq!(job.lines[0].state, expected);
     }
 }
 
 #[test]
-fn an_unconfirmed_refusal_does_not_give_up_a_line_of_a_cancelled_order_that_may_be_taken() {
+fn an_unconfirmed_refusal_keeps_a_possibly_taken_line_of_a_cancelled_order_open() {
     let mut job = job(2);
     let calls = job.next_calls(HONOURED);
-    job.record(&calls[0], &CallOutcome::Unknown("lost".into()), ME);
-    job.record(&calls[1], &CallOutcome::Done, ME);
+    job.record(&calls[0], &CallOutcome::Unknown("lost".into()), MY_CLAIM);
+    job.record(&calls[1], &CallOutcome::Done, MY_CLAIM);
     job.give_back();
     for _ in 0..=HONOURED.refusal_retries {
         for call in job.next_calls(HONOURED) {
@@ -285,7 +285,7 @@ fn an_unconfirmed_refusal_does_not_give_up_a_line_of_a_cancelled_order_that_may_
                 Direction::Take => CallOutcome::RefusalUnconfirmed("answered 404, but there are 5".into()),
                 Direction::GiveBack => CallOutcome::Done,
             };
-            job.record(&call, &outcome, ME);
+            job.record(&call, &outcome, MY_CLAIM);
         }
         assert_eq!((job.lines[0].state, job.parked.as_deref()), (LineState::Taking, None));
     }
@@ -300,9 +300,9 @@ fn an_unconfirmed_refusal_is_retried_a_bounded_number_of_times_and_then_parked()
     for _ in 0..=HONOURED.refusal_retries {
         let calls = job.next_calls(HONOURED);
         assert_eq!(calls.last().map(|call| call.line), Some(2));
-        job.record(&calls[0], &if calls.len() == 2 { CallOutcome::Done } else { refused.clone() }, ME);
+        job.record(&calls[0], &if calls.len() == 2 { CallOutcome::Done } else { refused.clone() }, MY_CLAIM);
         if calls.len() == 2 {
-            job.record(&calls[1], &refused, ME);
+            job.record(&calls[1], &refused, MY_CLAIM);
         }
         assert_eq!((job.verdict(), job.parked.as_deref()), (Verdict::Unfinished, None));
     }

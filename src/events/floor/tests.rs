@@ -1,4 +1,4 @@
-//! Any interleaving of transactions, reads, acknowledgements and takeovers relays every event, in sequence.
+//! Property: any interleaving of transactions, reads, acknowledgements and takeovers relays every event in order.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ const LIMIT: usize = 2;
 /// One for each bucket.
 const LANES: usize = 2;
 
-/// Far apart, so that a bounded range holds few of them.
+/// Positions are far apart, so that a bounded range contains few of them.
 const STRIDE: i64 = RANGE / 3;
 
 /// An event in the outbox.
@@ -25,14 +25,14 @@ struct Event {
     sequence: i32,
 }
 
-/// A transaction that is open. It has the rows of its orders locked.
+/// An open transaction, which holds the locks of its orders.
 #[derive(Debug, Default)]
 struct Transaction {
     number: u32,
     rows: Vec<(i64, Event)>,
 }
 
-/// PostgreSQL and Kafka, as far as the relay can tell.
+/// PostgreSQL and Kafka from the relay's point of view.
 #[derive(Debug, Default)]
 struct World {
     last_position: i64,
@@ -40,7 +40,7 @@ struct World {
     open: Vec<Transaction>,
     /// By bucket and position.
     outbox: BTreeMap<(i16, i64), Event>,
-    /// How many events of each order are committed.
+    /// The number of committed events by order.
     committed: BTreeMap<u8, i32>,
     parked: BTreeSet<u8>,
     floors: BTreeMap<i16, i64>,
@@ -57,7 +57,7 @@ impl World {
         self.last_position
     }
 
-    /// Writes an event in a transaction, unless another one has the order locked.
+    /// Writes an event in a transaction, unless another transaction holds the lock of the order.
     fn write(&mut self, order: u8, transaction: usize) {
         if self.open.iter().flat_map(|open| &open.rows).any(|(_, event)| event.order == order) {
             return;
@@ -83,7 +83,7 @@ impl World {
         }
     }
 
-    /// Like `store/parked_orders.rs`: after the transaction that holds the lock of the order.
+    /// Like `store/parked_orders.rs`: runs after the transaction that holds the lock of the order.
     fn replay(&mut self, order: u8) {
         let locked = self.open.iter().flat_map(|open| &open.rows).any(|(_, event)| event.order == order);
         if locked || !self.parked.remove(&order) {
@@ -104,7 +104,7 @@ impl World {
         self.open.iter().map(writer).collect()
     }
 
-    /// What the module's documentation says of a floor.
+    /// Checks the invariant of floors from the documentation of the module.
     fn floors_are_true(&self) -> Result<(), TestCaseError> {
         for (&of, &floor) in &self.floors {
             let pending = self.outbox.iter().find(|((bucket, position), event)| {
@@ -119,21 +119,21 @@ impl World {
     }
 }
 
-/// A replica's relay, a step at a time, so that others come in between.
+/// The relay of a replica, step by step, so that other steps can run in between.
 #[derive(Default)]
 struct Relay {
     settling: Settling,
     lease: Option<Lease>,
-    /// The last position, read before the writers are.
+    /// The last position, read before the open writers are.
     last_position: Option<i64>,
     lanes: [Lane; LANES],
 }
 
-/// What a lane does between a read and the delete.
+/// The state of a lane between a read and the delete.
 #[derive(Default)]
 struct Lane {
     batch: Option<(Reading, Vec<PendingEvent>)>,
-    /// What it read last; further batches of its turn are read by the same plan.
+    /// The latest read; further batches of the same turn use the same plan.
     plan: Option<Reading>,
     done: Vec<(i16, i64)>,
     sent: usize,
@@ -160,14 +160,14 @@ impl Relay {
         }
     }
 
-    /// Takes the lease over, also while another replica believes that it is its own.
+    /// Takes over the lease, even while another replica still believes that it holds it.
     fn renew(&mut self, world: &World) {
         let floors =
             (0..BUCKETS).map(|bucket| (bucket, world.floors.get(&bucket).copied().unwrap_or_default()));
         self.lease = Some(Lease { floors: floors.collect(), server: server() });
     }
 
-    /// Reads a lane's next batch: by the plan of its last one, or by a new plan.
+    /// Reads a lane's next batch with the plan of the latest one or with a new plan.
     fn read(&mut self, world: &World, lane: u8, again: bool) {
         let Some(lease) = &self.lease else { return };
         let lane = usize::from(lane) % self.lanes.len();
@@ -210,7 +210,7 @@ impl Relay {
 }
 
 impl Lane {
-    /// Sends the next event; a later one only when the earlier ones of its order are acknowledged.
+    /// Sends the next event, if all earlier events of its order are acknowledged.
     fn send(&mut self, world: &mut World, fate: u8) {
         let Some((_, pending)) = &self.batch else { return };
         let Some(event) = pending.get(self.sent) else { return };
@@ -220,14 +220,14 @@ impl Lane {
         }
         let arrives = Event { order: order_of(event), sequence: event.sequence };
         match fate % 8 {
-            // Refused, and parked while it is still there.
+            // The event is refused, and its order parked if the event is still in the outbox.
             0 => {
                 self.stuck.insert(event.order_id);
                 if world.outbox.contains_key(&(event.bucket, event.position)) {
                     world.parked.insert(arrives.order);
                 }
             }
-            // Lost on its way, or only its acknowledgement.
+            // The event is lost (1), or only its acknowledgement (2).
             1 => drop(self.stuck.insert(event.order_id)),
             2 => {
                 world.kafka.push(arrives);
@@ -257,7 +257,7 @@ fn step(world: &mut World, relays: &mut [Relay; 2], (what, a, b): (u8, u8, u8)) 
     }
 }
 
-/// Everybody ends what was begun, people free what is parked, and one relay goes on undisturbed.
+/// Ends all transactions, replays all parked orders, and runs one relay without disturbance.
 fn settle(world: &mut World, relay: &mut Relay) -> Result<(), TestCaseError> {
     while !world.open.is_empty() {
         world.end(0, true);
@@ -285,7 +285,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn any_interleaving_relays_every_event_and_keeps_the_sequence(
+    fn any_interleaving_relays_every_event_in_order(
         steps in prop::collection::vec(any::<(u8, u8, u8)>(), 0..300),
     ) {
         let (mut world, mut relays) = (World::default(), <[Relay; 2]>::default());

@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn without_an_event_id_two_payments_of_one_order_and_one_second_are_told_by_their_entity() {
+    fn without_event_ids_the_entity_distinguishes_two_payments_of_one_order_and_second() {
         let mut event = success();
         event["entityId"] = json!("PAY-AAA");
         event["metadata"] = json!({"orderId": ORDER});
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_order_id_counts_before_entity_id() {
+    fn the_order_id_of_the_metadata_overrides_the_entity_id() {
         let mut event = success();
         event["entityId"] = json!("PAY123");
         event["metadata"] = json!({"orderId": ORDER, "eventId": "e-1"});
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_that_is_an_array_tells_repeats_as_well() {
+    fn repeats_are_recognised_even_if_the_time_is_an_array() {
         let mut event = success();
         event["timestamp"] = json!([2026, 1, 21, 12, 30, 0, 123]);
         let Decoded::Payment { key, .. } = read(&event) else { panic!("not read") };
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_record_is_said_without_its_words() {
+    fn decode_errors_do_not_quote_the_record() {
         let place = RecordPlace { topic: String::new(), partition: 0, offset: 0 };
         for payload in [json!(success().to_string()), json!({"eventType": {"a@example.com": 1}})] {
             let Decoded::Undecodable { error, .. } = decode(payload.to_string().as_bytes(), &place) else {
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_null_order_id_in_the_metadata_is_none() {
+    fn a_null_order_id_in_the_metadata_counts_as_missing() {
         let mut event = success();
         event["metadata"] = json!({"orderId": null});
         let Decoded::Payment { order, .. } = read(&event) else { panic!("not read") };
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_id_that_no_key_can_be_made_of_is_as_good_as_none() {
+    fn an_event_id_that_cannot_become_a_key_counts_as_missing() {
         for id in [json!("a\u{0}b"), json!("e".repeat(256)), json!(""), json!(7)] {
             let mut event = success();
             event["metadata"] = json!({"eventId": id});
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_broken_is_told_from_what_is_foreign() {
+    fn malformed_records_are_distinguished_from_foreign_ones() {
         let broken = [
             ("entityId", json!("ORD1")),
             ("entityId", json!(7)),

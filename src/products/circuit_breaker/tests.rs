@@ -30,7 +30,7 @@ fn opened(now: Instant) -> CircuitBreaker {
 }
 
 #[test]
-fn it_opens_when_the_failure_rate_is_reached_and_not_before() {
+fn the_breaker_opens_exactly_when_the_failure_rate_is_reached() {
     let now = Instant::now();
     let breaker = breaker(10, 50);
     for result in [CallResult::Success; 5].into_iter().chain([CallResult::Failure; 4]) {
@@ -42,7 +42,7 @@ fn it_opens_when_the_failure_rate_is_reached_and_not_before() {
 }
 
 #[test]
-fn a_few_failures_alone_do_not_open_it() {
+fn a_few_failures_do_not_open_the_breaker() {
     let now = Instant::now();
     for (window, enough) in [(100, 50), (10, 5), (6, 5), (3, 3), (1, 1)] {
         let breaker = breaker(window, 50);
@@ -56,7 +56,7 @@ fn a_few_failures_alone_do_not_open_it() {
 }
 
 #[test]
-fn the_window_holds_the_latest_results_only() {
+fn the_window_contains_only_the_latest_results() {
     let now = Instant::now();
     let breaker = breaker(10, 50);
     for _ in 0..100 {
@@ -85,7 +85,7 @@ fn ignored_results_do_not_count() {
 }
 
 #[test]
-fn a_failure_rate_above_100_percent_keeps_it_closed() {
+fn a_failure_rate_above_100_percent_keeps_the_breaker_closed() {
     let now = Instant::now();
     let breaker = breaker(10, 101);
     for _ in 0..100 {
@@ -95,7 +95,7 @@ fn a_failure_rate_above_100_percent_keeps_it_closed() {
 }
 
 #[test]
-fn while_open_it_refuses_calls_and_tells_the_remaining_time() {
+fn an_open_breaker_refuses_calls_and_returns_the_remaining_time() {
     let now = Instant::now();
     let breaker = opened(now);
     assert_eq!(breaker.remaining_at(now), Some(OPEN));
@@ -107,7 +107,7 @@ fn while_open_it_refuses_calls_and_tells_the_remaining_time() {
 }
 
 #[test]
-fn half_open_permits_a_few_calls_at_once() {
+fn a_half_open_breaker_permits_a_few_concurrent_calls() {
     let now = Instant::now();
     let (breaker, later) = (opened(now), now + OPEN);
     let permits: Vec<_> =
@@ -122,7 +122,7 @@ fn half_open_permits_a_few_calls_at_once() {
 }
 
 #[test]
-fn a_success_closes_it_with_an_empty_window() {
+fn a_success_closes_the_breaker_with_an_empty_window() {
     let now = Instant::now();
     let (breaker, later) = (opened(now), now + OPEN);
     call(&breaker, CallResult::Success, later);
@@ -134,7 +134,7 @@ fn a_success_closes_it_with_an_empty_window() {
 }
 
 #[test]
-fn a_failed_probe_opens_it_again_for_the_whole_time() {
+fn a_failed_probe_opens_the_breaker_again_for_the_full_time() {
     let now = Instant::now();
     let (breaker, later) = (opened(now), now + OPEN);
     call(&breaker, CallResult::Failure, later);
@@ -163,7 +163,7 @@ fn results_of_an_earlier_period_are_ignored() {
 }
 
 #[test]
-fn a_permit_that_is_dropped_before_its_deadline_is_ignored_and_freed() {
+fn a_permit_dropped_before_its_deadline_is_released_without_a_result() {
     let now = Instant::now();
     let (breaker, later) = (opened(now), now + OPEN);
     for _ in 0..10 {
@@ -177,7 +177,7 @@ fn a_permit_that_is_dropped_before_its_deadline_is_ignored_and_freed() {
 }
 
 #[test]
-fn a_permit_that_is_dropped_after_its_deadline_is_a_failure() {
+fn a_permit_dropped_after_its_deadline_counts_as_a_failure() {
     let (breaker, past) = (breaker(10, 50), Instant::now());
     for _ in 0..5 {
         assert_eq!(breaker.state_at(past), State::Closed);
@@ -205,7 +205,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 proptest! {
     #[test]
-    fn after_any_calls_it_refuses_while_open_and_can_close_again(steps in steps()) {
+    fn after_any_calls_an_open_breaker_refuses_and_can_close_again(steps in steps()) {
         let mut now = Instant::now();
         let breaker = breaker(10, 50);
         let mut permits: Vec<Permit<'_>> = Vec::new();

@@ -1,5 +1,5 @@
-//! Property: in any interleaving of arrivals, permits, answers, failures, deadlines and hang-ups, each caller gets
-//! exactly one answer, of a look-up that was sent after the caller arrived.
+//! Property: in any interleaving of arrivals, permits, answers, failures, deadlines and disconnects, each caller gets
+//! exactly one answer, from a look-up that was sent after the caller arrived.
 //!
 //! Time is a counter that every event advances, so no test waits for a clock.
 
@@ -15,7 +15,7 @@ use super::*;
 
 const PRODUCTS: [&str; 2] = ["P1", "P2"];
 
-/// The number of the look-up, when it was sent, and whether it failed.
+/// The number of the look-up, its send time, and whether it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Answered {
     look_up: usize,
@@ -26,13 +26,13 @@ struct Answered {
 #[derive(Clone, Debug)]
 enum Step {
     Arrive(usize),
-    /// A caller leaves: its client hangs up, or its deadline passes.
+    /// A caller leaves: its client disconnects or its deadline passes.
     Leave(usize),
     /// One more look-up may be in flight.
     Permit,
     /// A look-up in flight is answered, or fails.
     Answer(usize, bool),
-    /// A look-up in flight turns out to be slow.
+    /// A look-up in flight becomes slow.
     Slow(usize),
 }
 
@@ -58,9 +58,9 @@ struct World {
     permits: Semaphore,
     clock: AtomicU64,
     started: AtomicUsize,
-    /// Look-ups that have begun and not ended.
+    /// Look-ups in flight.
     alive: AtomicUsize,
-    /// Of each look-up in flight: its product, its number, and where to send its events.
+    /// Product, number and event channel of each look-up in flight.
     in_flight: Mutex<Vec<(usize, usize, oneshot::Sender<Event>)>>,
 }
 
@@ -70,7 +70,7 @@ struct Caller {
     waiting: JoinHandle<Answered>,
 }
 
-/// Counts a look-up as ended, also when it is cancelled.
+/// Counts a look-up as ended, even if it is cancelled.
 struct Alive(Arc<World>, usize);
 
 impl Drop for Alive {
@@ -131,7 +131,7 @@ impl World {
         }
     }
 
-    /// Sends an event to one of the look-ups in flight; false where there is none.
+    /// Sends an event to one of the look-ups in flight; returns false if there are none.
     fn tell(&self, which: usize, event: Event) -> bool {
         let mut in_flight = self.in_flight.lock().unwrap();
         if in_flight.is_empty() {
@@ -148,7 +148,7 @@ impl World {
     }
 }
 
-/// Lets every task run until it waits.
+/// Runs every task until it waits.
 async fn run_tasks() {
     for _ in 0..50 {
         tokio::task::yield_now().await;
@@ -162,11 +162,11 @@ async fn run(steps: Vec<Step>) {
         match step {
             Step::Arrive(product) => {
                 let free = world.permits.available_permits() > 0;
-                let nobody =
+                let without_callers =
                     callers.iter().all(|caller| caller.product != product || caller.waiting.is_finished());
                 callers.push(world.arrive(product));
                 run_tasks().await;
-                assert!(!(free && nobody) || world.in_flight_of(product) == 1, "it is sent at once");
+                assert!(!(free && without_callers) || world.in_flight_of(product) == 1, "it is sent at once");
             }
             Step::Leave(which) if !callers.is_empty() => {
                 let caller = callers.swap_remove(which % callers.len());
@@ -210,7 +210,7 @@ async fn finish(world: &Arc<World>, callers: Vec<Caller>) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
     #[test]
-    fn each_caller_gets_one_answer_that_was_sent_after_it_arrived(
+    fn each_caller_gets_one_answer_to_a_look_up_sent_after_it_arrived(
         steps in proptest::collection::vec(step(), 1..60)
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -219,7 +219,7 @@ proptest! {
 }
 
 #[tokio::test]
-async fn callers_that_arrive_while_a_look_up_is_in_flight_share_the_next() {
+async fn callers_that_arrive_during_a_look_up_share_the_next_one() {
     let world = World::new();
     world.permits.add_permits(10);
     let first = world.arrive(0);
@@ -256,7 +256,7 @@ async fn a_slow_look_up_does_not_delay_the_next() {
 
 /// The same on real threads, where the order of events varies.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn no_thread_gets_an_answer_that_is_older_than_its_request() {
+async fn no_thread_gets_an_answer_older_than_its_request() {
     let singleflight = Arc::new(Singleflight::<Instant>::new());
     let callers: Vec<_> = (0..8)
         .map(|_| {

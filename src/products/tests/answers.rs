@@ -13,7 +13,7 @@ use super::shop::product;
 use super::*;
 
 #[tokio::test]
-async fn the_results_have_the_order_of_the_ids() {
+async fn results_are_in_the_order_of_the_ids() {
     let shop = Shop::open(|id, _| match id {
         "SLOW" => Reply::Later(Duration::from_millis(200), 200, product("10.50", 1)),
         "FAST" => Reply::Now(200, product("3", -4)),
@@ -87,7 +87,7 @@ async fn an_invalid_answer_is_a_failure_and_not_retried() {
 }
 
 #[tokio::test]
-async fn an_endless_body_is_refused_and_not_buffered() {
+async fn an_endless_body_is_refused_without_buffering() {
     for reply in [Reply::Endless, Reply::Long(1024 * 1024 * 1024)] {
         let shop = Shop::always(reply).await;
         assert!(matches!(cause(&client(patient(&shop))).await, Failure::InvalidAnswer(_)));
@@ -98,7 +98,7 @@ async fn an_endless_body_is_refused_and_not_buffered() {
 }
 
 #[tokio::test]
-async fn a_transient_failure_is_hidden_by_a_retry() {
+async fn a_retry_hides_a_transient_failure() {
     for failing in
         [Reply::status(502), Reply::status(503), Reply::status(504), Reply::Never, Reply::Unfinished]
     {
@@ -111,7 +111,7 @@ async fn a_transient_failure_is_hidden_by_a_retry() {
 }
 
 #[tokio::test]
-async fn a_lasting_failure_is_retried_as_often_as_set() {
+async fn a_permanent_failure_is_retried_the_configured_number_of_times() {
     for retries in 0..3 {
         let shop = Shop::always(Reply::status(503)).await;
         let failure = cause(&client(ProductSettings { retries, ..patient(&shop) })).await;

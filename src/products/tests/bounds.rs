@@ -8,7 +8,7 @@ fn elapsed_within(started: Instant, least: Duration) {
 }
 
 #[tokio::test]
-async fn an_answer_that_never_comes_or_never_ends_times_out_at_the_deadline() {
+async fn a_missing_or_endless_answer_times_out_at_the_deadline() {
     for reply in [Reply::Never, Reply::Unfinished] {
         let shop = Shop::always(reply).await;
         let deadline = Duration::from_millis(300);
@@ -32,7 +32,7 @@ async fn retries_do_not_outlast_the_deadline() {
 }
 
 #[tokio::test]
-async fn one_slow_product_among_many_ends_at_the_deadline_of_all() {
+async fn one_slow_product_among_many_ends_at_the_shared_deadline() {
     let shop = Shop::open(|id, _| if id == "P7" { Reply::Never } else { Reply::good() }).await;
     let deadline = Duration::from_millis(500);
     let client = client(ProductSettings { deadline, concurrency: 4, ..patient(&shop) });
@@ -98,7 +98,7 @@ async fn all_placements_never_exceed_the_maximum_in_flight() {
 }
 
 #[tokio::test]
-async fn waiting_for_a_permit_counts_against_the_deadline_but_not_as_a_failure() {
+async fn waiting_for_a_permit_uses_up_the_deadline_but_is_no_failure() {
     let shop = Shop::always(Reply::good()).await;
     let deadline = Duration::from_millis(200);
     let settings = ProductSettings {

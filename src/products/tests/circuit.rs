@@ -12,7 +12,7 @@ fn sensitive(shop: &Shop, open: Duration) -> ProductSettings {
     ProductSettings { breaker_window: 10, breaker_failure_percent: 50, breaker_open: open, ..patient(shop) }
 }
 
-/// Answers well while the switch is on, and with `bad` while it is off.
+/// Answers with a valid product while the switch is on, and with `bad` while it is off.
 async fn switched(bad: Reply) -> (Shop, Arc<AtomicBool>) {
     let switch = Arc::new(AtomicBool::new(false));
     let on = switch.clone();
@@ -28,7 +28,7 @@ async fn fail(client: &ProductClient, times: usize) {
 }
 
 #[tokio::test]
-async fn after_many_failures_no_request_is_sent() {
+async fn many_failures_stop_further_requests() {
     let shop = Shop::always(Reply::status(500)).await;
     let client = client(sensitive(&shop, HOUR));
     fail(&client, 5).await;
@@ -51,7 +51,7 @@ async fn an_open_breaker_ends_retries() {
 }
 
 #[tokio::test]
-async fn it_closes_for_any_number_of_products_when_the_product_service_is_back() {
+async fn the_breaker_closes_for_any_number_of_products_when_the_product_service_is_back() {
     let (shop, healthy) = switched(Reply::status(500)).await;
     let client = client(sensitive(&shop, Duration::from_millis(300)));
     fail(&client, 5).await;
@@ -62,7 +62,7 @@ async fn it_closes_for_any_number_of_products_when_the_product_service_is_back()
 }
 
 #[tokio::test]
-async fn it_opens_again_when_the_product_service_is_still_away() {
+async fn the_breaker_opens_again_if_the_product_service_is_still_down() {
     let shop = Shop::always(Reply::status(500)).await;
     let client = client(sensitive(&shop, Duration::from_secs(2)));
     fail(&client, 5).await;
@@ -73,7 +73,7 @@ async fn it_opens_again_when_the_product_service_is_still_away() {
 }
 
 #[tokio::test]
-async fn unknown_products_are_successes() {
+async fn unknown_products_count_as_successes() {
     let shop = Shop::open(|_, nth| Reply::status(if nth % 2 == 0 { 404 } else { 410 })).await;
     let client = client(sensitive(&shop, HOUR));
     assert_eq!(look_up(&client, &numbered(40)).await.unwrap(), vec![None; 40]);
@@ -108,7 +108,7 @@ async fn an_answer_that_is_invalid_for_its_product_is_ignored() {
 }
 
 #[tokio::test]
-async fn a_passed_deadline_is_a_failure_of_every_attempt_in_flight() {
+async fn a_missed_deadline_is_a_failure_of_every_attempt_in_flight() {
     let shop = Shop::always(Reply::Never).await;
     let deadline = Duration::from_millis(300);
     let client = client(ProductSettings { deadline, ..sensitive(&shop, HOUR) });
@@ -147,7 +147,7 @@ async fn a_cancelled_probe_releases_its_permit() {
 }
 
 #[tokio::test]
-async fn while_half_open_a_few_placements_probe_and_the_others_are_refused() {
+async fn a_half_open_breaker_lets_a_few_placements_probe_and_refuses_the_others() {
     let (shop, healthy) = switched(Reply::status(500)).await;
     let client = Arc::new(client(sensitive(&shop, Duration::from_millis(100))));
     fail(&client, 5).await;

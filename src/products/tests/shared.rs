@@ -30,7 +30,7 @@ async fn repriced(first_takes: Duration) -> (Shop, Arc<ProductClient>) {
 }
 
 #[tokio::test]
-async fn no_order_is_priced_by_an_answer_that_is_older_than_its_request() {
+async fn no_order_is_priced_by_an_answer_older_than_its_request() {
     let (shop, client) = repriced(Duration::from_millis(300)).await;
     let first = asked(&client);
     until("the first look-up is in flight", || shop.calls() == 1).await;
@@ -43,7 +43,7 @@ async fn no_order_is_priced_by_an_answer_that_is_older_than_its_request() {
 }
 
 #[tokio::test]
-async fn a_look_up_that_hangs_does_not_stop_the_sale_of_its_product() {
+async fn a_hanging_look_up_does_not_block_later_orders_of_its_product() {
     let (shop, client) = repriced(HOUR).await;
     let first = asked(&client);
     until("the first look-up is in flight", || shop.calls() == 1).await;
@@ -53,7 +53,7 @@ async fn a_look_up_that_hangs_does_not_stop_the_sale_of_its_product() {
 }
 
 #[tokio::test]
-async fn a_caller_whose_deadline_passes_leaves_the_look_up_to_the_others() {
+async fn a_caller_that_times_out_does_not_cancel_a_shared_look_up() {
     let shop = Shop::always(Reply::good()).await;
     let deadline = Duration::from_secs(2);
     let client = Arc::new(client(ProductSettings { deadline, max_in_flight: 1, ..patient(&shop) }));

@@ -1,4 +1,4 @@
-//! A Product Service whose answers a test decides.
+//! A Product Service with answers that the test defines.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -24,9 +24,9 @@ pub(super) enum Reply {
     Never,
     /// A head and the beginning of a body, but no end.
     Unfinished,
-    /// An endless body, as fast as the client reads.
+    /// An endless body, sent as fast as the client reads.
     Endless,
-    /// A body with this `Content-Length`, as fast as the client reads.
+    /// A body with this `Content-Length`, sent as fast as the client reads.
     Long(usize),
 }
 
@@ -45,7 +45,7 @@ pub(super) fn product(price: &str, stock: i64) -> String {
     format!(r#"{{"name":"Phone","price":{price},"stock":{stock}}}"#)
 }
 
-/// The requests that the shop got.
+/// The requests that the shop received.
 #[derive(Default)]
 pub(super) struct Seen {
     pub(super) calls: AtomicUsize,
@@ -69,7 +69,7 @@ pub(super) struct Shop {
 }
 
 impl Shop {
-    /// `reply` decides by the product id and the number of the call, from 0.
+    /// `reply` gets the product id and the number of the call, from 0.
     pub(super) async fn open(reply: impl Fn(&str, usize) -> Reply + Send + Sync + 'static) -> Self {
         let seen = Arc::new(Seen::default());
         let (reply, state) = (Arc::new(reply), seen.clone());
@@ -99,7 +99,7 @@ impl Shop {
     }
 }
 
-/// Counts the calls in progress, without those that the client cancelled.
+/// Counts the calls in progress, except those that the client cancelled.
 struct Busy<'a>(&'a Seen);
 
 impl<'a> Busy<'a> {

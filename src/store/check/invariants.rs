@@ -352,7 +352,7 @@ mod tests {
     use crate::domain::event::BUCKETS;
 
     #[test]
-    fn the_legal_changes_and_the_buckets_are_those_of_the_domain() {
+    fn the_legal_changes_and_the_buckets_match_the_domain() {
         let history = ORDERS.iter().find(|one| one.name == "order-history").map(|one| one.sql).unwrap();
         for from in Status::VARIANTS {
             for to in Status::VARIANTS {

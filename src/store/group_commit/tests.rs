@@ -1,4 +1,4 @@
-//! Any sequence of arrivals, failures, deadlines and hang-ups gives each caller its own answer exactly once.
+//! Property: for any arrivals, failures, deadlines and disconnects, each caller gets its own answer exactly once.
 
 use std::collections::HashMap;
 use std::panic::resume_unwind;
@@ -20,18 +20,18 @@ const LIMITS: Limits = Limits {
     grace: Duration::from_millis(30),
 };
 
-/// What the database does with a group that has such a write.
+/// The behaviour of the database for a group with such a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mood {
     Takes,
     Refuses,
-    /// Another transaction has locked what it needs.
+    /// Another transaction holds a lock that the write needs.
     Locked,
-    /// The connection is lost before anything is sent, for so many times.
+    /// The connection is lost this number of times before anything is sent.
     Disconnects(u32),
-    /// It commits and loses the answer; finding that out takes longer than a caller waits.
+    /// The database commits and the answer is lost; the look-up of the outcome takes longer than the caller waits.
     LosesTheAnswer,
-    /// It does not answer before the deadline, and commits then.
+    /// The database commits, but only after the deadline.
     Hangs,
     /// The code panics before the commit.
     PanicsBefore,
@@ -44,9 +44,9 @@ struct Write {
     id: usize,
     mood: Mood,
     key: Option<u64>,
-    /// When it arrives, after the one before, in milliseconds.
+    /// The time from the previous arrival to this one, in milliseconds.
     after: u64,
-    /// When its caller goes away, in milliseconds.
+    /// The time until its caller disconnects, in milliseconds.
     patience: u64,
 }
 
@@ -54,7 +54,7 @@ fn good(id: usize) -> Write {
     Write { id, mood: Mood::Takes, key: None, after: 0, patience: 10_000 }
 }
 
-/// A database that notes what it commits.
+/// A database that records its commits.
 #[derive(Default)]
 struct Book {
     committed: Vec<usize>,
@@ -75,11 +75,11 @@ impl Book {
 #[derive(Clone)]
 struct Fake {
     book: Arc<Mutex<Book>>,
-    /// How long each commit takes, in turns.
+    /// The durations of the commits, used in turn.
     millis: Arc<Vec<u64>>,
 }
 
-/// The keys of a group, which no other has meanwhile.
+/// The keys of a group, which no other group holds at the same time.
 struct Held<'a>(&'a Fake, Vec<u64>);
 
 impl Drop for Held<'_> {
@@ -98,7 +98,7 @@ impl Fake {
         let mut book = self.book.lock().unwrap();
         let keys: Vec<u64> = items.iter().filter_map(Self::key).collect();
         for key in &keys {
-            assert!(book.under_way.insert(*key), "two writes of one key are under way");
+            assert!(book.under_way.insert(*key), "two writes of one key are in progress");
         }
         book.groups.push(items.len());
         (Held(self, keys), Duration::from_millis(self.millis[book.groups.len() % self.millis.len()]))
@@ -164,14 +164,14 @@ impl Group for Fake {
     }
 }
 
-/// What a caller was told; nothing where it went away first.
+/// The answer to a caller; `None` if it disconnected first.
 type Told = Option<Result<usize, StoreError>>;
 
 async fn call(commits: GroupCommit<Fake>, write: Write) -> Told {
     let (began, fake) = (Instant::now(), commits.0.group.clone());
     let told = timeout(Duration::from_millis(write.patience), commits.submit(write)).await.ok();
     let longest = commits.0.limits.deadline + commits.0.limits.grace + Duration::from_millis(2);
-    assert!(began.elapsed() <= longest, "its deadline is its own");
+    assert!(began.elapsed() <= longest, "the call exceeds its deadline");
     if let Some(Ok(_)) = told {
         assert_eq!(fake.book.lock().unwrap().times().get(&write.id), Some(&1), "answered before the commit");
     }
@@ -184,11 +184,11 @@ async fn run(writes: Vec<Write>, fake: Fake, limits: Limits) -> Vec<Told> {
     for write in writes {
         sleep(Duration::from_millis(write.after)).await;
         callers.push(tokio::spawn(call(commits.clone(), write)));
-        // It arrives before the next.
+        // Each write arrives before the next.
         tokio::task::yield_now().await;
     }
     let told = join_all(callers).await.into_iter().map(Result::unwrap).collect();
-    // What nobody waits for any more comes to its end, too.
+    // Writes without a waiting caller end, too.
     sleep(limits.deadline * 8).await;
     let state = commits.lock();
     assert_eq!((state.queue.len(), state.keys_in_progress.len(), state.writers), (0, 0, 0));
@@ -235,12 +235,12 @@ proptest! {
             match told {
                 Some(Ok(id)) => prop_assert_eq!((*id, times), (write.id, 1)),
                 Some(Err(StoreError::OutcomeUnknown(_))) => prop_assert!(times <= 1),
-                // Every other error says that nothing was written.
+                // Every other error means that nothing was written.
                 Some(Err(error)) => {
                     prop_assert_eq!(times, 0, "{}", error);
                     let refused = matches!(error, StoreError::Inconsistent { .. } | StoreError::OfSet(_))
                         && error.is_about_the_data();
-                    prop_assert!(!refused || write.mood == Mood::Refuses, "a neighbour's refusal");
+                    prop_assert!(!refused || write.mood == Mood::Refuses, "the refusal of another write");
                 }
                 None => {
                     prop_assert!(write.patience < 10_000, "no answer");
@@ -253,7 +253,7 @@ proptest! {
             let arrived: Vec<usize> = arrived.filter(|id| book.committed.contains(id)).collect();
             let of_key = |id: &&usize| writes[**id].key == Some(key);
             let committed: Vec<usize> = book.committed.iter().filter(of_key).copied().collect();
-            prop_assert_eq!(arrived, committed, "not in the sequence of arrival");
+            prop_assert_eq!(arrived, committed, "not in the order of arrival");
         }
     }
 }
@@ -272,18 +272,18 @@ fn one_refused_write_neither_fails_nor_drops_its_neighbours() {
 }
 
 #[test]
-fn what_arrives_during_a_commit_shares_the_next_one_and_what_is_alone_leaves_at_once() {
+fn writes_that_arrive_during_a_commit_share_the_next_one_and_a_single_write_is_sent_at_once() {
     let mut writes: Vec<Write> = (0..8).map(good).collect();
     (1..4).for_each(|id| writes[id].after = 1);
     let fake = Fake::new(vec![50]);
     let told = run_all(&writes, &fake, LIMITS);
     assert!(told.into_iter().all(|told| told.unwrap().is_ok()));
-    // One for each writer, and then what waits, up to the bound.
+    // One write for each writer, then the waiting writes, up to the limit of a group.
     assert_eq!(fake.book.lock().unwrap().groups, [1, 1, 4, 2]);
 }
 
 #[test]
-fn one_more_than_may_wait_is_refused_at_once() {
+fn a_write_beyond_the_queue_limit_is_refused_at_once() {
     let writes: Vec<Write> = (0..20).map(|id| Write { mood: Mood::Hangs, ..good(id) }).collect();
     let told = run_all(&writes, &Fake::new(vec![1]), LIMITS);
     let refused = told.iter().filter(|told| matches!(told, Some(Err(StoreError::TooManyWrites)))).count();
@@ -291,7 +291,7 @@ fn one_more_than_may_wait_is_refused_at_once() {
 }
 
 #[test]
-fn a_write_that_nobody_sent_before_its_deadline_is_not_written() {
+fn a_write_that_is_not_sent_before_its_deadline_is_not_written() {
     let mut writes: Vec<Write> = (0..3).map(|id| Write { mood: Mood::Hangs, ..good(id) }).collect();
     writes[2].mood = Mood::Takes;
     let fake = Fake::new(vec![1]);
@@ -309,7 +309,7 @@ fn a_group_whose_connection_is_lost_before_it_is_sent_is_sent_once_more() {
 }
 
 #[test]
-fn a_panic_of_the_commit_leaves_the_outcome_unknown_and_ends_no_writer() {
+fn a_panic_in_the_commit_leaves_the_outcome_unknown_and_the_writer_running() {
     for mood in [Mood::PanicsBefore, Mood::PanicsAfter] {
         let mut writes: Vec<Write> = (0..6).map(good).collect();
         writes[0].mood = mood;

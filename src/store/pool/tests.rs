@@ -1,4 +1,4 @@
-//! The pool before a server that speaks as much of PostgreSQL's protocol as a ping and a statement without rows need.
+//! The pool with a fake server that implements PostgreSQL's protocol for a ping and a statement without rows.
 
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::SeqCst;
@@ -16,24 +16,24 @@ const READY: &[u8] = b"Z\0\0\0\x05I";
 const DONE: &[u8] = b"C\0\0\0\x0bSELECT\0Z\0\0\0\x05I";
 const BEGUN: &[u8] = b"C\0\0\0\x0aBEGIN\0Z\0\0\0\x05T";
 
-/// What was seen of the sessions, and what they do.
+/// The counters of the sessions.
 #[derive(Default)]
 struct Server {
     opened: AtomicUsize,
     open: AtomicUsize,
     most: AtomicUsize,
     pings: AtomicUsize,
-    /// Sessions that were ended by their client.
+    /// Sessions that their client ended.
     ended: AtomicUsize,
     settings: Mutex<Vec<String>>,
 }
 
-/// What the sessions do at the moment.
+/// The current behaviour of the sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
     Answer,
     Silence,
-    /// Sessions that were opened by then end.
+    /// The first sessions, up to this number, end.
     End(usize),
 }
 
@@ -62,7 +62,7 @@ impl World {
                 tokio::spawn(async move {
                     let number = server.opened.fetch_add(1, SeqCst) + 1;
                     server.most.fetch_max(server.open.fetch_add(1, SeqCst) + 1, SeqCst);
-                    // A session that breaks off has been counted.
+                    // A session that ends abruptly is already counted.
                     let _ = session(stream, &server, number, mode).await;
                     server.open.fetch_sub(1, SeqCst);
                 });
@@ -86,7 +86,7 @@ impl World {
         self.server.pings.load(SeqCst)
     }
 
-    /// Uses a connection well.
+    /// Uses a connection without an error.
     async fn use_one(&self) -> Result<(), Error> {
         let mut connection = self.pool.acquire().await?;
         connection.execute("select").await?;
@@ -98,7 +98,7 @@ impl World {
         self.pool.0.lock().stack.len()
     }
 
-    /// As if the idle connections had been so for this long.
+    /// Changes the idle time and the age of the idle connections.
     fn age(&self, idle_for: Duration, open_for: Duration) {
         for idle in &mut self.pool.0.lock().stack {
             idle.since = idle.since.checked_sub(idle_for).unwrap();
@@ -145,7 +145,7 @@ async fn session(
     }
 }
 
-/// Waits for what another task is about to do.
+/// Waits for the effect of another task.
 async fn eventually(condition: impl Fn() -> bool) {
     let waiting = async {
         while !condition() {
@@ -156,7 +156,7 @@ async fn eventually(condition: impl Fn() -> bool) {
 }
 
 #[tokio::test]
-async fn a_connection_is_used_again_without_a_ping_and_with_the_settings_of_its_session() {
+async fn a_connection_is_reused_without_a_ping_and_with_its_session_settings() {
     let world = World::patient(4).await;
     for _ in 0..100 {
         world.use_one().await.unwrap();
@@ -166,7 +166,7 @@ async fn a_connection_is_used_again_without_a_ping_and_with_the_settings_of_its_
 }
 
 #[tokio::test]
-async fn there_are_never_more_connections_than_the_pool_may_have() {
+async fn the_pool_never_exceeds_its_maximum() {
     let world = Arc::new(World::patient(3).await);
     let users: Vec<_> = (0..30)
         .map(|user| {
@@ -174,7 +174,7 @@ async fn there_are_never_more_connections_than_the_pool_may_have() {
             tokio::spawn(async move {
                 for round in 0..10 {
                     if (user + round) % 7 == 0 {
-                        // One that is given up in the middle of a statement.
+                        // A connection that is dropped during a statement.
                         let mut connection = world.pool.acquire().await.unwrap();
                         let _ = timeout(Duration::ZERO, connection.execute("select")).await;
                     } else {
@@ -189,12 +189,12 @@ async fn there_are_never_more_connections_than_the_pool_may_have() {
     }
     assert_eq!(world.pool.0.permits.available_permits(), 3);
     assert!(world.idle() <= 3, "{} idle", world.idle());
-    // The server counts a connection until it has seen its end.
+    // The server counts a connection until it has noticed its end.
     eventually(|| world.server.open.load(SeqCst) == world.idle()).await;
 }
 
 #[tokio::test]
-async fn no_connection_within_the_time_is_an_error() {
+async fn waiting_too_long_for_a_connection_is_an_error() {
     let world = World::new(1, Duration::from_millis(50)).await;
     let in_use = world.pool.acquire().await.unwrap();
     assert!(matches!(world.pool.acquire().await, Err(Error::PoolTimedOut)));
@@ -204,7 +204,7 @@ async fn no_connection_within_the_time_is_an_error() {
 }
 
 #[tokio::test]
-async fn who_waits_for_a_connection_gets_the_one_that_comes_free_or_its_place() {
+async fn a_waiting_caller_gets_the_next_released_connection_or_opens_a_new_one() {
     let world = World::patient(1).await;
     let in_use = world.pool.acquire().await.unwrap();
     let (used, ()) = tokio::join!(world.use_one(), async { in_use.release() });
@@ -212,11 +212,11 @@ async fn who_waits_for_a_connection_gets_the_one_that_comes_free_or_its_place() 
     let in_use = world.pool.acquire().await.unwrap();
     let (used, ()) = tokio::join!(world.use_one(), async { drop(in_use) });
     used.unwrap();
-    assert_eq!(world.opened(), 2, "the dropped one was not used again");
+    assert_eq!(world.opened(), 2, "the dropped connection was not reused");
 }
 
 #[tokio::test]
-async fn a_connection_that_was_dropped_in_the_middle_of_a_statement_is_never_used_again() {
+async fn a_connection_dropped_during_a_statement_is_never_reused() {
     let world = World::patient(1).await;
     world.use_one().await.unwrap();
     world.mode.send_replace(Mode::Silence);
@@ -229,7 +229,7 @@ async fn a_connection_that_was_dropped_in_the_middle_of_a_statement_is_never_use
 }
 
 #[tokio::test]
-async fn a_connection_with_an_open_transaction_or_an_unsent_rollback_is_never_used_again() {
+async fn a_connection_with_an_open_transaction_or_an_unsent_rollback_is_never_reused() {
     let world = World::patient(1).await;
     let mut connection = world.pool.acquire().await.unwrap();
     let transaction = connection.begin().await.unwrap();
@@ -244,12 +244,12 @@ async fn a_connection_with_an_open_transaction_or_an_unsent_rollback_is_never_us
 }
 
 #[tokio::test]
-async fn a_connection_that_broke_while_it_was_idle_for_long_is_replaced() {
+async fn a_connection_that_broke_during_a_long_idle_time_is_replaced() {
     let world = World::patient(1).await;
     world.use_one().await.unwrap();
     world.age(PING_AFTER_IDLE, PING_AFTER_IDLE);
     world.use_one().await.unwrap();
-    assert_eq!((world.opened(), world.pings()), (1, 1), "it was sound");
+    assert_eq!((world.opened(), world.pings()), (1, 1), "the connection was healthy");
     world.mode.send_replace(Mode::End(1));
     eventually(|| world.server.open.load(SeqCst) == 0).await;
     world.age(PING_AFTER_IDLE, PING_AFTER_IDLE);
@@ -258,7 +258,7 @@ async fn a_connection_that_broke_while_it_was_idle_for_long_is_replaced() {
 }
 
 #[tokio::test]
-async fn after_the_loss_of_one_connection_those_that_were_idle_are_tried_before_they_are_used() {
+async fn after_a_connection_is_lost_the_idle_ones_are_pinged_before_use() {
     let world = World::patient(3).await;
     let three = tokio::join!(world.pool.acquire(), world.pool.acquire(), world.pool.acquire());
     for connection in <[_; 3]>::from(three) {
@@ -266,7 +266,7 @@ async fn after_the_loss_of_one_connection_those_that_were_idle_are_tried_before_
     }
     world.mode.send_replace(Mode::End(3));
     eventually(|| world.server.open.load(SeqCst) == 0).await;
-    assert!(world.use_one().await.is_err(), "the first finds out");
+    assert!(world.use_one().await.is_err(), "the first caller gets the error");
     for _ in 0..3 {
         world.use_one().await.unwrap();
     }
@@ -274,7 +274,7 @@ async fn after_the_loss_of_one_connection_those_that_were_idle_are_tried_before_
 }
 
 #[tokio::test]
-async fn a_server_that_swallows_a_ping_is_given_up_at_the_deadline() {
+async fn a_ping_without_an_answer_fails_at_the_deadline() {
     let world = World::new(1, Duration::from_millis(50)).await;
     world.use_one().await.unwrap();
     world.age(PING_AFTER_IDLE, PING_AFTER_IDLE);
@@ -282,35 +282,35 @@ async fn a_server_that_swallows_a_ping_is_given_up_at_the_deadline() {
     assert!(matches!(world.pool.acquire().await, Err(Error::PoolTimedOut)));
     world.mode.send_replace(Mode::Answer);
     world.use_one().await.unwrap();
-    assert_eq!(world.opened(), 2, "the silent one was closed");
+    assert_eq!(world.opened(), 2, "the silent connection was closed");
 }
 
 #[tokio::test]
-async fn old_connections_are_closed_well() {
+async fn old_connections_are_closed_cleanly() {
     let world = World::patient(2).await;
     world.use_one().await.unwrap();
     world.age(Duration::ZERO, MAX_LIFETIME);
     world.use_one().await.unwrap();
-    assert_eq!(world.opened(), 2, "one that is too old is not used");
+    assert_eq!(world.opened(), 2, "a connection that is too old is not used");
     eventually(|| world.server.ended.load(SeqCst) == 1).await;
     world.age(IDLE_TIMEOUT, IDLE_TIMEOUT);
     let old = world.pool.0.take_old();
-    assert_eq!((old.len(), world.idle()), (1, 0), "one that was idle for too long is not kept");
+    assert_eq!((old.len(), world.idle()), (1, 0), "a connection that was idle for too long is closed");
 }
 
 #[tokio::test]
-async fn a_pool_that_closes_waits_for_those_in_use_and_hands_out_no_more() {
+async fn a_closing_pool_waits_for_connections_in_use_and_hands_out_no_more() {
     let world = World::patient(2).await;
     let in_use = world.pool.acquire().await.unwrap();
     world.use_one().await.unwrap();
     let closing = async {
         world.pool.close().await;
-        // Again, as each clone of a store does.
+        // A second close, like the one of each clone of a store.
         world.pool.close().await;
     };
     let ending = async {
         assert!(matches!(world.pool.acquire().await, Err(Error::PoolClosed)));
-        assert_eq!(world.server.ended.load(SeqCst), 0, "it does not close what is in use");
+        assert_eq!(world.server.ended.load(SeqCst), 0, "connections in use stay open");
         in_use.release();
     };
     tokio::join!(closing, ending);

@@ -1,5 +1,5 @@
-//! Any interleaving of arrivals, failures, deadlines and hang-ups gives each caller its own answer exactly once, and
-//! never one that was read before it asked.
+//! Property: for any arrivals, failures, deadlines and disconnects, each caller gets its own answer exactly once, from
+//! a statement that was sent after its arrival.
 
 use proptest::prelude::*;
 use tokio::time::{Instant, sleep};
@@ -11,9 +11,9 @@ const LIMITS: Limits = Limits { set: 4, readers: 2, waiting: 12, deadline: Durat
 #[derive(Clone, Copy, Debug)]
 struct Read {
     id: usize,
-    /// When it arrives, after the one before, in milliseconds.
+    /// The time from the previous arrival to this one, in milliseconds.
     after: u64,
-    /// When its caller goes away.
+    /// The time until its caller disconnects, in milliseconds.
     patience: u64,
 }
 
@@ -24,7 +24,7 @@ enum Ending {
     Panic,
 }
 
-/// What is answered: who asked, and when the statement was sent.
+/// An answer: the caller, and the time at which the statement was sent.
 #[derive(Clone, Copy, Debug)]
 struct Answered {
     id: usize,
@@ -46,14 +46,14 @@ impl Book {
     }
 }
 
-/// Reads nothing but notes in a book; each set takes a while.
+/// A fake read that records its sets; each set takes some time.
 #[derive(Clone)]
 struct Fake {
     book: Arc<Mutex<Book>>,
     sets: Arc<Vec<(u64, Ending)>>,
 }
 
-/// A set that is under way, until it ends in whatever way.
+/// A set in progress; dropped when it ends for any reason.
 struct UnderWay(Arc<Mutex<Book>>);
 
 impl Drop for UnderWay {
@@ -87,7 +87,7 @@ impl ReadSet for Fake {
     }
 }
 
-/// What each caller was told; nothing where it went away first.
+/// Returns the answer to each caller; `None` if it disconnected first.
 async fn run(reads: Vec<Read>, fake: &Fake) -> Vec<Option<Result<Answered, StoreError>>> {
     let shared = SharedRead::new(fake.clone(), LIMITS);
     let mut callers = Vec::new();
@@ -100,21 +100,24 @@ async fn run(reads: Vec<Read>, fake: &Fake) -> Vec<Option<Result<Answered, Store
                 (Instant::now(), book.now(), book.under_way == 0 && shared.lock().readers == 0)
             };
             let told = timeout(Duration::from_millis(read.patience), shared.ask(read.id)).await.ok();
-            assert!(began.elapsed() <= LIMITS.deadline + Duration::from_millis(2), "its deadline is its own");
+            assert!(
+                began.elapsed() <= LIMITS.deadline + Duration::from_millis(2),
+                "the call exceeds its deadline"
+            );
             if let Some(Ok(answered)) = &told {
-                assert!(answered.sent > arrived, "read before it was asked for");
-                assert!(!is_alone || answered.at == began, "a read that is alone leaves at once");
+                assert!(answered.sent > arrived, "the statement was sent before the caller arrived");
+                assert!(!is_alone || answered.at == began, "a single read is sent at once");
             }
             told
         }));
-        // It arrives before the next.
+        // Each read arrives before the next.
         tokio::task::yield_now().await;
     }
     let mut told = Vec::new();
     for caller in callers {
         told.push(caller.await.unwrap());
     }
-    // What nobody waits for any more comes to its end, too.
+    // Reads without a waiting caller end, too.
     sleep(LIMITS.deadline * 20).await;
     let state = shared.lock();
     assert_eq!((state.queue.len(), state.readers), (0, 0));
@@ -155,9 +158,9 @@ proptest! {
                 Some(Err(StoreError::OfSet(_))) => {
                     prop_assert_eq!(ending.map(|(_, ending)| ending), Some(Ending::Failure), "of another set");
                 }
-                // Its time was up, or its set panicked.
+                // Its deadline passed, or its set panicked.
                 Some(Err(StoreError::Deadline)) => {}
-                // As many wait as may.
+                // The queue was full.
                 Some(Err(StoreError::TooManyReads)) => prop_assert!(of.is_empty()),
                 Some(Err(error)) => prop_assert!(false, "{:?}", error),
                 None => prop_assert!(read.patience < 10_000),
@@ -167,7 +170,7 @@ proptest! {
 }
 
 #[tokio::test(start_paused = true)]
-async fn reads_that_arrive_while_all_readers_are_busy_share_the_next() {
+async fn reads_that_arrive_while_all_readers_are_busy_share_the_next_statement() {
     let fake = Fake { book: Arc::default(), sets: Arc::new(vec![(10, Ending::Well)]) };
     let reads = (0..6).map(|id| Read { id, after: 0, patience: 10_000 }).collect();
     for (id, told) in run(reads, &fake).await.into_iter().enumerate() {
@@ -177,7 +180,7 @@ async fn reads_that_arrive_while_all_readers_are_busy_share_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_queue_that_is_full_refuses_at_once() {
+async fn a_full_queue_refuses_at_once() {
     let fake = Fake { book: Arc::default(), sets: Arc::new(vec![(1, Ending::Well)]) };
     let shared = SharedRead::new(fake, Limits { waiting: 1, ..LIMITS });
     let began = Instant::now();

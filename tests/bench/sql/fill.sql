@@ -1,4 +1,4 @@
--- Orders $1 to below $2, with two lines each: ten of each customer, one a second, placed long ago.
+-- Orders $1 to $2 (exclusive) with two lines each: ten per customer, one per second, placed long ago.
 with filled as (
     select number,
            ('01900000-0000-7000-8000-' || lpad(to_hex(number), 12, '0'))::uuid as id,

@@ -1,4 +1,4 @@
--- ORDER_PLACED of the orders $1 to below $2 of fill.sql, as the service renders it.
+-- ORDER_PLACED of the orders $1 to $2 (exclusive) of fill.sql, as the service renders it.
 insert into outbox (bucket, event_id, order_id, sequence, event_type, payload, headers)
 select number % 64, event_id, id, 1, 'ORDER_PLACED',
        '{"eventType":"ORDER_PLACED","service":"ORDER_SERVICE","userEmail":"customer-' || number / 10

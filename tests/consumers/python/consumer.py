@@ -20,7 +20,7 @@ PLACED = """
 STATUS_UPDATED = """
     update order_projection set status = %(status)s, sequence = %(sequence)s, changes = changes + 1
     where order_id = %(order)s and sequence = %(sequence)s - 1"""
-# A type that this program does not know yet: only its place in the sequence counts.
+# An unknown event type: only its sequence counts.
 UNKNOWN = """
     update order_projection set sequence = %(sequence)s, changes = changes + 1
     where order_id = %(order)s and sequence = %(sequence)s - 1"""
@@ -39,7 +39,7 @@ def apply(database, text):
     }
     if database.execute(STATEMENTS.get(event["eventType"], UNKNOWN), values).rowcount > 0:
         return
-    # Nothing changed: a repeat, which is dropped; or an event before this one is missing.
+    # No row changed: the event is a repeat, which is dropped, or an earlier event is missing.
     if database.execute(REPEAT, values).rowcount == 0:
         raise LookupError(f"order {values['order']}: an event before {values['sequence']} is missing")
 
@@ -48,9 +48,9 @@ def main():
     consumer = Consumer({
         "bootstrap.servers": os.environ["KAFKA_BOOTSTRAP_SERVERS"],
         "group.id": os.environ.get("CONSUMER_GROUP", "order-projection"),
-        # A new consumer starts with the oldest event, not with the next one.
+        # A new consumer starts with the oldest event, not with the latest.
         "auto.offset.reset": "earliest",
-        # What is committed every few seconds is what was stored below, after the work.
+        # The client commits stored offsets every few seconds; the code below stores them after the work.
         "enable.auto.offset.store": False,
         "session.timeout.ms": 10_000,
     })

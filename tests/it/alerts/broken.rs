@@ -1,4 +1,4 @@
-//! Shops of which each loses a part, and gets it back.
+//! Shops that each lose a part and get it back.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::support::{
 
 const ADA: &str = "ada@example.com";
 
-/// One shop for each part that breaks.
+/// One shop for each broken part.
 pub(super) struct Shops {
     kafka: (Shop, Kafka),
     products: Shop,
@@ -55,7 +55,7 @@ async fn run(shop: &Shop, arguments: &[&str]) {
     assert!(output.status.success(), "{output:?}");
 }
 
-/// Does something again and again until `end` is over.
+/// Repeats an action until `end` completes.
 async fn while_waiting(action: impl AsyncFn(), end: impl Future<Output = ()>) {
     let again = async {
         loop {
@@ -94,7 +94,7 @@ impl Shops {
         }
     }
 
-    /// Breaks each part, waits for its alert, mends the part and waits for the end of the alert.
+    /// Breaks each part, waits for its alert, repairs the part and waits for the end of the alert.
     pub(super) async fn break_and_mend(&mut self, prometheus: &Prometheus) {
         let shops = [
             ("kafka", &self.kafka.0),
@@ -133,7 +133,7 @@ async fn stopped(prometheus: &Prometheus, shop: &mut Shop) {
     prometheus.fires("stopped", "TargetDown").await;
 
     shop.start_service().await;
-    // It listens on another port now.
+    // The service listens on another port now.
     prometheus.scrape("stopped", shop);
     prometheus.ends("stopped", "TargetDown").await;
 }
@@ -189,7 +189,7 @@ async fn database_away(prometheus: &Prometheus, shop: &Shop, proxy: &Proxy) {
     prometheus.ends("database", "NotReady").await;
 }
 
-/// A transaction that locks what everybody needs, and stays open.
+/// A transaction that locks tables of every request, and stays open.
 async fn long_transaction(prometheus: &Prometheus, shop: &Shop) {
     let history =
         async |_| shop.get(admin(), "/api/orders/0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10/history").await;
@@ -204,7 +204,7 @@ async fn long_transaction(prometheus: &Prometheus, shop: &Shop) {
     while_waiting(ask, prometheus.ends("locked", "DatabasePoolExhausted")).await;
 }
 
-/// An event that is larger than Kafka takes.
+/// An event that is too large for Kafka.
 async fn refused_event(prometheus: &Prometheus, shop: &Shop) {
     let order = "0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10";
     let giant = "
@@ -217,7 +217,7 @@ async fn refused_event(prometheus: &Prometheus, shop: &Shop) {
     prometheus.ends("refused-event", "OutboxParked").await;
 }
 
-/// A bucket that belongs to a replica that is not there.
+/// A bucket of a replica that does not exist.
 async fn lost_lease(prometheus: &Prometheus, shop: &Shop) {
     let lose = "
         update relay_leases set owner = gen_random_uuid(), expires_at = now() + interval '1 day' where bucket = 5";
@@ -229,7 +229,7 @@ async fn lost_lease(prometheus: &Prometheus, shop: &Shop) {
     prometheus.ends("refused-event", "RelayBucketsUnheld").await;
 }
 
-/// A payment of another amount, and a refund that nobody makes.
+/// A payment of a wrong amount, and a refund that stays due.
 async fn payments(prometheus: &Prometheus, shop: &Shop) {
     let phone = shop.product("phone", "10", 100).await;
     let (order, cancelled) = (shop.placed(ADA, &[(&phone, 1)]).await, shop.placed(ADA, &[(&phone, 2)]).await);
@@ -249,7 +249,7 @@ async fn payments(prometheus: &Prometheus, shop: &Shop) {
     prometheus.ends("payments", "RefundsDue").await;
 }
 
-/// Payments that are read and cannot be written.
+/// Payments that are read and cannot be applied.
 async fn unread_payments(prometheus: &Prometheus, shop: &Shop) {
     let phone = shop.product("phone", "10", 100).await;
     let order = shop.placed(ADA, &[(&phone, 1)]).await;
@@ -263,7 +263,7 @@ async fn unread_payments(prometheus: &Prometheus, shop: &Shop) {
     shop.becomes(&order, "CONFIRMED").await;
 }
 
-/// Stock that the Product Service refuses without a reason, and stock calls that it does not answer.
+/// Stock that the Product Service refuses although it is available, and stock calls without an answer.
 async fn stock(prometheus: &Prometheus, shop: &Shop) {
     let (refused, unanswered) =
         (shop.product("refused", "10", 100).await, shop.product("unanswered", "10", 100).await);

@@ -1,4 +1,4 @@
-//! What an expression of `PromQL` names: the series it selects, and the labels it groups by.
+//! Parses `PromQL` expressions: the series that they select, and the labels that they group by.
 
 use std::collections::BTreeSet;
 
@@ -20,25 +20,25 @@ pub(super) fn dashboard() -> Vec<String> {
     queries.map(fill).collect()
 }
 
-/// What one expression names.
+/// The names in one expression.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Expression {
-    /// The selectors, each a query of its own.
+    /// The selectors, each as a separate query.
     pub(super) selectors: BTreeSet<String>,
-    /// The labels of `by`, `on` and so on.
+    /// The labels of `by`, `on` and similar clauses.
     pub(super) labels: BTreeSet<String>,
 }
 
-/// Words that may stand where a metric could.
+/// Keywords in positions where a metric is possible.
 const WORDS: [&str; 13] =
     ["and", "avg", "bool", "by", "count", "max", "min", "offset", "on", "or", "quantile", "sum", "unless"];
 
-/// The length of the text that `is` holds for.
+/// The length of the prefix whose characters satisfy `is`.
 fn length(text: &str, is: impl Fn(char) -> bool) -> usize {
     text.find(|c| !is(c)).unwrap_or(text.len())
 }
 
-/// The length of what stands in quotes or brackets, both included.
+/// The length of a text in quotes or brackets, including the delimiters.
 fn enclosed(text: &str, end: char) -> usize {
     let mut quoted = end == '"';
     for (place, c) in text.char_indices().skip(1) {
@@ -47,7 +47,7 @@ fn enclosed(text: &str, end: char) -> usize {
         }
         quoted ^= c == '"';
     }
-    panic!("{text} does not end");
+    panic!("{text} has no end");
 }
 
 impl Expression {
@@ -66,7 +66,7 @@ impl Expression {
         found
     }
 
-    /// Takes note of the name that `text` begins with; returns the length of what belongs to it.
+    /// Records the name at the start of `text`; returns its length with selector and arguments.
     fn take_name(&mut self, text: &str) -> usize {
         let name = length(text, |c| c.is_ascii_alphanumeric() || c == '_' || c == ':');
         let space = length(&text[name..], char::is_whitespace);
@@ -91,7 +91,7 @@ impl Expression {
         }
     }
 
-    /// For each label that is grouped by, a query of the series that have it.
+    /// A query for each grouping label, which selects the series that have the label.
     pub(super) fn with_labels(&self) -> Vec<String> {
         let having = |label: &String| {
             let of = |selector: &String| match selector.strip_suffix('}') {
@@ -105,7 +105,7 @@ impl Expression {
 }
 
 #[test]
-fn an_expression_is_taken_apart_into_selectors_and_labels() {
+fn an_expression_is_split_into_selectors_and_labels() {
     let text = r#"histogram_quantile(0.99, sum by (le, kind) (rate(a_bucket{b="}(x)",c=~"5.."}[5m]))) / job:d:rate1h > 14.4 * 1e3
         and on (e) max(f) or absent(g{h="i"}) == 0"#;
 

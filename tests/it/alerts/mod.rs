@@ -1,8 +1,8 @@
-//! A real Prometheus scrapes services under load. What dashboard and rules name is exported; each part that breaks has
-//! its alert, which ends when the part is mended.
+//! A real Prometheus scrapes services under load. The services export all metrics of dashboard and rules; each broken
+//! part fires its alert, which ends when the part is repaired.
 //!
-//! The rules are those of the kit with every time divided by [`prometheus::FASTER`]. `.ci/prometheus` installs Prometheus
-//! and runs these tests.
+//! The rules are those of the kit with every time divided by [`prometheus::FASTER`]. `.ci/prometheus` installs
+//! Prometheus and runs these tests.
 
 mod broken;
 mod expressions;
@@ -20,11 +20,11 @@ use trade::Trade;
 use crate::support::{Shop, figure};
 
 #[test]
-fn the_alert_on_buckets_knows_how_many_there_are() {
+fn the_alert_on_buckets_uses_the_right_number_of_buckets() {
     assert!(RULES.contains(&format!("(relay_buckets_held{{job=\"order-service\"}}) < {BUCKETS}\n")));
 }
 
-/// Asks for each of `wanted` until it has been found once; what is never found is named.
+/// Queries each of `wanted` until it has been found once; fails with those that are never found.
 async fn expect_found(prometheus: &Prometheus, what: &str, mut wanted: BTreeSet<String>) {
     let (all, deadline) = (wanted.len(), Instant::now() + PATIENCE);
     while !wanted.is_empty() {
@@ -41,7 +41,7 @@ async fn expect_found(prometheus: &Prometheus, what: &str, mut wanted: BTreeSet<
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Prometheus, which .ci/prometheus installs"]
-async fn every_metric_and_label_that_dashboard_and_rules_name_is_exported() {
+async fn the_service_exports_every_metric_and_label_of_dashboard_and_rules() {
     let shop = Trade::builder().start().await;
     let mut trade = Trade::prepare(&shop).await;
     let prometheus = Prometheus::start().await;
@@ -65,7 +65,7 @@ async fn every_metric_and_label_that_dashboard_and_rules_name_is_exported() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Prometheus, which .ci/prometheus installs"]
-async fn each_part_that_breaks_has_its_alert_and_mending_it_ends_the_alert() {
+async fn each_broken_part_fires_its_alert_and_repairing_it_ends_the_alert() {
     let prometheus = Prometheus::start().await;
     let mut shops = broken::Shops::start().await;
     let healthy = Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").start().await;
@@ -79,7 +79,7 @@ async fn each_part_that_breaks_has_its_alert_and_mending_it_ends_the_alert() {
 
     let all = RULES.lines().filter_map(|line| line.trim().strip_prefix("- alert: "));
     assert_eq!(prometheus.fired(".*").await, all.map(str::to_owned).collect(), "all alerts");
-    // A machine that does ten things at once may be slow.
+    // With ten shops at once, the machine may be slow.
     let fired = prometheus.fired("healthy").await;
     assert!(fired.iter().all(|alert| alert == "OrderServiceLatencyHigh"), "{fired:?}");
 }

@@ -15,19 +15,19 @@ use crate::support::{Shop, eventually, figure};
 /// The rules of the kit.
 pub(super) const RULES: &str = include_str!("../../../src/kit/prometheus/rules/order-service.yml");
 
-/// By how much every time of the rules is divided. What they compare with (an age of a minute) stays.
+/// The divisor for every time of the rules. Thresholds (such as an age of a minute) stay unchanged.
 pub(super) const FASTER: u64 = 20;
 
-/// Seconds between two scrapes: enough that a slow machine misses none.
+/// Seconds between two scrapes, long enough that a slow machine misses none.
 const SCRAPE: u64 = 3;
 
-/// The shortest range: a rate needs some samples.
+/// The shortest range in seconds: a rate needs several samples.
 pub(super) const SHORTEST_RANGE: u64 = 5 * SCRAPE;
 
-/// How long an alert may take: the longest age that a rule compares with is two minutes, and each step waits for scrapes.
+/// The time limit of an alert: the largest threshold of an age is two minutes, and each step waits for scrapes.
 pub(super) const PATIENCE: Duration = Duration::from_mins(6);
 
-/// The folder with a file for each shop.
+/// The folder with one target file per shop.
 const TARGETS: &str = "targets";
 
 /// A running Prometheus. Dropping it kills it.
@@ -45,9 +45,9 @@ fn seconds(time: &str) -> u64 {
         "s" => 1,
         "m" => 60,
         "h" => 3600,
-        _ => panic!("{time} is no time"),
+        _ => panic!("{time} is not a time"),
     };
-    number.parse::<u64>().unwrap_or_else(|_| panic!("{time} is no time")) * unit
+    number.parse::<u64>().unwrap_or_else(|_| panic!("{time} is not a time")) * unit
 }
 
 /// A line with each range divided by [`FASTER`].
@@ -71,7 +71,7 @@ fn faster(rules: &str) -> String {
 }
 
 #[test]
-fn rules_become_faster_by_their_times_alone() {
+fn only_the_times_of_the_rules_are_shortened() {
     let rules = "- expr: sum by (a) (rate(b[1h])) / rate(b[5m]) > 60\n  for: 10m\n  labels: {c: d}";
     let faster = faster(rules);
     assert_eq!(
@@ -99,13 +99,13 @@ fn configuration(folder: &Path) -> String {
 }
 
 impl Prometheus {
-    /// Starts it with the rules of the kit and no targets.
+    /// Starts Prometheus with the rules of the kit and no targets.
     pub(super) async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let place = |file: &str| folder.path().join(file);
         std::fs::write(place("rules.yml"), faster(RULES)).unwrap();
         std::fs::create_dir(place(TARGETS)).unwrap();
-        // JSON is YAML.
+        // JSON is valid YAML.
         std::fs::write(place("prometheus.yml"), configuration(folder.path())).unwrap();
         let process = Command::new("prometheus")
             .arg(format!("--config.file={}", place("prometheus.yml").display()))
@@ -131,20 +131,20 @@ impl Prometheus {
         prometheus
     }
 
-    /// Where it listens, as soon as its log says so.
+    /// The address of Prometheus, from its log.
     fn address(&self) -> Option<String> {
         let log = std::fs::read_to_string(self.folder.path().join("log")).unwrap();
         let line = log.lines().find(|line| line.contains(r#"msg="Listening on""#))?;
         Some(line.split_once("address=")?.1.to_owned())
     }
 
-    /// Scrapes a shop from now on, as a namespace of its own.
+    /// Scrapes a shop from now on, in its own namespace.
     pub(super) fn scrape(&self, namespace: &str, shop: &Shop) {
         let address = shop.url.strip_prefix("http://").expect("http");
         let labels = json!({"namespace": namespace, "instance": namespace});
         let new = self.folder.path().join(format!("{namespace}.new"));
         std::fs::write(&new, json!([{"targets": [address], "labels": labels}]).to_string()).unwrap();
-        // At once: Prometheus must not read half a file.
+        // The rename is atomic: Prometheus must not read a partial file.
         std::fs::rename(new, self.folder.path().join(TARGETS).join(format!("{namespace}.json"))).unwrap();
     }
 
@@ -157,7 +157,7 @@ impl Prometheus {
         answer["data"].take()
     }
 
-    /// The samples of an expression, as of now.
+    /// The current samples of an expression.
     pub(super) async fn query(&self, expression: &str) -> Vec<Value> {
         let mut data = self.ask("query", &[("query", expression)]).await;
         serde_json::from_value(data["result"].take()).unwrap()
@@ -170,7 +170,7 @@ impl Prometheus {
             .await;
     }
 
-    /// Waits for something that an evaluation brings about.
+    /// Waits for a result of a rule evaluation.
     async fn wait_until(&self, what: &str, happened: impl AsyncFn() -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !happened().await {
@@ -179,7 +179,7 @@ impl Prometheus {
         }
     }
 
-    /// The expressions of all rules as they were loaded.
+    /// The expressions of all loaded rules.
     pub(super) async fn rules(&self) -> Vec<String> {
         let data = self.ask("rules", &[]).await;
         let groups = data["groups"].as_array().expect("groups");
@@ -187,7 +187,7 @@ impl Prometheus {
         rules.map(|rule| rule["query"].as_str().expect("a query").to_owned()).collect()
     }
 
-    /// Waits as long as Prometheus does between two evaluations.
+    /// Waits for the interval between two evaluations.
     pub(super) async fn next_evaluation(&self) {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
@@ -216,7 +216,7 @@ impl Prometheus {
         self.wait_for(namespace, alert, false).await;
     }
 
-    /// The alerts that have fired since the start, for the shops that a regular expression names.
+    /// The alerts that have fired since the start, for the shops that match a regular expression.
     pub(super) async fn fired(&self, namespaces: &str) -> BTreeSet<String> {
         let ever = format!(r#"max_over_time(ALERTS{{namespace=~"{namespaces}",alertstate="firing"}}[1h])"#);
         let alerts = self.query(&ever).await;
@@ -226,7 +226,7 @@ impl Prometheus {
 
 impl Drop for Prometheus {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

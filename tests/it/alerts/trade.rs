@@ -1,4 +1,4 @@
-//! Load that reaches every metric: what a shop does in a day, again and again.
+//! Load that reaches every metric: all activities of a shop, repeated.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::support::{Builder, Payment, Shop, admin, customer, lines};
 
-/// What customers, admins and payments do at one shop.
+/// Customers, admins and payments of one shop.
 pub(super) struct Trade<'a> {
     shop: &'a Shop,
     phone: String,
@@ -16,7 +16,7 @@ pub(super) struct Trade<'a> {
 }
 
 impl<'a> Trade<'a> {
-    /// A shop at which everything can be seen.
+    /// A shop whose metrics all have samples.
     pub(super) fn builder() -> Builder {
         Shop::builder().with("PAYMENT_EVENTS_ENABLED", "true").with("DUPLICATE_WINDOW_SECONDS", "60")
     }
@@ -29,22 +29,22 @@ impl<'a> Trade<'a> {
         Self { shop, phone, rare, failing: Some(failing), round: 0 }
     }
 
-    /// Nothing that somebody would have to look at.
+    /// Load that needs no operator.
     pub(super) fn without_failures(mut self) -> Self {
         self.failing = None;
         self
     }
 
-    /// Goes on until it is dropped.
+    /// Runs until it is dropped.
     pub(super) async fn go_on(&mut self) {
         loop {
             self.round().await;
-            // Some load, not all that the machine can bear.
+            // Moderate load, far below the capacity of the machine.
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 
-    /// Places an order of a customer who has none yet.
+    /// Places the first order of a customer.
     async fn placed(&self, name: &str) -> (String, String) {
         let email = format!("{name}{}@example.com", self.round);
         let order = self.shop.placed(&email, &[(&self.phone, 1)]).await;
@@ -69,7 +69,7 @@ impl<'a> Trade<'a> {
             let order = lines(&[(failing, 1)]);
             self.shop.place(customer("eve@example.com"), &order).await.expect(503);
             self.wrong_payments(&cancelled).await;
-            // The same lines without a key: the first order again.
+            // The same lines without a key return the first order.
             self.shop.place(customer(&email), &lines(&[(&self.phone, 1)])).await;
         }
     }
@@ -92,7 +92,7 @@ impl<'a> Trade<'a> {
         self.shop.place(customer("bob@example.com"), &order).await.expect(400);
     }
 
-    /// One that comes after the cancellation, and one of no order.
+    /// A payment after the cancellation, and a payment of no order.
     async fn wrong_payments(&self, cancelled: &str) {
         self.shop.pay(&Payment::success(cancelled, "10")).await;
         self.shop.pay(&Payment::success(&uuid::Uuid::now_v7().to_string(), "10")).await;

@@ -1,4 +1,4 @@
-//! The broker that gets killed: three embedded ones, or a real one behind a command.
+//! The broker under test: three embedded brokers, or a real one behind a command.
 
 use std::process::Command;
 use std::time::Duration;
@@ -17,12 +17,12 @@ use crate::support::embedded_kafka;
 const BROKERS: i32 = 3;
 
 pub(super) enum Broker {
-    /// librdkafka's own: a broker that is down cuts its connections, and keeps its records.
+    /// The mock cluster of librdkafka: a stopped broker closes its connections and keeps its records.
     Embedded(Kafka),
     Real(RealBroker),
 }
 
-/// A broker that a command such as `.ci/kafka` starts and kills, in a folder of its own.
+/// A broker in its own folder, which a command such as `.ci/kafka` starts and kills.
 pub(super) struct RealBroker {
     command: String,
     address: String,
@@ -47,8 +47,8 @@ impl Broker {
         }
     }
 
-    /// The shortest session of a consumer group that works with it: the embedded one lets the first members
-    /// wait for three seconds, and forgets those whose session expires meanwhile.
+    /// The shortest usable session timeout of a consumer group: the embedded broker delays the first members by three
+    /// seconds, and drops members whose session expires meanwhile.
     pub(super) fn session_timeout(&self) -> Duration {
         match self {
             Self::Embedded(_) => Duration::from_millis(3_500),
@@ -69,7 +69,7 @@ impl Broker {
         }
     }
 
-    /// Takes all of it down and up again.
+    /// Stops and restarts all brokers.
     pub(super) async fn outage(&self) {
         match self {
             Self::Embedded(kafka) => {
@@ -81,8 +81,8 @@ impl Broker {
         }
     }
 
-    /// Takes one broker or all of them down, for less or for more than the relay's patience with an event; or
-    /// kills and restarts the real one.
+    /// Stops one embedded broker or all of them, for less or more than the relay's delivery timeout; or kills and
+    /// restarts the real broker.
     pub(super) async fn kill(&self, random: &mut Random) {
         match self {
             Self::Embedded(kafka) => {
@@ -127,7 +127,7 @@ impl RealBroker {
 
 impl Drop for RealBroker {
     fn drop(&mut self) {
-        // Whatever is left of it is in a temporary folder.
+        // Anything that remains is in a temporary folder.
         let _ = self.command("stop").output();
     }
 }

@@ -1,4 +1,4 @@
-//! What `order-service check` says of the database after everything.
+//! The result of `order-service check` on the final database.
 
 use serde_json::Value;
 

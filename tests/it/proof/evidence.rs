@@ -1,5 +1,5 @@
-//! What is there to be checked when everything has settled: the database, the topic, the Product Service's
-//! own book, and what the clients saw.
+//! The final state that the checks read: the database, the topics, the Product Service's own ledger, and the clients'
+//! observations.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
@@ -18,15 +18,15 @@ pub(super) struct Evidence {
     pub(super) stories: Vec<Story>,
     pub(super) orders: BTreeMap<String, Order>,
     pub(super) records: Vec<Record>,
-    /// Everything that the topic of the payments holds.
+    /// All records of the payment topic.
     pub(super) payments: Vec<Record>,
-    /// Partition and offset of each of them that was applied or parked.
+    /// Partition and offset of each payment record that was applied or parked.
     pub(super) traced: HashSet<(i32, i64)>,
     pub(super) movements: Vec<Movement>,
     pub(super) jobs: Vec<Job>,
     pub(super) parked: Vec<Parked>,
     pub(super) outbox: i64,
-    /// How often which change happened, and why.
+    /// The number of status changes by status and reason.
     pub(super) changes: Vec<Change>,
 }
 
@@ -37,7 +37,7 @@ pub(super) struct Change {
     pub(super) count: i64,
 }
 
-/// An order and everything that belongs to it.
+/// An order with its related rows.
 #[derive(Debug, Default, sqlx::FromRow)]
 pub(super) struct Order {
     id: Uuid,
@@ -45,20 +45,20 @@ pub(super) struct Order {
     pub(super) customer: String,
     pub(super) status: String,
     pub(super) version: i32,
-    /// When it may be given up as unpaid.
-    pub(super) time_is_up: DateTime<Utc>,
-    /// Why it was cancelled, where that is known.
+    /// The payment deadline of the order.
+    pub(super) payment_deadline: DateTime<Utc>,
+    /// The reason of the cancellation, if any.
     pub(super) cancelled_for: Option<String>,
-    /// Number, product and quantity.
+    /// Line number, product and quantity.
     #[sqlx(skip)]
     pub(super) lines: Vec<(i16, String, i64)>,
-    /// From and to, by version.
+    /// Old and new status, by version.
     #[sqlx(skip)]
     pub(super) history: BTreeMap<i64, (Option<String>, String)>,
     pub(super) is_paid: bool,
     pub(super) refund_is_due: bool,
-    /// Money came that was not its total.
-    pub(super) waits_for_a_person: bool,
+    /// A payment of the order is parked.
+    pub(super) waits_for_an_operator: bool,
 }
 
 /// One entry of the Product Service's ledger.
@@ -76,7 +76,7 @@ pub(super) struct Job {
     pub(super) order: Uuid,
     pub(super) state: String,
     pub(super) parked: Option<String>,
-    /// For the report.
+    /// Details for the report.
     pub(super) details: String,
 }
 
@@ -132,9 +132,9 @@ impl Evidence {
 
 async fn read_orders(database: &PgPool, ttl: Duration) -> BTreeMap<String, Order> {
     let rows: Vec<Order> = sqlx::query_as(
-        "select id, customer_id, status, version, placed_at + $1 as time_is_up, payments.order_id is not null as is_paid,
+        "select id, customer_id, status, version, placed_at + $1 as payment_deadline, payments.order_id is not null as is_paid,
                 refunds_due.order_id is not null as refund_is_due,
-                exists (select from parked_payments where order_id = id) as waits_for_a_person,
+                exists (select from parked_payments where order_id = id) as waits_for_an_operator,
                 (select reason from order_history where order_id = id and to_status = 'CANCELLED') as cancelled_for
          from orders
          left join payments on payments.order_id = id

@@ -1,5 +1,4 @@
-//! The clients: they place, pay, confirm, cancel and repeat themselves, as sane clients do when an answer
-//! does not come.
+//! The clients place, pay, confirm and cancel orders; without an answer they repeat the request.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,13 +20,13 @@ use super::story::{PaymentKind, SentPayment, Story};
 use super::world::World;
 use crate::support::{Answer, Call, PATIENCE, admin, customer};
 
-/// A client gives up on one attempt after this, and on the whole after so many attempts.
+/// The client's timeout of one attempt, and its maximum number of attempts.
 const ATTEMPT: Duration = Duration::from_secs(3);
 const ATTEMPTS: u32 = 60;
 
-/// What can be done to an order once it is placed.
+/// An action on a placed order.
 #[derive(Clone, Copy, Debug)]
-enum Deed {
+enum Action {
     Pay(PaymentKind),
     PayTwiceWithinASecond,
     PayTwiceUnderOneId,
@@ -36,25 +35,25 @@ enum Deed {
     CancelAsOwner,
 }
 
-const DEEDS: [Deed; 15] = [
-    Deed::Pay(PaymentKind::Success),
-    Deed::Pay(PaymentKind::Success),
-    Deed::Pay(PaymentKind::Success),
-    Deed::Pay(PaymentKind::Success),
-    Deed::Pay(PaymentKind::Success),
-    Deed::Pay(PaymentKind::Failed),
-    Deed::Pay(PaymentKind::WrongAmount),
-    Deed::PayTwiceWithinASecond,
-    Deed::PayTwiceUnderOneId,
-    Deed::Confirm,
-    Deed::Confirm,
-    Deed::Confirm,
-    Deed::CancelAsAdmin,
-    Deed::CancelAsAdmin,
-    Deed::CancelAsOwner,
+const ACTIONS: [Action; 15] = [
+    Action::Pay(PaymentKind::Success),
+    Action::Pay(PaymentKind::Success),
+    Action::Pay(PaymentKind::Success),
+    Action::Pay(PaymentKind::Success),
+    Action::Pay(PaymentKind::Success),
+    Action::Pay(PaymentKind::Failed),
+    Action::Pay(PaymentKind::WrongAmount),
+    Action::PayTwiceWithinASecond,
+    Action::PayTwiceUnderOneId,
+    Action::Confirm,
+    Action::Confirm,
+    Action::Confirm,
+    Action::CancelAsAdmin,
+    Action::CancelAsAdmin,
+    Action::CancelAsOwner,
 ];
 
-/// What came of a deed, to be noted in the story.
+/// The result of an action, for the story.
 enum Done {
     Paid(Vec<SentPayment>),
     Changed(&'static str),
@@ -91,17 +90,17 @@ impl Load {
         }
     }
 
-    /// How many requests were answered.
+    /// The number of answered requests.
     pub(super) fn answered(&self) -> usize {
         self.answered.load(Ordering::Relaxed)
     }
 
-    /// How many different payment events were published.
+    /// The number of different published payment events.
     pub(super) fn payments(&self) -> usize {
         self.payments.load(Ordering::Relaxed)
     }
 
-    /// One client, story after story, until `stop`.
+    /// Runs one client, story after story, until `stop`.
     pub(super) async fn client(self: Arc<Self>, mut random: Random, stop: CancellationToken) -> Vec<Story> {
         let mut stories = Vec::new();
         while !stop.is_cancelled() {
@@ -132,7 +131,7 @@ impl Load {
         }
     }
 
-    /// Lets the Product Service misbehave for a product of the story.
+    /// Injects a fault of the Product Service for a product of the story.
     async fn disturb(&self, story: &Story, random: &mut Random) {
         if !random.percent(35) {
             return;
@@ -146,7 +145,7 @@ impl Load {
             5 => json!({"kind": "status", "status": 503, "times": times, "on": on}),
             6 => json!({"kind": "hang", "times": 1, "on": on}),
             7 => json!({"kind": "status", "status": 500, "times": 1, "on": "read"}),
-            // The stock is there all the same.
+            // The stock is available nevertheless.
             8 | 9 if Shelf::never_runs_out(product) => {
                 json!({"kind": "status", "status": refusal, "times": 1, "on": "reduce-stock"})
             }
@@ -155,7 +154,7 @@ impl Load {
         self.world.fault(product, &fault).await;
     }
 
-    /// Asks for the order until it is acknowledged or refused, and now and then once more after that.
+    /// Places the order until it is acknowledged or refused, and sometimes once more after that.
     async fn place(&self, story: &mut Story, random: &mut Random) {
         for _ in 0..ATTEMPTS {
             let copies = if random.percent(15) { random.between(2, 4) } else { 1 };
@@ -173,7 +172,7 @@ impl Load {
         }
     }
 
-    /// One attempt to place: its trace and its answer. Some clients hang up before the answer.
+    /// One placement attempt; returns its trace and its answer. Some clients disconnect before the answer.
     async fn ask_for_order(&self, story: &Story, mut random: Random) -> Option<(String, Answer)> {
         let trace = Uuid::new_v4().simple().to_string();
         let mut call = self.call("POST", "/api/orders", &mut random)?.by(customer(&story.customer));
@@ -187,15 +186,15 @@ impl Load {
         Some((trace, answer))
     }
 
-    /// What happens to the order: one to three deeds, one after the other or all at once.
+    /// Runs up to three actions on the order, sequentially or concurrently.
     async fn live(&self, story: &mut Story, random: &mut Random) {
-        let deeds: Vec<Deed> = (0..random.below(4)).map(|_| random.pick(&DEEDS)).collect();
+        let actions: Vec<Action> = (0..random.below(4)).map(|_| random.pick(&ACTIONS)).collect();
         let done = if random.percent(50) {
-            join_all(deeds.iter().map(|deed| self.act(story, *deed, random.fork()))).await
+            join_all(actions.iter().map(|action| self.act(story, *action, random.fork()))).await
         } else {
             let mut done = Vec::new();
-            for deed in deeds {
-                done.push(self.act(story, deed, random.fork()).await);
+            for action in actions {
+                done.push(self.act(story, action, random.fork()).await);
             }
             done
         };
@@ -213,23 +212,23 @@ impl Load {
         }
     }
 
-    async fn act(&self, story: &Story, deed: Deed, mut random: Random) -> Done {
+    async fn act(&self, story: &Story, action: Action, mut random: Random) -> Done {
         let order = story.order().expect("an order");
         let status = format!("/api/orders/{order}/status");
         let cancel = format!("/api/orders/{order}/cancel");
-        match deed {
-            Deed::Pay(kind) => {
+        match action {
+            Action::Pay(kind) => {
                 let payment = self.pay(story, kind, &story.payment(kind, random.percent(50))).await;
                 for _ in 0..random.pick(&[0, 0, 0, 1, 2]) {
                     self.publish(order, &payment.envelope).await;
                 }
                 Done::Paid(vec![payment])
             }
-            Deed::PayTwiceWithinASecond => self.pay_twice(story, story.payments_within_a_second()).await,
-            Deed::PayTwiceUnderOneId => self.pay_twice(story, story.payments_under_one_id()).await,
-            Deed::Confirm => self.change("PUT", &status, None, "CONFIRMED", &mut random).await,
-            Deed::CancelAsAdmin => self.change("PUT", &status, None, "CANCELLED", &mut random).await,
-            Deed::CancelAsOwner => {
+            Action::PayTwiceWithinASecond => self.pay_twice(story, story.payments_within_a_second()).await,
+            Action::PayTwiceUnderOneId => self.pay_twice(story, story.payments_under_one_id()).await,
+            Action::Confirm => self.change("PUT", &status, None, "CONFIRMED", &mut random).await,
+            Action::CancelAsAdmin => self.change("PUT", &status, None, "CANCELLED", &mut random).await,
+            Action::CancelAsOwner => {
                 self.change("POST", &cancel, Some(&story.customer), "CANCELLED", &mut random).await
             }
         }
@@ -251,7 +250,7 @@ impl Load {
         SentPayment { kind, envelope, acknowledged_at: Utc::now() }
     }
 
-    /// Asks for a status until there is an answer that says yes or no.
+    /// Requests a status change until the answer is final.
     async fn change(
         &self,
         method: &str,
@@ -281,21 +280,21 @@ impl Load {
         Some(Call::new(&self.http, method, format!("{url}{path}")))
     }
 
-    /// The answer, unless the connection or the client's patience ended first.
+    /// The answer, unless the connection breaks or the client times out first.
     async fn send(&self, call: Call, patience: Duration) -> Option<Answer> {
         let answer = timeout(patience, call.try_send()).await.ok()?.ok()?;
         self.answered.fetch_add(1, Ordering::Relaxed);
         Some(answer)
     }
 
-    /// Publishes to the topic of the payments, and does not rest before the broker has it.
+    /// Publishes to the payment topic, and repeats until the broker acknowledges it.
     async fn publish(&self, key: &str, payload: &str) {
         let record = FutureRecord::to(&self.world.payments.name).key(key).payload(payload);
         self.producer.send(record, PATIENCE).await.expect("an acknowledgement");
     }
 }
 
-/// As `Retry-After` asks for, only shorter: the proof has no hour.
+/// The pause of `Retry-After`, shortened to limit the duration of the proof.
 async fn pause(random: &mut Random) {
     sleep(Duration::from_millis(random.between(20, 250))).await;
 }

@@ -1,13 +1,13 @@
 //! The proof of kills: replicas under load, killed again and again together with their broker and their database,
-//! keep every promise. The proof reads what everyone else sees: the database, both topics, the Product Service's own
-//! ledger, and the answers that the clients got.
+//! keep every promise. The proof checks only what is visible from outside: the database, both topics, the Product
+//! Service's own ledger, and the answers that the clients got.
 //!
 //! # Method
 //!
 //! Three replicas, PostgreSQL, Kafka and a Product Service that loses answers and refuses stock that it has. Clients
 //! place, pay, pay twice within a second, confirm, cancel and repeat, all from one seed. Meanwhile replicas, broker and
 //! database are killed, commits are answered late or not at all, and a reader holds a snapshot of the database open. At
-//! the end every replica stays down for longer than an order may stay unpaid, while payments go on.
+//! the end every replica stays down for longer than an order may stay unpaid, while payments continue.
 //!
 //! Each promise is one line: failures, trials, and the rate that no failure in that many trials excludes (3/N at 95 %).
 //! `cargo test` runs a short proof. The long one:
@@ -24,13 +24,13 @@
 //!
 //! | run | kills | requests | result |
 //! |---|---|---|---|
-//! | 2026-11-22 | 301 | 67,153 | 0 of 30,996 orders and 0 of 41,036 events missing, 0 out of sequence, 0 of 468 repeats differ, 0 of 12,744 keys moved stock twice |
+//! | 2026-11-22 | 301 | 67,153 | 0 of 30,996 orders and 0 of 41,036 events missing, 0 out of order, 0 of 468 repeats differ, 0 of 12,744 keys moved stock twice |
 //! | 2026-11-25, seed 20261124, Apache Kafka | 300 (226 replicas, 37 database, 37 broker) | 30,494 | every line 0; 36 snapshots, 56 times of late commits, 25 minutes on two busy cores |
 //!
-//! The runs before 2026-11-24 had no late commits, double payments and refusals yet. Other long figures:
-//! `PROMISE_SCALE=long cargo test --test it every_key_that_is_sent -- --nocapture`, likewise `sixty_four` and `shuffled`.
-//! An hour without a real Kafka: 1,042,529 orders placed meanwhile, each event there once 42 s after it was back, `serve`
-//! at 28 MB throughout.
+//! The runs before 2026-11-24 had no late commits, double payments and refusals. Other long runs:
+//! `PROMISE_SCALE=long cargo test --test it eight_concurrent -- --nocapture`, likewise `sixty_four` and `shuffled`.
+//! An hour without a real Kafka: 1,042,529 orders placed meanwhile, each event delivered once within 42 s after the
+//! outage, `serve` at 28 MB throughout.
 
 mod broker;
 mod contradictions;
@@ -100,13 +100,13 @@ async fn every_promise_survives_kills() {
     for promise in &promises {
         println!("proof: {promise}");
     }
-    println!("proof: held by two attempts for a while: {} lines", promises_of_stock::held_twice(&evidence));
+    println!("proof: lines that two attempts held temporarily: {}", promises_of_stock::held_twice(&evidence));
     assert!(!evidence.orders.is_empty() && !evidence.movements.is_empty(), "nothing was tried");
     let broken = promises.iter().filter(|promise| !promise.is_kept()).count();
     assert_eq!(broken, 0, "promises are broken; PROOF_SEED was {}", plan.seed);
 }
 
-/// What was done, how many requests were answered, and what the clients saw.
+/// Returns the faults, the number of answered requests, and the stories of the clients.
 async fn load_and_kill(world: &Arc<World>, plan: &Plan) -> (Tally, usize, Vec<Story>) {
     let mut random = Random::new(plan.seed);
     let shelf = Shelf::stock(world, plan.requests / 2).await;

@@ -1,4 +1,4 @@
-//! What goes wrong, and when: kills, at moments at which something is under way.
+//! Injects faults, mostly kills, at moments with work in progress.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,44 +13,44 @@ use super::random::Random;
 use super::world::{EVERY_REPLICA, World};
 use crate::support::Mode;
 
-/// One thing that goes wrong.
+/// One fault.
 #[derive(Clone, Copy, Debug)]
-enum Blow {
+enum Fault {
     KillReplica,
     KillEveryReplica,
     KillWhileStarting,
     KillDatabase,
     KillBroker,
-    /// A replica stands still for longer than its leases, and then goes on as if nothing had been.
+    /// A replica is paused for longer than its leases and then resumes.
     Pause,
-    /// The database goes away while payments are read; before it is back, every replica is killed.
+    /// The database becomes unreachable while payments are read; before it returns, every replica is killed.
     CutDatabaseAndKill,
-    /// Commits wait for a synchronous standby that is away, often for longer than the deadline.
+    /// Commits wait for an unreachable synchronous standby, often for longer than the deadline.
     StandbyAway,
-    /// The database commits, and its answers to commits are lost.
+    /// The database commits, but its answers to commits are lost.
     SwallowAnswers,
 }
 
-/// Dealt in an order that chance decides, and then again.
-const BLOWS: [Blow; 15] = [
-    Blow::KillReplica,
-    Blow::KillReplica,
-    Blow::KillReplica,
-    Blow::KillReplica,
-    Blow::KillEveryReplica,
-    Blow::KillWhileStarting,
-    Blow::KillDatabase,
-    Blow::KillDatabase,
-    Blow::KillBroker,
-    Blow::KillBroker,
-    Blow::Pause,
-    Blow::CutDatabaseAndKill,
-    Blow::StandbyAway,
-    Blow::StandbyAway,
-    Blow::SwallowAnswers,
+/// The faults in random order; repeated when all have been used.
+const FAULTS: [Fault; 15] = [
+    Fault::KillReplica,
+    Fault::KillReplica,
+    Fault::KillReplica,
+    Fault::KillReplica,
+    Fault::KillEveryReplica,
+    Fault::KillWhileStarting,
+    Fault::KillDatabase,
+    Fault::KillDatabase,
+    Fault::KillBroker,
+    Fault::KillBroker,
+    Fault::Pause,
+    Fault::CutDatabaseAndKill,
+    Fault::StandbyAway,
+    Fault::StandbyAway,
+    Fault::SwallowAnswers,
 ];
 
-/// What must be under way before a blow falls.
+/// The work that must be in progress before a fault.
 #[derive(Clone, Copy, Debug)]
 enum Moment {
     StockIsMoving,
@@ -62,7 +62,7 @@ enum Moment {
 const MOMENTS: [Moment; 3] = [Moment::StockIsMoving, Moment::EventsArePending, Moment::PaymentsAreWaiting];
 
 impl Moment {
-    /// How long to wait for it.
+    /// The maximum wait for this moment.
     fn within(self) -> Duration {
         match self {
             Self::StockIsMoving | Self::EventsArePending | Self::PaymentsAreWaiting => Duration::from_secs(1),
@@ -72,7 +72,7 @@ impl Moment {
     }
 }
 
-/// What was done.
+/// The number of faults by kind.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Tally {
     replicas: usize,
@@ -113,21 +113,21 @@ impl Nemesis {
         Self { world, load, random, tally: Tally::default() }
     }
 
-    /// Deals blows until there were enough kills and enough requests, spread over both. In the end everything
-    /// runs again.
+    /// Injects faults, spread over the requests, until there were enough kills and requests. At the end everything runs
+    /// again.
     pub(super) async fn run(mut self, plan: &Plan) -> Tally {
         let mut deck = Vec::new();
         while self.tally.kills() < plan.kills {
             if deck.is_empty() {
-                deck = BLOWS.to_vec();
+                deck = FAULTS.to_vec();
                 self.random.shuffle(&mut deck);
             }
             let share = plan.requests * self.tally.kills() / plan.kills;
             self.until(|load| load.answered() >= share).await;
             let moment = self.random.pick(&MOMENTS);
             self.wait_for(moment).await;
-            if let Some(blow) = deck.pop() {
-                self.deal(blow).await;
+            if let Some(fault) = deck.pop() {
+                self.inject(fault).await;
             }
         }
         self.until(|load| load.answered() >= plan.requests).await;
@@ -166,43 +166,43 @@ impl Nemesis {
         }
     }
 
-    /// Nothing where the database does not answer.
+    /// `None` if the database does not answer.
     async fn count(&self, question: &'static str) -> usize {
         let count: Result<i64, _> = sqlx::query_scalar(question).fetch_one(&self.world.database).await;
         usize::try_from(count.unwrap_or_default()).unwrap()
     }
 
-    async fn deal(&mut self, blow: Blow) {
+    async fn inject(&mut self, fault: Fault) {
         let victim = self.random.pick(&EVERY_REPLICA);
-        match blow {
-            Blow::KillReplica => {
+        match fault {
+            Fault::KillReplica => {
                 self.kill(&[victim]).await;
                 self.revive(&[victim]).await;
             }
-            Blow::KillEveryReplica => {
+            Fault::KillEveryReplica => {
                 self.kill(&EVERY_REPLICA).await;
                 self.revive(&EVERY_REPLICA).await;
             }
-            Blow::KillWhileStarting => {
+            Fault::KillWhileStarting => {
                 self.world.kill_while_starting(victim, &mut self.random).await;
                 self.tally.replicas += 2;
                 self.world.start_replica(victim).await;
             }
-            Blow::KillDatabase => {
+            Fault::KillDatabase => {
                 self.world.postgres.lock().await.restart_immediately().await.unwrap();
                 self.tally.databases += 1;
             }
-            Blow::KillBroker => {
+            Fault::KillBroker => {
                 self.world.broker.kill(&mut self.random).await;
                 self.tally.brokers += 1;
             }
-            Blow::Pause => {
+            Fault::Pause => {
                 self.world.signal_replica(victim, "STOP").await;
                 sleep(Duration::from_millis(self.random.between(1_000, 2_500))).await;
                 self.world.signal_replica(victim, "CONT").await;
                 self.tally.pauses += 1;
             }
-            Blow::CutDatabaseAndKill => {
+            Fault::CutDatabaseAndKill => {
                 self.wait_for(Moment::PaymentsHaveCaughtUp).await;
                 self.wait_for(Moment::PaymentsAreWaiting).await;
                 self.world.way_to_database.set(Mode::Cut);
@@ -212,13 +212,13 @@ impl Nemesis {
                 self.world.way_to_database.set(Mode::Open);
                 self.revive(&EVERY_REPLICA).await;
             }
-            Blow::StandbyAway => {
+            Fault::StandbyAway => {
                 self.set_standby("set synchronous_standby_names = 'away'").await;
                 self.wait_out_a_deadline().await;
                 self.set_standby("reset synchronous_standby_names").await;
                 self.tally.late_answers += 1;
             }
-            Blow::SwallowAnswers => {
+            Fault::SwallowAnswers => {
                 self.world.way_to_database.set(Mode::NoAnswerTo("COMMIT"));
                 self.wait_out_a_deadline().await;
                 self.world.way_to_database.set(Mode::Open);
@@ -233,7 +233,7 @@ impl Nemesis {
         sqlx::query("select pg_reload_conf()").execute(&self.world.database).await.unwrap();
     }
 
-    /// For less or for more than the database's deadline, and what finding out takes.
+    /// A pause shorter or longer than the database deadline plus the time of the look-up after it.
     async fn wait_out_a_deadline(&mut self) {
         sleep(Duration::from_millis(self.random.between(300, 3_000))).await;
     }
@@ -245,7 +245,7 @@ impl Nemesis {
         }
     }
 
-    /// Starts replicas after they were dead for a moment.
+    /// Restarts replicas after a short downtime.
     async fn revive(&mut self, victims: &[usize]) {
         sleep(Duration::from_millis(self.random.below(300))).await;
         for victim in victims {

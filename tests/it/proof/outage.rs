@@ -1,4 +1,4 @@
-//! The service is away for longer than an order may stay unpaid, and customers go on paying.
+//! An outage of the service that is longer than the payment deadline of orders, while customers keep paying.
 
 use std::sync::Arc;
 
@@ -11,8 +11,8 @@ use super::random::Random;
 use super::story::{PaymentKind, Story};
 use super::world::{EVERY_REPLICA, World};
 
-/// Kills every replica, pays many of the orders that nobody has paid, and waits until the time of all of them is
-/// up. The replicas come back before Kafka does.
+/// Kills every replica, pays many of the unpaid orders, and waits until the payment deadline of all orders has passed.
+/// The replicas restart before Kafka does.
 pub(super) async fn outlast_unpaid_orders(
     world: &Arc<World>,
     load: &Load,

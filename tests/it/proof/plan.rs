@@ -1,19 +1,19 @@
-//! How long a proof is, and from which seed.
+//! The length and the seed of a proof.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// What the environment asks for; without it the short proof of `cargo test`.
+/// The plan from the environment; by default the short proof of `cargo test`.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
-    /// Everything random comes from it (`PROOF_SEED`).
+    /// The seed of all random choices (`PROOF_SEED`).
     pub(super) seed: u64,
-    /// At least so many processes are killed (`PROOF_KILLS`).
+    /// The minimum number of killed processes (`PROOF_KILLS`).
     pub(super) kills: usize,
-    /// At least so many requests are answered (`PROOF_REQUESTS`).
+    /// The minimum number of answered requests (`PROOF_REQUESTS`).
     pub(super) requests: usize,
-    /// Clients at once (`PROOF_CLIENTS`).
+    /// The number of concurrent clients (`PROOF_CLIENTS`).
     pub(super) clients: usize,
     /// A command with `start`, `restart` and `stop` for a real broker (`PROOF_KAFKA`); else the embedded one.
     pub(super) kafka: Option<String>,
@@ -30,7 +30,7 @@ impl Plan {
         }
     }
 
-    /// Long enough for most payments to come before it, short enough for the proof to wait for the others.
+    /// The payment deadline: most payments arrive before it, and the proof can wait for it.
     pub(super) fn unpaid_order_ttl(&self) -> Duration {
         Duration::from_secs((8 + self.kills as u64 / 2).min(40))
     }

@@ -1,4 +1,4 @@
-//! One promise: how often it was tried, and where it was broken.
+//! One promise: its number of trials, and its violations.
 
 use std::fmt;
 
@@ -9,12 +9,12 @@ pub(super) struct Promise {
 }
 
 impl Promise {
-    /// `broken_as` names what must not be found.
+    /// `broken_as` names the violation.
     pub(super) fn no(broken_as: &'static str) -> Self {
         Self { broken_as, trials: 0, breaches: Vec::new() }
     }
 
-    /// Notes one trial; `breach` says what was found where it must not be.
+    /// Records one trial; `breach` describes a violation.
     pub(super) fn try_out(&mut self, is_kept: bool, breach: impl FnOnce() -> String) {
         self.trials += 1;
         if !is_kept {
@@ -50,7 +50,7 @@ fn rounded(percent: f64) -> String {
 }
 
 #[test]
-fn a_line_says_the_bound_or_what_was_found() {
+fn a_line_shows_the_bound_or_the_violations() {
     let mut kept = Promise::no("orders missing");
     (0..5_432).for_each(|_| kept.try_out(true, String::new));
     assert_eq!(kept.to_string(), "orders missing: 0 of 5432 (< 0.055 % at 95 %)");

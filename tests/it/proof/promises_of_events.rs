@@ -1,4 +1,4 @@
-//! Every change has its event, and no event is without its change; in sequence, and repeats are the same.
+//! Every change has an event and every event a change; events are in order, and repeats are byte-identical.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -8,9 +8,9 @@ use super::evidence::Evidence;
 use super::promise::Promise;
 use crate::support::Record;
 
-/// What was published of one order, in the order of the topic.
+/// The published events of one order, in the order of the topic.
 struct Published<'a> {
-    /// The first record of each sequence number, as they came.
+    /// The first record of each sequence number, in the order of arrival.
     first: Vec<(i64, Value, &'a Record)>,
     repeats: Vec<(&'a Record, &'a Record)>,
     partitions: Vec<i32>,
@@ -56,7 +56,7 @@ fn published(records: &[Record]) -> HashMap<&str, Published<'_>> {
     published
 }
 
-/// The history in the database and the events on the topic tell the same.
+/// The history in the database matches the events on the topic.
 fn existence(evidence: &Evidence, published: &HashMap<&str, Published<'_>>) -> Vec<Promise> {
     let mut placed = Promise::no("committed orders without ORDER_PLACED");
     let mut changed = Promise::no("changes of status without event");
@@ -90,7 +90,7 @@ fn existence(evidence: &Evidence, published: &HashMap<&str, Published<'_>>) -> V
 }
 
 fn sequence(published: &HashMap<&str, Published<'_>>) -> Vec<Promise> {
-    let mut sequence = Promise::no("first occurrences out of sequence, or with a gap");
+    let mut sequence = Promise::no("first occurrences out of order, or with a gap");
     let mut times = Promise::no("timestamps that do not increase within an order");
     let mut repeats = Promise::no("repeats that are not byte-identical");
     let mut partitions = Promise::no("orders on more than one partition");
@@ -106,7 +106,7 @@ fn sequence(published: &HashMap<&str, Published<'_>>) -> Vec<Promise> {
             .collect();
         by_sequence.sort_unstable();
         for pair in by_sequence.windows(2) {
-            // RFC 3339 in UTC with microseconds: the text sorts as the time does.
+            // RFC 3339 in UTC with microseconds: the text sorts by time.
             times.try_out(pair[0].1 < pair[1].1, || format!("{id} {pair:?}"));
         }
         for (first, again) in &published.repeats {

@@ -1,4 +1,4 @@
-//! Orders are kept, once each, and come to an end; payments are kept and answered for.
+//! No order is lost or duplicated, and every order ends; every payment is applied, refunded or parked.
 
 use std::collections::{HashMap, HashSet};
 
@@ -15,7 +15,7 @@ pub(super) fn check(evidence: &Evidence) -> Vec<Promise> {
         .collect()
 }
 
-/// What a client was told is so.
+/// The answers that clients received match the database.
 fn acknowledgements(evidence: &Evidence) -> Vec<Promise> {
     let mut orders = Promise::no("acknowledged orders missing");
     let mut changes = Promise::no("acknowledged changes of status missing");
@@ -32,9 +32,9 @@ fn acknowledgements(evidence: &Evidence) -> Vec<Promise> {
     vec![orders, changes]
 }
 
-/// The same request is one order.
+/// A repeated request creates one order.
 fn requests(evidence: &Evidence) -> Vec<Promise> {
-    let mut acknowledged = Promise::no("acknowledged keys with other than one order");
+    let mut acknowledged = Promise::no("acknowledged keys with no order or several");
     let mut unanswered = Promise::no("unanswered keys with more than one order");
     let mut keyless = Promise::no("repeats without a key with more than one living order");
     let mut answers = Promise::no("same request answered with different orders");
@@ -68,24 +68,25 @@ fn requests(evidence: &Evidence) -> Vec<Promise> {
     vec![acknowledged, unanswered, keyless, answers, unwritten, unknown]
 }
 
-/// The trace id of the request that placed the order, where this is its first event.
+/// If this is the first event of an order, the trace id of the request that placed it.
 fn trace_of_placement(record: &Record) -> Option<&str> {
     let trace = record.header("traceparent").filter(|_| record.sequence() == 1)?;
     trace.split('-').nth(1)
 }
 
-/// Payments that came in time are never too late, and each of them is remembered or kept for an operator.
+/// No order is cancelled as unpaid if it was paid before its deadline, and each payment is applied or parked.
 fn arrivals(evidence: &Evidence) -> Vec<Promise> {
-    let mut in_time = Promise::no("orders given up as unpaid that were paid in time");
+    let mut in_time = Promise::no("orders cancelled as unpaid although paid in time");
     for story in &evidence.stories {
         let Some(order) = story.order().and_then(|id| evidence.orders.get(id)) else { continue };
-        for payment in story.paid_amounts().filter(|payment| payment.acknowledged_at < order.time_is_up) {
+        for payment in story.paid_amounts().filter(|payment| payment.acknowledged_at < order.payment_deadline)
+        {
             let timed_out = order.cancelled_for.as_deref() == Some("PAYMENT_TIMEOUT");
             let breach = || format!("{:?} paid {}", story.order(), payment.acknowledged_at);
             in_time.try_out(!timed_out, breach);
         }
     }
-    let mut trace = Promise::no("payments without trace");
+    let mut trace = Promise::no("payment records neither applied nor parked");
     let mut places: HashMap<&str, Vec<(i32, i64)>> = HashMap::new();
     for record in &evidence.payments {
         places.entry(&record.payload).or_default().push((record.partition, record.offset));
@@ -102,12 +103,12 @@ fn arrivals(evidence: &Evidence) -> Vec<Promise> {
     vec![in_time, trace, stock]
 }
 
-/// No payment is lost, and none is kept for an order that is cancelled.
+/// No payment is lost, and every payment of a cancelled order makes a refund due.
 fn payments(evidence: &Evidence) -> Vec<Promise> {
     let mut lost = Promise::no("payments lost");
     let mut unsettled = Promise::no("paid orders neither CONFIRMED nor CANCELLED with a refund due");
     let mut refunds = Promise::no("refunds without a paid and cancelled order");
-    let mut parked = Promise::no("records parked that nobody planned");
+    let mut parked = Promise::no("unexpected parked records");
     for story in evidence.stories.iter().filter(|story| story.is_paid()) {
         let order = story.order().and_then(|id| evidence.orders.get(id));
         lost.try_out(order.is_some_and(|order| order.is_paid), || format!("{:?}", story.order()));
@@ -123,12 +124,12 @@ fn payments(evidence: &Evidence) -> Vec<Promise> {
             refunds.try_out(order.is_paid && cancelled, breach);
         }
     }
-    let for_a_person = |story: &super::story::Story| -> Vec<String> {
+    let for_an_operator = |story: &super::story::Story| -> Vec<String> {
         let again = story.paid_amounts().count() > 1;
         let parked = story.paid_amounts().filter(|paid| again || paid.kind == PaymentKind::WrongAmount);
         parked.map(|payment| payment.envelope.clone()).chain(story.garbage.clone()).collect()
     };
-    let planned: HashSet<String> = evidence.stories.iter().flat_map(for_a_person).collect();
+    let planned: HashSet<String> = evidence.stories.iter().flat_map(for_an_operator).collect();
     for record in &evidence.parked {
         let payload = String::from_utf8_lossy(&record.payload);
         parked.try_out(planned.contains(payload.as_ref()), || format!("{}: {payload}", record.error));
@@ -138,7 +139,7 @@ fn payments(evidence: &Evidence) -> Vec<Promise> {
     for record in evidence.stories.iter().flat_map(|story| &story.garbage) {
         garbage.try_out(kept.contains(record.as_bytes()), || record.clone());
     }
-    let mut money = Promise::no("orders of which money is neither theirs nor parked, or both");
+    let mut money = Promise::no("orders with a payment neither applied nor parked, or both");
     for story in &evidence.stories {
         let Some(order) = story.order().and_then(|id| evidence.orders.get(id)) else { continue };
         let paid = story.paid_amounts().count();
@@ -149,12 +150,12 @@ fn payments(evidence: &Evidence) -> Vec<Promise> {
     vec![lost, unsettled, refunds, parked, garbage, money]
 }
 
-/// Nothing is left in between, but orders for which money came that a person has to look at.
+/// Every order and every stock job has ended, except orders with a parked payment.
 fn ends(evidence: &Evidence) -> Vec<Promise> {
-    let mut orders = Promise::no("orders that did not come to an end");
-    let mut jobs = Promise::no("stock jobs that did not come to an end, or are parked");
+    let mut orders = Promise::no("unfinished orders");
+    let mut jobs = Promise::no("stock jobs unfinished or parked");
     for (id, order) in &evidence.orders {
-        orders.try_out(order.status != "CREATED" || order.waits_for_a_person, || id.clone());
+        orders.try_out(order.status != "CREATED" || order.waits_for_an_operator, || id.clone());
     }
     for job in &evidence.jobs {
         let ended = matches!(job.state.as_str(), "TAKEN" | "RETURNED") && job.parked.is_none();

@@ -1,4 +1,4 @@
-//! Stock is taken for confirmed orders, once a line, and for nothing else.
+//! Stock is taken only for confirmed orders, once per line.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -10,8 +10,8 @@ pub(super) fn check(evidence: &Evidence) -> Vec<Promise> {
     [products(evidence), lines(evidence)].into_iter().flatten().collect()
 }
 
-/// Lines that an attempt has taken while an earlier attempt of the same order had not given them back yet.
-/// It comes right in the end, and until then the order holds more than it needs.
+/// The number of lines that an attempt took before an earlier attempt of the same order had given them back. This is
+/// temporary; until then, the order holds more stock than it needs.
 pub(super) fn held_twice(evidence: &Evidence) -> usize {
     let mut held: HashMap<(&str, &str), i64> = HashMap::new();
     let mut twice = HashSet::new();
@@ -27,11 +27,11 @@ pub(super) fn held_twice(evidence: &Evidence) -> usize {
     twice.len()
 }
 
-/// The book of the Product Service, product by product.
+/// Checks the ledger of the Product Service by product.
 fn products(evidence: &Evidence) -> Vec<Promise> {
     let mut taken = Promise::no("products whose stock taken differs from the lines confirmed");
     let mut oversold = Promise::no("products confirmed beyond their stock");
-    let mut negative = Promise::no("stock movements that end below nothing, or do not add up");
+    let mut negative = Promise::no("stock movements with a negative or wrong result");
     let mut confirmed: BTreeMap<&str, i64> = BTreeMap::new();
     for order in evidence.orders.values() {
         for (_, product, quantity) in &order.lines {
@@ -55,12 +55,12 @@ fn products(evidence: &Evidence) -> Vec<Promise> {
     vec![taken, oversold, negative]
 }
 
-/// The book of the Product Service, line by line. Its keys say order, line, direction and attempt: an attempt
-/// to confirm an order takes each line once, and gives it back once if at all.
+/// Checks the ledger of the Product Service by line. Its keys contain order, line, direction and attempt: an attempt to
+/// confirm an order takes each line at most once, and gives it back at most once.
 fn lines(evidence: &Evidence) -> Vec<Promise> {
     let mut foreign = Promise::no("stock movements that belong to no line");
     let mut twice = Promise::no("lines taken or given back twice");
-    let mut wrong = Promise::no("lines whose stock does not fit their order's status");
+    let mut wrong = Promise::no("lines whose stock contradicts the status of their order");
     let mut repeated = Promise::no("keys that moved stock twice");
     let mut by_line: HashMap<(&str, i16), i64> = HashMap::new();
     let mut by_attempt: HashMap<(&str, i16, &str), Vec<i64>> = HashMap::new();

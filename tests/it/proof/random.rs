@@ -1,6 +1,6 @@
-//! Everything that is left to chance, from one seed.
+//! The random choices of the proof, from one seed.
 
-/// `SplitMix64` (Steele, Lea and Flood 2014): small, and good enough to choose what happens next.
+/// `SplitMix64` (Steele, Lea and Flood 2014): small, and good enough for these choices.
 #[derive(Clone, Debug)]
 pub(super) struct Random(u64);
 
@@ -17,22 +17,22 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// One that goes its own way.
+    /// An independent generator.
     pub(super) fn fork(&mut self) -> Self {
         Self(self.next())
     }
 
-    /// A number from 0 to `bound`, without it.
+    /// A number from 0 to `bound`, exclusive.
     pub(super) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound.max(1)
     }
 
-    /// A number from `low` to `high`, both included.
+    /// A number from `low` to `high`, inclusive.
     pub(super) fn between(&mut self, low: u64, high: u64) -> u64 {
         low + self.below(high - low + 1)
     }
 
-    /// True so many times in a hundred.
+    /// True with this probability in percent.
     pub(super) fn percent(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }

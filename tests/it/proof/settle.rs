@@ -1,4 +1,4 @@
-//! Waiting until nothing is left to do, or nothing happens any more.
+//! Waits until all work is done or nothing changes any more.
 
 use std::time::{Duration, Instant};
 
@@ -8,10 +8,10 @@ use super::plan::Plan;
 use super::story::Story;
 use super::world::World;
 
-/// Longer than any pause, lease and session of the proof's settings, beside the time that an order may stay
-/// unpaid: when nothing has changed for so long, nothing will, and the checks say what is missing.
+/// Longer than any pause, lease and session of the proof's settings, except the payment deadline of orders: after this
+/// time without a change nothing will change, and the checks report what is missing.
 const STANDSTILL: Duration = Duration::from_secs(35);
-/// What goes on for so long is not going to end.
+/// The maximum total wait.
 const LONGEST: Duration = Duration::from_mins(5);
 
 const STATE: &str = "
@@ -35,7 +35,7 @@ struct State {
     versions: i64,
 }
 
-/// Waits until every order, stock job, event and payment has come to its end.
+/// Waits until every order, stock job, event and payment is finished.
 pub(super) async fn settle(world: &World, plan: &Plan, stories: &[Story]) {
     let count = |of: fn(&Story) -> usize| i64::try_from(stories.iter().map(of).sum::<usize>()).unwrap();
     let payments = count(|story| story.payments.len() + story.garbage.len());

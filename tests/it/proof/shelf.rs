@@ -1,11 +1,11 @@
-//! What can be bought: some products that never run out, and a stream of scarce ones.
+//! The products: some that never run out, and a stream of scarce ones.
 
 use super::random::Random;
 use super::world::World;
 
 const PLENTIFUL: u64 = 8;
 const PLENTY: i64 = 10_000_000;
-/// Each scarce product is asked for by about so many stories, which want more of it than there is.
+/// The approximate number of stories that order each scarce product; together they order more than its stock.
 const STORIES_A_SCARCE_PRODUCT: usize = 12;
 const SCARCE: i64 = 9;
 
@@ -14,7 +14,7 @@ pub(super) struct Shelf {
 }
 
 impl Shelf {
-    /// Stocks the shelf for about so many stories; further ones find the last scarce products again.
+    /// Creates the products for about `stories` stories; further stories reuse the last scarce products.
     pub(super) async fn stock(world: &World, stories: usize) -> Self {
         let scarce = stories / STORIES_A_SCARCE_PRODUCT + 4;
         for number in 0..PLENTIFUL {
@@ -44,12 +44,12 @@ impl Shelf {
         basket
     }
 
-    /// Whether there is more of a product than all stories together ask for.
+    /// Whether the stock of a product exceeds the orders of all stories.
     pub(super) fn never_runs_out(product: &str) -> bool {
         product.starts_with("plenty")
     }
 
-    /// How many of a product there were in the beginning.
+    /// The initial stock of a product.
     pub(super) fn stocked(product: &str) -> i64 {
         if Self::never_runs_out(product) { PLENTY } else { SCARCE }
     }

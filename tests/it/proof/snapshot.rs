@@ -1,5 +1,4 @@
-//! A reader that keeps one snapshot of the database open, so that nothing which is deleted meanwhile can be
-//! cleaned away.
+//! A reader that keeps a snapshot of the database open, so that vacuum cannot remove rows that are deleted meanwhile.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::world::World;
 
-/// Holds a snapshot until `stop`, and takes a new one where the database was killed. Returns how many it took and
-/// for how long it held one.
+/// Holds a snapshot until `stop`, and takes a new one after each kill of the database. Returns the number of snapshots
+/// and the total time.
 pub(super) async fn hold(world: Arc<World>, stop: CancellationToken) -> (usize, Duration) {
     let (mut taken, mut held) = (0, Duration::ZERO);
     while !stop.is_cancelled() {
@@ -25,7 +24,7 @@ pub(super) async fn hold(world: Arc<World>, stop: CancellationToken) -> (usize, 
     (taken, held)
 }
 
-/// Returns an error as soon as the connection is gone.
+/// Returns an error as soon as the connection is lost.
 async fn hold_one(database: &PgPool, stop: &CancellationToken) -> sqlx::Result<()> {
     let mut snapshot = database.begin_with("begin isolation level repeatable read").await?;
     while !stop.is_cancelled() {

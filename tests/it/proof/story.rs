@@ -1,4 +1,4 @@
-//! What the proof's clients did and saw, an order at a time.
+//! The actions and observations of the clients, by order.
 
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
@@ -6,28 +6,28 @@ use uuid::Uuid;
 
 use crate::support::Answer;
 
-/// One customer with one basket; every request for it is the same request.
+/// One customer with one basket, which all requests of the story place.
 #[derive(Clone, Debug)]
 pub(super) struct Story {
-    /// A customer of this story alone, so that the orders of the basket can be counted in the database.
+    /// A customer of only this story, so that the database shows the number of orders of the basket.
     pub(super) customer: String,
     /// The `Idempotency-Key`, if the client sends one.
     pub(super) key: Option<String>,
     /// Product and quantity of each line.
     pub(super) basket: Vec<(String, u32)>,
-    /// The order of each 201 that was seen.
+    /// The order of each 201 answer.
     pub(super) acknowledged: Vec<String>,
-    /// The trace of each attempt to place that was answered with "nothing was written" (a 503).
+    /// The trace of each placement attempt with the answer "nothing was written" (a 503).
     pub(super) told_unwritten: Vec<String>,
-    /// How many attempts to place were answered with `outcome-unknown`.
+    /// The number of placement attempts with the answer `outcome-unknown`.
     pub(super) outcomes_unknown: usize,
-    /// What the order costs, as the answer said.
+    /// The total of the order, from the answer.
     pub(super) total: Value,
-    /// Each status that a 200 to a change of status has shown.
+    /// The status in each 200 answer to a status change.
     pub(super) changed_to: Vec<&'static str>,
-    /// The payment events that the broker has taken.
+    /// The payment events that the broker has acknowledged.
     pub(super) payments: Vec<SentPayment>,
-    /// Records that are no payment events.
+    /// Records that are not payment events.
     pub(super) garbage: Vec<String>,
 }
 
@@ -36,7 +36,7 @@ pub(super) struct Story {
 pub(super) struct SentPayment {
     pub(super) kind: PaymentKind,
     pub(super) envelope: String,
-    /// When the broker had acknowledged it for the first time.
+    /// The time of the broker's first acknowledgement.
     pub(super) acknowledged_at: DateTime<Utc>,
 }
 
@@ -48,7 +48,7 @@ pub(super) enum PaymentKind {
 }
 
 impl Story {
-    /// Notes the answer to one attempt to place.
+    /// Records the answer to one placement attempt.
     pub(super) fn note(&mut self, trace: String, answer: &Answer) {
         let code = answer.body["type"].as_str().and_then(|code| code.rsplit(':').next());
         match (answer.status, code) {
@@ -71,7 +71,7 @@ impl Story {
         self.payments.iter().any(|payment| payment.kind == PaymentKind::Success)
     }
 
-    /// The payments that brought money, however much.
+    /// The successful payments of any amount.
     pub(super) fn paid_amounts(&self) -> impl Iterator<Item = &SentPayment> {
         self.payments.iter().filter(|payment| payment.kind != PaymentKind::Failed)
     }
@@ -81,8 +81,8 @@ impl Story {
         json!({"items": self.basket.iter().map(item).collect::<Vec<_>>()})
     }
 
-    /// An event of the Payment Service for this order. Without an id of its own it is told by its entity and its
-    /// time, which is the same for all.
+    /// An event of the Payment Service for this order. Without an event id, its entity and its time identify it; the
+    /// time is the same for all.
     pub(super) fn payment(&self, kind: PaymentKind, has_event_id: bool) -> Value {
         let (event_type, amount) = match kind {
             PaymentKind::Success => ("PAYMENT_SUCCESS", self.total.clone()),
@@ -102,12 +102,12 @@ impl Story {
         envelope
     }
 
-    /// Two payments of the whole amount within the same second: only their entity tells them apart.
+    /// Two payments of the whole amount within the same second: only their entities differ.
     pub(super) fn payments_within_a_second(&self) -> [Value; 2] {
         [(); 2].map(|()| self.payment(PaymentKind::Success, false))
     }
 
-    /// Two payments of the whole amount with one event id: the second claims to be a repeat, and is none.
+    /// Two different payments of the whole amount with the same event id: the second is not a repeat.
     pub(super) fn payments_under_one_id(&self) -> [Value; 2] {
         let first = self.payment(PaymentKind::Success, true);
         let mut second = first.clone();

@@ -1,4 +1,4 @@
-//! What the proof happens to: three replicas, their database, their broker, their Product Service.
+//! The system under test: three replicas, their database, their broker and their Product Service.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -16,11 +16,11 @@ use super::random::Random;
 use crate::support::{Proxy, Replica, Topic};
 
 pub(super) const EVERY_REPLICA: [usize; 3] = [0, 1, 2];
-/// Many, because the embedded broker keeps only the newest 5 MiB of each.
+/// Many partitions, because the embedded broker keeps only the newest 5 MiB of each.
 const ORDER_PARTITIONS: i32 = 32;
 const PAYMENT_PARTITIONS: i32 = 6;
 
-/// Short times, so that what a crash leaves behind is taken up while the proof is still running.
+/// Short times, so that replicas take over the work of a crashed one while the proof is running.
 const TIMES: [(&str, &str); 15] = [
     ("KAFKA_DELIVERY_TIMEOUT_MS", "500"),
     ("RELAY_LEASE_MS", "1200"),
@@ -41,9 +41,9 @@ const TIMES: [(&str, &str); 15] = [
 
 pub(super) struct World {
     pub(super) postgres: Mutex<Postgres>,
-    /// The replicas' way to the database.
+    /// The connection of the replicas to the database.
     pub(super) way_to_database: Proxy,
-    /// The proof's own way to it.
+    /// The proof's own connection to the database.
     pub(super) database: PgPool,
     pub(super) broker: Broker,
     pub(super) orders: Topic,
@@ -54,7 +54,7 @@ pub(super) struct World {
     http: Client,
 }
 
-/// The place of one replica, which is killed and started again.
+/// One replica, which is killed and restarted.
 #[derive(Default)]
 struct Slot {
     process: Mutex<Option<Replica>>,
@@ -85,7 +85,7 @@ impl World {
             ("KAFKA_BOOTSTRAP_SERVERS", &orders.bootstrap_servers),
             ("KAFKA_SESSION_TIMEOUT_MS", &session_timeout),
             ("PRODUCT_SERVICE_URL", products.url()),
-            // A client without a key repeats itself as one with a key does.
+            // A client without a key repeats its requests like a client with a key.
             ("DUPLICATE_WINDOW_SECONDS", "3600"),
             ("LOG_FILTER", "warn,order_service::app=info,order_service::cli=info"),
         ];
@@ -109,7 +109,7 @@ impl World {
         world
     }
 
-    /// The address of a replica that is thought to run.
+    /// The address of a replica that probably runs.
     pub(super) fn any_replica(&self, random: &mut Random) -> Option<String> {
         let mut numbers = EVERY_REPLICA;
         random.shuffle(&mut numbers);
@@ -131,7 +131,7 @@ impl World {
         Environment::from(self.environment.clone())
     }
 
-    /// Starts a replica and kills it somewhere on its way.
+    /// Starts a replica and kills it during the start.
     pub(super) async fn kill_while_starting(&self, number: usize, random: &mut Random) {
         let slot = &self.replicas[number];
         let mut process = slot.process.lock().await;
@@ -142,16 +142,16 @@ impl World {
         drop(starting);
     }
 
-    /// SIGKILL.
+    /// Kills a replica with SIGKILL.
     pub(super) async fn kill_replica(&self, number: usize) {
         let slot = &self.replicas[number];
-        // Clients go on calling the dead address until their next look.
+        // Clients keep calling the dead address until they look up the address again.
         let killed = slot.process.lock().await.take();
         drop(killed);
         slot.set_url(None);
     }
 
-    /// Stops a replica without its noticing (SIGSTOP), or lets it go on (SIGCONT).
+    /// Pauses a replica (SIGSTOP) or resumes it (SIGCONT).
     pub(super) async fn signal_replica(&self, number: usize, signal: &str) {
         if let Some(replica) = &*self.replicas[number].process.lock().await {
             replica.signal(signal);
@@ -164,13 +164,13 @@ impl World {
         assert!(request.body(body).send().await.unwrap().status().is_success());
     }
 
-    /// Makes the Product Service misbehave for one product (`src/dev/products.rs` lists the faults).
+    /// Injects a fault of the Product Service for one product (`src/dev/products.rs` lists the faults).
     pub(super) async fn fault(&self, product: &str, fault: &Value) {
         let request = self.http.put(format!("{}/demo/products/{product}/fault", self.products.url()));
         assert!(request.body(json!(fault).to_string()).send().await.unwrap().status().is_success());
     }
 
-    /// Every stock change that the Product Service has applied.
+    /// The stock changes that the Product Service has applied.
     pub(super) async fn ledger(&self) -> Vec<Value> {
         let text = self.http.get(format!("{}/demo/ledger", self.products.url()));
         serde_json::from_str(&text.send().await.unwrap().text().await.unwrap()).unwrap()

@@ -1,13 +1,13 @@
-//! What a statement read, by `explain (analyze, buffers, format json)`.
+//! The cost of a statement, from `explain (analyze, buffers, format json)`.
 
 use serde_json::Value;
 
-/// The counted cost of one statement.
+/// The measured cost of one statement.
 #[derive(Debug)]
 pub(super) struct Cost {
     /// Rows and index entries that the scans visited, whether or not they passed the filters.
     pub(super) rows: u64,
-    /// Pages that were found in memory or read, of tables, indexes and temporary files.
+    /// Buffer hits and reads, of tables, indexes and temporary files.
     pub(super) buffers: u64,
     /// Time of planning and execution in milliseconds.
     pub(super) millis: f64,
@@ -16,7 +16,7 @@ pub(super) struct Cost {
 }
 
 impl Cost {
-    /// Reads what `explain (analyze, buffers, format json)` answered.
+    /// Parses the output of `explain (analyze, buffers, format json)`.
     pub(super) fn read(explained: &Value) -> Self {
         let root = &explained[0];
         let plan = &root["Plan"];
@@ -55,7 +55,7 @@ impl Cost {
     }
 }
 
-/// PostgreSQL 18 writes rows with decimals, as they are averages of the loops.
+/// PostgreSQL 18 writes row counts with decimals, because they are averages over the loops.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counts")]
 fn whole(count: &Value) -> u64 {
     count.as_f64().unwrap_or_default().ceil() as u64

@@ -1,4 +1,4 @@
-//! Pages of the lists at many orders (issue 8, point 9).
+//! Pages of the lists in a table of many orders (issue 8, point 9).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::scale::size;
 use super::world::{Statistics, World};
 use crate::support::eventually;
 
-/// Orders, a second apart: one customer has a fifth of them, none CANCELLED; of the others one in 5,000 is.
+/// Orders, a second apart. One customer has a fifth of them, none CANCELLED; one in 5,000 of the others is CANCELLED.
 async fn orders(world: &World, first: u64, last: u64) {
     let insert = "
         insert into orders (id, customer_id, status, total_amount, placed_at, version, changed_at)
@@ -25,7 +25,7 @@ async fn orders(world: &World, first: u64, last: u64) {
     world.fill("orders of the lists", first..=last, insert).await;
 }
 
-/// Every combination of what the API accepts, of common and rare values, of times with many orders and with none.
+/// Every combination of filters, with common and rare values, and with times of many orders and of none.
 fn queries(first: DateTime<Utc>, last: DateTime<Utc>) -> Vec<ListQuery> {
     let at = |percent: i32| Some(first + (last - first) * percent / 100);
     let customers = [None, Some("big@example.com"), Some("c7@example.com"), Some("nobody@example.com")];
@@ -56,13 +56,13 @@ fn queries(first: DateTime<Utc>, last: DateTime<Utc>) -> Vec<ListQuery> {
 }
 
 #[tokio::test]
-async fn no_page_of_any_list_reads_more_than_four_rows_for_each_it_may_show() {
+async fn every_page_reads_at_most_four_rows_per_row_of_its_limit() {
     let rows = size("SIZE_LIST_ORDERS", 20_000, 5_000_000);
     let world = World::new(rows).await;
     let mut report = Report::new();
     let first = sqlx::query_scalar("select size_time(1)").fetch_one(&world.database).await.unwrap();
     let queries = queries(first, first + TimeDelta::seconds(i64::try_from(rows).unwrap()));
-    // Statistics of a time when there was one customer and one status.
+    // Statistics of a table with one customer and one status.
     orders(&world, 1, 1_000).await;
     world
         .run("update orders set status = 'CONFIRMED', customer_id = 'big@example.com'; analyze orders")
@@ -81,7 +81,7 @@ async fn no_page_of_any_list_reads_more_than_four_rows_for_each_it_may_show() {
     world.end().await;
 }
 
-/// Runs all pages; the indexes that they read.
+/// Runs all pages; returns the indexes that they read.
 async fn expect_few_rows(
     world: &World,
     statistics: &str,
@@ -113,8 +113,8 @@ async fn expect_few_rows(
     used
 }
 
-/// Reads all pages as requests do (their statements are prepared, and their plans know no values), and looks at what
-/// PostgreSQL counted meanwhile: rows that a sequential scan reads would be missing there.
+/// Reads all pages like requests (prepared statements with generic plans), and checks PostgreSQL's counters: they
+/// would show the rows of a sequential scan.
 async fn expect_few_rows_counted(world: &World, store: Store, queries: &[ListQuery]) {
     let counted =
         async || world.number("select idx_tup_fetch from pg_stat_user_tables where relname = 'orders'").await;
@@ -124,9 +124,9 @@ async fn expect_few_rows_counted(world: &World, store: Store, queries: &[ListQue
         shown += i64::try_from(store.list_orders(query).await.unwrap().0.len()).unwrap();
         most += 4 * i64::from(query.limit);
     }
-    // A connection hands its counts in when it is closed.
+    // A session reports its statistics when it is closed.
     store.close().await;
-    eventually("the counts are there", async || counted().await - before >= shown).await;
+    eventually("the statistics are complete", async || counted().await - before >= shown).await;
     let after = counted().await;
     assert!(after - before <= most, "{} rows read for {shown}", after - before);
 }

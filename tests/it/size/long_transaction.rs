@@ -1,7 +1,7 @@
-//! The relay beside a snapshot that stays open (issue 8, point 3).
+//! The relay while a snapshot stays open (issue 8, point 3).
 //!
-//! As long as it is open, no deleted row of the outbox can be cleaned away. Events pass through a real relay all the
-//! same, and each takes from its commit to the consumer what it took before.
+//! While it is open, vacuum cannot remove deleted rows of the outbox. Events still pass through a real relay, and each
+//! takes the same time from its commit to the consumer as before.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -18,13 +18,13 @@ use super::scale::{is_large, size};
 use super::world::World;
 use crate::support::{PATIENCE, Shop, Topic, eventually};
 
-/// Events in one commit while many pass.
+/// Events per commit during the load.
 const CHUNK: u64 = 500;
-/// Events that are committed and not received while many pass.
+/// The maximum number of committed and unreceived events during the load.
 const WINDOW: u64 = 4_000;
 const PROBES: u64 = 100;
 
-/// What arrived in Kafka: how many, and how long after its commit each.
+/// The events that arrived in Kafka: their number, and the delay of each since its commit.
 #[derive(Default)]
 pub(super) struct Arrivals {
     count: AtomicU64,
@@ -33,7 +33,7 @@ pub(super) struct Arrivals {
 }
 
 impl Arrivals {
-    /// Reads the topic on a thread of its own, from the beginning.
+    /// Reads the topic on its own thread, from the beginning.
     pub(super) fn watch(topic: &Topic) -> Arc<Self> {
         let arrivals = Arc::new(Self::default());
         let (topic, watched) = (topic.clone(), Arc::clone(&arrivals));
@@ -50,7 +50,7 @@ impl Arrivals {
             .create()
             .unwrap();
         let mut list = TopicPartitionList::new();
-        // A topic that the service creates may not be there yet.
+        // The service may not have created the topic yet.
         while list.count() == 0 && !self.stop.load(Relaxed) {
             let metadata = consumer.fetch_metadata(Some(&topic.name), PATIENCE).unwrap();
             for partition in metadata.topics()[0].partitions() {
@@ -74,7 +74,7 @@ impl Arrivals {
     }
 }
 
-/// How long ago the event was written: its first member says when, in microseconds.
+/// The age of an event: its first member is the time of writing, in microseconds.
 fn delay(payload: &[u8]) -> Option<Duration> {
     let text = str::from_utf8(payload).ok()?.strip_prefix(r#"{"at":"#)?;
     let at = text.split(',').next()?.parse().ok()?;
@@ -128,7 +128,7 @@ async fn arrived(arrivals: &Arrivals, count: u64) {
     }
 }
 
-/// Lets `events` pass, each tenth reported.
+/// Sends `events` events through the relay and reports each tenth.
 async fn pass(world: &World, arrivals: &Arrivals, events: u64, report: &mut Report) {
     for tenth in 1..=10 {
         let (begin, before) = (Instant::now(), arrivals.count.load(Relaxed));
@@ -146,7 +146,7 @@ async fn pass(world: &World, arrivals: &Arrivals, events: u64, report: &mut Repo
     }
 }
 
-/// The service beside the test is not alone in a small world.
+/// In a small world, other tests run at the same time.
 fn bound() -> Duration {
     Duration::from_secs(if is_large() { 1 } else { 10 })
 }
@@ -156,7 +156,7 @@ pub(super) fn report_probes(report: &mut Report, when: &str, delays: &[Duration]
     report.within(&format!("{when}: commit to Kafka, p99"), quantile(delays, 0.99), bound());
 }
 
-/// The relay's read as it is when nothing is pending. Buffers, because a visit to a deleted row is one.
+/// The relay's read with nothing pending. Counts buffers, because each visit to a deleted row is one.
 pub(super) async fn report_read(world: &World, report: &mut Report, when: &str) {
     let floors = "select min(floor) from relay_leases";
     let last = world.number("select coalesce(pg_sequence_last_value('outbox_position_seq'), 0)").await;
@@ -179,26 +179,27 @@ pub(super) async fn report_read(world: &World, report: &mut Report, when: &str) 
     report.at_most(&format!("{when}: one read of 64 buckets, pages"), cost.buffers, 2_000);
 }
 
-/// What the relay reads of the outbox's index for an event, where the statistics say that the outbox is empty.
+/// The index entries that the relay reads per event if the statistics show an empty outbox.
 async fn report_entries(world: &World, arrivals: &Arrivals, report: &mut Report) {
     let read = async || {
         sqlx::raw_sql("select pg_stat_force_next_flush()").execute(&world.database).await.unwrap();
         world.number("select idx_tup_read from pg_stat_user_indexes where indexrelname = 'outbox_pkey'").await
     };
     world.run("analyze outbox").await;
-    // The first statement after it plans anew.
+    // The first statement after the change is planned again.
     probe(world, arrivals).await;
     let before = read().await;
     probe(world, arrivals).await;
     let deleted = i64::try_from(PROBES).unwrap();
-    // Each session says what it read when it has been idle for a moment.
-    eventually("the relay's sessions say what they read", async || read().await - before >= deleted).await;
+    // Each session reports its statistics after a short idle time.
+    eventually("the statistics include the relay's sessions", async || read().await - before >= deleted)
+        .await;
     let entries = u64::try_from(read().await - before).unwrap() / PROBES;
     report.at_most("analyzed while empty: index entries read for an event", entries, 2_000);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn events_pass_as_before_while_a_snapshot_stays_open() {
+async fn an_open_snapshot_does_not_slow_down_the_relay() {
     let events = size("SIZE_PASSING_EVENTS", 20_000, 5_000_000);
     let world = World::new(1).await;
     world.autovacuum(true).await;
@@ -215,15 +216,15 @@ async fn events_pass_as_before_while_a_snapshot_stays_open() {
     sqlx::query("select from outbox").execute(&mut *snapshot).await.unwrap();
 
     pass(&world, &arrivals, events, &mut report).await;
-    report_probes(&mut report, "beside the snapshot", &probe(&world, &arrivals).await);
-    report_read(&world, &mut report, "beside the snapshot").await;
+    report_probes(&mut report, "during the snapshot", &probe(&world, &arrivals).await);
+    report_read(&world, &mut report, "during the snapshot").await;
     report_entries(&world, &arrivals, &mut report).await;
     let dead = "select n_dead_tup from pg_stat_user_tables where relname = 'outbox'";
-    Report::note("deleted rows that cannot be cleaned away", world.number(dead).await);
+    Report::note("deleted rows that vacuum cannot remove", world.number(dead).await);
 
     shop.stop_service().await;
     shop.start_service().await;
-    report_probes(&mut report, "after a restart beside the snapshot", &probe(&world, &arrivals).await);
+    report_probes(&mut report, "after a restart during the snapshot", &probe(&world, &arrivals).await);
 
     snapshot.rollback().await.unwrap();
     arrivals.stop.store(true, Relaxed);

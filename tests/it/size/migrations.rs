@@ -1,4 +1,4 @@
-//! Migrations beside open readers and writers (issue 8, point 8).
+//! Migrations during reads and writes (issue 8, point 8).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,18 +15,18 @@ use super::scale::size;
 use super::world::{MOSTLY_CONFIRMED, World, alone};
 use crate::support::Shop;
 
-/// The first release of the schema: `orders` and what belongs to it.
+/// The first release of the schema: `orders` and its related tables.
 const ORDERS_ONLY: i64 = 20_261_122_000_001;
 /// All tables of the first release.
 const ALL_TABLES: i64 = 20_261_122_000_006;
 
-/// PostgreSQL itself ends a wait that is longer, so a slow machine adds nothing to it.
+/// PostgreSQL itself ends longer waits, so a slow machine does not change the result.
 const LONGEST_WAIT: &str = "set lock_timeout = '1s'";
-/// How long the transactions of the holder stay open.
+/// The duration of the long transactions.
 const HELD: Duration = Duration::from_secs(2);
 
 #[tokio::test]
-async fn no_migration_makes_a_reader_or_a_writer_wait_longer_than_a_second() {
+async fn no_migration_blocks_readers_or_writers_for_more_than_a_second() {
     let orders = size("SIZE_MIGRATED_ORDERS", 5_000, 1_000_000);
     let _alone = alone().await;
     let mut report = Report::new();
@@ -47,7 +47,7 @@ async fn no_migration_makes_a_reader_or_a_writer_wait_longer_than_a_second() {
             ended.await.unwrap();
         }
         let statements = waits.statements.load(Ordering::Relaxed);
-        report.at_least(&format!("statements beside the migrations after {from}"), statements, 10);
+        report.at_least(&format!("statements during the migrations after {from}"), statements, 10);
         let too_long = waits.too_long.load(Ordering::Relaxed);
         report.at_most(
             &format!("of them, those that waited 1 s or longer (at {orders} orders)"),
@@ -67,7 +67,7 @@ struct Waits {
     too_long: AtomicU64,
 }
 
-/// A database with the schema of that migration and rows in its tables.
+/// A database with the schema of this migration and rows in its tables.
 async fn world_at(version: i64, orders: u64) -> World {
     let url = Shop::empty_database().await;
     let mut connection = PgConnection::connect(&url).await.unwrap();
@@ -97,20 +97,20 @@ async fn world_at(version: i64, orders: u64) -> World {
     world
 }
 
-/// The tables of the service, as they are at this moment.
+/// The current tables of the service.
 async fn tables(connection: &mut PgConnection) -> Vec<String> {
     let tables = "select relname::text from pg_class
                   where relnamespace = 'public'::regnamespace and relkind = 'r' and relname not like '\\_%'";
     sqlx::query_scalar(tables).fetch_all(connection).await.unwrap()
 }
 
-/// Reads and writes every table, and keeps the transaction open for a while, again and again.
+/// Reads and writes every table in repeated long transactions.
 async fn hold(url: String, stop: CancellationToken) {
     let mut connection = PgConnection::connect(&url).await.unwrap();
     while !stop.is_cancelled() {
         let mut transaction = connection.begin().await.unwrap();
         for table in tables(&mut transaction).await {
-            // What it cannot have at once, a migration is waiting for.
+            // If the lock is not free at once, a migration is waiting for it.
             let held = touch(&mut transaction, &table).await;
             if held.is_err() {
                 break;
@@ -122,7 +122,7 @@ async fn hold(url: String, stop: CancellationToken) {
     }
 }
 
-/// Reads and writes every table in short transactions, and counts the waits that were too long.
+/// Reads and writes every table in short transactions, and counts waits that exceed the limit.
 async fn read_and_write(url: String, waits: Arc<Waits>, stop: CancellationToken) {
     let mut connection = PgConnection::connect(&url).await.unwrap();
     connection.execute(LONGEST_WAIT).await.unwrap();
@@ -136,7 +136,7 @@ async fn read_and_write(url: String, waits: Arc<Waits>, stop: CancellationToken)
                 let code = error.as_database_error().and_then(|error| error.code().map(String::from));
                 match code.as_deref() {
                     Some("55P03") => _ = waits.too_long.fetch_add(1, Ordering::Relaxed),
-                    // A migration dropped it.
+                    // A migration has dropped the table.
                     Some("42P01") => {}
                     _ => panic!("{table}: {error}"),
                 }
@@ -146,7 +146,7 @@ async fn read_and_write(url: String, waits: Arc<Waits>, stop: CancellationToken)
     }
 }
 
-/// Takes the locks that reading and writing take.
+/// Takes the locks of reads and writes.
 async fn touch(transaction: &mut PgConnection, table: &str) -> sqlx::Result<()> {
     transaction.execute(AssertSqlSafe(format!("select from {table} limit 1"))).await?;
     transaction.execute(AssertSqlSafe(format!("lock table {table} in row exclusive mode"))).await?;
@@ -154,9 +154,9 @@ async fn touch(transaction: &mut PgConnection, table: &str) -> sqlx::Result<()> 
 }
 
 #[tokio::test]
-async fn an_index_that_a_failed_attempt_left_invalid_is_built_again() {
+async fn an_invalid_index_of_a_failed_migration_is_rebuilt() {
     let world = world_at(ALL_TABLES, 10).await;
-    // The error is the same in all rows: the attempt fails, and leaves the index as an invalid one.
+    // All rows have the same error: the attempt fails and leaves an invalid index.
     let failed = "create unique index concurrently parked_payments_by_order on parked_payments (error)";
     let failed = world.database.execute(failed).await;
     assert!(failed.is_err());

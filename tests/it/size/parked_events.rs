@@ -1,7 +1,7 @@
-//! The relay beside the events of parked orders (issue 8, point 3): however many wait for an operator, a read costs what it
-//! returns.
+//! The relay with events of parked orders in the outbox (issue 8, point 3): the cost of a read depends only on the
+//! events that it returns.
 //!
-//! `SIZE_PARKED_EVENTS` sets how many wait.
+//! `SIZE_PARKED_EVENTS` sets the number of parked events.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -11,7 +11,7 @@ use super::scale::size;
 use super::world::World;
 use crate::support::Shop;
 
-/// Orders that Kafka refused an event of, each with four events that wait.
+/// Parked orders, each with four waiting events.
 async fn park(world: &World, events: u64) {
     let orders = events / 4;
     world
@@ -34,7 +34,7 @@ async fn park(world: &World, events: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn events_pass_as_before_beside_those_of_parked_orders() {
+async fn events_of_parked_orders_do_not_slow_down_the_relay() {
     let events = size("SIZE_PARKED_EVENTS", 2_000, 100_000) / 4 * 4;
     let world = World::new(events).await;
     world.autovacuum(true).await;
@@ -47,7 +47,7 @@ async fn events_pass_as_before_beside_those_of_parked_orders() {
 
     park(&world, events).await;
 
-    let beside = format!("beside {events} parked events");
+    let beside = format!("with {events} parked events");
     report_probes(&mut report, &beside, &probe(&world, &arrivals).await);
     report_read(&world, &mut report, &beside).await;
     assert_eq!(shop.count("outbox").await, i64::try_from(events).unwrap(), "parked events stay");

@@ -1,9 +1,9 @@
-//! The figures of one world, each with its bound.
+//! The measured figures of one world, each with its bound.
 
 use std::fmt::Display;
 use std::time::Duration;
 
-/// Prints each figure as it comes; [`finish`](Self::finish) fails the test if a bound was broken.
+/// Prints each figure at once; [`finish`](Self::finish) fails the test if a bound was broken.
 #[must_use = "finish it, or broken bounds go unnoticed"]
 #[derive(Default)]
 pub(super) struct Report {
@@ -28,7 +28,7 @@ impl Report {
         self.check(figure >= bound, &format!("{what}: {figure} (bound: at least {bound})"));
     }
 
-    /// A time that must not be longer than `bound`.
+    /// A time with `bound` as its maximum.
     pub(super) fn within(&mut self, what: &str, time: Duration, bound: Duration) {
         let [shown, limit] = [time, bound].map(|time| format!("{:.1} ms", time.as_secs_f64() * 1e3));
         self.check(time <= bound, &format!("{what}: {shown} (bound: at most {limit})"));

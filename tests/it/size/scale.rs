@@ -1,6 +1,6 @@
-//! How large a world is.
+//! The size of a world.
 
-/// The size that variable `name` gives; without it `small`, or `large` where `SIZE_SCALE=large`.
+/// The size from the variable `name`; without it `small`, or `large` if `SIZE_SCALE=large`.
 pub(super) fn size(name: &str, small: u64, large: u64) -> u64 {
     match std::env::var(name) {
         Ok(text) if !text.is_empty() => text.parse().unwrap_or_else(|_| panic!("{name} must be a number")),
@@ -9,7 +9,8 @@ pub(super) fn size(name: &str, small: u64, large: u64) -> u64 {
     }
 }
 
-/// Whether the large worlds are asked for. Bounds of time are tight there only: a small world runs beside other tests.
+/// Whether the large worlds are requested. Only they have tight time bounds: a small world shares the machine with
+/// other tests.
 pub(super) fn is_large() -> bool {
     match std::env::var("SIZE_SCALE").as_deref() {
         Ok("large") => true,

@@ -1,4 +1,4 @@
-//! Clients that send slowly take little memory, and nothing from others (issue 8, point 10).
+//! Slow clients use little memory and do not affect other clients (issue 8, point 10).
 
 use std::time::Duration;
 
@@ -10,31 +10,31 @@ use super::report::Report;
 use super::scale::{is_large, size};
 use crate::support::{PATIENCE, Replica, Shop, customer, eventually};
 
-/// How much of a head is sent: less than the service takes, without an end.
+/// The length of an incomplete head, below the limit of the service.
 const HALF_A_HEAD: usize = 8 * 1024 - 64;
 
-/// Connects and sends this much.
+/// Connects and sends these bytes.
 async fn send(shop: &Shop, bytes: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(shop.url.strip_prefix("http://").unwrap()).await.unwrap();
-    // The service may have closed it already, to make room for others.
+    // The service may have closed the connection already, to make room for others.
     let _ = stream.write_all(bytes).await;
     stream
 }
 
-/// Connects and sends a head without an end.
+/// Connects and sends an incomplete head.
 async fn send_half_a_head(shop: &Shop) -> TcpStream {
     send(shop, format!("GET /api/orders/my HTTP/1.1\r\nX-Slow: {}", "x".repeat(HALF_A_HEAD)).as_bytes()).await
 }
 
-/// Waits until the service closes the connection; what it said until then.
+/// Waits until the service closes the connection; returns everything that it sent.
 async fn read_to_the_end(stream: &mut TcpStream) -> String {
     let mut said = Vec::new();
-    // A connection that is closed with bytes unread ends in a reset.
+    // A connection that is closed with unread bytes ends in a reset.
     let _ = timeout(PATIENCE, stream.read_to_end(&mut said)).await.expect("the end of the connection");
     String::from_utf8(said).unwrap()
 }
 
-/// A request on this connection, which stays open; the status line of its answer.
+/// Sends a request on this connection, which stays open; returns the status line of the answer.
 async fn ask(stream: &mut TcpStream) -> String {
     stream.write_all(b"GET /health/live HTTP/1.1\r\nHost: it\r\n\r\n").await.unwrap();
     let mut answer = String::new();
@@ -48,9 +48,9 @@ async fn ask(stream: &mut TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn half_sent_heads_take_little_memory_and_shut_nobody_out() {
+async fn incomplete_heads_use_little_memory_and_do_not_block_other_clients() {
     let clients = size("SIZE_SLOW_CLIENTS", 300, 4_000);
-    // The small world is beyond the cap of connections, the large one just below its default.
+    // The small world exceeds the connection limit, the large one is just below its default.
     let builder = if is_large() { Shop::builder() } else { Shop::builder().with("MAX_CONNECTIONS", "150") };
     let shop = builder.without_service().await;
     let replica = Replica::start(&shop.environment);
@@ -61,7 +61,7 @@ async fn half_sent_heads_take_little_memory_and_shut_nobody_out() {
     for number in 0..clients {
         slow.push(send_half_a_head(&shop).await);
         if number % 10 == 0 {
-            // On connections of their own, as probes are.
+            // Each probe opens its own connection.
             for path in ["/health/live", "/api/orders/my"] {
                 shop.raw(Shop::head(&format!("GET {path} HTTP/1.1"), &[]).as_bytes()).await.expect(200);
             }
@@ -77,7 +77,7 @@ async fn half_sent_heads_take_little_memory_and_shut_nobody_out() {
 }
 
 #[tokio::test]
-async fn slow_bodies_take_no_permit() {
+async fn slow_bodies_hold_no_permit() {
     let shop = Shop::builder().with("MAX_CONCURRENT_REQUESTS", "2").start().await;
     let head =
         Shop::head("POST /api/orders HTTP/1.1", &["Content-Type: application/json", "Content-Length: 99"]);
@@ -91,7 +91,7 @@ async fn slow_bodies_take_no_permit() {
 }
 
 #[tokio::test]
-async fn slow_bodies_of_one_customer_cost_another_no_read() {
+async fn slow_bodies_of_one_customer_fail_no_read_of_another() {
     let (rate, seconds) = (size("SIZE_SLOW_RATE", 50, 300), size("SIZE_SLOW_SECONDS", 2, 10));
     let shop = Shop::builder().start().await;
     let head =
@@ -123,12 +123,12 @@ async fn slow_bodies_of_one_customer_cost_another_no_read() {
 
     let mut report = Report::new();
     report.at_least("reads of another customer", reads, seconds);
-    report.at_most(&format!("of them refused beside {sent} slow bodies, {rate} a second"), refused, 0);
+    report.at_most(&format!("of them refused during {sent} slow bodies, {rate} a second"), refused, 0);
     report.finish();
 }
 
 #[tokio::test]
-async fn slow_bodies_make_room_at_the_cap_of_connections() {
+async fn slow_bodies_are_closed_first_at_the_connection_limit() {
     let shop =
         Shop::builder().with("MAX_CONNECTIONS", "4").with("REQUEST_BODY_TIMEOUT_MS", "60000").start().await;
     let head =
@@ -142,7 +142,7 @@ async fn slow_bodies_make_room_at_the_cap_of_connections() {
 }
 
 #[tokio::test]
-async fn a_head_has_a_deadline_of_its_own_apart_from_idling() {
+async fn the_deadline_of_a_head_is_separate_from_the_idle_deadline() {
     let shop = Shop::builder().with("REQUEST_HEAD_TIMEOUT_MS", "300").start().await;
     let mut idle = send(&shop, b"").await;
     ask(&mut idle).await;
@@ -167,13 +167,13 @@ async fn an_idle_connection_is_closed_at_its_deadline() {
 }
 
 #[tokio::test]
-async fn a_client_that_never_reads_its_answers_is_closed() {
+async fn the_connection_of_a_client_that_never_reads_is_closed() {
     let shop = Shop::builder().with("RESPONSE_WRITE_TIMEOUT_MS", "300").start().await;
     let stream = send(&shop, b"").await;
     let (_unread, mut write) = stream.into_split();
     let requests = "GET /health/live HTTP/1.1\r\nHost: it\r\n\r\n".repeat(1_000);
     let closed = async || {
-        // Answers pile up until the sockets are full; then the service stops reading, and gives up.
+        // Answers accumulate until the sockets are full; then the service stops reading and closes the connection.
         let mut write = write.try_write(requests.as_bytes());
         matches!(&mut write, Err(error) if error.kind() != std::io::ErrorKind::WouldBlock)
     };

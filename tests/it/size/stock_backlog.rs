@@ -1,5 +1,5 @@
-//! Stock work after an outage of the Product Service (issue 8, point 1): the drain begins at the first good answer, and
-//! runs as fast as with empty tables, however many jobs are finished and whatever the planner's statistics say.
+//! Stock work after an outage of the Product Service (issue 8, point 1): the drain begins at the first successful
+//! answer. Its rate is the same as with empty tables, for any number of finished jobs and any planner statistics.
 //!
 //! `SIZE_STOCK_FINISHED`, `SIZE_STOCK_DUE` and `SIZE_STOCK_MEASURED` set the sizes.
 
@@ -17,22 +17,22 @@ use super::scale::{is_large, size};
 use super::world::World;
 use crate::support::{Shop, eventually};
 
-/// What the planner knows of the stock jobs.
+/// The planner's statistics of the stock jobs.
 #[derive(Clone, Copy, Debug)]
 enum Analyzed {
     Never,
     BeforeTheBacklog,
 }
 
-/// What one drain brought.
+/// The result of one drain.
 struct Drain {
-    /// From the first good answer to the tenth.
+    /// From the first successful answer to the tenth.
     begun: Duration,
-    /// Stock calls answered well a second, each for the one line of an order.
+    /// Successful stock calls per second, one for each order.
     rate: f64,
 }
 
-/// A Product Service whose stock routes answer 503 until it is told to be well.
+/// A Product Service whose stock routes answer 503 until it is switched on.
 struct Products {
     url: String,
     is_well: Arc<AtomicBool>,
@@ -66,7 +66,7 @@ impl Products {
     }
 }
 
-/// Finished jobs, then due ones of paid orders as the payment consumer leaves them.
+/// Finished jobs, then due jobs of paid orders as the payment consumer writes them.
 async fn fill(world: &World, finished: u64, due: u64, analyzed: Analyzed) {
     world.orders(1..=finished, "'CONFIRMED'").await;
     world.stock_jobs(1..=finished, "'TAKEN'", "size_time(n)").await;
@@ -94,15 +94,15 @@ async fn drain(finished: u64, due: u64, analyzed: Analyzed) -> Drain {
     let builder = builder.with("STOCK_CONCURRENCY", "8");
     let shop = builder.without_service().await;
     let replica = shop.replica(&[]).await;
-    // Beyond what is under way at first: it rests, and claims the newest job now and then.
-    eventually("the worker rests", async || products.refused.load(SeqCst) > 18).await;
+    // More calls than are in flight at first: the worker is in probe mode and claims the newest job at intervals.
+    eventually("the worker is in probe mode", async || products.refused.load(SeqCst) > 18).await;
 
     products.is_well.store(true, SeqCst);
-    eventually("the first good answer", async || products.good.load(SeqCst) > 0).await;
+    eventually("the first successful answer", async || products.good.load(SeqCst) > 0).await;
     eventually("the drain begins", async || products.good.load(SeqCst) >= 10).await;
     let begun = products.first_good.get().unwrap().elapsed();
     let (from, start) = (products.good.load(SeqCst), Instant::now());
-    eventually("the drain goes on", async || products.good.load(SeqCst) - from >= measured).await;
+    eventually("the drain continues", async || products.good.load(SeqCst) - from >= measured).await;
     #[expect(clippy::cast_precision_loss, reason = "a figure")]
     let rate = (products.good.load(SeqCst) - from) as f64 / start.elapsed().as_secs_f64();
     if !is_large() {
@@ -117,7 +117,7 @@ async fn drain(finished: u64, due: u64, analyzed: Analyzed) -> Drain {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backlog_of_stock_work_drains_as_fast_beside_a_million_finished_jobs_as_in_empty_tables() {
+async fn a_million_finished_jobs_do_not_slow_down_a_stock_backlog() {
     const SHARE_OF_EMPTY: f64 = 0.8;
     let finished = size("SIZE_STOCK_FINISHED", 5_000, 1_000_000);
     let due = size("SIZE_STOCK_DUE", 400, 100_000);
@@ -128,10 +128,10 @@ async fn a_backlog_of_stock_work_drains_as_fast_beside_a_million_finished_jobs_a
         let world = format!("stock backlog, {finished} finished, {due} due, analyzed {analyzed:?}");
         let Drain { begun, rate } = drain(finished, due, analyzed).await;
         Report::note(&format!("{world}, confirmations a second"), format!("{rate:.0}"));
-        // A small world runs beside other tests: that it ends is all that it shows.
+        // A small world runs concurrently with other tests: it only shows that the drain ends.
         if is_large() {
             report.within(
-                &format!("{world}, begun after the first good answer"),
+                &format!("{world}, begun after the first successful answer"),
                 begun,
                 Duration::from_secs(2),
             );

@@ -1,8 +1,8 @@
-//! A database with as many rows as a test asks for, made by SQL in chunks.
+//! A database with a requested number of rows, which SQL creates in chunks.
 //!
 //! Order `n` (1, 2, 3 …) has the id `size_id(n)` and was placed at `size_time(n)`, one order every
-//! [`World::GAP_MS`], the last one just before the world began. Both are SQL functions of the database, so every
-//! statement can name the order it means.
+//! [`World::GAP_MS`], the last one just before the world was created. Both are SQL functions of the database, so every
+//! statement can refer to order `n`.
 
 use std::io::IsTerminal;
 use std::ops::RangeInclusive;
@@ -26,13 +26,13 @@ pub(super) struct World {
 
 type Alone = Option<MutexGuard<'static, ()>>;
 
-/// Waits until no other large world is measured; until it is dropped, no other is.
+/// A guard for measuring a large world alone: waits for other guards, and blocks them until it is dropped.
 pub(super) async fn alone() -> Alone {
     static ALONE: Mutex<()> = Mutex::const_new(());
     if is_large() { Some(ALONE.lock().await) } else { None }
 }
 
-/// Which statistics the planner finds. Stale ones are fresh ones with rows added after them.
+/// The statistics for the planner. Rows were added after stale statistics were computed.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Statistics {
     None,
@@ -43,17 +43,17 @@ impl World {
     /// Time between two orders.
     const GAP_MS: u64 = 1_000;
     const CHUNK: u64 = 20_000;
-    /// The customer who has every fifth order.
+    /// The customer of every fifth order.
     pub(super) const BIG_CUSTOMER: &str = "big@example.com";
 
-    /// A new database with the schema, for `orders` orders that are still to be made. Autovacuum is off in it, so
-    /// that the statistics stay what the test makes them; [`autovacuum`](Self::autovacuum) switches it on.
+    /// A new database with the schema, for `orders` orders that are created later. Autovacuum is off, so that only the
+    /// test changes the statistics; [`autovacuum`](Self::autovacuum) switches it on.
     pub(super) async fn new(orders: u64) -> Self {
         let alone = alone().await;
         Self { _alone: alone, ..Self::on(Shop::new_database().await, orders).await }
     }
 
-    /// As [`new`](Self::new), on a database that has some schema already, and beside other worlds.
+    /// Like [`new`](Self::new), but on a database with an existing schema, and concurrently with other worlds.
     pub(super) async fn on(url: String, orders: u64) -> Self {
         let world = Self { database: PgPool::connect(&url).await.unwrap(), url, _alone: None };
         let gap = Self::GAP_MS;
@@ -75,14 +75,14 @@ impl World {
         self.database.execute(AssertSqlSafe(sql)).await.unwrap_or_else(|error| panic!("{error}: {sql}"));
     }
 
-    /// One number that SQL text answers, such as a count.
+    /// A single number from a query, such as a count.
     pub(super) async fn number(&self, sql: &str) -> i64 {
         let answer = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&self.database).await;
         answer.unwrap_or_else(|error| panic!("{error}: {sql}"))
     }
 
     /// Runs `insert into … select … from generate_series($1::bigint, $2::bigint) n` in chunks of `numbers`, two at a
-    /// time, with a progress bar. Foreign keys are not looked up: the rows of a world fit by how they are made.
+    /// time, with a progress bar. Foreign keys are not checked: the generated rows are consistent by construction.
     pub(super) async fn fill(&self, what: &str, numbers: RangeInclusive<u64>, insert: &str) {
         let (first, last) = numbers.into_inner();
         let chunks = (first..=last).step_by(usize::try_from(Self::CHUNK).unwrap());
@@ -106,7 +106,7 @@ impl World {
     }
 
     /// Orders with one item and their history. `status` is SQL over `n`, for example `'CREATED'` or
-    /// [`mostly_confirmed`]. Every fifth order is [`BIG_CUSTOMER`](Self::BIG_CUSTOMER)'s, the others are of 100,000
+    /// [`mostly_confirmed`]. Every fifth order belongs to [`BIG_CUSTOMER`](Self::BIG_CUSTOMER), the others to 100,000
     /// customers.
     pub(super) async fn orders(&self, numbers: RangeInclusive<u64>, status: &str) {
         let insert = format!(
@@ -135,8 +135,7 @@ impl World {
         self.fill("orders", numbers, &insert).await;
     }
 
-    /// One stock job of each order, with one line; `paid`. `state` and `due` are SQL over `n`, for example
-    /// `'TAKEN'` and `now()`.
+    /// One paid stock job per order, with one line. `state` and `due` are SQL over `n`, such as `'TAKEN'` and `now()`.
     pub(super) async fn stock_jobs(&self, numbers: RangeInclusive<u64>, state: &str, due: &str) {
         let insert = format!(
             "with jobs as (
@@ -154,7 +153,7 @@ impl World {
         self.fill("stock jobs", numbers, &insert).await;
     }
 
-    /// The `ORDER_PLACED` of each order, not relayed yet, with a payload of usual length.
+    /// The `ORDER_PLACED` of each order, not relayed yet, with a payload of typical length.
     pub(super) async fn outbox(&self, numbers: RangeInclusive<u64>) {
         let insert = "
             insert into outbox (bucket, event_id, order_id, sequence, event_type, payload, headers)
@@ -166,7 +165,7 @@ impl World {
         self.fill("outbox", numbers, insert).await;
     }
 
-    /// Gives all tables the statistics that the test wants.
+    /// Sets the statistics of all tables.
     pub(super) async fn statistics(&self, statistics: Statistics) {
         match statistics {
             Statistics::Fresh => self.run("vacuum analyze").await,
@@ -194,8 +193,7 @@ impl World {
         .await;
     }
 
-    /// Runs a statement with its values written into it, in a transaction that is rolled back, and counts what it
-    /// read.
+    /// Runs a statement with inlined values in a transaction that is rolled back, and counts the rows that it reads.
     pub(super) async fn explain(&self, sql: &str) -> Cost {
         let mut transaction = self.database.begin().await.unwrap();
         let explained = AssertSqlSafe(format!("explain (analyze, buffers, format json) {sql}"));
@@ -225,8 +223,8 @@ impl World {
 pub(super) const MOSTLY_CONFIRMED: &str =
     "case n % 1000 when 1 then 'CANCELLED' when 2 then 'CREATED' else 'CONFIRMED' end";
 
-/// A bar that is drawn over itself in a terminal; elsewhere one line every tenth.
-#[expect(clippy::print_stderr, reason = "whoever waits for a large world sees how far it is")]
+/// A progress bar in a terminal; elsewhere one line per tenth.
+#[expect(clippy::print_stderr, reason = "a large world shows its progress")]
 fn progress(what: &str, done: u64, all: u64) {
     const WIDTH: u64 = 40;
     let filled = usize::try_from(done * WIDTH / all).unwrap();
@@ -239,7 +237,7 @@ fn progress(what: &str, done: u64, all: u64) {
 }
 
 #[tokio::test]
-async fn a_world_has_the_rows_that_were_asked_for_and_counts_what_a_statement_reads() {
+async fn a_world_has_the_requested_rows_and_counts_the_rows_that_a_statement_reads() {
     let world = World::new(3_000).await;
     world.orders(1..=3_000, MOSTLY_CONFIRMED).await;
     world.stock_jobs(1..=200, "'TAKEN'", "now()").await;

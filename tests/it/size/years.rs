@@ -1,4 +1,4 @@
-//! Placing, reading and confirming in tables that are years old (issue 8, point 12).
+//! Placing, reading and confirming in tables with years of orders (issue 8, point 12).
 
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,10 @@ use crate::support::{Shop, admin, customer};
 const USE_CASES: [&str; 5] = ["place", "read", "list own", "history", "confirm"];
 
 #[tokio::test]
-async fn a_large_shop_costs_what_a_small_one_costs() {
+async fn statements_read_as_many_rows_in_a_large_shop_as_in_a_small_one() {
     let (few, many) = (size("SIZE_FEW_ORDERS", 1_000, 10_000), size("SIZE_ORDERS", 20_000, 10_000_000));
     let rounds = size("SIZE_ROUNDS", 40, 1_000);
-    // In a small run, beside other tests, only what grows with the table is told from noise.
+    // A small run shares the machine with other tests: only costs that grow with the table exceed the noise.
     let bound = if is_large() { 1.2 } else { 5.0 };
     let mut report = Report::new();
     let (large, small) = (world(many).await, World::on(Shop::new_database().await, few).await);
@@ -21,8 +21,8 @@ async fn a_large_shop_costs_what_a_small_one_costs() {
     let shops = [shop(&small).await, shop(&large).await];
     let phone = shops[0].product("phone", "10.00", 100_000_000).await;
 
-    // The tables are larger than the memory of most machines: the first visit of a customer reads pages of indexes from
-    // the disk. That costs what the disk costs; the bound is for customers whose pages are in memory at either shop.
+    // The tables exceed the memory of most machines: the first visit of a customer reads index pages from the disk. The
+    // bound applies to customers whose pages are in memory in both shops.
     for (what, bound) in [("first visit", f64::INFINITY), ("later visit", bound)] {
         let times = medians_ms(&shops, &phone, rounds).await;
         for (use_case, [few_ms, many_ms]) in USE_CASES.iter().zip(times) {
@@ -40,11 +40,11 @@ async fn a_large_shop_costs_what_a_small_one_costs() {
     report.finish();
 }
 
-/// The median of each use case, at the small and at the large shop.
+/// The median time of each use case, in the small and in the large shop.
 async fn medians_ms(shops: &[Shop; 2], phone: &str, rounds: u64) -> [[f64; 2]; 5] {
     let mut times: [[Vec<Duration>; 2]; 5] = Default::default();
     for round in 0..rounds {
-        // In turn, so that what else the machine does meets both.
+        // Alternates between the shops, so that other load of the machine affects both.
         for which in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
             for (use_case, time) in times.iter_mut().zip(round_of(&shops[which], phone, round).await) {
                 use_case[which].push(time);
@@ -60,7 +60,7 @@ async fn world(orders: u64) -> World {
     world
 }
 
-/// Orders as years leave them: nearly all confirmed, with their stock jobs and payments.
+/// Orders of several years: nearly all confirmed, with their stock jobs and payments.
 async fn fill(world: &World, orders: u64) {
     world.orders(1..=orders, MOSTLY_CONFIRMED).await;
     world.stock_jobs(1..=orders, "'TAKEN'", "size_time(n)").await;
@@ -82,13 +82,13 @@ async fn shop(world: &World) -> Shop {
     Shop::builder().database(&world.url).start().await
 }
 
-/// Each use case once, by a customer of the shop; its time.
+/// Runs each use case once as a customer of the shop; returns the times.
 async fn round_of(shop: &Shop, phone: &str, round: u64) -> [Duration; 5] {
     let email = format!("c{round}@example.com");
     let (placing, id) = timed(shop.placed(&email, &[(phone, 1)])).await;
     let path = format!("/api/orders/{id}");
     let (reading, _) = timed(async { shop.get(customer(&email), &path).await.expect(200) }).await;
-    // One order at either shop: a customer of the large one has more, and a page costs what it shows.
+    // One order in both shops: customers of the large shop have more, and the cost of a page depends on its length.
     let listing = async { shop.get(customer(&email), "/api/orders/my?limit=1").await.expect(200) };
     let (listing, _) = timed(listing).await;
     let history = format!("{path}/history");

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::Description;
 
-/// Who calls.
+/// A caller.
 #[derive(Clone, Copy)]
 pub(crate) struct Who<'a> {
     email: &'a str,
@@ -23,7 +23,7 @@ pub(crate) fn admin() -> Who<'static> {
     Who { email: "admin@example.com", role: "ADMIN" }
 }
 
-/// A call that is being put together.
+/// A call under construction.
 pub(crate) struct Call(RequestBuilder);
 
 impl Call {
@@ -36,27 +36,27 @@ impl Call {
         self.header("X-User-Email", who.email).header("X-User-Role", who.role)
     }
 
-    /// Adds a header; a second one of the same name stands beside the first.
+    /// Adds a header; keeps an earlier one of the same name.
     pub(crate) fn header(self, name: &str, value: impl AsRef<[u8]>) -> Self {
         Self(self.0.header(name, value.as_ref()))
     }
 
-    /// A JSON body.
+    /// Sets a JSON body.
     pub(crate) fn json(self, body: &Value) -> Self {
         self.body(body.to_string())
     }
 
-    /// Any body, declared as JSON.
+    /// Sets any body, declared as JSON.
     pub(crate) fn body(self, body: impl Into<reqwest::Body>) -> Self {
         Self(self.0.header("Content-Type", "application/json").body(body))
     }
 
-    /// A body without any declaration.
+    /// Sets a body without a content type.
     pub(crate) fn bare_body(self, body: impl Into<reqwest::Body>) -> Self {
         Self(self.0.body(body))
     }
 
-    /// The answer, or the client's error where there was none.
+    /// Sends the call; returns the answer or the client's error.
     pub(crate) async fn try_send(self) -> Result<Answer, reqwest::Error> {
         let response = self.0.send().await?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
@@ -64,7 +64,7 @@ impl Call {
         Ok(Answer { status, headers, body: serde_json::from_str(&text).unwrap_or(Value::Null), text })
     }
 
-    /// The answer; it must be one that the `OpenAPI` document describes.
+    /// Sends the call; returns the answer, which the `OpenAPI` document must describe.
     pub(crate) async fn send(self) -> Answer {
         let (client, request) = self.0.build_split();
         let request = request.unwrap();
@@ -90,14 +90,14 @@ impl Answer {
         self.headers.get(name).map(|value| value.to_str().unwrap())
     }
 
-    /// Checks the status, and shows the answer where it is another.
+    /// Checks the status; a failure shows the answer.
     #[track_caller]
     pub(crate) fn expect(self, status: u16) -> Self {
         assert_eq!(self.status, status, "{}", self.text);
         self
     }
 
-    /// Checks that this is the problem of the contract's table with this status and code, in the one shape.
+    /// Checks that this is the problem of the contract's table with this status and code, in the common shape.
     #[track_caller]
     pub(crate) fn expect_problem(self, status: u16, code: &str) -> Self {
         assert_eq!(self.status, status, "{}", self.text);
@@ -119,7 +119,7 @@ impl Answer {
         self
     }
 
-    /// Checks that this is a 503 of the contract's table, which says when to try again and nothing of its cause.
+    /// Checks that this is a 503 of the contract's table, with `Retry-After` and without details of the cause.
     #[track_caller]
     pub(crate) fn expect_unavailable(self, code: &str) -> Self {
         let answer = self.expect_problem(503, code);

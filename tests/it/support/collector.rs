@@ -1,4 +1,4 @@
-//! An OTLP receiver: where the service under test sends its spans.
+//! An OTLP receiver for the spans of the service under test.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -27,7 +27,7 @@ use tonic::transport::server::TcpIncoming;
 
 use super::eventually;
 
-/// A span that was received.
+/// A received span.
 #[derive(Clone, Debug)]
 pub(crate) struct ReceivedSpan {
     pub(crate) name: String,
@@ -37,7 +37,7 @@ pub(crate) struct ReceivedSpan {
     pub(crate) parent: String,
     pub(crate) failed: bool,
     pub(crate) attributes: BTreeMap<String, String>,
-    /// The ids of the spans that it is linked to.
+    /// The ids of the linked spans.
     pub(crate) links: Vec<String>,
     start: u64,
     end: u64,
@@ -52,7 +52,7 @@ struct Received {
 
 type Shared = Arc<Mutex<Received>>;
 
-/// A collector. Dropping it ends it.
+/// A collector. Dropping it stops it.
 pub(crate) struct Collector {
     pub(crate) url: String,
     received: Shared,
@@ -65,7 +65,7 @@ impl Collector {
         Self::http_at(TcpListener::bind("127.0.0.1:0").await.unwrap())
     }
 
-    /// The same on a port that is known before.
+    /// The same on a given port.
     pub(crate) fn http_at(listener: TcpListener) -> Self {
         let (address, received) = (listener.local_addr().unwrap(), Shared::default());
         let router = Router::new().route("/v1/traces", post(over_http)).with_state(Arc::clone(&received));
@@ -88,12 +88,12 @@ impl Collector {
         Self { url: format!("http://{address}"), received, _server: AbortOnDropHandle::new(server) }
     }
 
-    /// All spans that were received.
+    /// All received spans.
     pub(crate) fn spans(&self) -> Vec<ReceivedSpan> {
         self.received.lock().unwrap().spans.clone()
     }
 
-    /// Waits until there are so many spans of this trace.
+    /// Waits until `count` spans of this trace have arrived.
     pub(crate) async fn spans_of(&self, trace_id: &str, count: usize) -> Vec<ReceivedSpan> {
         let of = || -> Vec<ReceivedSpan> {
             self.spans().into_iter().filter(|span| span.trace_id == trace_id).collect()
@@ -102,12 +102,12 @@ impl Collector {
         of()
     }
 
-    /// What the service says of itself.
+    /// The resource attributes of the service.
     pub(crate) fn resource(&self) -> BTreeMap<String, String> {
         self.received.lock().unwrap().resource.clone()
     }
 
-    /// A header of the last export.
+    /// A header of the latest export.
     pub(crate) fn header(&self, name: &str) -> Option<String> {
         self.received.lock().unwrap().headers.get(name).cloned()
     }
@@ -179,7 +179,7 @@ impl From<OtlpSpan> for ReceivedSpan {
     }
 }
 
-/// The tree below a span, a line each: what it is, indented by its depth. Siblings by name.
+/// The tree below a span, one line per span, indented by depth. Siblings are sorted by name.
 pub(crate) fn tree(spans: &[ReceivedSpan], parent: &str) -> Vec<String> {
     let mut children: Vec<&ReceivedSpan> = spans.iter().filter(|span| span.parent == parent).collect();
     children.sort_by_key(|span| (&span.name, span.start));
@@ -191,7 +191,7 @@ pub(crate) fn tree(spans: &[ReceivedSpan], parent: &str) -> Vec<String> {
     lines
 }
 
-/// The tree with times, for people.
+/// The tree with times, for printing.
 pub(crate) fn shown(spans: &[ReceivedSpan], parent: &str, since: u64) -> Vec<String> {
     let mut children: Vec<&ReceivedSpan> = spans.iter().filter(|span| span.parent == parent).collect();
     children.sort_by_key(|span| span.start);

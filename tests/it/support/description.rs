@@ -1,4 +1,4 @@
-//! What the `OpenAPI` document says, and whether an answer is one that it describes.
+//! The `OpenAPI` document, and the check of answers against it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -8,18 +8,18 @@ use serde_json::{Value, json};
 
 use super::Answer;
 
-/// Headers that belong to HTTP, to the body or to the kept-alive connection, and not to the API.
+/// Headers of HTTP, of the body or of the connection, which are not part of the API.
 const OF_HTTP: [&str; 5] = ["connection", "content-length", "content-type", "date", "transfer-encoding"];
 
 /// The document of this version of the service.
 pub(crate) struct Description {
     pub(crate) document: Value,
-    /// By the JSON pointer of the schema: making one takes far longer than using it.
+    /// Validators by the JSON pointer of the schema: building one takes far longer than using it.
     validators: Mutex<HashMap<String, Arc<Validator>>>,
 }
 
 impl Description {
-    /// One for all tests.
+    /// The instance that all tests share.
     pub(crate) fn get() -> &'static Self {
         static ONE: OnceLock<Description> = OnceLock::new();
         ONE.get_or_init(|| Self {
@@ -28,7 +28,7 @@ impl Description {
         })
     }
 
-    /// Every operation, as `GET /api/orders`.
+    /// Every operation, in the form `GET /api/orders`.
     pub(crate) fn operations(&self) -> impl Iterator<Item = String> {
         let paths = self.document["paths"].as_object().unwrap();
         paths.iter().flat_map(|(path, item)| {
@@ -37,7 +37,7 @@ impl Description {
         })
     }
 
-    /// What is wrong with a value by the schema at this JSON pointer of the document.
+    /// The violations of a value against the schema at this JSON pointer of the document.
     pub(crate) fn faults(&self, schema: &str, value: &Value) -> Vec<String> {
         let known = self.validators.lock().unwrap().get(schema).cloned();
         let validator = known.unwrap_or_else(|| {
@@ -51,11 +51,11 @@ impl Description {
         validator.iter_errors(value).map(|error| format!("{} at {}", error, error.instance_path())).collect()
     }
 
-    /// Fails where the operation is described and this answer of it is not: its status, headers or body.
+    /// Fails if the document describes the operation, but not the status, headers or body of this answer.
     #[track_caller]
     pub(crate) fn expect_described(&self, method: &str, path: &str, answer: &Answer) {
         let Some(operation) = self.operation(method, path) else { return };
-        // No well-formed HTTP: hyper answers before the service sees a request.
+        // Malformed HTTP: hyper answers before the service sees a request.
         if [400, 414, 431].contains(&answer.status) && answer.header("content-type").is_none() {
             return;
         }
@@ -69,7 +69,7 @@ impl Description {
             assert!(described, "the header {name} is not described: {call}");
         }
         let Some(media_type) = answer.header("content-type") else {
-            assert_eq!(response.get("content"), None, "no body, and one is described: {call}");
+            assert_eq!(response.get("content"), None, "the described body is missing: {call}");
             return;
         };
         let schema = format!("{place}/content/{}/schema", media_type.replace('/', "~1"));
@@ -77,7 +77,7 @@ impl Description {
         assert_eq!(self.faults(&schema, &answer.body), Vec::<String>::new(), "{call}");
     }
 
-    /// The JSON pointer of the operation that a request is for.
+    /// The JSON pointer of the operation of a request.
     fn operation(&self, method: &str, path: &str) -> Option<String> {
         let is_path = |template: &str| {
             let (mut wanted, mut there) = (template.split('/'), path.split('/'));

@@ -9,18 +9,18 @@ use serde_json::{Map, Value, json};
 
 use super::Record;
 
-/// The document, for the topics of the defaults.
+/// The document with the default topics.
 pub(crate) fn event_document() -> Value {
     asyncapi(&Topics { orders: "order-events", payments: "payment-events" })
 }
 
-/// The schemas of one message: of its payload and, where it has any, of its headers.
+/// The schemas of one message: of its payload and, if it has any, of its headers.
 struct Schemas {
     payload: Validator,
     headers: Option<Validator>,
 }
 
-/// By the word in `eventType`.
+/// The schemas by `eventType`.
 fn schemas() -> &'static HashMap<String, Schemas> {
     static ALL: OnceLock<HashMap<String, Schemas>> = OnceLock::new();
     ALL.get_or_init(|| {
@@ -42,14 +42,14 @@ fn faults(validator: &Validator, value: &Value) -> Vec<String> {
     validator.iter_errors(value).map(|error| format!("{error} at {}", error.instance_path())).collect()
 }
 
-/// What is wrong with an event by its schema.
+/// The violations of an event's schema.
 pub(crate) fn event_faults(event: &Value) -> Vec<String> {
     let schemas = event["eventType"].as_str().and_then(|name| schemas().get(name));
     schemas
         .map_or_else(|| vec![format!("no message has this type: {event}")], |all| faults(&all.payload, event))
 }
 
-/// Fails where a record of the order events is not what its schemas say.
+/// Fails if a record of the order events violates its schemas.
 #[track_caller]
 pub(crate) fn expect_described(record: &Record) {
     let mut found = event_faults(&record.value());

@@ -1,11 +1,11 @@
-//! What the platform's consumers rely on, checked over everything that a topic holds.
+//! Checks all records of a topic for the guarantees that the platform's consumers rely on.
 
 use std::collections::BTreeMap;
 
 use super::Record;
 
-/// Checks that the topic tells of these orders and no others, of each all events up to its version: their first
-/// occurrences in sequence, in one partition, with times that strictly increase; repeats byte for byte the same.
+/// Checks that the topic has exactly the events of these orders, each up to its version: first occurrences in order, in
+/// one partition, with strictly increasing times; repeats are byte-identical.
 #[track_caller]
 pub(crate) fn expect_history(records: &[Record], versions: &BTreeMap<String, i64>) {
     let mut seen: BTreeMap<String, Vec<&Record>> = BTreeMap::new();
@@ -29,7 +29,7 @@ pub(crate) fn expect_history(records: &[Record], versions: &BTreeMap<String, i64
     assert_eq!(&told, versions, "the events of the topic are not those of the orders");
 }
 
-/// All times are in UTC and of one length, so that they sort as text.
+/// All times are in UTC and have the same length, so they sort as text.
 fn time(record: &Record) -> String {
     record.value()["timestamp"].as_str().expect("a timestamp").to_owned()
 }

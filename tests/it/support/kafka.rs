@@ -1,4 +1,4 @@
-//! Reading a topic, as a consumer of the platform would.
+//! Reads a topic like a consumer of the platform.
 
 use std::time::{Duration, Instant};
 
@@ -50,7 +50,7 @@ impl Record {
 }
 
 impl Topic {
-    /// Reads from the beginning until `enough` says so; fails after [`PATIENCE`].
+    /// Reads from the beginning until `enough` returns true; fails after [`PATIENCE`].
     pub(crate) async fn read_until(
         &self,
         enough: impl Fn(&[Record]) -> bool + Send + 'static,
@@ -74,7 +74,7 @@ impl Topic {
         of(&all, order)
     }
 
-    /// Makes the topic on a real broker; the embedded one has no admin API and is asked otherwise.
+    /// Creates the topic on a real broker; the embedded one has no admin API and needs another call.
     pub(crate) async fn create(&self, partitions: i32) {
         let admin: AdminClient<DefaultClientContext> =
             ClientConfig::new().set("bootstrap.servers", &self.bootstrap_servers).create().unwrap();
@@ -83,7 +83,7 @@ impl Topic {
         assert!(made.iter().all(Result::is_ok), "{made:?}");
     }
 
-    /// Publishes a record, and waits until the broker has it.
+    /// Publishes a record and waits for the broker's acknowledgement.
     pub(crate) async fn publish(&self, key: &str, payload: &[u8]) {
         let producer: FutureProducer =
             ClientConfig::new().set("bootstrap.servers", &self.bootstrap_servers).create().unwrap();
@@ -91,7 +91,7 @@ impl Topic {
         producer.send(record, PATIENCE).await.expect("an acknowledgement");
     }
 
-    /// Publishes a record with headers, and waits until the broker has it.
+    /// Publishes a record with headers and waits for the broker's acknowledgement.
     pub(crate) async fn publish_with(&self, key: &str, payload: &[u8], headers: &[(&str, String)]) {
         let producer: FutureProducer =
             ClientConfig::new().set("bootstrap.servers", &self.bootstrap_servers).create().unwrap();
@@ -102,7 +102,7 @@ impl Topic {
         producer.send(record, PATIENCE).await.expect("an acknowledgement");
     }
 
-    /// Publishes records in this sequence, and waits until the broker has all of them.
+    /// Publishes records in this order and waits for all acknowledgements.
     pub(crate) async fn publish_all(&self, records: &[(String, Vec<u8>)]) {
         let producer: FutureProducer = ClientConfig::new()
             .set("bootstrap.servers", &self.bootstrap_servers)
@@ -121,7 +121,7 @@ impl Topic {
         }
     }
 
-    /// Everything that is in the topic now.
+    /// All current records of the topic.
     pub(crate) async fn everything(&self) -> Vec<Record> {
         let topic = self.clone();
         tokio::task::spawn_blocking(move || topic.read_to_end()).await.unwrap()
@@ -156,15 +156,15 @@ impl Topic {
         let consumer = self.consumer();
         let mut assigned = Vec::new();
         while !enough(&records) {
-            assert!(Instant::now() < deadline, "the topic never held enough; it holds {records:#?}");
-            // A topic that the service creates may not be there yet.
+            assert!(Instant::now() < deadline, "the topic never had enough records; it has {records:#?}");
+            // The service may not have created the topic yet.
             if assigned.is_empty() {
                 assigned = self.partitions(&consumer);
                 self.assign(&consumer, &assigned);
             }
             if let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) {
                 let record = record(&message);
-                // What has no header was put into the outbox by a test's SQL.
+                // A record without headers was inserted into the outbox by a test's SQL.
                 if self.name.starts_with("order-events") && !record.headers.is_empty() {
                     expect_described(&record);
                 }
@@ -174,7 +174,7 @@ impl Topic {
         records
     }
 
-    /// A partition that was made a moment ago has no leader yet: that is asked again.
+    /// The end offset of a partition. A new partition has no leader at first, so the request is repeated.
     fn end_of(&self, consumer: &BaseConsumer, partition: i32) -> i64 {
         let deadline = Instant::now() + PATIENCE;
         loop {

@@ -1,4 +1,4 @@
-//! A scrape, read as Prometheus reads it.
+//! Parses a scrape like Prometheus.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +17,7 @@ pub(crate) struct Samples {
 }
 
 impl Samples {
-    /// Reads `OpenMetrics` text.
+    /// Parses `OpenMetrics` text.
     pub(crate) fn parse(text: &str) -> Self {
         let mut samples = Self { text: text.to_owned(), ..Self::default() };
         assert!(text.ends_with("# EOF\n"), "{text}");
@@ -43,7 +43,7 @@ impl Samples {
         samples
     }
 
-    /// The sample with these labels among others; their sum where there are several. Nothing where there is none.
+    /// The sum of the samples that have these labels, or `None` without such samples.
     pub(crate) fn get(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let is_wanted = |of: &BTreeMap<String, String>| {
             labels.iter().all(|(name, value)| of.get(*name).is_some_and(|there| there == value))
@@ -53,12 +53,12 @@ impl Samples {
         (!found.is_empty()).then(|| found.iter().sum())
     }
 
-    /// How many samples there are.
+    /// The number of samples.
     pub(crate) fn count(&self) -> usize {
         self.by_name.values().map(Vec::len).sum()
     }
 
-    /// Each family by the name that `PromQL` knows it by, with its type, its labels and its help.
+    /// Each family by its name in `PromQL`, with its type, its labels and its help.
     pub(crate) fn families(&self) -> BTreeMap<String, (String, BTreeSet<String>, String)> {
         let families = self.families.iter().map(|(name, (of, help))| {
             let shown = match of.as_str() {
@@ -84,7 +84,7 @@ impl Shop {
         Samples::parse(&answer.text)
     }
 
-    /// Waits until a sample is as it should be.
+    /// Waits until a sample meets a condition.
     pub(crate) async fn shows(&self, name: &str, labels: &[(&str, &str)], wanted: impl Fn(f64) -> bool) {
         eventually(&format!("{name} {labels:?}"), async || {
             self.scrape().await.get(name, labels).is_some_and(&wanted)
@@ -92,7 +92,7 @@ impl Shop {
         .await;
     }
 
-    /// The value of a sample that must be there.
+    /// The value of a sample, which must exist.
     pub(crate) async fn sample(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let samples = self.scrape().await;
         samples.get(name, labels).unwrap_or_else(|| panic!("no {name} {labels:?} in {}", samples.text))

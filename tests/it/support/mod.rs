@@ -1,4 +1,4 @@
-//! What the tests stand on.
+//! Helpers of all tests.
 
 mod call;
 mod collector;
@@ -32,10 +32,10 @@ pub(crate) use proxy::{Mode, Proxy};
 pub(crate) use shop::{Builder, Shop, lines};
 pub(crate) use stack::{embedded_kafka, stack};
 
-/// How long a test waits for what must come. Long, because a slow machine is no bug; never a way to pass time.
+/// The maximum wait for an expected result. It is long, because a slow machine is not a bug; no test sleeps this long.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Waits until `condition` holds, and fails with `what` when it never does.
+/// Waits until `condition` holds; fails with `what` after [`PATIENCE`].
 pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
     let deadline = Instant::now() + PATIENCE;
     while !condition().await {

@@ -1,10 +1,10 @@
-//! Operators' commands, run as operators run them.
+//! Runs the commands of operators.
 
 use serde_json::Value;
 
 use super::{Shop, command};
 
-/// What a command said, and how it ended.
+/// The output and the exit code of a command.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) code: Option<i32>,
@@ -13,21 +13,21 @@ pub(crate) struct Ran {
 }
 
 impl Ran {
-    /// Its standard output, which must be JSON, after it ended with this exit code.
+    /// Checks the exit code and returns standard output as JSON.
     #[track_caller]
     pub(crate) fn json(&self, code: i32) -> Value {
         assert_eq!(self.code, Some(code), "{self:?}");
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// Its standard output, after it ended with this exit code.
+    /// Checks the exit code and returns standard output.
     #[track_caller]
     pub(crate) fn text(self, code: i32) -> String {
         assert_eq!(self.code, Some(code), "{self:?}");
         self.out
     }
 
-    /// Its standard error, after it ended with this exit code.
+    /// Checks the exit code and returns standard error.
     #[track_caller]
     pub(crate) fn error(self, code: i32) -> String {
         assert_eq!(self.code, Some(code), "{self:?}");
@@ -36,7 +36,7 @@ impl Ran {
 }
 
 impl Shop {
-    /// Runs a command of an operator to its end.
+    /// Runs an operator command to its end.
     pub(crate) async fn operate(&self, arguments: &[&str]) -> Ran {
         let mut command = command(arguments[0], &self.environment);
         command.args(&arguments[1..]);
@@ -45,7 +45,7 @@ impl Shop {
         Ran { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
     }
 
-    /// What operators did: action, detail and who.
+    /// The recorded interventions: action, detail and actor.
     pub(crate) async fn interventions(&self) -> Vec<(String, String, String)> {
         sqlx::query_as("select action, detail, actor from interventions order by id")
             .fetch_all(&self.database)

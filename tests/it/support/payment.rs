@@ -8,14 +8,14 @@ use super::event_faults;
 /// One payment event.
 #[derive(Clone, Debug)]
 pub(crate) struct Payment {
-    /// The order, also the key of the record.
+    /// The order, which is also the key of the record.
     pub(crate) order: String,
     /// The envelope.
     pub(crate) record: Value,
 }
 
 impl Payment {
-    /// The customer has paid this much (JSON text).
+    /// The customer has paid this amount (JSON text).
     pub(crate) fn success(order: &str, amount: &str) -> Self {
         Self::new("PAYMENT_SUCCESS", order, amount)
     }

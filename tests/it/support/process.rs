@@ -1,4 +1,4 @@
-//! The service as a process of its own, for what only a process can show: signals, exit codes, kills.
+//! The service as a separate process, for tests of signals, exit codes and kills.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -20,22 +20,22 @@ pub(crate) struct Replica {
     log: mpsc::Receiver<Value>,
 }
 
-/// A command of the service with this environment and no other. `.ci/planted` names a binary with a bug in it.
+/// A command of the service with only this environment. `.ci/planted` sets a binary with a planted bug.
 pub(crate) fn command(name: &str, environment: &Environment) -> Command {
     let program = std::env::var("ORDER_SERVICE_PROGRAM");
     let mut command = Command::new(program.as_deref().unwrap_or(PROGRAM));
-    // An empty folder, so that no .env is found.
+    // An empty working directory, so that no .env is found.
     command.arg(name).env_clear().envs(environment.variables()).current_dir("/tmp");
     command
 }
 
-/// Sends a signal, by its name.
+/// Sends the signal with this name.
 pub(crate) fn signal(child: &Child, name: &str) {
     let pid = child.id().to_string();
     assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
 }
 
-/// Waits for the end; the exit code, or nothing if a signal ended it.
+/// Waits for the end; returns the exit code, or `None` after a signal.
 pub(crate) fn exit_code(child: &mut Child) -> Option<i32> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -48,7 +48,7 @@ pub(crate) fn exit_code(child: &mut Child) -> Option<i32> {
 }
 
 impl Replica {
-    /// Starts `serve` and waits until it says that it serves.
+    /// Starts `serve` and waits for its log entry `serving`.
     pub(crate) fn start(environment: &Environment) -> Self {
         let mut replica = Self::spawn(environment);
         let listening = replica.wait_for_log("listening");
@@ -57,12 +57,12 @@ impl Replica {
         replica
     }
 
-    /// Starts `serve` and waits for nothing.
+    /// Starts `serve` without waiting.
     pub(crate) fn spawn(environment: &Environment) -> Self {
         Self::spawn_command("serve", environment)
     }
 
-    /// Starts another command that logs, and waits for nothing.
+    /// Starts another command that logs, without waiting.
     pub(crate) fn spawn_command(name: &str, environment: &Environment) -> Self {
         let mut child = command(name, environment).stderr(Stdio::piped()).spawn().unwrap();
         let (lines, log) = mpsc::channel();
@@ -92,25 +92,25 @@ impl Replica {
         }
     }
 
-    /// How much memory the process has, in bytes (`VmRSS` of `proc(5)`).
+    /// The resident memory of the process in bytes (`VmRSS` of `proc(5)`).
     pub(crate) fn resident_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
         kilobytes.trim_end_matches("kB").trim().parse::<u64>().unwrap() * 1024
     }
 
-    /// Everything that is logged from here to the end of the process.
+    /// All log entries from here to the end of the process.
     pub(crate) fn rest_of_log(&mut self) -> Vec<Value> {
         self.exit_code();
         self.log.iter().collect()
     }
 
-    /// Sends a signal, by its name.
+    /// Sends the signal with this name.
     pub(crate) fn signal(&self, name: &str) {
         signal(&self.child, name);
     }
 
-    /// Waits for the end; the exit code, or nothing if a signal ended it.
+    /// Waits for the end; returns the exit code, or `None` after a signal.
     pub(crate) fn exit_code(&mut self) -> Option<i32> {
         exit_code(&mut self.child)
     }
@@ -118,7 +118,7 @@ impl Replica {
 
 impl Drop for Replica {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,11 +1,11 @@
-//! What the tests of the promises look at: the Product Service's own book, stock work, payments.
+//! Helpers for tests of the promises: the Product Service's ledger, stock work, payments.
 
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::{Answer, Call, PATIENCE, Payment, Replica, Shop, admin, eventually};
 
-/// One stock change that the Product Service applied.
+/// A stock change that the Product Service has applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Movement {
     pub(crate) change: i64,
@@ -13,13 +13,13 @@ pub(crate) struct Movement {
 }
 
 impl Movement {
-    /// A change under the key of one attempt of one order: `take` or `give-back`.
+    /// The direction in the key of an attempt: `take` or `give-back`.
     pub(crate) fn new(change: i64, order: &str, line: usize, direction: &str, attempt: usize) -> Self {
         Self { change, key: format!("{order}:{line}:{direction}:{attempt}") }
     }
 }
 
-/// How large the figures are: the short ones with every `cargo test`, the long ones with `PROMISE_SCALE=long`.
+/// The size of a run: short with every `cargo test`, long with `PROMISE_SCALE=long`.
 pub(crate) fn scale(short: usize, long: usize) -> usize {
     match std::env::var("PROMISE_SCALE").as_deref() {
         Err(_) | Ok("" | "short") => short,
@@ -28,16 +28,16 @@ pub(crate) fn scale(short: usize, long: usize) -> usize {
     }
 }
 
-/// Says what a test counted: seen with `--nocapture`.
-#[expect(clippy::print_stdout, reason = "for whoever runs the test")]
+/// Prints a figure of a test, visible with `--nocapture`.
+#[expect(clippy::print_stdout, reason = "for the person who runs the test")]
 pub(crate) fn figure(text: &str) {
     println!("FIGURE {text}");
 }
 
 impl Shop {
-    /// Waits until a session of this database waits for a lock of another.
-    pub(crate) async fn somebody_waits_for_a_lock(&self) {
-        eventually("somebody waits for a lock", async || {
+    /// Waits until a session of this database waits for a lock.
+    pub(crate) async fn a_session_waits_for_a_lock(&self) {
+        eventually("a session waits for a lock", async || {
             let waits = "select exists (select from pg_stat_activity
                          where datname = current_database() and wait_event_type = 'Lock')";
             sqlx::query_scalar(waits).fetch_one(&self.database).await.unwrap()
@@ -45,27 +45,27 @@ impl Shop {
         .await;
     }
 
-    /// Starts a call to another replica.
+    /// Begins a call to another replica.
     pub(crate) fn call_at(&self, url: &str, method: &str, path: &str) -> Call {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
         Call::new(&self.client, method, format!("{url}{path}"))
     }
 
-    /// Starts another replica as a process of its own, with the shop's environment and these changes.
+    /// Starts another replica as a separate process, with the shop's environment and these settings.
     pub(crate) async fn replica(&self, changes: &[(&str, &str)]) -> Replica {
         let start = self.environment.clone();
         let environment = changes.iter().fold(start, |env, (name, value)| env.with(name, *value));
         tokio::task::spawn_blocking(move || Replica::start(&environment)).await.unwrap()
     }
 
-    /// Asks a replica to confirm an order; nothing where it died before it answered.
+    /// Confirms an order through a replica; returns `None` if the replica died before its answer.
     pub(crate) async fn confirm_at(&self, url: &str, order: &str) -> Option<Answer> {
         let path = format!("/api/orders/{order}/status");
         let call = self.call_at(url, "PUT", &path).by(admin()).json(&json!({"status": "CONFIRMED"}));
         call.try_send().await.ok()
     }
 
-    /// Every change of a product's stock, in sequence.
+    /// Every change of a product's stock, in order.
     pub(crate) async fn ledger(&self, product: &str) -> Vec<Movement> {
         let book = self.demo("GET", &format!("/demo/ledger/{product}"), String::new()).await.expect(200);
         let movement = |entry: &Value| Movement {
@@ -75,7 +75,7 @@ impl Shop {
         book.body.as_array().unwrap().iter().map(movement).collect()
     }
 
-    /// How many calls for a product the Product Service has seen, of whatever kind.
+    /// The number of calls of any kind for a product.
     pub(crate) async fn calls_seen(&self, product: &str) -> u64 {
         self.requests_seen(Some(product)).await["total"].as_u64().unwrap()
     }
@@ -85,12 +85,12 @@ impl Shop {
         eventually("the Product Service is called", async || self.calls_seen(product).await > before).await;
     }
 
-    /// What readiness says of stock work that has not come to its end.
+    /// The unfinished stock work, from the readiness answer.
     pub(crate) async fn stock_work(&self) -> Value {
         self.get(admin(), "/health/ready").await.expect(200).body["components"]["stockWork"].clone()
     }
 
-    /// Waits until all stock work has come to its end.
+    /// Waits until all stock work is finished.
     pub(crate) async fn no_stock_work(&self) {
         eventually("no stock work is left", async || self.stock_work().await["open"] == 0).await;
     }
@@ -100,7 +100,7 @@ impl Shop {
         eventually(&format!("the order is {status}"), async || self.status(order).await == status).await;
     }
 
-    /// The refunds that are due for an order: amount and reason.
+    /// The due refunds of an order: amount and reason.
     pub(crate) async fn refunds(&self, order: &str) -> Vec<(String, String)> {
         sqlx::query_as("select amount::text, reason from refunds_due where order_id = $1::uuid")
             .bind(order)
@@ -118,8 +118,8 @@ impl Shop {
             .unwrap()
     }
 
-    /// Publishes payments under one key, and waits until all of them have been read: what stands behind them
-    /// on the same partition is no payment, and has been parked.
+    /// Publishes payments with one key and waits until the consumer has read all of them: it has parked an invalid
+    /// record that follows them in the same partition.
     pub(crate) async fn read(&self, key: &str, payments: &[Payment]) {
         let last = format!("the end {}", uuid::Uuid::new_v4()).into_bytes();
         let mut records: Vec<_> = payments
@@ -133,9 +133,9 @@ impl Shop {
 }
 
 impl Replica {
-    /// Kills it: no signal handler, no goodbye.
+    /// Kills the process with SIGKILL.
     pub(crate) fn kill(mut self) {
         self.signal("KILL");
-        assert_eq!(self.exit_code(), None, "it ended by itself within {PATIENCE:?}");
+        assert_eq!(self.exit_code(), None, "the process ended by itself within {PATIENCE:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! A TCP proxy that can be cut, for making a database (or anything else) go away and come back.
+//! A TCP proxy that simulates outages of a database or any other server.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,20 +7,20 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// What happens to connections.
+/// The behaviour of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// They pass.
+    /// Data passes.
     Open,
-    /// They are closed, and so are new ones.
+    /// Existing and new connections are closed.
     Cut,
-    /// They stay open and nothing comes through: a network that swallows packets.
+    /// Connections stay open and no data passes, like a network that drops packets.
     Silent,
-    /// They stay open, and nothing ever comes through them again, also when new ones pass: a host that vanished.
+    /// Existing connections stay open but never pass data again, even if new ones do, like a host that disappeared.
     Vanished,
-    /// They pass, until a client sends these bytes: from then on its connection brings no more answers.
+    /// Data passes until a client sends these bytes: from then on its connection passes no more answers.
     NoAnswerTo(&'static str),
-    /// They pass, until a client sends these bytes: they are delivered, its connection ends, and the proxy is open again.
+    /// Data passes until a client sends these bytes: the proxy delivers them, closes the connection and is open again.
     CutOnceAfter(&'static str),
 }
 
@@ -97,7 +97,7 @@ async fn pass(mut client: TcpStream, target: SocketAddr, setter: Arc<watch::Send
     }
 }
 
-/// Copies both ways until the client has sent `bytes`, then only what the client sends; nothing more where it is to end.
+/// Copies in both directions until the client has sent `bytes`, then only from the client, or ends the connection.
 async fn copy_until(
     bytes: &str,
     client: &mut TcpStream,

@@ -1,4 +1,4 @@
-//! Requests that no HTTP client would send, byte by byte over TCP.
+//! Raw requests over TCP, including malformed ones.
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::Value;
@@ -9,19 +9,19 @@ use tokio::time::timeout;
 use super::{Answer, PATIENCE, Shop};
 
 impl Shop {
-    /// Sends these bytes and reads until the service closes the connection: the answer to the one request in
-    /// them, which must ask for the close or be one after which the service does not go on.
+    /// Sends one request and reads until the service closes the connection; returns the answer. The request must ask
+    /// for the close, or cause an error after which the service closes.
     pub(crate) async fn raw(&self, bytes: &[u8]) -> Answer {
         parse(&self.raw_text(bytes).await)
     }
 
-    /// The same, with everything that came back.
+    /// The same, but returns all received bytes.
     pub(crate) async fn raw_text(&self, bytes: &[u8]) -> String {
         let address = self.url.strip_prefix("http://").unwrap();
         let (mut read, mut write) = TcpStream::connect(address).await.unwrap().into_split();
         let mut answer = Vec::new();
         let exchange = async {
-            // The service may answer, and close, before it has read everything.
+            // The service may answer and close before it has read everything.
             let (_, received) = tokio::join!(write.write_all(bytes), read.read_to_end(&mut answer));
             received
         };
@@ -29,7 +29,7 @@ impl Shop {
         String::from_utf8(answer).expect("UTF-8")
     }
 
-    /// A request head: the request line, the customer's identity, these headers, and the wish to close.
+    /// A request head: the request line, the customer's identity, these headers, and `Connection: close`.
     pub(crate) fn head(request: &str, headers: &[&str]) -> String {
         let own = ["Host: it", "X-User-Email: ada@example.com", "X-User-Role: CUSTOMER", "Connection: close"];
         let lines = [&[request], &own[..], headers].concat();

@@ -1,4 +1,4 @@
-//! One service under test, in this process, with a database and a topic of its own.
+//! A service under test, in this process, with its own database and topic.
 
 use std::collections::BTreeMap;
 
@@ -14,21 +14,21 @@ use super::history::expect_history;
 use super::stack::{empty_database, new_database, stack};
 use super::{Topic, eventually};
 
-/// The service, and what a test needs to drive and to check it.
+/// The service, with everything that a test needs to call and check it.
 pub(crate) struct Shop {
     pub(crate) url: String,
     pub(crate) topic: Topic,
     pub(crate) payments: Topic,
-    /// A connection beside the service, for checking what it wrote.
+    /// The test's own connection, for checks of the database.
     pub(crate) database: PgPool,
     pub(crate) environment: Environment,
     pub(super) client: Client,
-    /// Product ids of this test start with it, so that tests that share the Product Service do not meet.
+    /// The prefix of this test's product ids, because all tests share the Product Service.
     prefix: String,
     app: Option<App>,
 }
 
-/// How a service under test is to be started.
+/// The settings of a service under test.
 pub(crate) struct Builder {
     environment: Environment,
     bootstrap_servers: String,
@@ -49,7 +49,7 @@ impl Builder {
         self
     }
 
-    /// Uses another cluster than the shared one. Its topic must exist, or be created by the broker.
+    /// Uses this cluster instead of the shared one. Its topic must exist, or the broker must create it.
     pub(crate) fn kafka(mut self, bootstrap_servers: &str) -> Self {
         bootstrap_servers.clone_into(&mut self.bootstrap_servers);
         self
@@ -61,7 +61,7 @@ impl Builder {
         self
     }
 
-    /// Everything but the service itself: for tests that start it as processes of its own.
+    /// Builds everything but the service itself, for tests that start it as separate processes.
     pub(crate) async fn without_service(self) -> Shop {
         let database = match self.database {
             Some(url) => url,
@@ -78,7 +78,7 @@ impl Builder {
                     cluster.create_topic(&topic.name, 3).unwrap();
                     cluster.create_topic(&payments.name, 3).unwrap();
                 }
-                // The other topic is the service's to create.
+                // The service creates the other topic.
                 None => payments.create(3).await,
             }
         }
@@ -93,7 +93,7 @@ impl Builder {
             ("PRODUCT_SERVICE_URL", stack().product_service().to_owned()),
             ("DATABASE_MAX_CONNECTIONS", "6".to_owned()),
             ("SHUTDOWN_DELAY_MS", "0".to_owned()),
-            // Tests repeat themselves on purpose; those of duplicates and payments switch these on.
+            // Tests place the same lines repeatedly; tests of duplicates and payments switch these settings on.
             ("DUPLICATE_WINDOW_SECONDS", "0".to_owned()),
             ("PAYMENT_EVENTS_ENABLED", "false".to_owned()),
         ];
@@ -119,12 +119,12 @@ impl Builder {
 }
 
 impl Shop {
-    /// A service with everything as it comes.
+    /// A service with default settings.
     pub(crate) async fn start() -> Self {
         Self::builder().start().await
     }
 
-    /// A service that is to differ in something.
+    /// A builder for a service with other settings.
     pub(crate) fn builder() -> Builder {
         let bootstrap_servers = stack().kafka().to_owned();
         Builder { environment: Environment::default(), bootstrap_servers, database: None }
@@ -149,12 +149,12 @@ impl Shop {
         }
     }
 
-    /// The URL of a new database without any schema.
+    /// The URL of a new database without a schema.
     pub(crate) async fn empty_database() -> String {
         empty_database().await
     }
 
-    /// Starts the service in this process, with the environment of the shop.
+    /// Starts the service in this process with the environment of the shop.
     pub(crate) async fn start_service(&mut self) {
         let app = App::start(Config::read(&self.environment).unwrap()).await.unwrap();
         app.ready().await;
@@ -162,24 +162,24 @@ impl Shop {
         self.app = Some(app);
     }
 
-    /// Where metrics and health are, when they have an address of their own.
+    /// The management address, if one is set.
     pub(crate) fn management_url(&self) -> String {
         let app = self.app.as_ref().expect("a running service");
         format!("http://{}", app.management_address.expect("an address"))
     }
 
-    /// Stops the service as SIGTERM does.
+    /// Stops the service like SIGTERM.
     pub(crate) async fn stop_service(&mut self) {
         self.app.take().expect("a running service").stop().await.unwrap();
     }
 
-    /// Starts a call of any kind.
+    /// Begins any call.
     pub(crate) fn call(&self, method: &str, path: &str) -> Call {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
         Call::new(&self.client, method, format!("{}{path}", self.url))
     }
 
-    /// `GET` as somebody.
+    /// `GET` as this caller.
     pub(crate) async fn get(&self, who: Who<'_>, path: &str) -> Answer {
         self.call("GET", path).by(who).send().await
     }
@@ -189,7 +189,7 @@ impl Shop {
         self.call("POST", "/api/orders").by(who).json(body).send().await
     }
 
-    /// Places an order that must succeed, and returns its id.
+    /// Places an order, which must succeed, and returns its id.
     pub(crate) async fn placed(&self, email: &str, order: &[(&str, u32)]) -> String {
         self.place(super::customer(email), &lines(order)).await.expect(201).order_id()
     }
@@ -200,7 +200,7 @@ impl Shop {
         self.call("PUT", &path).by(super::admin()).json(&json!({"status": status})).send().await
     }
 
-    /// Makes a product of this test, with a price as JSON text; returns its id.
+    /// Creates a product of this test, with a price as JSON text; returns its id.
     pub(crate) async fn product(&self, name: &str, price: &str, stock: i64) -> String {
         let id = format!("{}-{name}", self.prefix);
         let body = format!(r#"{{"price":{price},"stock":{stock}}}"#);
@@ -208,13 +208,13 @@ impl Shop {
         id
     }
 
-    /// What the Product Service has of a product.
+    /// The current stock of a product.
     pub(crate) async fn stock(&self, product: &str) -> i64 {
         let answer = self.demo("GET", &format!("/api/products/{product}"), String::new()).await.expect(200);
         answer.body["stock"].as_i64().unwrap()
     }
 
-    /// Sets what the Product Service has of a product, at the price it was made with.
+    /// Sets the stock of a product and keeps its price.
     pub(crate) async fn set_stock(&self, product: &str, stock: i64) {
         let path = format!("/api/products/{product}");
         let price = self.demo("GET", &path, String::new()).await.expect(200).body["price"].clone();
@@ -238,17 +238,17 @@ impl Shop {
         self.demo("DELETE", &format!("/demo/products/{product}"), String::new()).await;
     }
 
-    /// Makes the Product Service misbehave for one product (`src/dev/products.rs` lists the faults).
+    /// Injects a fault of the Product Service for one product (`src/dev/products.rs` lists the faults).
     pub(crate) async fn fault(&self, product: &str, fault: &Value) {
         self.demo("PUT", &format!("/demo/products/{product}/fault"), fault.to_string()).await;
     }
 
-    /// Makes the Product Service behave again.
+    /// Removes the fault of a product.
     pub(crate) async fn heal(&self, product: &str) {
         self.demo("DELETE", &format!("/demo/products/{product}/fault"), String::new()).await;
     }
 
-    /// What the Product Service saw of one product, or of all whose ids start like this test's.
+    /// The requests that the Product Service received for one product, or for all products of this test.
     pub(crate) async fn requests_seen(&self, product: Option<&str>) -> Value {
         let id = product.unwrap_or(&self.prefix);
         self.demo("GET", &format!("/demo/requests/{id}"), String::new()).await.expect(200).body
@@ -268,7 +268,7 @@ impl Shop {
         sqlx::query_scalar(count).fetch_one(&self.database).await.unwrap()
     }
 
-    /// Checks that nothing was written and nothing was published.
+    /// Checks that the service wrote and published nothing.
     pub(crate) async fn expect_nothing_happened(&self) {
         for table in ["orders", "order_items", "order_history", "outbox"] {
             assert_eq!(self.count(table).await, 0, "{table}");
@@ -276,14 +276,14 @@ impl Shop {
         assert_eq!(self.topic.everything().await, []);
     }
 
-    /// The orders of the database, each with its version: as many events are due.
+    /// The orders of the database, each with its version, which is its number of events.
     pub(crate) async fn versions(&self) -> BTreeMap<String, i64> {
         let versions = sqlx::query_as::<_, (Uuid, i32)>("select id, version from orders");
         let versions = versions.fetch_all(&self.database).await.unwrap();
         versions.into_iter().map(|(id, version)| (id.to_string(), version.into())).collect()
     }
 
-    /// Checks that each order has its lines and its history: nothing was half written.
+    /// Checks that each order has its lines and its history: no partial writes.
     pub(crate) async fn expect_whole_orders(&self) {
         let broken: Vec<Uuid> = sqlx::query_scalar(
             "select id from orders
@@ -296,14 +296,13 @@ impl Shop {
         assert!(broken.is_empty(), "half written: {broken:?}");
     }
 
-    /// Waits for the relay, then checks that the topic holds the events of the orders in the database: all of
-    /// them, no others, and in sequence.
+    /// Waits for the relay, then checks that the topic has exactly the events of the orders in the database, in order.
     pub(crate) async fn expect_every_event(&self) {
         self.relayed().await;
         expect_history(&self.topic.everything().await, &self.versions().await);
     }
 
-    /// Waits until the relay has nothing left to do.
+    /// Waits until the relay has published everything.
     pub(crate) async fn relayed(&self) {
         eventually("the outbox is empty", async || self.count("outbox").await == 0).await;
     }

@@ -1,7 +1,7 @@
 //! The parts that all tests share: one PostgreSQL server, one Kafka cluster, one demo Product Service.
 //!
-//! They live on a runtime of their own, because each test's runtime ends with the test. `DATABASE_URL`,
-//! `KAFKA_BOOTSTRAP_SERVERS` and `PRODUCT_SERVICE_URL`, where set, replace them.
+//! They run on their own runtime, because each test's runtime ends with the test. `DATABASE_URL`,
+//! `KAFKA_BOOTSTRAP_SERVERS` and `PRODUCT_SERVICE_URL` replace them if set.
 
 use std::path::Path;
 use std::str::FromStr;
@@ -24,7 +24,7 @@ struct Shared {
     _runtime: tokio::runtime::Runtime,
 }
 
-/// The shared parts, started by whoever asks first.
+/// The shared parts; the first call starts them.
 pub(crate) fn stack() -> &'static Stack {
     static SHARED: OnceLock<Shared> = OnceLock::new();
     let start = || {
@@ -34,16 +34,16 @@ pub(crate) fn stack() -> &'static Stack {
             runtime.block_on(Stack::start(Path::new(PROGRAM), |name| std::env::var(name).ok())).unwrap();
         Shared { stack, _runtime: runtime }
     };
-    // On a thread of its own, because a runtime cannot be started from within another.
+    // On a separate thread, because a runtime cannot be started inside another.
     &SHARED.get_or_init(|| std::thread::spawn(start).join().unwrap()).stack
 }
 
-/// A Kafka cluster of the test's own, whose brokers it may take down.
+/// A Kafka cluster for one test, which may stop its brokers.
 pub(crate) fn embedded_kafka(brokers: i32) -> Kafka {
     Kafka::start(Path::new(PROGRAM), brokers).unwrap()
 }
 
-/// A new database with the schema, copied from a template that was migrated once. Returns its URL.
+/// Creates a database with the schema, copied from a template that was migrated once; returns its URL.
 pub(crate) async fn new_database() -> String {
     static TEMPLATE: OnceCell<String> = OnceCell::const_new();
     let template = TEMPLATE
@@ -57,7 +57,7 @@ pub(crate) async fn new_database() -> String {
     url_of(&create_database(Some(template)).await)
 }
 
-/// A new database without any schema. Returns its URL.
+/// Creates a database without a schema; returns its URL.
 pub(crate) async fn empty_database() -> String {
     url_of(&create_database(None).await)
 }
@@ -73,8 +73,8 @@ async fn create_database(template: Option<&str>) -> String {
     name
 }
 
-/// Connects to the shared server. A server that has crashed fails the test that sees it first with the end of the server's
-/// log, which has the cause; the tests behind it wait until the server is back.
+/// Connects to the shared server. After a crash of the server, the first test fails with the end of the server's log,
+/// which has the cause; the other tests wait until the server is back.
 async fn connect() -> PgConnection {
     let options = PgConnectOptions::from_str(stack().database_url()).unwrap();
     let failure = match PgConnection::connect_with(&options).await {

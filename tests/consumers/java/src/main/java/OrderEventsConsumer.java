@@ -30,7 +30,7 @@ public final class OrderEventsConsumer {
                 "group.id", setting("CONSUMER_GROUP", "order-projection"),
                 "key.deserializer", StringDeserializer.class,
                 "value.deserializer", StringDeserializer.class,
-                // A new consumer starts with the oldest event, not with the next one.
+                // A new consumer starts with the oldest event, not with the latest.
                 "auto.offset.reset", "earliest",
                 // The offset is committed below, after the work.
                 "enable.auto.commit", false,
@@ -72,12 +72,12 @@ public final class OrderEventsConsumer {
             case "ORDER_STATUS_UPDATED" -> update(database, """
                     update order_projection set status = ?, sequence = ?, changes = changes + 1
                     where order_id = ? and sequence = ? - 1""", status, sequence, order, sequence);
-            // A type that this program does not know yet: only its place in the sequence counts.
+            // An unknown event type: only its sequence counts.
             default -> update(database, """
                     update order_projection set sequence = ?, changes = changes + 1
                     where order_id = ? and sequence = ? - 1""", sequence, order, sequence);
         };
-        // Nothing changed: a repeat, which is dropped; or an event before this one is missing.
+        // No row changed: the event is a repeat, which is dropped, or an earlier event is missing.
         if (changed == 0 && update(database, """
                 update order_projection set sequence = sequence
                 where order_id = ? and sequence >= ?""", order, sequence) == 0) {

@@ -29,11 +29,11 @@ public class OrderEventsListener {
         SpringApplication.run(OrderEventsListener.class, arguments);
     }
 
-    /** Spring gives an event up after ten tries and goes on with the next; this tries until it succeeds. */
+    /** By default Spring skips an event after ten failed attempts; this handler retries until it succeeds. */
     @Bean
     static DefaultErrorHandler neverSkip() {
         DefaultErrorHandler handler = new DefaultErrorHandler(new FixedBackOff(1_000, FixedBackOff.UNLIMITED_ATTEMPTS));
-        // Not even what Spring takes for hopeless, such as a ClassCastException.
+        // Also retry exceptions that Spring considers fatal, such as a ClassCastException.
         handler.setClassifications(java.util.Map.of(), true);
         return handler;
     }
@@ -52,12 +52,12 @@ public class OrderEventsListener {
             case "ORDER_STATUS_UPDATED" -> database.update("""
                     update order_projection set status = ?, sequence = ?, changes = changes + 1
                     where order_id = ? and sequence = ? - 1""", status, sequence, order, sequence);
-            // A type that this program does not know yet: only its place in the sequence counts.
+            // An unknown event type: only its sequence counts.
             default -> database.update("""
                     update order_projection set sequence = ?, changes = changes + 1
                     where order_id = ? and sequence = ? - 1""", sequence, order, sequence);
         };
-        // Nothing changed: a repeat, which is dropped; or an event before this one is missing.
+        // No row changed: the event is a repeat, which is dropped, or an earlier event is missing.
         if (changed == 0 && !isRepeat(order, sequence)) {
             throw new IllegalStateException("order " + order + ": an event before " + sequence + " is missing");
         }
