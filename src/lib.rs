@@ -79,8 +79,8 @@
 //! 17. Reads share only their statement: it is sent after each of them has arrived, each caller gets its own answer, once,
 //!     and access is checked per caller. — `shared_reads::*`, and the property test in `store/shared_read/tests.rs`
 //!
-//! `order-service check` looks for contradictions to those of them that a snapshot of the database shows, beside replicas
-//! that serve (`store/check/invariants.rs`). — `operate_check::*`
+//! `order-service check` looks for broken invariants in a snapshot of the live database (`store/check/invariants.rs`). —
+//! `operate_check::*`
 //!
 //! # What operators do
 //!
