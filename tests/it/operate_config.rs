@@ -32,7 +32,7 @@ fn run(arguments: &[&str], environment: &Environment, dot_env: &str) -> (Option<
 fn config_check_names_all_errors_at_once() {
     let good = environment(&[("GATEWAY_SECRETS", "x")]);
     let (code, out, _) = run(&["config", "check"], &good, "");
-    assert!(code == Some(0) && out.contains("in order") && out.contains("GATEWAY_SECRETS"), "{out}");
+    assert!(code == Some(0) && out.contains("are valid") && out.contains("GATEWAY_SECRETS"), "{out}");
 
     let bad = environment(&[
         ("RELAY_BATCH", "none"),

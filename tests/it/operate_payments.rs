@@ -82,7 +82,7 @@ async fn a_parked_payment_is_settled_once_with_a_note_and_cannot_be_retried_afte
     assert_eq!(foreign["reason"], "UNDECODABLE");
     let (record, foreign) = (parked["record"].as_str().unwrap(), foreign["record"].as_str().unwrap());
 
-    for (record, why) in [(record, "decided on before"), (foreign, "expected")] {
+    for (record, why) in [(record, "an earlier decision exists"), (foreign, "expected")] {
         let said = shop.operate(&["payments", "retry", record, "--by", "bob"]).await.error(1);
         assert!(said.contains(record) && said.contains(why), "{said}");
     }
