@@ -178,7 +178,7 @@ const CONTRAST = `(() => {
   return low;
 })()`;
 
-/** What the screenshots show: Kafka away, and an order whose event waits. */
+/** What the screenshots show: Kafka is down, and the event of an order is pending. */
 async function forTheScreenshots() {
   await click("kafka-down");
   await partIs("kafka", "down");
@@ -257,11 +257,11 @@ async function first() {
   await step("an order is placed by keyboard alone, and its repeat is the same order", byKeyboardAlone);
   await step("a payment confirms it once, and cancelling gives the stock back", payment);
   await step("without a key the same lines are one order; an admin confirms it", withoutKey);
-  await step("Kafka away: the order is placed, its event arrives when Kafka is back", kafkaAway);
-  await step("Product Service away: 503, nothing is written; mended, all goes on", productServiceAway);
-  await step("a killed replica: the other goes on with orders, events and payments", replicaKilled);
+  await step("Kafka is down: the service places the order and publishes its event when Kafka is up again", kafkaAway);
+  await step("the Product Service is down: 503, no row is written; when it is up again, placing works", productServiceAway);
+  await step("a replica is killed: the other one continues with orders, events and payments", replicaKilled);
   await step("every control has a name", names);
-  await step("Kafka away once more", forTheScreenshots);
+  await step("Kafka is down again, for the screenshots", forTheScreenshots);
   await step("light, with enough contrast", () => looks("light"));
   await step("dark, with enough contrast", () => looks("dark"));
   await step("Kafka back", everythingArrives);
