@@ -105,6 +105,14 @@ impl Replica {
         self.log.iter().collect()
     }
 
+    /// Shows the unread log entries of the process, except those of level INFO, beside the failure of the test.
+    #[expect(clippy::print_stderr, reason = "for the reader of a failed test")]
+    fn show_warnings(&self) {
+        for entry in self.log.try_iter().filter(|entry| entry["level"] != "INFO") {
+            eprintln!("log of {}: {entry}", self.url);
+        }
+    }
+
     /// Sends the signal with this name.
     pub(crate) fn signal(&self, name: &str) {
         signal(&self.child, name);
@@ -118,6 +126,9 @@ impl Replica {
 
 impl Drop for Replica {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.show_warnings();
+        }
         // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
