@@ -6,7 +6,6 @@
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
 
 use order_service::config::Environment;
 use order_service::dev::{Kafka, Postgres, Stack};
@@ -16,7 +15,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
-use super::PATIENCE;
+use super::eventually;
 use super::process::PROGRAM;
 
 struct Shared {
@@ -82,11 +81,9 @@ async fn connect() -> PgConnection {
         Err(failure) => failure,
     };
     let log = stack().postgres.as_ref().map(Postgres::log_tail).unwrap_or_default();
-    let deadline = Instant::now() + PATIENCE;
-    while Instant::now() < deadline && PgConnection::connect_with(&options).await.is_err() {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    panic!("the shared PostgreSQL refused a connection: {failure}; its log ends with\n{log}");
+    let crash = format!("the shared PostgreSQL refused a connection: {failure}; its log ends with\n{log}");
+    eventually(&crash, async || PgConnection::connect_with(&options).await.is_ok()).await;
+    panic!("{crash}");
 }
 
 fn url_of(database: &str) -> String {
