@@ -134,6 +134,17 @@ impl Bench {
         Ok(Some(measured))
     }
 
+    /// The p99 of pgbench at half of its maximum: the stalls of the machine, without the service.
+    fn beside_at_half(&mut self, line: &Line) -> Result<Option<f64>> {
+        let (Some(pgbench), Some(most)) = (self.pgbench.clone(), line.pgbench_mean()) else { return Ok(None) };
+        self.progress.step("pgbench at half of its maximum");
+        let url = self.parts.database(&self.binary(), self.parts.settings.orders)?;
+        let p99 = pgbench.p99_at(&url, Script::Order, self.parts.settings.duration, most / 2.0)?;
+        self.parts.drop_database(&url)?;
+        self.progress.done(&format!("p99 {p99:.2} ms"));
+        Ok(Some(p99))
+    }
+
     /// A closed loop for every number of connections, between two runs of pgbench.
     fn compared(&mut self, name: &str, work: Work, script: Script, title: &str, goal: &str) -> Result<()> {
         let mut line = Line::new(name);
@@ -251,11 +262,13 @@ impl Bench {
         self.end(&mut line, service, &url)?;
         line.beside(self.beside(Script::Order)?);
         self.compare(&line, Script::Order, "place ÷ pgbench one order", "≥ 2.0");
+        let beside = self.beside_at_half(&line)?;
         let half = |level: &&Level| level.intended_rate.is_some_and(|rate| (rate / most - 0.5).abs() < 0.01);
         if let Some(level) = line.levels.iter().find(half) {
             let measured = format!("{:.0}/s, p50 {:.1} ms", level.rate, level.p50);
             let title = "place at half of the maximum, open loop, p99";
-            self.report.ratio(title, measured, String::new(), (level.p99, "ms"), "≤ 20 ms");
+            let beside = beside.map_or(String::new(), |p99| format!("pgbench at half of its: {p99:.1} ms"));
+            self.report.ratio(title, measured, beside, (level.p99, "ms"), "≤ 20 ms");
         }
         if let Some(memory) = line.memory {
             let title = "memory at the highest load";

@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::Result;
+use crate::load::{as_f64, histogram};
 
 const CLIENTS: &str = "64";
 const THREADS: &str = "2";
@@ -47,7 +48,30 @@ impl Pgbench {
         Some(Self { program, folder, mode })
     }
 
+    /// As many transactions as it can.
     pub(crate) fn run(&self, url: &str, script: Script, duration: Duration) -> Result<Measured> {
+        self.execute(url, script, duration, &[])
+    }
+
+    /// An open loop; returns the p99 in milliseconds, counted from the intended start of each transaction.
+    pub(crate) fn p99_at(&self, url: &str, script: Script, duration: Duration, rate: f64) -> Result<f64> {
+        let prefix = self.folder.join("pgbench-log").to_string_lossy().into_owned();
+        let more = ["--rate", &rate.to_string(), "--log", "--log-prefix", &prefix].map(str::to_owned);
+        self.execute(url, script, duration, &more)?;
+        // One file per thread; the third column of a line is a latency in microseconds.
+        let mut latency = histogram();
+        for file in std::fs::read_dir(&self.folder)?.flatten().map(|file| file.path()) {
+            if file.to_string_lossy().starts_with(&prefix) {
+                let lines = std::fs::read_to_string(&file)?;
+                let column = lines.lines().filter_map(|line| line.split(' ').nth(2)?.parse().ok());
+                column.for_each(|micros| latency.saturating_record(micros));
+                std::fs::remove_file(file)?;
+            }
+        }
+        Ok(as_f64(latency.value_at_quantile(0.99)) / 1000.0)
+    }
+
+    fn execute(&self, url: &str, script: Script, duration: Duration, more: &[String]) -> Result<Measured> {
         let (name, text, orders) = match script {
             Script::Order => ("order.sql", include_str!("sql/order.sql"), 1),
             Script::Select(orders) => ("select.sql", include_str!("sql/select.sql"), orders),
@@ -57,6 +81,7 @@ impl Pgbench {
         let output = Command::new(&self.program)
             .args(["--no-vacuum", "--client", CLIENTS, "--jobs", THREADS, "--protocol", &self.mode])
             .args(["--time", &duration.as_secs().max(1).to_string()])
+            .args(more)
             .args(["--define", &format!("orders={orders}"), "--file"])
             .arg(file)
             .arg(url)

@@ -44,7 +44,7 @@ pub(crate) fn steps(settings: &Settings) -> u64 {
     let rates = if settings.rates.is_empty() { 4 } else { settings.rates.len() as u64 };
     let of = |line: &str| match line {
         "alone" if settings.baseline.is_some() => 4,
-        "place" => levels + rates + 2,
+        "place" => levels + rates + 3,
         "key" | "read" | "list" | "confirm" => levels + 2,
         "payments" => 3,
         "size" => 5 * settings.sizes.len() as u64,
