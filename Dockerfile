@@ -4,7 +4,7 @@
 # Build and runtime are the same Debian, because the binary links its glibc, OpenSSL and zlib.
 
 FROM rust:1.95-slim-trixie AS dependencies
-# What librdkafka is compiled with, and what it and the TLS crates link.
+# What librdkafka is compiled with and links; ring needs the C compiler, too.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ gcc libc6-dev libssl-dev make pkg-config zlib1g-dev \
     && rm -rf /var/lib/apt/lists/*

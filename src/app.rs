@@ -9,7 +9,7 @@ use futures_util::FutureExt;
 use prometheus_client::metrics::gauge::Gauge;
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::task::{JoinError, JoinHandle, JoinSet, spawn_blocking};
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -157,17 +157,15 @@ impl Parts {
         const WORKER_CONNECTIONS: u32 = 4;
         let (lifecycle, metrics) = (Lifecycle::default(), Arc::<Metrics>::default());
         let listener = Listener::bind("BIND_ADDRESS", config.bind_address).await?;
-        // Both run concurrently with the rest: OpenSSL parses all certificates of the machine (about 30 ms), and the
-        // database may not answer yet.
-        let products = spawn_product_client(&config, &metrics);
+        let products = Arc::new(ProductClient::new(config.products.clone(), &metrics)?);
         let store = Store::new(&config.database, config.stock, &metrics);
         let relay_store = store.for_relay(RELAY_CONNECTIONS);
         let worker_store = store.with_own_pool(WORKER_CONNECTIONS);
         let kafka = KafkaHealth::default();
         let publisher = Publisher::new(config.kafka.clone(), kafka.clone())?;
         let relay = Relay::new(relay_store.clone(), publisher, config.relay.clone(), &metrics);
+        // Runs concurrently with the rest, because the database may not answer yet.
         let schema = AbortOnDropHandle::new(tokio::spawn(prepare_schema(config.clone(), store.clone())));
-        let products = Arc::new(products.await??);
         let orders = OrderService::new(store.clone(), Arc::clone(&products), &config.orders, &metrics);
         let background = orders.with_store(worker_store.clone());
         let payments = config
@@ -266,14 +264,6 @@ impl Parts {
         };
         timeout(self.config.timing.shutdown_timeout, drain).await.unwrap_or(Err(AppError::ShutdownTimeout))
     }
-}
-
-fn spawn_product_client(
-    config: &Config,
-    metrics: &Arc<Metrics>,
-) -> JoinHandle<Result<ProductClient, InvalidSettings>> {
-    let (settings, metrics) = (config.products.clone(), Arc::clone(metrics));
-    spawn_blocking(move || ProductClient::new(settings, &metrics))
 }
 
 /// Serves metrics and health until the handle is dropped.

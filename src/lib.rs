@@ -21,6 +21,7 @@
 //! | [`events`] | Kafka: the relay publishes events, the consumer applies payments | `KafkaEventPublisher` |
 //! | [`metrics`] | the metrics for Prometheus: one registry per running service, all families in `metrics/metrics.md` | |
 //! | [`config`] | all settings, validated at the start | |
+//! | [`http_client`] | builds the clients for outgoing HTTP | |
 //! | `json` | reads JSON from other systems: objects, never arrays of their fields | |
 //! | [`kit`] | the files that `order-service kit` writes: manifests, dashboards, decision records (`kit/decisions`) | |
 //! | [`app`] | starts and stops the parts | |
@@ -100,6 +101,7 @@ pub mod config;
 pub mod dev;
 pub mod domain;
 pub mod events;
+pub mod http_client;
 mod json;
 pub mod kit;
 pub mod lifecycle;

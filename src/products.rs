@@ -33,6 +33,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::domain::trace::random;
 use crate::domain::{Money, ProductId, TraceParent};
+use crate::http_client;
 use crate::metrics::Metrics;
 use crate::telemetry::RateLimitedLog;
 use crate::telemetry::span::Span;
@@ -132,7 +133,7 @@ impl ProductClient {
     /// Creates a client. It opens no connection yet, so the Product Service may be down.
     pub fn new(settings: ProductSettings, metrics: &Arc<Metrics>) -> Result<Self, InvalidSettings> {
         let settings = settings.within_bounds();
-        let http = http_client(&settings)?;
+        let http = build_http_client(&settings)?;
         let catalogue = Catalogue {
             http: http.clone(),
             products: settings.products()?,
@@ -361,9 +362,13 @@ fn note_refusal(span: &mut Span, status: StatusCode) {
     span.fail(status.as_str().to_owned());
 }
 
-fn http_client(settings: &ProductSettings) -> Result<reqwest::Client, reqwest::Error> {
+fn build_http_client(settings: &ProductSettings) -> Result<reqwest::Client, reqwest::Error> {
     let accept = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static("application/json"))]);
-    reqwest::Client::builder()
+    let builder = match settings.url.scheme() {
+        "http" => http_client::plain_builder(),
+        _ => http_client::builder(),
+    };
+    builder
         .user_agent(USER_AGENT)
         .default_headers(accept)
         .connect_timeout(settings.connect_timeout)

@@ -3,13 +3,15 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use order_service::http_client;
+
 use super::Failure;
 
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 pub(super) async fn run(bound: SocketAddr, probe: &str) -> Result<(), Failure> {
     let url = format!("http://{}/health/{probe}", reachable(bound));
-    let client = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).build()?;
+    let client = http_client::plain_builder().no_proxy().timeout(TIMEOUT).build()?;
     let status = client.get(&url).send().await?.status();
     if status.is_success() { Ok(()) } else { Err(format!("{url} answered {status}").into()) }
 }

@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
 use super::run_as;
+use crate::http_client;
 
 const VERSION: &str = "18.6.0";
 const BASE: &str = "https://repo1.maven.org/maven2/io/zonky/test/postgres";
@@ -100,7 +101,7 @@ async fn download(build: &Build, target: &Path) -> Result<(), FetchError> {
     let artifact = format!("embedded-postgres-binaries-{}", build.platform);
     let url = format!("{BASE}/{artifact}/{VERSION}/{artifact}-{VERSION}.jar");
     tracing::info!(%url, "this machine has no PostgreSQL: downloading it once");
-    let client = reqwest::Client::builder()
+    let client = http_client::builder()
         .https_only(true)
         .connect_timeout(CONNECT_WITHIN)
         .timeout(DOWNLOAD_WITHIN)

@@ -26,6 +26,7 @@ use tracing::{info, warn};
 
 use super::RateLimitedLog;
 use super::span::TRACER;
+use crate::http_client;
 
 /// The minimum interval between two warnings of dropped spans.
 const ONE_WARNING: Duration = Duration::from_mins(1);
@@ -139,6 +140,8 @@ fn otlp(settings: &TraceSettings) -> Result<OtlpExporter, ExporterBuildError> {
             .with_metadata(MetadataMap::from_headers(settings.headers.clone()))
             .build(),
         Protocol::HttpProtobuf => {
+            // The exporter builds its own client.
+            http_client::install_crypto_provider();
             let text = |value: &reqwest::header::HeaderValue| value.to_str().map(str::to_owned).ok();
             let headers = settings.headers.iter();
             let headers = headers.filter_map(|(name, value)| Some((name.to_string(), text(value)?)));

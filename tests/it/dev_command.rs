@@ -14,7 +14,9 @@ use serde_json::Value;
 use sqlx::{Connection, PgConnection};
 use tempfile::TempDir;
 
-use crate::support::{Mode, PATIENCE, Proxy, Replica, Topic, command, eventually, exit_code, signal, stack};
+use crate::support::{
+    Mode, PATIENCE, Proxy, Replica, Topic, command, eventually, exit_code, http_client, signal, stack,
+};
 
 /// A running `dev` with its output. Dropping it kills the process.
 struct Dev {
@@ -78,7 +80,7 @@ impl Dev {
 
     /// Sends a request to a part; returns the status and the body of the answer.
     async fn call(&self, method: &str, part: &str, path: &str, body: &str) -> (u16, Value) {
-        let request = reqwest::Client::new()
+        let request = http_client()
             .request(method.parse().unwrap(), format!("{}{path}", self.address(part)))
             .header("X-User-Email", "admin@example.com")
             .header("X-User-Role", "ADMIN")
@@ -105,7 +107,8 @@ impl Dev {
     async fn start_second_replica(&self) -> String {
         let (status, answer) = self.call("PUT", "console", "/parts/replica", r#"{"state":"up"}"#).await;
         assert_eq!(status, 200, "{answer}");
-        let mut events = reqwest::get(format!("{}/events", self.address("console"))).await.unwrap();
+        let mut events =
+            http_client().get(format!("{}/events", self.address("console"))).send().await.unwrap();
         let mut told = String::new();
         loop {
             told += &String::from_utf8_lossy(&events.chunk().await.unwrap().expect("more events"));
@@ -230,7 +233,7 @@ async fn the_output_names_every_part_and_its_curl_command_places_an_order() {
         format!("{}/health/ready", dev.address("http")),
         format!("{}/health", dev.address("product-service")),
     ] {
-        assert_eq!(reqwest::get(&path).await.unwrap().status(), 200, "{path}");
+        assert_eq!(http_client().get(&path).send().await.unwrap().status(), 200, "{path}");
     }
 }
 
@@ -397,7 +400,7 @@ async fn the_console_places_orders_only_for_its_own_page() {
     assert_eq!((status, &placed["status"]), (201, &"CREATED".into()));
     let console = dev.address("console");
     assert!(console.starts_with("http://127.0.0.1:"), "{console}");
-    let page = reqwest::get(console).await.unwrap();
+    let page = http_client().get(console).send().await.unwrap();
     assert!(page.headers()["content-security-policy"].to_str().unwrap().starts_with("default-src 'none'"));
     for (header, value, status) in [
         ("Host", "evil.example", 421),
@@ -405,7 +408,7 @@ async fn the_console_places_orders_only_for_its_own_page() {
         ("Sec-Fetch-Site", "cross-site", 403),
         ("Content-Type", "text/plain", 415),
     ] {
-        let request = reqwest::Client::new().post(format!("{console}/api/orders")).body(body);
+        let request = http_client().post(format!("{console}/api/orders")).body(body);
         let answer = request.header(header, value).send().await.unwrap();
         assert_eq!(answer.status(), status, "{header}");
         assert!(answer.headers().get("access-control-allow-origin").is_none());

@@ -61,6 +61,7 @@ mod start;
 mod stock_refusals;
 mod stock_routes;
 mod stop;
+mod tls;
 mod topic_settings;
 mod traces;
 mod unpaid_orders;

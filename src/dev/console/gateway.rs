@@ -12,6 +12,7 @@ use axum::response::{IntoResponse as _, Response};
 
 use super::{Shared, refuse};
 use crate::dev::DevError;
+use crate::http_client;
 
 /// More than the maximum time of the service.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(20);
@@ -45,7 +46,7 @@ pub(super) struct Gateway {
 
 impl Gateway {
     pub(super) fn new(first: SocketAddr, secret: Option<String>) -> Result<Self, DevError> {
-        let client = reqwest::Client::builder().no_proxy().timeout(ANSWERS_WITHIN).build()?;
+        let client = http_client::plain_builder().no_proxy().timeout(ANSWERS_WITHIN).build()?;
         let secret = secret.and_then(|secret| HeaderValue::from_str(&secret).ok());
         Ok(Self { client, first: format!("http://{first}"), secret, calls: AtomicUsize::new(0) })
     }

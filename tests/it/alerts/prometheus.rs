@@ -10,7 +10,7 @@ use reqwest::Client;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::{Shop, eventually, figure};
+use crate::support::{Shop, eventually, figure, http_client};
 
 /// The rules of the kit.
 pub(super) const RULES: &str = include_str!("../../../src/kit/prometheus/rules/order-service.yml");
@@ -115,12 +115,7 @@ impl Prometheus {
             .stderr(File::create(place("log")).unwrap())
             .spawn()
             .expect("prometheus; `.ci/prometheus` installs it");
-        let mut prometheus = Self {
-            process,
-            folder,
-            url: String::new(),
-            client: Client::builder().no_proxy().build().unwrap(),
-        };
+        let mut prometheus = Self { process, folder, url: String::new(), client: http_client() };
         eventually("Prometheus listens", async || prometheus.address().is_some()).await;
         prometheus.url = format!("http://{}", prometheus.address().expect("an address"));
         eventually("Prometheus is ready", async || {

@@ -18,7 +18,7 @@ use super::random::Random;
 use super::shelf::Shelf;
 use super::story::{PaymentKind, SentPayment, Story};
 use super::world::World;
-use crate::support::{Answer, Call, PATIENCE, admin, customer};
+use crate::support::{Answer, Call, PATIENCE, admin, customer, http_client};
 
 /// The client's timeout of one attempt, and its maximum number of attempts.
 const ATTEMPT: Duration = Duration::from_secs(3);
@@ -82,7 +82,7 @@ impl Load {
         Self {
             world,
             shelf,
-            http: Client::builder().no_proxy().build().unwrap(),
+            http: http_client(),
             producer,
             stories: AtomicUsize::new(0),
             answered: AtomicUsize::new(0),

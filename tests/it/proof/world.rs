@@ -13,7 +13,7 @@ use tokio::sync::Mutex;
 use super::broker::Broker;
 use super::plan::Plan;
 use super::random::Random;
-use crate::support::{Proxy, Replica, Topic};
+use crate::support::{Proxy, Replica, Topic, http_client};
 
 pub(super) const EVERY_REPLICA: [usize; 3] = [0, 1, 2];
 /// Many partitions, because the embedded broker keeps only the newest 5 MiB of each.
@@ -101,7 +101,7 @@ impl World {
             products,
             environment,
             replicas: EVERY_REPLICA.map(|_| Slot::default()),
-            http: Client::builder().no_proxy().build().unwrap(),
+            http: http_client(),
         });
         for replica in EVERY_REPLICA {
             world.start_replica(replica).await;

@@ -32,6 +32,11 @@ pub(crate) use proxy::{Mode, Proxy};
 pub(crate) use shop::{Builder, Shop, lines};
 pub(crate) use stack::{embedded_kafka, stack};
 
+/// A client for the addresses of this machine.
+pub(crate) fn http_client() -> reqwest::Client {
+    order_service::http_client::plain_builder().no_proxy().build().unwrap()
+}
+
 /// The maximum wait for an expected result. It is long, because a slow machine is not a bug; no test sleeps this long.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::call::{Answer, Call, Who};
 use super::history::expect_history;
 use super::stack::{empty_database, new_database, stack};
-use super::{Topic, eventually};
+use super::{Topic, eventually, http_client};
 
 /// The service, with everything that a test needs to call and check it.
 pub(crate) struct Shop {
@@ -104,7 +104,7 @@ impl Builder {
             payments,
             database: PgPool::connect_lazy(&database).unwrap(),
             environment,
-            client: Client::builder().no_proxy().build().unwrap(),
+            client: http_client(),
             prefix: format!("T{}", &Uuid::new_v4().simple().to_string()[..12]),
             app: None,
         }
