@@ -24,7 +24,7 @@ use super::{Actor, CustomerId, Line, Money, OrderId, TraceParent, time};
     ToSchema,
 )]
 #[serde(rename_all = "UPPERCASE")]
-#[strum(serialize_all = "UPPERCASE", parse_err_ty = UnknownStatus, parse_err_fn = UnknownStatus::new)]
+#[strum(serialize_all = "UPPERCASE")]
 #[schema(as = OrderStatus)]
 pub enum Status {
     /// Placed, payment pending.
@@ -39,6 +39,11 @@ impl Status {
     /// The name on the wire and in the column.
     pub fn as_str(self) -> &'static str {
         self.into()
+    }
+
+    /// Parses the name, with the rule as the error.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        text.parse().map_err(|_| "must be CREATED, CONFIRMED or CANCELLED")
     }
 
     /// The statuses that can follow this one.
@@ -62,17 +67,6 @@ impl Status {
                 Err(InvalidTransition { from: self, to })
             }
         }
-    }
-}
-
-/// A text that is not a status.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("must be CREATED, CONFIRMED or CANCELLED")]
-pub struct UnknownStatus;
-
-impl UnknownStatus {
-    fn new(_: &str) -> Self {
-        Self
     }
 }
 

@@ -108,7 +108,7 @@ impl Envelope {
 
     fn amount(&self) -> Result<Money, String> {
         let Value::Number(number) = &self.amount else { return Err("is not a number".to_owned()) };
-        Money::parse(number.as_str()).map_err(|error| error.to_string())
+        Money::parse(number.as_str()).map_err(str::to_owned)
     }
 
     /// The key that identifies repeats: the id of the event; without it the type, entity and time, by which the
