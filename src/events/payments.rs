@@ -420,23 +420,17 @@ struct SetProgress {
 
 impl SetProgress {
     fn of(set: &[Record], failed: &HashSet<RecordPlace>) -> Self {
-        /// The last offset before the first failure, and the first failure.
-        type Offsets = (Option<i64>, Option<i64>);
-        let mut partitions: BTreeMap<(&str, i32), Offsets> = BTreeMap::new();
+        // The last record before the first failure, and the first failure.
+        let mut partitions: BTreeMap<_, (Option<&RecordPlace>, Option<&RecordPlace>)> = BTreeMap::new();
         for Record { place, .. } in set {
             let (applied, first_failed) = partitions.entry((&place.topic, place.partition)).or_default();
             if first_failed.is_none() {
-                *(if failed.contains(place) { first_failed } else { applied }) = Some(place.offset);
+                *(if failed.contains(place) { first_failed } else { applied }) = Some(place);
             }
         }
-        let place = |((topic, partition), offset): ((&str, i32), i64)| RecordPlace {
-            topic: topic.to_owned(),
-            partition,
-            offset,
-        };
-        let applied = partitions.iter().filter_map(|(of, (applied, _))| Some(place((*of, (*applied)?))));
-        let failed = partitions.iter().filter_map(|(of, (_, failed))| Some(place((*of, (*failed)?))));
-        Self { applied: applied.collect(), failed: failed.collect() }
+        let applied = partitions.values().filter_map(|(applied, _)| applied.cloned()).collect();
+        let failed = partitions.values().filter_map(|(_, failed)| failed.cloned()).collect();
+        Self { applied, failed }
     }
 }
 
