@@ -14,6 +14,6 @@ mod topic;
 pub(crate) use client::connection_config;
 pub use client::{KafkaSettings, PaymentSettings, PublishError, Secret};
 pub use kafka::{KafkaHealth, Publisher, Sent};
-pub use payments::{PaymentConsumer, Retried, UnpaidOrders, UnpaidSettings, retry_parked};
+pub use payments::{PaymentConsumer, Retried, UnpaidOrders, retry_parked};
 pub use relay::{Relay, RelaySettings};
 pub use replay::{Replay, ReplayError, ReplayProgress};

@@ -35,7 +35,7 @@ use crate::telemetry::error_chain;
 use crate::telemetry::span::{self, Span};
 use decode::{Decoded, decode};
 pub use retry::{Retried, retry_parked};
-pub use unpaid::{UnpaidOrders, UnpaidSettings};
+pub use unpaid::UnpaidOrders;
 
 /// Reads payments from the partitions of this replica.
 pub struct PaymentConsumer {

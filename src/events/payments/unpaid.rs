@@ -21,15 +21,6 @@ use crate::orders::OrderService;
 use crate::store::{StoreError, UnpaidCursor};
 use crate::telemetry::{RateLimitedLog, error_chain};
 
-/// The settings of the worker.
-#[derive(Clone, Copy, Debug)]
-pub struct UnpaidSettings {
-    /// How long an order may be CREATED.
-    pub ttl: Duration,
-    /// The pause between two rounds.
-    pub interval: Duration,
-}
-
 /// After this time the worker starts again with the oldest order, because it may have skipped some (stock being taken,
 /// payment parked).
 const START_OVER_AFTER: Duration = Duration::from_mins(5);
@@ -38,7 +29,10 @@ const START_OVER_AFTER: Duration = Duration::from_mins(5);
 pub struct UnpaidOrders {
     progress: Progress,
     orders: OrderService,
-    settings: UnpaidSettings,
+    /// How long an order may be CREATED.
+    ttl: Duration,
+    /// The pause between two rounds.
+    interval: Duration,
     after: UnpaidCursor,
     /// When the worker last started with the oldest order.
     started_over: Instant,
@@ -59,11 +53,12 @@ enum RoundError {
 
 impl UnpaidOrders {
     /// A worker that has not started.
-    pub fn new(kafka: &KafkaSettings, orders: OrderService, settings: UnpaidSettings) -> Self {
+    pub fn new(kafka: &KafkaSettings, orders: OrderService, ttl: Duration, interval: Duration) -> Self {
         Self {
             progress: Progress::new(kafka),
             orders,
-            settings,
+            ttl,
+            interval,
             after: UnpaidCursor::START,
             started_over: Instant::now(),
             pending: None,
@@ -73,11 +68,7 @@ impl UnpaidOrders {
 
     /// Cancels unpaid orders until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
-        while !stop.is_cancelled() {
-            let round = tokio::select! {
-                round = self.round(&stop) => round,
-                () = stop.cancelled() => return,
-            };
+        while let Some(round) = stop.run_until_cancelled(self.round(&stop)).await {
             if let Err(error) = round {
                 // The next round starts with a new time T.
                 self.pending = None;
@@ -85,10 +76,7 @@ impl UnpaidOrders {
                     warn!(error = error_chain(&error), suppressed, "no unpaid order is cancelled right now");
                 }
             }
-            tokio::select! {
-                () = sleep(self.settings.interval) => {}
-                () = stop.cancelled() => {}
-            }
+            stop.run_until_cancelled(sleep(self.interval)).await;
         }
     }
 
@@ -98,7 +86,7 @@ impl UnpaidOrders {
         }
         // Two passes: for the pending time of an earlier round, and for a time of this round.
         for _ in 0..2 {
-            let Some(now) = self.orders.unpaid_order_is_due(self.settings.ttl, self.after).await? else {
+            let Some(now) = self.orders.unpaid_order_is_due(self.ttl, self.after).await? else {
                 return Ok(());
             };
             let (at, ends) = match self.pending.take() {
@@ -111,7 +99,7 @@ impl UnpaidOrders {
                 self.pending = Some((at, ends));
                 return Ok(());
             }
-            self.orders.cancel_unpaid(at - self.settings.ttl, &mut self.after, stop).await?;
+            self.orders.cancel_unpaid(at - self.ttl, &mut self.after, stop).await?;
         }
         Ok(())
     }
