@@ -9,16 +9,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use thiserror::Error;
-use tokio::task::{JoinError, spawn_blocking};
+use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::progress::{Ends, Progress, ProgressError};
+use super::progress::{Ends, Failure, Progress};
 use crate::events::KafkaSettings;
 use crate::orders::OrderService;
-use crate::store::{StoreError, UnpaidCursor};
+use crate::store::UnpaidCursor;
 use crate::telemetry::{RateLimitedLog, error_chain};
 
 /// After this time the worker starts again with the oldest order, because it may have skipped some (stock being taken,
@@ -39,16 +38,6 @@ pub struct UnpaidOrders {
     /// A time T, and the ends of the partitions that must be read first.
     pending: Option<(DateTime<Utc>, Arc<Ends>)>,
     failures: RateLimitedLog,
-}
-
-#[derive(Debug, Error)]
-enum RoundError {
-    #[error("the store failed")]
-    Store(#[from] StoreError),
-    #[error("the progress of the payment consumer is unknown")]
-    Progress(#[from] ProgressError),
-    #[error("a helper thread failed")]
-    Thread(#[from] JoinError),
 }
 
 impl UnpaidOrders {
@@ -73,14 +62,14 @@ impl UnpaidOrders {
                 // The next round starts with a new time T.
                 self.pending = None;
                 if let Some(suppressed) = self.failures.allow() {
-                    warn!(error = error_chain(&error), suppressed, "no unpaid order is cancelled right now");
+                    warn!(error = error_chain(&*error), suppressed, "no unpaid order is cancelled right now");
                 }
             }
             stop.run_until_cancelled(sleep(self.interval)).await;
         }
     }
 
-    async fn round(&mut self, stop: &CancellationToken) -> Result<(), RoundError> {
+    async fn round(&mut self, stop: &CancellationToken) -> Result<(), Failure> {
         if self.started_over.elapsed() > START_OVER_AFTER {
             (self.after, self.started_over) = (UnpaidCursor::START, Instant::now());
         }
@@ -107,8 +96,8 @@ impl UnpaidOrders {
     /// Asks Kafka on a blocking thread; holds no database connection.
     async fn ask<T: Send + 'static>(
         &self,
-        question: impl FnOnce(&Progress) -> Result<T, ProgressError> + Send + 'static,
-    ) -> Result<T, RoundError> {
+        question: impl FnOnce(&Progress) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
         let progress = self.progress.clone();
         Ok(spawn_blocking(move || question(&progress)).await??)
     }
