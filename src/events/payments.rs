@@ -159,11 +159,11 @@ impl PaymentConsumer {
     /// Applies a set of records: concurrently, but the records of one order one after the other; then those without an
     /// order. Returns the records that were not applied.
     async fn apply_set(&self, set: &[Record]) -> HashSet<RecordPlace> {
-        let mut by_order: HashMap<OrderId, Vec<(&Record, Decoded)>> = HashMap::new();
+        let mut by_order: HashMap<OrderId, Vec<(&Record, Option<Decoded>)>> = HashMap::new();
         let mut others = Vec::new();
         for record in set {
             let decoded = decode(&record.payload, &record.place);
-            match decoded.order() {
+            match decoded.as_ref().and_then(Decoded::order) {
                 Some(order) => by_order.entry(order).or_default().push((record, decoded)),
                 None => others.push((record, decoded)),
             }
@@ -174,7 +174,7 @@ impl PaymentConsumer {
     }
 
     /// Applies records one after the other, up to the first that cannot be written now. Returns that one and the rest.
-    async fn apply_in_order(&self, records: Vec<(&Record, Decoded)>) -> Vec<RecordPlace> {
+    async fn apply_in_order(&self, records: Vec<(&Record, Option<Decoded>)>) -> Vec<RecordPlace> {
         let mut left = records.into_iter();
         while let Some((record, decoded)) = left.next() {
             if let Err(error) = self.apply(record, decoded).await {
@@ -194,17 +194,16 @@ impl PaymentConsumer {
     }
 
     /// Applies a record within its trace, or parks it if it can never be applied.
-    async fn apply(&self, record: &Record, decoded: Decoded) -> Result<(), StoreError> {
+    async fn apply(&self, record: &Record, decoded: Option<Decoded>) -> Result<(), StoreError> {
         let event_type = match &decoded {
-            Decoded::Payment { event_type, .. } => event_type,
-            Decoded::Ignored => "other",
-            Decoded::Undecodable { .. } => "unreadable",
+            Some(Decoded::Payment { event_type, .. }) => event_type,
+            Some(Decoded::Undecodable { .. }) => "unreadable",
+            None => "other",
         };
-        // An ignored record has no span.
-        let outcome = if matches!(decoded, Decoded::Ignored) {
-            "ignored"
-        } else {
-            self.apply_traced(record, decoded).await?
+        let outcome = match decoded {
+            Some(decoded) => self.apply_traced(record, decoded).await?,
+            // An ignored record has no span.
+            None => "ignored",
         };
         self.metrics.payments.applied(event_type, outcome);
         Ok(())
@@ -240,7 +239,6 @@ impl PaymentConsumer {
     ) -> Result<&'static str, StoreError> {
         let Record { place, payload, .. } = record;
         match decoded {
-            Decoded::Ignored => Ok("ignored"),
             Decoded::Payment { key, order, event, event_type } => {
                 let (place, trace, payload) = (place.clone(), trace.clone(), payload.clone());
                 let retried_by = None;
