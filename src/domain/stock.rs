@@ -18,7 +18,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use strum::{EnumString, IntoStaticStr};
 use uuid::Uuid;
 
-use super::{Actor, OrderId, ProductId, Quantity, TraceParent};
+use super::{Actor, OrderId, ProductId, Quantity, TraceParent, time};
 
 /// The direction of a stock call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoStaticStr)]
@@ -347,10 +347,10 @@ impl StockJob {
         if self.waits {
             return Self::WAIT;
         }
-        let Some(doublings) = self.failures.checked_sub(1).and_then(|n| u32::try_from(n).ok()) else {
-            return Duration::ZERO;
-        };
-        Duration::from_millis(500).saturating_mul(2_u32.saturating_pow(doublings.min(16))).min(LONGEST)
+        match u32::try_from(self.failures) {
+            Ok(failures @ 1..) => time::backoff(Duration::from_millis(500), failures, LONGEST),
+            _ => Duration::ZERO,
+        }
     }
 
     /// The maximum wait for an earlier attempt. Only a replica of an older release ends an attempt without waking the

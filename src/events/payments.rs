@@ -26,7 +26,7 @@ use tracing::{Instrument, debug, error, info, info_span, warn};
 use super::KafkaSettings;
 use super::client::connection_config;
 use crate::domain::payments::{ParkReason, PaymentOutcome};
-use crate::domain::{OrderId, TraceParent};
+use crate::domain::{OrderId, TraceParent, time};
 use crate::metrics::Metrics;
 use crate::orders::OrderService;
 use crate::store::StoreError;
@@ -130,7 +130,8 @@ impl PaymentConsumer {
                     let progress = SetProgress::of(&set, &failed);
                     self.store_offsets(&progress);
                     failures = if progress.failed.is_empty() { 0 } else { failures + 1 };
-                    self.seek_back(&progress.failed, pause(failures), &stop).await;
+                    let pause = time::backoff(INITIAL_BACKOFF, failures, MAX_BACKOFF);
+                    self.seek_back(&progress.failed, pause, &stop).await;
                 }
                 Err(error) => self.log_error(&error, &mut logged),
             }
@@ -435,10 +436,6 @@ impl SetProgress {
 fn header<'a>(message: &'a BorrowedMessage<'_>, name: &str) -> Option<&'a str> {
     let header = message.headers()?.iter().find(|header| header.key == name)?;
     std::str::from_utf8(header.value?).ok()
-}
-
-fn pause(failures: u32) -> Duration {
-    INITIAL_BACKOFF.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16))).min(MAX_BACKOFF)
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use super::floor::{Reading, Settling, positions};
 use super::{PublishError, Publisher};
+use crate::domain::time;
 use crate::metrics::Metrics;
 use crate::store::outbox::ServerStart;
 use crate::store::{Lease, PendingEvent, Store, StoreError};
@@ -465,9 +466,7 @@ impl Relay {
     /// Exponential backoff from 100 ms up to the maximum, with up to half of it as random jitter, so that replicas do
     /// not retry together.
     fn backoff(&self, failures: u32) -> Duration {
-        let longest = Duration::from_millis(100)
-            .saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16)))
-            .min(self.settings.max_backoff);
+        let longest = time::backoff(Duration::from_millis(100), failures, self.settings.max_backoff);
         let random = u32::from(Uuid::new_v4().as_bytes()[0]);
         longest.saturating_sub(longest * random / 512)
     }
