@@ -379,7 +379,7 @@ mod tests {
 
     #[test]
     fn orders_of_the_same_moment_are_spread_over_all_buckets() {
-        let used: std::collections::HashSet<_> = (0..2_000).map(|_| bucket_of(OrderId::new())).collect();
+        let used: std::collections::HashSet<_> = (0..2_000).map(|_| bucket_of(OrderId::generate())).collect();
         assert_eq!(used.len(), usize::try_from(BUCKETS).unwrap());
     }
 }

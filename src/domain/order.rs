@@ -113,7 +113,7 @@ impl Order {
         let total = super::line::total(&lines)?;
         let now = time::now();
         Some(Self {
-            id: OrderId::new(),
+            id: OrderId::generate(),
             customer,
             status: Status::Created,
             placed_at: now,
