@@ -10,19 +10,12 @@ use super::{Actor, CustomerId};
 
 /// The role of a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr)]
-#[strum(serialize_all = "UPPERCASE")]
+#[strum(serialize_all = "UPPERCASE", const_into_str)]
 pub enum Role {
     /// May place orders and see their own.
     Customer,
     /// May also see all orders and change their statuses.
     Admin,
-}
-
-impl Role {
-    /// The name on the wire and in the column.
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
 }
 
 /// A caller, as authenticated by the gateway.

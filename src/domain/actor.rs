@@ -11,7 +11,7 @@ use super::{Identity, Role};
 /// The role in which an actor changed an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr, VariantArray, Serialize, ToSchema)]
 #[serde(rename_all = "UPPERCASE")]
-#[strum(serialize_all = "UPPERCASE")]
+#[strum(serialize_all = "UPPERCASE", const_into_str)]
 pub enum ActorRole {
     /// The owner of the order.
     Customer,
@@ -21,13 +21,6 @@ pub enum ActorRole {
     Payment,
     /// This service itself.
     System,
-}
-
-impl ActorRole {
-    /// The name in the column.
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
 }
 
 /// Who changed the status of an order.
@@ -63,6 +56,6 @@ impl Actor {
 /// Leaves out the id, which may be an e-mail address.
 impl fmt::Debug for Actor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Actor({})", self.role.as_str())
+        write!(f, "Actor({})", self.role.into_str())
     }
 }

@@ -31,7 +31,7 @@ pub fn bucket_of(order: OrderId) -> i16 {
 /// The type of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, Serialize, ToSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-#[strum(serialize_all = "SCREAMING_SNAKE_CASE")]
+#[strum(serialize_all = "SCREAMING_SNAKE_CASE", const_into_str)]
 pub enum EventType {
     /// An order was placed.
     OrderPlaced,
@@ -40,11 +40,6 @@ pub enum EventType {
 }
 
 impl EventType {
-    /// The name in the envelope.
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
-
     /// The `CloudEvents` type.
     const fn ce_type(self) -> &'static str {
         match self {

@@ -18,7 +18,7 @@ pub enum PaymentEvent {
 
 /// The effect of a payment event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
-#[strum(serialize_all = "SCREAMING_SNAKE_CASE")]
+#[strum(serialize_all = "SCREAMING_SNAKE_CASE", const_into_str)]
 pub enum PaymentOutcome {
     /// The order is being confirmed; its stock is taken next.
     Confirming,
@@ -36,7 +36,7 @@ pub enum PaymentOutcome {
 
 /// Why a record of the payment topic is parked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
-#[strum(serialize_all = "SCREAMING_SNAKE_CASE")]
+#[strum(serialize_all = "SCREAMING_SNAKE_CASE", const_into_str)]
 pub enum ParkReason {
     /// The amount is not that of the order.
     AmountMismatch,
@@ -54,13 +54,6 @@ pub enum ParkReason {
     Other,
 }
 
-impl ParkReason {
-    /// The name in the column.
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
-}
-
 impl PaymentOutcome {
     /// Whether the record is parked as well.
     pub const fn is_parked(self) -> bool {
@@ -70,11 +63,6 @@ impl PaymentOutcome {
     /// Whether an operator must look at it, because the payment does not fit the order.
     pub const fn needs_an_operator(self) -> bool {
         matches!(self, Self::RefundDue | Self::PaidAgain | Self::AmountMismatch)
-    }
-
-    /// The name in the column.
-    pub fn as_str(self) -> &'static str {
-        self.into()
     }
 }
 

@@ -22,7 +22,7 @@ use super::{Actor, OrderId, ProductId, Quantity, TraceParent, time};
 
 /// The direction of a stock call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoStaticStr)]
-#[strum(serialize_all = "kebab-case")]
+#[strum(serialize_all = "kebab-case", const_into_str)]
 pub enum Direction {
     /// Takes stock, for a confirmation.
     Take,
@@ -30,16 +30,9 @@ pub enum Direction {
     GiveBack,
 }
 
-impl Direction {
-    /// The name in the idempotency key of a call.
-    fn as_str(self) -> &'static str {
-        self.into()
-    }
-}
-
 /// The state of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr)]
-#[strum(serialize_all = "UPPERCASE")]
+#[strum(serialize_all = "UPPERCASE", const_into_str)]
 pub enum LineState {
     /// No call was sent.
     Todo,
@@ -55,16 +48,9 @@ pub enum LineState {
     Returned,
 }
 
-impl LineState {
-    /// The name in the column.
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
-}
-
 /// The state of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr)]
-#[strum(serialize_all = "UPPERCASE")]
+#[strum(serialize_all = "UPPERCASE", const_into_str)]
 pub enum JobState {
     /// Taking all lines.
     Taking,
@@ -74,13 +60,6 @@ pub enum JobState {
     Returning,
     /// No line is taken any more.
     Returned,
-}
-
-impl JobState {
-    /// The name in the column.
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
 }
 
 /// One line of a job.
@@ -250,7 +229,7 @@ impl StockJob {
                 direction,
                 product_id: line.product_id.clone(),
                 quantity: line.quantity,
-                idempotency_key: format!("{order}:{}:{}:{attempt}", line.number, direction.as_str()),
+                idempotency_key: format!("{order}:{}:{}:{attempt}", line.number, direction.into_str()),
                 sent_before,
             });
         }
