@@ -21,9 +21,7 @@ pub enum Role {
 /// A caller, as authenticated by the gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The customer id of the caller.
     pub customer: CustomerId,
-    /// The role of the caller.
     pub role: Role,
 }
 

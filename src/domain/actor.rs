@@ -26,14 +26,12 @@ pub enum ActorRole {
 /// Who changed the status of an order.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Actor {
-    /// The role.
     pub role: ActorRole,
     /// An e-mail address, or the name of a service.
     pub id: String,
 }
 
 impl Actor {
-    /// The caller of the API.
     pub fn caller(caller: &Identity) -> Self {
         let role = match caller.role {
             Role::Customer => ActorRole::Customer,
@@ -42,12 +40,10 @@ impl Actor {
         Self { role, id: caller.customer.as_str().to_owned() }
     }
 
-    /// The Payment Service.
     pub fn payment() -> Self {
         Self { role: ActorRole::Payment, id: "PAYMENT_SERVICE".to_owned() }
     }
 
-    /// This service.
     pub fn system() -> Self {
         Self { role: ActorRole::System, id: "ORDER_SERVICE".to_owned() }
     }

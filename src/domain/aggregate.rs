@@ -11,7 +11,6 @@ use super::{Actor, Money, Order, Status, StatusChange, TraceParent};
 pub mod reason {
     /// The stock of a paid order could not be taken.
     pub const OUT_OF_STOCK: &str = "OUT_OF_STOCK";
-    /// The payment failed.
     pub const PAYMENT_FAILED: &str = "PAYMENT_FAILED";
     /// The order was not paid in time.
     pub const PAYMENT_TIMEOUT: &str = "PAYMENT_TIMEOUT";
@@ -22,7 +21,6 @@ pub mod reason {
     /// The order of a refund was cancelled without a reason.
     pub const CANCELLED: &str = "CANCELLED";
 
-    /// All of them.
     pub const ALL: [&str; 6] =
         [OUT_OF_STOCK, PAYMENT_FAILED, PAYMENT_TIMEOUT, CUSTOMER_REQUEST, PAID_AFTER_CANCELLED, CANCELLED];
 }
@@ -30,33 +28,26 @@ pub mod reason {
 /// A locked order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OrderAggregate {
-    /// The order.
     pub order: Order,
     /// Its latest stock job, or the one that was asked for.
     pub job: Option<StockJob>,
-    /// The paid amount.
     pub paid: Option<Money>,
-    /// The changes to write.
     pub changes: Changes,
 }
 
 /// The changes to write in one transaction.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// The change of the status.
     pub status: Option<StatusChange>,
     /// How to write the job, if it is new or changed.
     pub job: Option<JobWrite>,
-    /// The amount that was paid.
     pub payment: Option<Money>,
-    /// The refund that is due.
     pub refund: Option<Refund>,
 }
 
 /// How to write the job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JobWrite {
-    /// Insert it.
     Insert,
     /// Update it and lease it to its holder.
     Claim,
@@ -69,9 +60,7 @@ pub enum JobWrite {
 /// Money that the customer must get back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refund {
-    /// The amount.
     pub amount: Money,
-    /// The reason.
     pub reason: String,
 }
 

@@ -58,7 +58,6 @@ pub struct OrderEvent {
     pub order: OrderId,
     /// 1, 2, 3 … within the order.
     pub sequence: i32,
-    /// The type.
     pub event_type: EventType,
     /// The value of the record: the envelope as JSON.
     pub payload: String,

@@ -72,7 +72,6 @@ pub const MAX_LINES: usize = 100;
 pub struct BadLines {
     /// The index of the line that breaks it. `None` if the whole list breaks it.
     pub line: Option<usize>,
-    /// The rule.
     pub rule: &'static str,
 }
 

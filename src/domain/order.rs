@@ -80,22 +80,16 @@ pub enum Change {
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("an order that is {from} cannot become {to}")]
 pub struct InvalidTransition {
-    /// The present status.
     pub from: Status,
-    /// The requested status.
     pub to: Status,
 }
 
 /// An order with its lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Order {
-    /// Its id.
     pub id: OrderId,
-    /// Its owner.
     pub customer: CustomerId,
-    /// The status.
     pub status: Status,
-    /// When it was placed.
     pub placed_at: DateTime<Utc>,
     /// The total of its lines.
     pub total: Money,
@@ -148,15 +142,11 @@ impl Order {
 /// The parts of a status change that the changed order does not show.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StatusChange {
-    /// The status before.
     pub from: Status,
-    /// Who made the change.
     pub actor: Actor,
-    /// The reason, if one was given.
     pub reason: Option<String>,
     /// The refund that is due because of it.
     pub refund_due: Option<Money>,
-    /// The trace of the cause.
     pub trace: TraceParent,
 }
 
@@ -167,28 +157,19 @@ pub struct HistoryEntry {
     pub version: i32,
     /// The previous status. `None` for the placement.
     pub from: Option<Status>,
-    /// The status after the change.
     pub to: Status,
-    /// Who made the change.
     pub actor: Actor,
-    /// The reason, if one was given.
     pub reason: Option<String>,
-    /// The time.
     pub changed_at: DateTime<Utc>,
 }
 
 /// An order in a list, without its lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OrderSummary {
-    /// Its id.
     pub id: OrderId,
-    /// Its owner.
     pub customer: CustomerId,
-    /// The status.
     pub status: Status,
-    /// The total.
     pub total: Money,
-    /// When it was placed.
     pub placed_at: DateTime<Utc>,
 }
 

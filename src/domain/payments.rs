@@ -7,16 +7,13 @@ use super::aggregate::{Confirmation, OrderAggregate, Refund, reason};
 use super::order::Change;
 use super::{Actor, Money, Status, TraceParent};
 
-/// An event of the Payment Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PaymentEvent {
     /// The customer paid this amount.
     Succeeded(Money),
-    /// The payment failed.
     Failed,
 }
 
-/// The effect of a payment event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
 #[strum(serialize_all = "SCREAMING_SNAKE_CASE", const_into_str)]
 pub enum PaymentOutcome {
@@ -44,7 +41,6 @@ pub enum ParkReason {
     PaidAgain,
     /// Another event has the same key.
     KeyReused,
-    /// The order does not exist.
     UnknownOrder,
     /// The record is not a payment event.
     Undecodable,
@@ -67,7 +63,6 @@ impl PaymentOutcome {
 }
 
 impl OrderAggregate {
-    /// Applies a payment event.
     pub fn apply_payment(&mut self, event: PaymentEvent, trace: &TraceParent) -> PaymentOutcome {
         match event {
             PaymentEvent::Succeeded(amount) => self.payment_succeeded(amount, trace),

@@ -20,7 +20,6 @@ use uuid::Uuid;
 
 use super::{Actor, OrderId, ProductId, Quantity, TraceParent, time};
 
-/// The direction of a stock call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoStaticStr)]
 #[strum(serialize_all = "kebab-case", const_into_str)]
 pub enum Direction {
@@ -30,7 +29,6 @@ pub enum Direction {
     GiveBack,
 }
 
-/// The state of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr)]
 #[strum(serialize_all = "UPPERCASE", const_into_str)]
 pub enum LineState {
@@ -48,7 +46,6 @@ pub enum LineState {
     Returned,
 }
 
-/// The state of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr)]
 #[strum(serialize_all = "UPPERCASE", const_into_str)]
 pub enum JobState {
@@ -62,16 +59,12 @@ pub enum JobState {
     Returned,
 }
 
-/// One line of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StockLine {
     /// Its number in the order.
     pub number: i16,
-    /// Its product.
     pub product_id: ProductId,
-    /// The quantity.
     pub quantity: Quantity,
-    /// The state.
     pub state: LineState,
     /// The error of the last call that failed.
     pub last_error: Option<String>,
@@ -82,11 +75,9 @@ pub struct StockLine {
 /// One attempt to confirm an order, until its stock is taken or given back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StockJob {
-    /// The order.
     pub order: OrderId,
     /// 1, 2, 3 …; a new attempt follows a refused one.
     pub attempt: i16,
-    /// The state.
     pub state: JobState,
     /// Whether the customer has paid. Then a refusal cancels the order, and a refund is due.
     pub paid: bool,
@@ -98,7 +89,6 @@ pub struct StockJob {
     pub refusals: i32,
     /// Who requested the confirmation.
     pub actor: Actor,
-    /// The reason, if one was given.
     pub reason: Option<String>,
     /// The trace of the request or the payment that started it.
     pub trace: TraceParent,
@@ -106,20 +96,15 @@ pub struct StockJob {
     pub waits: bool,
     /// The token of the claim that holds it.
     pub holder: Option<Uuid>,
-    /// Its lines.
     pub lines: Vec<StockLine>,
 }
 
 /// A stock call to send to the Product Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StockCall {
-    /// The line.
     pub line: i16,
-    /// The direction.
     pub direction: Direction,
-    /// The product.
     pub product_id: ProductId,
-    /// The quantity.
     pub quantity: Quantity,
     /// The same for every repeat of this call; different for all other calls.
     pub idempotency_key: String,
@@ -154,10 +139,8 @@ impl CallRules {
     }
 }
 
-/// The outcome of a stock call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CallOutcome {
-    /// Applied.
     Done,
     /// Refused; nothing was applied.
     Refused(String),
@@ -186,9 +169,7 @@ impl CallOutcome {
 pub enum Verdict {
     /// Some calls are still to be sent.
     Unfinished,
-    /// Every line is taken.
     AllTaken,
-    /// A line was refused.
     Refused,
     /// No line is taken any more.
     AllReturned,
@@ -307,7 +288,6 @@ impl StockJob {
         }
     }
 
-    /// The state of all lines together.
     pub fn verdict(&self) -> Verdict {
         use LineState::{Refused, Returned, Taken, Todo};
         let all = |states: &[LineState]| self.lines.iter().all(|line| states.contains(&line.state));
@@ -341,7 +321,6 @@ impl StockJob {
         self.state == JobState::Returning && self.parked.is_none()
     }
 
-    /// The first line that was refused.
     pub fn refused_line(&self) -> Option<&StockLine> {
         self.lines.iter().find(|line| line.state == LineState::Refused)
     }

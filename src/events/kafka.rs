@@ -22,10 +22,8 @@ use crate::domain::TraceParent;
 use crate::store::PendingEvent;
 use crate::telemetry::span::{self, Span};
 
-/// The results of sent events.
 #[derive(Debug, Default)]
 pub struct Sent<'a> {
-    /// Acknowledged by the broker.
     pub acknowledged: Vec<&'a PendingEvent>,
     /// Invalid records, with the reason.
     pub refused: Vec<(&'a PendingEvent, PublishError)>,

@@ -109,7 +109,6 @@ impl PaymentConsumer {
         Ok(Self { consumer: Arc::new(consumer), orders, topic, metrics })
     }
 
-    /// Applies payments until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         info!(topic = self.topic, "reading payments");
         let (mut failures, mut logged) = (0, None);
@@ -372,14 +371,12 @@ const fn metric_outcome(outcome: PaymentOutcome) -> &'static str {
     }
 }
 
-/// Why payments cannot be read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ErrorKind {
     NoTopic,
     Away,
 }
 
-/// A received record.
 struct Record {
     place: RecordPlace,
     payload: Vec<u8>,
@@ -409,7 +406,6 @@ fn oldest(set: &[Record], which: impl Fn(&Record) -> bool) -> Option<i64> {
     set.iter().filter(|record| which(record)).filter_map(|record| record.written).min()
 }
 
-/// The progress of each partition by a set.
 struct SetProgress {
     /// The last record before the first failure of each partition.
     applied: Vec<RecordPlace>,

@@ -28,7 +28,6 @@ use crate::store::outbox::ServerStart;
 use crate::store::{Lease, PendingEvent, Store, StoreError};
 use crate::telemetry::error_chain;
 
-/// The settings of the relay.
 #[derive(Clone, Debug)]
 pub struct RelaySettings {
     /// The duration of a lease without renewal. More than twice the delivery timeout.
@@ -37,9 +36,7 @@ pub struct RelaySettings {
     pub poll_interval: Duration,
     /// The maximum number of events in memory.
     pub batch: u16,
-    /// The maximum backoff after failures.
     pub max_backoff: Duration,
-    /// The delivery timeout of the publisher.
     pub delivery_timeout: Duration,
 }
 
@@ -76,7 +73,6 @@ const STORE_FLOORS: Duration = Duration::from_secs(1);
 /// After this many events the floors are stored earlier.
 const EVENTS_PER_FLOOR: usize = 50_000;
 
-/// The relay of a replica.
 pub struct Relay {
     replica: Uuid,
     store: Store,
@@ -88,9 +84,7 @@ pub struct Relay {
     settling: Settling,
     /// When the writers are checked next, at the latest.
     check_writers_at: Instant,
-    /// Events since the writers were checked.
     events_since_check: usize,
-    /// Whether there is a backlog.
     is_behind: bool,
 }
 
@@ -116,7 +110,6 @@ enum TurnError {
     Publish(#[from] PublishError),
 }
 
-/// The result of publishing a batch.
 #[derive(Default)]
 struct Published {
     /// The acknowledged events, by bucket and position.
@@ -125,7 +118,6 @@ struct Published {
     failure: Option<PublishError>,
 }
 
-/// The result of a lane in a turn.
 #[derive(Default)]
 struct LaneResult {
     events: usize,

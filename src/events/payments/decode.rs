@@ -9,7 +9,6 @@ use crate::domain::{Money, OrderId};
 use crate::json::Object;
 use crate::store::payments::{EventKey, RecordPlace};
 
-/// A decoded record.
 #[derive(Debug)]
 pub(super) enum Decoded {
     /// A payment that succeeded or failed.

@@ -24,7 +24,6 @@ use crate::telemetry::{RateLimitedLog, error_chain};
 /// payment parked).
 const START_OVER_AFTER: Duration = Duration::from_mins(5);
 
-/// The worker that cancels unpaid orders.
 pub struct UnpaidOrders {
     progress: Progress,
     orders: OrderService,
@@ -55,7 +54,6 @@ impl UnpaidOrders {
         }
     }
 
-    /// Cancels unpaid orders until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         while let Some(round) = stop.run_until_cancelled(self.round(&stop)).await {
             if let Err(error) = round {
