@@ -8,20 +8,20 @@ use super::stock::{CallOutcome, CallRules, JobState, LineState, StockCall, Stock
 use super::{Actor, Money, Order, Status, StatusChange, TraceParent};
 
 /// The reasons that the service itself gives for a change or a refund.
-pub mod reason {
+pub(crate) mod reason {
     /// The stock of a paid order could not be taken.
-    pub const OUT_OF_STOCK: &str = "OUT_OF_STOCK";
-    pub const PAYMENT_FAILED: &str = "PAYMENT_FAILED";
+    pub(crate) const OUT_OF_STOCK: &str = "OUT_OF_STOCK";
+    pub(crate) const PAYMENT_FAILED: &str = "PAYMENT_FAILED";
     /// The order was not paid in time.
-    pub const PAYMENT_TIMEOUT: &str = "PAYMENT_TIMEOUT";
+    pub(crate) const PAYMENT_TIMEOUT: &str = "PAYMENT_TIMEOUT";
     /// The owner cancelled.
-    pub const CUSTOMER_REQUEST: &str = "CUSTOMER_REQUEST";
+    pub(crate) const CUSTOMER_REQUEST: &str = "CUSTOMER_REQUEST";
     /// The payment of a refund came after the order was cancelled.
-    pub const PAID_AFTER_CANCELLED: &str = "PAID_AFTER_CANCELLED";
+    pub(crate) const PAID_AFTER_CANCELLED: &str = "PAID_AFTER_CANCELLED";
     /// The order of a refund was cancelled without a reason.
-    pub const CANCELLED: &str = "CANCELLED";
+    pub(crate) const CANCELLED: &str = "CANCELLED";
 
-    pub const ALL: [&str; 6] =
+    pub(crate) const ALL: [&str; 6] =
         [OUT_OF_STOCK, PAYMENT_FAILED, PAYMENT_TIMEOUT, CUSTOMER_REQUEST, PAID_AFTER_CANCELLED, CANCELLED];
 }
 

@@ -23,7 +23,7 @@ use super::{
 pub const BUCKETS: i16 = 64;
 
 /// The bucket of an order, by the random tail of its `UUIDv7`. So the orders of one moment spread over all buckets.
-pub fn bucket_of(order: OrderId) -> i16 {
+pub(crate) fn bucket_of(order: OrderId) -> i16 {
     let tail = order.0.as_u64_pair().1;
     i16::try_from(tail % u64::from(BUCKETS.unsigned_abs())).unwrap_or_default()
 }
@@ -51,7 +51,7 @@ impl EventType {
 
 /// One event, ready for the topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OrderEvent {
+pub(crate) struct OrderEvent {
     /// The id; a repeat has the same.
     pub id: Uuid,
     /// The order, which is also the key of the record.
@@ -69,12 +69,12 @@ pub struct OrderEvent {
 
 impl OrderEvent {
     /// The event of a new order.
-    pub fn placed(order: &Order, trace: &TraceParent) -> Result<Self, serde_json::Error> {
+    pub(crate) fn placed(order: &Order, trace: &TraceParent) -> Result<Self, serde_json::Error> {
         Self::render(Uuid::now_v7(), order, None, trace.into())
     }
 
     /// The event of an order after `change`.
-    pub fn status_updated(order: &Order, change: &StatusChange) -> Result<Self, serde_json::Error> {
+    pub(crate) fn status_updated(order: &Order, change: &StatusChange) -> Result<Self, serde_json::Error> {
         let cause = (change.from, change.reason.as_deref(), change.refund_due);
         Self::render(Uuid::now_v7(), order, Some(cause), (&change.trace).into())
     }
@@ -83,7 +83,7 @@ impl OrderEvent {
     /// history. `order` supplies the parts that never change.
     ///
     /// If the id or the trace was not stored, it is derived from the order and the sequence, so it is always the same.
-    pub fn recorded(order: &Order, change: &RecordedChange) -> Result<Self, serde_json::Error> {
+    pub(crate) fn recorded(order: &Order, change: &RecordedChange) -> Result<Self, serde_json::Error> {
         let derived = LazyCell::new(|| change.derived(order.id));
         let id = change.event_id.unwrap_or_else(|| derived.0);
         let parent = change.traceparent.clone().unwrap_or_else(|| derived.1.clone());

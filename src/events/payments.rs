@@ -35,10 +35,10 @@ use crate::telemetry::error_chain;
 use crate::telemetry::span::{self, Span};
 use decode::{Decoded, decode};
 pub use retry::{Retried, retry_parked};
-pub use unpaid::UnpaidOrders;
+pub(crate) use unpaid::UnpaidOrders;
 
 /// Reads payments from the partitions of this replica.
-pub struct PaymentConsumer {
+pub(crate) struct PaymentConsumer {
     consumer: Arc<StreamConsumer<Context>>,
     orders: OrderService,
     topic: String,
@@ -82,7 +82,7 @@ const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl PaymentConsumer {
     /// Creates a consumer. It connects in the background.
-    pub fn new(
+    pub(crate) fn new(
         settings: &KafkaSettings,
         orders: OrderService,
         metrics: &Arc<Metrics>,
@@ -109,7 +109,7 @@ impl PaymentConsumer {
         Ok(Self { consumer: Arc::new(consumer), orders, topic, metrics })
     }
 
-    pub async fn run(self, stop: CancellationToken) {
+    pub(crate) async fn run(self, stop: CancellationToken) {
         info!(topic = self.topic, "reading payments");
         let (mut failures, mut logged) = (0, None);
         loop {

@@ -73,7 +73,7 @@ const STORE_FLOORS: Duration = Duration::from_secs(1);
 /// After this many events the floors are stored earlier.
 const EVENTS_PER_FLOOR: usize = 50_000;
 
-pub struct Relay {
+pub(crate) struct Relay {
     replica: Uuid,
     store: Store,
     publisher: Publisher,
@@ -139,7 +139,12 @@ enum Turn {
 
 impl Relay {
     /// A relay that has not started.
-    pub fn new(store: Store, publisher: Publisher, settings: RelaySettings, metrics: &Arc<Metrics>) -> Self {
+    pub(crate) fn new(
+        store: Store,
+        publisher: Publisher,
+        settings: RelaySettings,
+        metrics: &Arc<Metrics>,
+    ) -> Self {
         Self {
             replica: Uuid::now_v7(),
             store,
@@ -156,7 +161,7 @@ impl Relay {
     }
 
     /// Relays until `stop`. Then finishes its turn, runs one more for the latest events, and releases its buckets.
-    pub async fn run(mut self, stop: CancellationToken) {
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
         info!(replica = %self.replica, "relay started");
         let mut failures = 0;
         while !stop.is_cancelled() {

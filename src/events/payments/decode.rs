@@ -27,8 +27,8 @@ impl Decoded {
     }
 }
 
-fn undecodable(order: Option<OrderId>, error: String) -> Option<Decoded> {
-    Some(Decoded::Undecodable { order, error })
+fn undecodable(order: Option<OrderId>, error: String) -> Decoded {
+    Decoded::Undecodable { order, error }
 }
 
 /// An event of the Payment Service.
@@ -63,7 +63,7 @@ pub(crate) struct Envelope {
 pub(super) fn decode(payload: &[u8], place: &RecordPlace) -> Option<Decoded> {
     let Object(envelope): Object<Envelope> = match serde_json::from_slice(payload) {
         Ok(envelope) => envelope,
-        Err(error) => return undecodable(None, describe(&error)),
+        Err(error) => return Some(undecodable(None, describe(&error))),
     };
     if envelope.service.as_str().is_some_and(|service| service != "PAYMENT_SERVICE") {
         return None;
@@ -74,13 +74,13 @@ pub(super) fn decode(payload: &[u8], place: &RecordPlace) -> Option<Decoded> {
         _ => return None,
     };
     let Some(order) = envelope.order() else {
-        return undecodable(None, "neither metadata.orderId nor entityId is an order id".to_owned());
+        return Some(undecodable(None, "neither metadata.orderId nor entityId is an order id".to_owned()));
     };
     let event = match event_type {
         "PAYMENT_FAILED" => PaymentEvent::Failed,
         _ => match envelope.amount() {
             Ok(amount) => PaymentEvent::Succeeded(amount),
-            Err(error) => return undecodable(Some(order), format!("amount {error}")),
+            Err(error) => return Some(undecodable(Some(order), format!("amount {error}"))),
         },
     };
     Some(Decoded::Payment { key: envelope.key(event_type, order, place), order, event, event_type })

@@ -145,7 +145,7 @@ impl ProgressQuery<'_> {
     fn ends(&self, partitions: &[i32]) -> Result<Ends, Failure> {
         let asked = self.list(partitions, |_| Offset::End)?;
         let answer = self.client.offsets_for_times(asked, self.left())?;
-        let end = |partition: i32| {
+        let end = |partition: i32| -> Result<_, Failure> {
             let element = answer.find_partition(&self.progress.topic, partition);
             let offset = element.map(|element| element.error().map(|()| element.offset())).transpose()?;
             match offset {

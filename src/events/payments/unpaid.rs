@@ -24,7 +24,7 @@ use crate::telemetry::{RateLimitedLog, error_chain};
 /// payment parked).
 const START_OVER_AFTER: Duration = Duration::from_mins(5);
 
-pub struct UnpaidOrders {
+pub(crate) struct UnpaidOrders {
     progress: Progress,
     orders: OrderService,
     /// How long an order may be CREATED.
@@ -41,7 +41,12 @@ pub struct UnpaidOrders {
 
 impl UnpaidOrders {
     /// A worker that has not started.
-    pub fn new(kafka: &KafkaSettings, orders: OrderService, ttl: Duration, interval: Duration) -> Self {
+    pub(crate) fn new(
+        kafka: &KafkaSettings,
+        orders: OrderService,
+        ttl: Duration,
+        interval: Duration,
+    ) -> Self {
         Self {
             progress: Progress::new(kafka),
             orders,
@@ -54,7 +59,7 @@ impl UnpaidOrders {
         }
     }
 
-    pub async fn run(mut self, stop: CancellationToken) {
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
         while let Some(round) = stop.run_until_cancelled(self.round(&stop)).await {
             if let Err(error) = round {
                 // The next round starts with a new time T.
@@ -97,6 +102,6 @@ impl UnpaidOrders {
         question: impl FnOnce(&Progress) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
         let progress = self.progress.clone();
-        Ok(spawn_blocking(move || question(&progress)).await??)
+        spawn_blocking(move || question(&progress)).await?
     }
 }
