@@ -17,9 +17,7 @@ use tracing::{info, warn};
 
 use crate::api::{self, Health, Scrape, Topics, server};
 use crate::config::Config;
-use crate::events::{
-    KafkaHealth, PaymentConsumer, PublishError, Publisher, Relay, UnpaidOrders, UnpaidSettings,
-};
+use crate::events::{KafkaHealth, PaymentConsumer, PublishError, Publisher, Relay, UnpaidOrders};
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::metrics::Metrics;
 use crate::orders::OrderService;
@@ -293,8 +291,8 @@ fn spawn_workers(
     let housekeeping = orders.clone().run_housekeeping(config.housekeeping, stop.clone());
     parts.spawn(housekeeping.map(|()| "housekeeping"));
     if let Some(ttl) = config.housekeeping.unpaid_order_ttl {
-        let settings = UnpaidSettings { ttl, interval: config.housekeeping.interval };
-        let unpaid = UnpaidOrders::new(&config.kafka, orders.clone(), settings);
+        let interval = config.housekeeping.interval;
+        let unpaid = UnpaidOrders::new(&config.kafka, orders.clone(), ttl, interval);
         parts.spawn(unpaid.run(stop.clone()).map(|()| "unpaid orders"));
     }
     if let Some(payments) = payments {

@@ -49,7 +49,7 @@
 //!    `product_outage::no_database_connection_is_held_during_product_look_ups`
 //! 4. The events of an order reach Kafka in order, at least once, and a repeat is byte-identical. Only acknowledged events
 //!    are deleted from the outbox. Reading costs as much as is pending, not as much as was deleted. — `relay::*`,
-//!    `relay_floor::*`, and the arguments at [`events::relay`] and in `events/floor.rs`
+//!    `relay_floor::*`, and the arguments in `events/relay.rs` and `events/floor.rs`
 //! 5. An error of the broker never counts against an event, and no event is dropped because of its age. Only an invalid
 //!    event is parked, with its order. —
 //!    `kafka_outage::broker_errors_lose_no_event_and_keep_the_order_of_events`, `parking::*`

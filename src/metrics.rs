@@ -453,7 +453,7 @@ impl Orders {
 }
 
 fn change_labels(from: Status, to: Status, actor: ActorRole) -> Labels<3> {
-    [("from", from.as_str()), ("to", to.as_str()), ("actor", actor.as_str())]
+    [("from", from.as_str()), ("to", to.as_str()), ("actor", actor.into_str())]
 }
 
 /// The relay of the outbox.

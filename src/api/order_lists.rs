@@ -114,7 +114,7 @@ pub(super) async fn list_all(
     let admin = caller.admin()?;
     let filters = ListQuery {
         customer: query.parse("customerId", CustomerId::parse)?,
-        status: query.parse("status", str::parse)?,
+        status: query.parse("status", Status::parse)?,
         from: query.parse("from", timestamp)?,
         to: query.parse("to", timestamp)?,
         ..ListQuery::default()

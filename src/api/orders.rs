@@ -151,7 +151,7 @@ pub(super) struct StatusBody {
 }
 
 fn status<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Status, D::Error> {
-    String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    Status::parse(&String::deserialize(deserializer)?).map_err(de::Error::custom)
 }
 
 /// A reason is text for people and part of the event: one line of at most 200 characters.

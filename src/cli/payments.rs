@@ -138,11 +138,10 @@ async fn retry(store: &Store, record: &Record, output: Output) -> Result<(), Fai
         }
     };
     if outcome.is_parked() {
-        return Err(format!("{place} of order {order} stays parked: {}", outcome.as_str()).into());
+        return Err(format!("{place} of order {order} stays parked: {}", outcome.into_str()).into());
     }
-    let result =
-        json!({"record": place.to_string(), "orderId": order, "outcome": outcome.as_str(), "settled": true});
-    output.result(&result, &format!("{place}: applied to order {order}: {}", outcome.as_str()))
+    let result = json!({"record": place.to_string(), "orderId": order, "outcome": outcome.into_str(), "settled": true});
+    output.result(&result, &format!("{place}: applied to order {order}: {}", outcome.into_str()))
 }
 
 #[derive(Serialize)]

@@ -10,7 +10,7 @@ use super::{Actor, CustomerId};
 
 /// The role of a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr)]
-#[strum(serialize_all = "UPPERCASE")]
+#[strum(serialize_all = "UPPERCASE", const_into_str)]
 pub enum Role {
     /// May place orders and see their own.
     Customer,
@@ -18,19 +18,10 @@ pub enum Role {
     Admin,
 }
 
-impl Role {
-    /// The name on the wire and in the column.
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
-}
-
 /// A caller, as authenticated by the gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The customer id of the caller.
     pub customer: CustomerId,
-    /// The role of the caller.
     pub role: Role,
 }
 

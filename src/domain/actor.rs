@@ -11,7 +11,7 @@ use super::{Identity, Role};
 /// The role in which an actor changed an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr, VariantArray, Serialize, ToSchema)]
 #[serde(rename_all = "UPPERCASE")]
-#[strum(serialize_all = "UPPERCASE")]
+#[strum(serialize_all = "UPPERCASE", const_into_str)]
 pub enum ActorRole {
     /// The owner of the order.
     Customer,
@@ -23,24 +23,15 @@ pub enum ActorRole {
     System,
 }
 
-impl ActorRole {
-    /// The name in the column.
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
-}
-
 /// Who changed the status of an order.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Actor {
-    /// The role.
     pub role: ActorRole,
     /// An e-mail address, or the name of a service.
     pub id: String,
 }
 
 impl Actor {
-    /// The caller of the API.
     pub fn caller(caller: &Identity) -> Self {
         let role = match caller.role {
             Role::Customer => ActorRole::Customer,
@@ -49,12 +40,10 @@ impl Actor {
         Self { role, id: caller.customer.as_str().to_owned() }
     }
 
-    /// The Payment Service.
     pub fn payment() -> Self {
         Self { role: ActorRole::Payment, id: "PAYMENT_SERVICE".to_owned() }
     }
 
-    /// This service.
     pub fn system() -> Self {
         Self { role: ActorRole::System, id: "ORDER_SERVICE".to_owned() }
     }
@@ -63,6 +52,6 @@ impl Actor {
 /// Leaves out the id, which may be an e-mail address.
 impl fmt::Debug for Actor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Actor({})", self.role.as_str())
+        write!(f, "Actor({})", self.role.into_str())
     }
 }

@@ -8,55 +8,46 @@ use super::stock::{CallOutcome, CallRules, JobState, LineState, StockCall, Stock
 use super::{Actor, Money, Order, Status, StatusChange, TraceParent};
 
 /// The reasons that the service itself gives for a change or a refund.
-pub mod reason {
+pub(crate) mod reason {
     /// The stock of a paid order could not be taken.
-    pub const OUT_OF_STOCK: &str = "OUT_OF_STOCK";
-    /// The payment failed.
-    pub const PAYMENT_FAILED: &str = "PAYMENT_FAILED";
+    pub(crate) const OUT_OF_STOCK: &str = "OUT_OF_STOCK";
+    pub(crate) const PAYMENT_FAILED: &str = "PAYMENT_FAILED";
     /// The order was not paid in time.
-    pub const PAYMENT_TIMEOUT: &str = "PAYMENT_TIMEOUT";
+    pub(crate) const PAYMENT_TIMEOUT: &str = "PAYMENT_TIMEOUT";
     /// The owner cancelled.
-    pub const CUSTOMER_REQUEST: &str = "CUSTOMER_REQUEST";
+    pub(crate) const CUSTOMER_REQUEST: &str = "CUSTOMER_REQUEST";
     /// The payment of a refund came after the order was cancelled.
-    pub const PAID_AFTER_CANCELLED: &str = "PAID_AFTER_CANCELLED";
+    pub(crate) const PAID_AFTER_CANCELLED: &str = "PAID_AFTER_CANCELLED";
     /// The order of a refund was cancelled without a reason.
-    pub const CANCELLED: &str = "CANCELLED";
+    pub(crate) const CANCELLED: &str = "CANCELLED";
 
-    /// All of them.
-    pub const ALL: [&str; 6] =
+    pub(crate) const ALL: [&str; 6] =
         [OUT_OF_STOCK, PAYMENT_FAILED, PAYMENT_TIMEOUT, CUSTOMER_REQUEST, PAID_AFTER_CANCELLED, CANCELLED];
 }
 
 /// A locked order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OrderAggregate {
-    /// The order.
     pub order: Order,
     /// Its latest stock job, or the one that was asked for.
     pub job: Option<StockJob>,
-    /// The paid amount.
     pub paid: Option<Money>,
-    /// The changes to write.
     pub changes: Changes,
 }
 
 /// The changes to write in one transaction.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// The change of the status.
     pub status: Option<StatusChange>,
     /// How to write the job, if it is new or changed.
     pub job: Option<JobWrite>,
-    /// The amount that was paid.
     pub payment: Option<Money>,
-    /// The refund that is due.
     pub refund: Option<Refund>,
 }
 
 /// How to write the job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JobWrite {
-    /// Insert it.
     Insert,
     /// Update it and lease it to its holder.
     Claim,
@@ -69,9 +60,7 @@ pub enum JobWrite {
 /// Money that the customer must get back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refund {
-    /// The amount.
     pub amount: Money,
-    /// The reason.
     pub reason: String,
 }
 

@@ -5,7 +5,7 @@
 
 use std::cell::LazyCell;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use strum::IntoStaticStr;
@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::aggregate::reason;
+use super::order::HistoryEntry;
 use super::{
     CustomerId, Line, Money, Order, OrderId, ProductId, Quantity, Status, StatusChange, TraceParent, time,
 };
@@ -22,7 +23,7 @@ use super::{
 pub const BUCKETS: i16 = 64;
 
 /// The bucket of an order, by the random tail of its `UUIDv7`. So the orders of one moment spread over all buckets.
-pub fn bucket_of(order: OrderId) -> i16 {
+pub(crate) fn bucket_of(order: OrderId) -> i16 {
     let tail = order.0.as_u64_pair().1;
     i16::try_from(tail % u64::from(BUCKETS.unsigned_abs())).unwrap_or_default()
 }
@@ -30,7 +31,7 @@ pub fn bucket_of(order: OrderId) -> i16 {
 /// The type of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, Serialize, ToSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-#[strum(serialize_all = "SCREAMING_SNAKE_CASE")]
+#[strum(serialize_all = "SCREAMING_SNAKE_CASE", const_into_str)]
 pub enum EventType {
     /// An order was placed.
     OrderPlaced,
@@ -39,11 +40,6 @@ pub enum EventType {
 }
 
 impl EventType {
-    /// The name in the envelope.
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
-
     /// The `CloudEvents` type.
     const fn ce_type(self) -> &'static str {
         match self {
@@ -55,14 +51,13 @@ impl EventType {
 
 /// One event, ready for the topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OrderEvent {
+pub(crate) struct OrderEvent {
     /// The id; a repeat has the same.
     pub id: Uuid,
     /// The order, which is also the key of the record.
     pub order: OrderId,
     /// 1, 2, 3 … within the order.
     pub sequence: i32,
-    /// The type.
     pub event_type: EventType,
     /// The value of the record: the envelope as JSON.
     pub payload: String,
@@ -74,69 +69,49 @@ pub struct OrderEvent {
 
 impl OrderEvent {
     /// The event of a new order.
-    pub fn placed(order: &Order, trace: &TraceParent) -> Result<Self, serde_json::Error> {
-        Self::placed_as(Uuid::now_v7(), order, trace.into())
-    }
-
-    fn placed_as(id: Uuid, order: &Order, trace: Trace) -> Result<Self, serde_json::Error> {
-        let metadata = PlacedMetadata {
-            event_id: id,
-            sequence: order.version,
-            status: order.status,
-            items: &order.lines,
-        };
-        Self::render(id, order, EventType::OrderPlaced, trace, metadata)
+    pub(crate) fn placed(order: &Order, trace: &TraceParent) -> Result<Self, serde_json::Error> {
+        Self::render(Uuid::now_v7(), order, None, trace.into())
     }
 
     /// The event of an order after `change`.
-    pub fn status_updated(order: &Order, change: &StatusChange) -> Result<Self, serde_json::Error> {
-        let why = (change.reason.as_deref(), change.refund_due);
-        Self::status_updated_as(Uuid::now_v7(), order, change.from, why, (&change.trace).into())
-    }
-
-    fn status_updated_as(
-        id: Uuid,
-        order: &Order,
-        previous_status: Status,
-        (reason, refund_due): (Option<&str>, Option<Money>),
-        trace: Trace,
-    ) -> Result<Self, serde_json::Error> {
-        let metadata = StatusUpdatedMetadata {
-            event_id: id,
-            sequence: order.version,
-            status: order.status,
-            previous_status,
-            reason,
-            refund_due,
-        };
-        Self::render(id, order, EventType::OrderStatusUpdated, trace, metadata)
+    pub(crate) fn status_updated(order: &Order, change: &StatusChange) -> Result<Self, serde_json::Error> {
+        let cause = (change.from, change.reason.as_deref(), change.refund_due);
+        Self::render(Uuid::now_v7(), order, Some(cause), (&change.trace).into())
     }
 
     /// The event of a change, as it was first published, but without a `tracestate`, which is not stored with the
     /// history. `order` supplies the parts that never change.
     ///
     /// If the id or the trace was not stored, it is derived from the order and the sequence, so it is always the same.
-    pub fn recorded(order: &Order, change: &RecordedChange) -> Result<Self, serde_json::Error> {
+    pub(crate) fn recorded(order: &Order, change: &RecordedChange) -> Result<Self, serde_json::Error> {
         let derived = LazyCell::new(|| change.derived(order.id));
         let id = change.event_id.unwrap_or_else(|| derived.0);
         let parent = change.traceparent.clone().unwrap_or_else(|| derived.1.clone());
-        let trace = Trace { parent, state: None };
-        let order = Order {
-            status: change.to,
-            version: change.sequence,
-            changed_at: change.changed_at,
-            ..order.clone()
-        };
-        match change.from {
-            None => Self::placed_as(id, &order, trace),
-            Some(from) => {
-                let why = (change.reason.as_deref(), change.refund_due);
-                Self::status_updated_as(id, &order, from, why, trace)
-            }
+        let HistoryEntry { version, from, to: status, ref reason, changed_at, .. } = change.entry;
+        let order = Order { status, version, changed_at, ..order.clone() };
+        let cause = from.map(|from| (from, reason.as_deref(), change.refund_due));
+        Self::render(id, &order, cause, Trace { parent, state: None })
+    }
+
+    /// `cause` is the status before the change, the reason and the refund; a placement has none.
+    fn render(
+        id: Uuid,
+        order: &Order,
+        cause: Option<(Status, Option<&str>, Option<Money>)>,
+        trace: Trace,
+    ) -> Result<Self, serde_json::Error> {
+        let (event_id, sequence, status) = (id, order.version, order.status);
+        if let Some((previous_status, reason, refund_due)) = cause {
+            let metadata =
+                StatusUpdatedMetadata { event_id, sequence, status, previous_status, reason, refund_due };
+            Self::wrap(id, order, EventType::OrderStatusUpdated, trace, metadata)
+        } else {
+            let metadata = PlacedMetadata { event_id, sequence, status, items: &order.lines };
+            Self::wrap(id, order, EventType::OrderPlaced, trace, metadata)
         }
     }
 
-    fn render<M: Serialize>(
+    fn wrap<M: Serialize>(
         id: Uuid,
         order: &Order,
         event_type: EventType,
@@ -178,19 +153,11 @@ impl From<&TraceParent> for Trace {
     }
 }
 
-/// A row of the history of an order.
+/// A row of the history of an order, with the parts of its event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordedChange {
-    /// The version of the order after the change.
-    pub sequence: i32,
-    /// The previous status. `None` for the placement.
-    pub from: Option<Status>,
-    /// The new status.
-    pub to: Status,
-    /// The reason, if one was given.
-    pub reason: Option<String>,
-    /// The time of the change.
-    pub changed_at: DateTime<Utc>,
+    /// The row.
+    pub entry: HistoryEntry,
     /// The amount to refund because of the change.
     pub refund_due: Option<Money>,
     /// The id of its event. `None` for a row of an older release.
@@ -202,7 +169,8 @@ pub struct RecordedChange {
 impl RecordedChange {
     /// Derives an id (`UUIDv8`, RFC 9562) and a `traceparent` from the order and the sequence alone.
     fn derived(&self, order: OrderId) -> (Uuid, String) {
-        let hash: [u8; 32] = Sha256::digest(format!("order-service event {order} {}", self.sequence)).into();
+        let hash: [u8; 32] =
+            Sha256::digest(format!("order-service event {order} {}", self.entry.version)).into();
         let mut halves = [[0; 16]; 2];
         halves.as_flattened_mut().copy_from_slice(&hash);
         let id = uuid::Builder::from_custom_bytes(halves[0]).into_uuid();
@@ -309,12 +277,12 @@ pub(crate) fn examples() -> Option<[OrderEvent; 2]> {
     let mut order = Order::place(customer, vec![line])?;
     order.id = OrderId::parse("0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10").ok()?;
     order.changed_at = DateTime::from_timestamp_micros(1_769_000_000_123_456)?;
-    let placed = OrderEvent::placed_as(FIRST, &order, (&trace).into()).ok()?;
+    let placed = OrderEvent::render(FIRST, &order, None, (&trace).into()).ok()?;
     order.status = Status::Cancelled;
     order.version = 2;
     order.changed_at += TimeDelta::seconds(30);
-    let why = (Some(reason::PAYMENT_FAILED), None);
-    let updated = OrderEvent::status_updated_as(SECOND, &order, Status::Created, why, (&trace).into());
+    let cause = (Status::Created, Some(reason::PAYMENT_FAILED), None);
+    let updated = OrderEvent::render(SECOND, &order, Some(cause), (&trace).into());
     Some([placed, updated.ok()?])
 }
 
@@ -379,7 +347,7 @@ mod tests {
 
     #[test]
     fn orders_of_the_same_moment_are_spread_over_all_buckets() {
-        let used: std::collections::HashSet<_> = (0..2_000).map(|_| bucket_of(OrderId::new())).collect();
+        let used: std::collections::HashSet<_> = (0..2_000).map(|_| bucket_of(OrderId::generate())).collect();
         assert_eq!(used.len(), usize::try_from(BUCKETS).unwrap());
     }
 }

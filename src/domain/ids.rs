@@ -14,7 +14,7 @@ pub struct OrderId(pub Uuid);
 
 impl OrderId {
     /// A new id; 74 of its bits are random.
-    pub fn new() -> Self {
+    pub fn generate() -> Self {
         Self(Uuid::now_v7())
     }
 
@@ -22,12 +22,6 @@ impl OrderId {
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         let id = (text.len() == 36).then(|| Uuid::try_parse(text).ok()).flatten();
         id.map(Self).ok_or("must be a UUID such as 0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10")
-    }
-}
-
-impl Default for OrderId {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -139,7 +133,7 @@ mod tests {
 
     #[test]
     fn only_the_36_character_form_of_an_order_id_is_accepted() {
-        let id = OrderId::new();
+        let id = OrderId::generate();
         assert_eq!(OrderId::parse(&id.to_string()), Ok(id));
         for bad in
             ["", "1", "../my", &id.0.simple().to_string(), &format!("{{{id}}}"), &id.0.urn().to_string()]

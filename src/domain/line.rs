@@ -65,21 +65,20 @@ pub struct RequestedLine {
 }
 
 /// The maximum number of lines in one order.
-pub const MAX_LINES: usize = 100;
+pub(crate) const MAX_LINES: usize = 100;
 
 /// A broken rule of the lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadLines {
     /// The index of the line that breaks it. `None` if the whole list breaks it.
     pub line: Option<usize>,
-    /// The rule.
     pub rule: &'static str,
 }
 
 /// Checks the number of lines, and adds up the lines of one product at the position of the first.
 ///
 /// Returns each merged line with the index of its first requested line.
-pub fn merge_lines(requested: Vec<RequestedLine>) -> Result<Vec<(usize, RequestedLine)>, BadLines> {
+pub(crate) fn merge_lines(requested: Vec<RequestedLine>) -> Result<Vec<(usize, RequestedLine)>, BadLines> {
     if requested.is_empty() || requested.len() > MAX_LINES {
         return Err(BadLines { line: None, rule: "must have 1 to 100 lines" });
     }
@@ -112,7 +111,7 @@ pub struct Line {
 }
 
 /// The total of the lines. `None` if it is greater than [`Money::MAX`].
-pub fn total(lines: &[Line]) -> Option<Money> {
+pub(crate) fn total(lines: &[Line]) -> Option<Money> {
     lines.iter().try_fold(Money::ZERO, |sum, line| sum.plus(line.price.times(line.quantity.get())?))
 }
 

@@ -4,7 +4,6 @@ use std::fmt;
 
 use rust_decimal::Decimal;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
-use thiserror::Error;
 use utoipa::ToSchema;
 
 /// An amount from 0 to 999,999,999,999.99 with at most two decimals.
@@ -15,22 +14,7 @@ use utoipa::ToSchema;
 #[schema(value_type = f64, format = "decimal", minimum = 0, maximum = 999_999_999_999.99, example = 2499)]
 pub struct Money(Decimal);
 
-/// Why a number is not a valid amount.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-pub enum NotMoney {
-    /// Not a decimal number.
-    #[error("is not a decimal number")]
-    Malformed,
-    /// Below zero.
-    #[error("is negative")]
-    Negative,
-    /// More than two decimals.
-    #[error("has more than two decimals")]
-    TooPrecise,
-    /// Greater than [`Money::MAX`].
-    #[error("is beyond 999,999,999,999.99")]
-    TooLarge,
-}
+const TOO_PRECISE: &str = "has more than two decimals";
 
 impl Money {
     /// Zero.
@@ -42,31 +26,31 @@ impl Money {
     const MAX_TEXT: usize = 28;
 
     /// Checks the bounds.
-    pub fn new(decimal: Decimal) -> Result<Self, NotMoney> {
+    pub fn new(decimal: Decimal) -> Result<Self, &'static str> {
         let shortest = decimal.normalize();
         if shortest.is_zero() {
             return Ok(Self::ZERO);
         }
         if shortest.is_sign_negative() {
-            return Err(NotMoney::Negative);
+            return Err("is negative");
         }
         if shortest.scale() > 2 {
-            return Err(NotMoney::TooPrecise);
+            return Err(TOO_PRECISE);
         }
         if shortest > Self::MAX.0 {
-            return Err(NotMoney::TooLarge);
+            return Err("is beyond 999,999,999,999.99");
         }
         Ok(Self(if decimal.scale() > 2 { shortest } else { decimal }))
     }
 
     /// Parses a JSON number (RFC 8259, section 6), with or without an exponent, never through a float.
-    pub fn parse(text: &str) -> Result<Self, NotMoney> {
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
         if text.len() > Self::MAX_TEXT {
-            return Err(NotMoney::TooPrecise);
+            return Err(TOO_PRECISE);
         }
         let decimal = Decimal::from_str_exact(text)
             .or_else(|_| Decimal::from_scientific(text))
-            .map_err(|_| NotMoney::Malformed)?;
+            .map_err(|_| "is not a decimal number")?;
         Self::new(decimal)
     }
 
@@ -129,12 +113,12 @@ mod tests {
 
     #[test]
     fn an_invalid_amount_is_refused_with_its_reason() {
-        assert_eq!(Money::parse("-0.01"), Err(NotMoney::Negative));
-        assert_eq!(Money::parse("0.001"), Err(NotMoney::TooPrecise));
-        assert_eq!(Money::parse("0.1000000000000000000000000000000000001"), Err(NotMoney::TooPrecise));
-        assert_eq!(Money::parse("1000000000000"), Err(NotMoney::TooLarge));
-        assert_eq!(Money::parse("1e300"), Err(NotMoney::Malformed));
-        assert_eq!(Money::parse("12,5"), Err(NotMoney::Malformed));
+        assert_eq!(Money::parse("-0.01"), Err("is negative"));
+        assert_eq!(Money::parse("0.001"), Err(TOO_PRECISE));
+        assert_eq!(Money::parse("0.1000000000000000000000000000000000001"), Err(TOO_PRECISE));
+        assert_eq!(Money::parse("1000000000000"), Err("is beyond 999,999,999,999.99"));
+        assert_eq!(Money::parse("1e300"), Err("is not a decimal number"));
+        assert_eq!(Money::parse("12,5"), Err("is not a decimal number"));
         for json in ["\"12\"", "null", "true", "{}", "[]"] {
             assert!(serde_json::from_str::<Money>(json).is_err(), "{json}");
         }

@@ -7,18 +7,15 @@ use super::aggregate::{Confirmation, OrderAggregate, Refund, reason};
 use super::order::Change;
 use super::{Actor, Money, Status, TraceParent};
 
-/// An event of the Payment Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PaymentEvent {
     /// The customer paid this amount.
     Succeeded(Money),
-    /// The payment failed.
     Failed,
 }
 
-/// The effect of a payment event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
-#[strum(serialize_all = "SCREAMING_SNAKE_CASE")]
+#[strum(serialize_all = "SCREAMING_SNAKE_CASE", const_into_str)]
 pub enum PaymentOutcome {
     /// The order is being confirmed; its stock is taken next.
     Confirming,
@@ -36,7 +33,7 @@ pub enum PaymentOutcome {
 
 /// Why a record of the payment topic is parked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
-#[strum(serialize_all = "SCREAMING_SNAKE_CASE")]
+#[strum(serialize_all = "SCREAMING_SNAKE_CASE", const_into_str)]
 pub enum ParkReason {
     /// The amount is not that of the order.
     AmountMismatch,
@@ -44,7 +41,6 @@ pub enum ParkReason {
     PaidAgain,
     /// Another event has the same key.
     KeyReused,
-    /// The order does not exist.
     UnknownOrder,
     /// The record is not a payment event.
     Undecodable,
@@ -52,13 +48,6 @@ pub enum ParkReason {
     Unwritable,
     /// An older release parked the record, without a reason.
     Other,
-}
-
-impl ParkReason {
-    /// The name in the column.
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
 }
 
 impl PaymentOutcome {
@@ -71,15 +60,9 @@ impl PaymentOutcome {
     pub const fn needs_an_operator(self) -> bool {
         matches!(self, Self::RefundDue | Self::PaidAgain | Self::AmountMismatch)
     }
-
-    /// The name in the column.
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
 }
 
 impl OrderAggregate {
-    /// Applies a payment event.
     pub fn apply_payment(&mut self, event: PaymentEvent, trace: &TraceParent) -> PaymentOutcome {
         match event {
             PaymentEvent::Succeeded(amount) => self.payment_succeeded(amount, trace),

@@ -18,11 +18,10 @@ use chrono::{DateTime, TimeDelta, Utc};
 use strum::{EnumString, IntoStaticStr};
 use uuid::Uuid;
 
-use super::{Actor, OrderId, ProductId, Quantity, TraceParent};
+use super::{Actor, OrderId, ProductId, Quantity, TraceParent, time};
 
-/// The direction of a stock call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoStaticStr)]
-#[strum(serialize_all = "kebab-case")]
+#[strum(serialize_all = "kebab-case", const_into_str)]
 pub enum Direction {
     /// Takes stock, for a confirmation.
     Take,
@@ -30,16 +29,8 @@ pub enum Direction {
     GiveBack,
 }
 
-impl Direction {
-    /// The name in the idempotency key of a call.
-    fn as_str(self) -> &'static str {
-        self.into()
-    }
-}
-
-/// The state of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr)]
-#[strum(serialize_all = "UPPERCASE")]
+#[strum(serialize_all = "UPPERCASE", const_into_str)]
 pub enum LineState {
     /// No call was sent.
     Todo,
@@ -55,16 +46,8 @@ pub enum LineState {
     Returned,
 }
 
-impl LineState {
-    /// The name in the column.
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
-}
-
-/// The state of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr)]
-#[strum(serialize_all = "UPPERCASE")]
+#[strum(serialize_all = "UPPERCASE", const_into_str)]
 pub enum JobState {
     /// Taking all lines.
     Taking,
@@ -76,23 +59,12 @@ pub enum JobState {
     Returned,
 }
 
-impl JobState {
-    /// The name in the column.
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
-}
-
-/// One line of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StockLine {
     /// Its number in the order.
     pub number: i16,
-    /// Its product.
     pub product_id: ProductId,
-    /// The quantity.
     pub quantity: Quantity,
-    /// The state.
     pub state: LineState,
     /// The error of the last call that failed.
     pub last_error: Option<String>,
@@ -103,11 +75,9 @@ pub struct StockLine {
 /// One attempt to confirm an order, until its stock is taken or given back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StockJob {
-    /// The order.
     pub order: OrderId,
     /// 1, 2, 3 …; a new attempt follows a refused one.
     pub attempt: i16,
-    /// The state.
     pub state: JobState,
     /// Whether the customer has paid. Then a refusal cancels the order, and a refund is due.
     pub paid: bool,
@@ -119,7 +89,6 @@ pub struct StockJob {
     pub refusals: i32,
     /// Who requested the confirmation.
     pub actor: Actor,
-    /// The reason, if one was given.
     pub reason: Option<String>,
     /// The trace of the request or the payment that started it.
     pub trace: TraceParent,
@@ -127,20 +96,15 @@ pub struct StockJob {
     pub waits: bool,
     /// The token of the claim that holds it.
     pub holder: Option<Uuid>,
-    /// Its lines.
     pub lines: Vec<StockLine>,
 }
 
 /// A stock call to send to the Product Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StockCall {
-    /// The line.
     pub line: i16,
-    /// The direction.
     pub direction: Direction,
-    /// The product.
     pub product_id: ProductId,
-    /// The quantity.
     pub quantity: Quantity,
     /// The same for every repeat of this call; different for all other calls.
     pub idempotency_key: String,
@@ -175,10 +139,8 @@ impl CallRules {
     }
 }
 
-/// The outcome of a stock call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CallOutcome {
-    /// Applied.
     Done,
     /// Refused; nothing was applied.
     Refused(String),
@@ -207,9 +169,7 @@ impl CallOutcome {
 pub enum Verdict {
     /// Some calls are still to be sent.
     Unfinished,
-    /// Every line is taken.
     AllTaken,
-    /// A line was refused.
     Refused,
     /// No line is taken any more.
     AllReturned,
@@ -250,7 +210,7 @@ impl StockJob {
                 direction,
                 product_id: line.product_id.clone(),
                 quantity: line.quantity,
-                idempotency_key: format!("{order}:{}:{}:{attempt}", line.number, direction.as_str()),
+                idempotency_key: format!("{order}:{}:{}:{attempt}", line.number, direction.into_str()),
                 sent_before,
             });
         }
@@ -328,7 +288,6 @@ impl StockJob {
         }
     }
 
-    /// The state of all lines together.
     pub fn verdict(&self) -> Verdict {
         use LineState::{Refused, Returned, Taken, Todo};
         let all = |states: &[LineState]| self.lines.iter().all(|line| states.contains(&line.state));
@@ -347,10 +306,10 @@ impl StockJob {
         if self.waits {
             return Self::WAIT;
         }
-        let Some(doublings) = self.failures.checked_sub(1).and_then(|n| u32::try_from(n).ok()) else {
-            return Duration::ZERO;
-        };
-        Duration::from_millis(500).saturating_mul(2_u32.saturating_pow(doublings.min(16))).min(LONGEST)
+        match u32::try_from(self.failures) {
+            Ok(failures @ 1..) => time::backoff(Duration::from_millis(500), failures, LONGEST),
+            _ => Duration::ZERO,
+        }
     }
 
     /// The maximum wait for an earlier attempt. Only a replica of an older release ends an attempt without waking the
@@ -362,7 +321,6 @@ impl StockJob {
         self.state == JobState::Returning && self.parked.is_none()
     }
 
-    /// The first line that was refused.
     pub fn refused_line(&self) -> Option<&StockLine> {
         self.lines.iter().find(|line| line.state == LineState::Refused)
     }

@@ -1,5 +1,7 @@
 //! Timestamps: UTC, whole microseconds (the precision of PostgreSQL), RFC 3339 with `Z`.
 
+use std::time::Duration;
+
 use chrono::{DateTime, DurationRound, SecondsFormat, TimeDelta, Utc};
 
 /// Now, truncated to the microsecond.
@@ -23,6 +25,11 @@ pub fn rfc3339(time: DateTime<Utc>) -> String {
 /// [`rfc3339`] for serde: `#[serde(serialize_with = "time::serialize")]`.
 pub fn serialize<S: serde::Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&rfc3339(*time))
+}
+
+/// The backoff after this many failures in a row: `first`, doubled by each further failure, up to `longest`.
+pub fn backoff(first: Duration, failures: u32, longest: Duration) -> Duration {
+    first.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1))).min(longest)
 }
 
 #[cfg(test)]

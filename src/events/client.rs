@@ -30,12 +30,9 @@ pub struct KafkaSettings {
     pub delivery_timeout: Duration,
 }
 
-/// The settings of the payment consumer.
 #[derive(Clone, Debug)]
 pub struct PaymentSettings {
-    /// Whether payments are read.
     pub enabled: bool,
-    /// The topic.
     pub topic: String,
     /// The consumer group of all replicas.
     pub group: String,
@@ -55,23 +52,18 @@ impl std::fmt::Debug for Secret {
 
 /// Why events were not published. They stay in the outbox.
 #[derive(Debug, Error)]
+#[expect(missing_docs, reason = "the messages say it")]
 pub enum PublishError {
-    /// The broker or the connection failed.
     #[error("Kafka did not accept an event")]
     Kafka(#[from] KafkaError),
-    /// The topic is missing, and the settings forbid creating it.
     #[error("the topic {0} does not exist and KAFKA_CREATE_TOPIC is false: create it")]
     NoTopic(String),
-    /// The broker refused to create the topic.
     #[error("the topic {0} does not exist and the broker refused to create it: {1}")]
     TopicRefused(String, RDKafkaErrorCode),
-    /// The stored headers cannot be read.
     #[error("the headers of an event cannot be read")]
     Headers(#[from] serde_json::Error),
-    /// The client was closed while an event was in flight.
     #[error("the client was closed while an event was in flight")]
     Canceled,
-    /// A helper thread failed: a bug.
     #[error("a helper thread failed")]
     Thread(#[from] JoinError),
 }

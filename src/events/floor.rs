@@ -44,7 +44,6 @@ pub(super) struct Settling {
 }
 
 impl Settling {
-    /// Whether this server was observed.
     pub(super) fn knows(&self, server: ServerStart) -> bool {
         self.server == Some(server)
     }
@@ -59,7 +58,6 @@ impl Settling {
         self.candidate > self.settled
     }
 
-    /// Observes the present writers.
     pub(super) fn observe(&mut self, seen: OutboxWriters) {
         if self.server != Some(seen.server) {
             *self = Self { server: Some(seen.server), ..Self::default() };
@@ -106,7 +104,6 @@ impl Reading {
         Self { ranges: lease.floors.iter().map(range).collect(), limit, settled }
     }
 
-    /// Splits the buckets between lanes.
     pub(super) fn split(self, lanes: usize) -> Vec<Self> {
         let each = self.ranges.len().div_ceil(lanes).max(1);
         let lane = |ranges: &[Range]| Self { ranges: ranges.to_vec(), ..self };

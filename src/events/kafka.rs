@@ -22,10 +22,8 @@ use crate::domain::TraceParent;
 use crate::store::PendingEvent;
 use crate::telemetry::span::{self, Span};
 
-/// The results of sent events.
 #[derive(Debug, Default)]
 pub struct Sent<'a> {
-    /// Acknowledged by the broker.
     pub acknowledged: Vec<&'a PendingEvent>,
     /// Invalid records, with the reason.
     pub refused: Vec<(&'a PendingEvent, PublishError)>,
@@ -86,14 +84,6 @@ impl ClientContext for Context {
     }
 }
 
-/// The metadata of the cluster.
-struct Cluster {
-    /// The topics of this service that exist.
-    topics: Vec<KnownTopic>,
-    /// Any broker.
-    broker: Option<i32>,
-}
-
 /// Publishes events to one topic.
 pub struct Publisher {
     settings: KafkaSettings,
@@ -129,22 +119,23 @@ impl Publisher {
     /// Checks that the broker answers and has the topic, and creates the topic if that is allowed. The first time, it
     /// also checks the settings of the topics in the background.
     pub async fn ensure_topic(&self) -> Result<(), PublishError> {
-        let cluster = self.fetch_cluster().await?;
-        if cluster.topics.iter().all(|topic| topic.name != self.settings.topic) {
+        let (topics, broker) = self.fetch_topics().await?;
+        if topics.iter().all(|topic| topic.name != self.settings.topic) {
             if !self.settings.create_topic {
                 return Err(PublishError::NoTopic(self.settings.topic.clone()));
             }
-            topic::create(&self.settings, cluster.broker).await?;
+            topic::create(&self.settings, broker).await?;
         }
         self.health.saw(KafkaHealth::UP);
         if !self.topics_judged.swap(true, Ordering::Relaxed) {
-            tokio::spawn(topic::warn_of_unsafe_settings(self.settings.clone(), cluster.topics));
+            tokio::spawn(topic::warn_of_unsafe_settings(self.settings.clone(), topics));
         }
         Ok(())
     }
 
-    /// Fetches the metadata of all topics. A request for one topic by name makes some brokers create it.
-    async fn fetch_cluster(&self) -> Result<Cluster, PublishError> {
+    /// The topics of this service that exist, and any broker. Fetches the metadata of all topics, because a request for
+    /// one by name makes some brokers create it.
+    async fn fetch_topics(&self) -> Result<(Vec<KnownTopic>, Option<i32>), PublishError> {
         let producer = self.producer.clone();
         let payments = &self.settings.payments;
         let payments = payments.enabled.then(|| payments.topic.clone());
@@ -154,7 +145,7 @@ impl Publisher {
             let metadata = producer.client().fetch_metadata(None, timeout)?;
             let topics = names.iter().filter_map(|name| KnownTopic::find(&metadata, name)).collect();
             let broker = metadata.brokers().first().map(MetadataBroker::id);
-            Ok::<_, KafkaError>(Cluster { topics, broker })
+            Ok::<_, KafkaError>((topics, broker))
         })
         .await?;
         if found.is_err() {

@@ -5,15 +5,17 @@
 mod client;
 mod floor;
 mod kafka;
-pub mod payments;
-pub mod relay;
+pub(crate) mod payments;
+mod relay;
 mod replay;
 mod topic;
 
 #[cfg(feature = "dev")]
 pub(crate) use client::connection_config;
-pub use client::{KafkaSettings, PaymentSettings, PublishError, Secret};
-pub use kafka::{KafkaHealth, Publisher, Sent};
-pub use payments::{PaymentConsumer, Retried, UnpaidOrders, UnpaidSettings, retry_parked};
-pub use relay::{Relay, RelaySettings};
-pub use replay::{Replay, ReplayError, ReplayProgress};
+pub use client::{KafkaSettings, PublishError};
+pub(crate) use client::{PaymentSettings, Secret};
+pub use kafka::{KafkaHealth, Publisher};
+pub(crate) use payments::{PaymentConsumer, UnpaidOrders};
+pub use payments::{Retried, retry_parked};
+pub(crate) use relay::{Relay, RelaySettings};
+pub use replay::{Replay, ReplayProgress};

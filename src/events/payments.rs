@@ -14,12 +14,11 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use opentelemetry::trace::SpanKind;
-use rdkafka::ClientConfig;
 use rdkafka::consumer::{Consumer, ConsumerContext, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::topic_partition_list::Offset;
-use serde::Deserialize;
+use rdkafka::{ClientConfig, Statistics};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, error, info, info_span, warn};
@@ -27,7 +26,7 @@ use tracing::{Instrument, debug, error, info, info_span, warn};
 use super::KafkaSettings;
 use super::client::connection_config;
 use crate::domain::payments::{ParkReason, PaymentOutcome};
-use crate::domain::{OrderId, TraceParent};
+use crate::domain::{OrderId, TraceParent, time};
 use crate::metrics::Metrics;
 use crate::orders::OrderService;
 use crate::store::StoreError;
@@ -36,10 +35,10 @@ use crate::telemetry::error_chain;
 use crate::telemetry::span::{self, Span};
 use decode::{Decoded, decode};
 pub use retry::{Retried, retry_parked};
-pub use unpaid::{UnpaidOrders, UnpaidSettings};
+pub(crate) use unpaid::UnpaidOrders;
 
 /// Reads payments from the partitions of this replica.
-pub struct PaymentConsumer {
+pub(crate) struct PaymentConsumer {
     consumer: Arc<StreamConsumer<Context>>,
     orders: OrderService,
     topic: String,
@@ -48,48 +47,22 @@ pub struct PaymentConsumer {
 
 struct Context(Arc<Metrics>);
 
-/// The part of the statistics of librdkafka that is read.
-#[derive(Deserialize)]
-struct Statistics {
-    topics: HashMap<String, TopicStatistics>,
-}
-
-#[derive(Deserialize)]
-struct TopicStatistics {
-    partitions: HashMap<String, PartitionStatistics>,
-}
-
-#[derive(Deserialize)]
-struct PartitionStatistics {
-    partition: i32,
-    /// Whether this replica consumes the partition.
-    desired: bool,
-    /// The lag of the stored offset; -1 if unknown.
-    consumer_lag_stored: i64,
-    /// The lag of the committed offset; -1 if unknown.
-    consumer_lag: i64,
-}
-
-impl PartitionStatistics {
-    fn lag(&self) -> Option<i64> {
-        let known = [self.consumer_lag_stored, self.consumer_lag].into_iter().find(|lag| *lag >= 0);
-        known.filter(|_| self.desired)
-    }
-}
-
 impl rdkafka::ClientContext for Context {
     /// Logs at debug level, because `recv` returns the important errors, too.
     fn error(&self, error: KafkaError, reason: &str) {
         debug!(%error, reason, "the Kafka client reports");
     }
 
-    /// Called every [`STATISTICS_INTERVAL`].
+    /// Called every [`STATISTICS_INTERVAL`]. Replaces the default, which logs an error for each text that is not JSON.
     fn stats_raw(&self, statistics: &[u8]) {
         let Ok(statistics) = serde_json::from_slice::<Statistics>(statistics) else { return };
-        for (topic, TopicStatistics { partitions }) in &statistics.topics {
+        for (topic, of_topic) in &statistics.topics {
             // Partition -1 is librdkafka's queue of records without a partition.
-            for partition in partitions.values().filter(|partition| partition.partition >= 0) {
-                self.0.payments.show_lag(topic, partition.partition, partition.lag());
+            for partition in of_topic.partitions.values().filter(|partition| partition.partition >= 0) {
+                // -1 is unknown. The lag of the committed offset stands in for that of the stored one.
+                let lag = [partition.consumer_lag_stored, partition.consumer_lag];
+                let lag = lag.into_iter().find(|lag| *lag >= 0).filter(|_| partition.desired);
+                self.0.payments.show_lag(topic, partition.partition, lag);
             }
         }
     }
@@ -109,7 +82,7 @@ const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl PaymentConsumer {
     /// Creates a consumer. It connects in the background.
-    pub fn new(
+    pub(crate) fn new(
         settings: &KafkaSettings,
         orders: OrderService,
         metrics: &Arc<Metrics>,
@@ -136,8 +109,7 @@ impl PaymentConsumer {
         Ok(Self { consumer: Arc::new(consumer), orders, topic, metrics })
     }
 
-    /// Applies payments until `stop`.
-    pub async fn run(self, stop: CancellationToken) {
+    pub(crate) async fn run(self, stop: CancellationToken) {
         info!(topic = self.topic, "reading payments");
         let (mut failures, mut logged) = (0, None);
         loop {
@@ -157,7 +129,8 @@ impl PaymentConsumer {
                     let progress = SetProgress::of(&set, &failed);
                     self.store_offsets(&progress);
                     failures = if progress.failed.is_empty() { 0 } else { failures + 1 };
-                    self.seek_back(&progress.failed, pause(failures), &stop).await;
+                    let pause = time::backoff(INITIAL_BACKOFF, failures, MAX_BACKOFF);
+                    self.seek_back(&progress.failed, pause, &stop).await;
                 }
                 Err(error) => self.log_error(&error, &mut logged),
             }
@@ -186,11 +159,11 @@ impl PaymentConsumer {
     /// Applies a set of records: concurrently, but the records of one order one after the other; then those without an
     /// order. Returns the records that were not applied.
     async fn apply_set(&self, set: &[Record]) -> HashSet<RecordPlace> {
-        let mut by_order: HashMap<OrderId, Vec<(&Record, Decoded)>> = HashMap::new();
+        let mut by_order: HashMap<OrderId, Vec<(&Record, Option<Decoded>)>> = HashMap::new();
         let mut others = Vec::new();
         for record in set {
             let decoded = decode(&record.payload, &record.place);
-            match decoded.order() {
+            match decoded.as_ref().and_then(Decoded::order) {
                 Some(order) => by_order.entry(order).or_default().push((record, decoded)),
                 None => others.push((record, decoded)),
             }
@@ -201,7 +174,7 @@ impl PaymentConsumer {
     }
 
     /// Applies records one after the other, up to the first that cannot be written now. Returns that one and the rest.
-    async fn apply_in_order(&self, records: Vec<(&Record, Decoded)>) -> Vec<RecordPlace> {
+    async fn apply_in_order(&self, records: Vec<(&Record, Option<Decoded>)>) -> Vec<RecordPlace> {
         let mut left = records.into_iter();
         while let Some((record, decoded)) = left.next() {
             if let Err(error) = self.apply(record, decoded).await {
@@ -221,17 +194,16 @@ impl PaymentConsumer {
     }
 
     /// Applies a record within its trace, or parks it if it can never be applied.
-    async fn apply(&self, record: &Record, decoded: Decoded) -> Result<(), StoreError> {
+    async fn apply(&self, record: &Record, decoded: Option<Decoded>) -> Result<(), StoreError> {
         let event_type = match &decoded {
-            Decoded::Payment { event_type, .. } => event_type,
-            Decoded::Ignored => "other",
-            Decoded::Undecodable { .. } => "unreadable",
+            Some(Decoded::Payment { event_type, .. }) => event_type,
+            Some(Decoded::Undecodable { .. }) => "unreadable",
+            None => "other",
         };
-        // An ignored record has no span.
-        let outcome = if matches!(decoded, Decoded::Ignored) {
-            "ignored"
-        } else {
-            self.apply_traced(record, decoded).await?
+        let outcome = match decoded {
+            Some(decoded) => self.apply_traced(record, decoded).await?,
+            // An ignored record has no span.
+            None => "ignored",
         };
         self.metrics.payments.applied(event_type, outcome);
         Ok(())
@@ -267,7 +239,6 @@ impl PaymentConsumer {
     ) -> Result<&'static str, StoreError> {
         let Record { place, payload, .. } = record;
         match decoded {
-            Decoded::Ignored => Ok("ignored"),
             Decoded::Payment { key, order, event, event_type } => {
                 let (place, trace, payload) = (place.clone(), trace.clone(), payload.clone());
                 let retried_by = None;
@@ -400,14 +371,12 @@ const fn metric_outcome(outcome: PaymentOutcome) -> &'static str {
     }
 }
 
-/// Why payments cannot be read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ErrorKind {
     NoTopic,
     Away,
 }
 
-/// A received record.
 struct Record {
     place: RecordPlace,
     payload: Vec<u8>,
@@ -437,7 +406,6 @@ fn oldest(set: &[Record], which: impl Fn(&Record) -> bool) -> Option<i64> {
     set.iter().filter(|record| which(record)).filter_map(|record| record.written).min()
 }
 
-/// The progress of each partition by a set.
 struct SetProgress {
     /// The last record before the first failure of each partition.
     applied: Vec<RecordPlace>,
@@ -447,33 +415,23 @@ struct SetProgress {
 
 impl SetProgress {
     fn of(set: &[Record], failed: &HashSet<RecordPlace>) -> Self {
-        /// The last offset before the first failure, and the first failure.
-        type Offsets = (Option<i64>, Option<i64>);
-        let mut partitions: BTreeMap<(&str, i32), Offsets> = BTreeMap::new();
+        // The last record before the first failure, and the first failure.
+        let mut partitions: BTreeMap<_, (Option<&RecordPlace>, Option<&RecordPlace>)> = BTreeMap::new();
         for Record { place, .. } in set {
             let (applied, first_failed) = partitions.entry((&place.topic, place.partition)).or_default();
             if first_failed.is_none() {
-                *(if failed.contains(place) { first_failed } else { applied }) = Some(place.offset);
+                *(if failed.contains(place) { first_failed } else { applied }) = Some(place);
             }
         }
-        let place = |((topic, partition), offset): ((&str, i32), i64)| RecordPlace {
-            topic: topic.to_owned(),
-            partition,
-            offset,
-        };
-        let applied = partitions.iter().filter_map(|(of, (applied, _))| Some(place((*of, (*applied)?))));
-        let failed = partitions.iter().filter_map(|(of, (_, failed))| Some(place((*of, (*failed)?))));
-        Self { applied: applied.collect(), failed: failed.collect() }
+        let applied = partitions.values().filter_map(|(applied, _)| applied.cloned()).collect();
+        let failed = partitions.values().filter_map(|(_, failed)| failed.cloned()).collect();
+        Self { applied, failed }
     }
 }
 
 fn header<'a>(message: &'a BorrowedMessage<'_>, name: &str) -> Option<&'a str> {
     let header = message.headers()?.iter().find(|header| header.key == name)?;
     std::str::from_utf8(header.value?).ok()
-}
-
-fn pause(failures: u32) -> Duration {
-    INITIAL_BACKOFF.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16))).min(MAX_BACKOFF)
 }
 
 #[cfg(test)]

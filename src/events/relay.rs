@@ -22,12 +22,12 @@ use uuid::Uuid;
 
 use super::floor::{Reading, Settling, positions};
 use super::{PublishError, Publisher};
+use crate::domain::time;
 use crate::metrics::Metrics;
 use crate::store::outbox::ServerStart;
 use crate::store::{Lease, PendingEvent, Store, StoreError};
 use crate::telemetry::error_chain;
 
-/// The settings of the relay.
 #[derive(Clone, Debug)]
 pub struct RelaySettings {
     /// The duration of a lease without renewal. More than twice the delivery timeout.
@@ -36,9 +36,7 @@ pub struct RelaySettings {
     pub poll_interval: Duration,
     /// The maximum number of events in memory.
     pub batch: u16,
-    /// The maximum backoff after failures.
     pub max_backoff: Duration,
-    /// The delivery timeout of the publisher.
     pub delivery_timeout: Duration,
 }
 
@@ -75,8 +73,7 @@ const STORE_FLOORS: Duration = Duration::from_secs(1);
 /// After this many events the floors are stored earlier.
 const EVENTS_PER_FLOOR: usize = 50_000;
 
-/// The relay of a replica.
-pub struct Relay {
+pub(crate) struct Relay {
     replica: Uuid,
     store: Store,
     publisher: Publisher,
@@ -87,9 +84,7 @@ pub struct Relay {
     settling: Settling,
     /// When the writers are checked next, at the latest.
     check_writers_at: Instant,
-    /// Events since the writers were checked.
     events_since_check: usize,
-    /// Whether there is a backlog.
     is_behind: bool,
 }
 
@@ -115,7 +110,6 @@ enum TurnError {
     Publish(#[from] PublishError),
 }
 
-/// The result of publishing a batch.
 #[derive(Default)]
 struct Published {
     /// The acknowledged events, by bucket and position.
@@ -124,7 +118,6 @@ struct Published {
     failure: Option<PublishError>,
 }
 
-/// The result of a lane in a turn.
 #[derive(Default)]
 struct LaneResult {
     events: usize,
@@ -146,7 +139,12 @@ enum Turn {
 
 impl Relay {
     /// A relay that has not started.
-    pub fn new(store: Store, publisher: Publisher, settings: RelaySettings, metrics: &Arc<Metrics>) -> Self {
+    pub(crate) fn new(
+        store: Store,
+        publisher: Publisher,
+        settings: RelaySettings,
+        metrics: &Arc<Metrics>,
+    ) -> Self {
         Self {
             replica: Uuid::now_v7(),
             store,
@@ -163,7 +161,7 @@ impl Relay {
     }
 
     /// Relays until `stop`. Then finishes its turn, runs one more for the latest events, and releases its buckets.
-    pub async fn run(mut self, stop: CancellationToken) {
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
         info!(replica = %self.replica, "relay started");
         let mut failures = 0;
         while !stop.is_cancelled() {
@@ -465,9 +463,7 @@ impl Relay {
     /// Exponential backoff from 100 ms up to the maximum, with up to half of it as random jitter, so that replicas do
     /// not retry together.
     fn backoff(&self, failures: u32) -> Duration {
-        let longest = Duration::from_millis(100)
-            .saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16)))
-            .min(self.settings.max_backoff);
+        let longest = time::backoff(Duration::from_millis(100), failures, self.settings.max_backoff);
         let random = u32::from(Uuid::new_v4().as_bytes()[0]);
         longest.saturating_sub(longest * random / 512)
     }

@@ -18,27 +18,20 @@ use crate::domain::{Order, OrderEvent, OrderId};
 use crate::store::replay::{ReplayPage, ReplayRange};
 use crate::store::{PendingEvent, Store, StoreError};
 
-/// The maximum number of orders in a page.
 const PAGE: i64 = 500;
-/// The maximum number of events in flight.
 const MAX_IN_FLIGHT: usize = 500;
 /// The replay gives up after this many consecutive failures of Kafka or the database.
 const ATTEMPTS: u32 = 10;
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Why a replay ended early.
 #[derive(Debug, Error)]
 pub enum ReplayError {
-    /// The orders cannot be read.
     #[error("the orders cannot be read")]
     Store(#[from] StoreError),
-    /// The events cannot be sent.
     #[error("the events cannot be sent")]
     Publish(#[from] PublishError),
-    /// An event cannot be rendered.
     #[error("an event cannot be rendered")]
     Render(#[from] serde_json::Error),
-    /// The broker refuses an event as invalid.
     #[error("Kafka refuses the event of order {0} with sequence {1}")]
     Refused(OrderId, i32, #[source] PublishError),
 }

@@ -8,7 +8,7 @@ use rdkafka::admin::{
 };
 use rdkafka::client::DefaultClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::metadata::{Metadata, MetadataTopic};
+use rdkafka::metadata::Metadata;
 use tracing::{debug, info, warn};
 
 use super::client::connection_config;
@@ -34,12 +34,9 @@ pub(super) struct KnownTopic {
 impl KnownTopic {
     pub(super) fn find(metadata: &Metadata, name: &str) -> Option<Self> {
         let topic = metadata.topics().iter().find(|topic| topic.name() == name)?;
-        Some(Self { name: name.to_owned(), replicas: fewest_replicas(topic) })
+        let replicas = topic.partitions().iter().map(|partition| partition.replicas().len());
+        Some(Self { name: name.to_owned(), replicas: replicas.min().unwrap_or_default() })
     }
-}
-
-fn fewest_replicas(topic: &MetadataTopic) -> usize {
-    topic.partitions().iter().map(|partition| partition.replicas().len()).min().unwrap_or_default()
 }
 
 /// Creates the topic of the order events. `broker` is any broker that is up, for the default replication factor.

@@ -18,21 +18,27 @@ order by history.version
 ";
 
 #[derive(sqlx::FromRow)]
-pub(super) struct HistoryRow {
+pub(super) struct OwnedRow {
     customer_id: String,
+    #[sqlx(flatten)]
+    entry: HistoryRow,
+}
+
+#[derive(sqlx::FromRow)]
+pub(super) struct HistoryRow {
     version: i32,
     from_status: Option<String>,
     to_status: String,
     actor_role: String,
     actor_id: String,
     reason: Option<String>,
-    changed_at: DateTime<Utc>,
+    pub(super) changed_at: DateTime<Utc>,
 }
 
 impl Store {
     /// Reads the history of an order, protected by its owner. `None` if the order does not exist. One round trip.
     pub async fn find_history(&self, id: OrderId) -> Result<Option<Owned<Vec<HistoryEntry>>>, StoreError> {
-        let rows: Vec<HistoryRow> = self
+        let rows: Vec<OwnedRow> = self
             .database
             .read(Query::ReadHistory, |connection| {
                 Box::pin(sqlx::query_as(SELECT).bind(id.0).fetch_all(connection))
@@ -41,13 +47,13 @@ impl Store {
         let Some(first) = rows.first() else { return Ok(None) };
         let wrong = |_| StoreError::Inconsistent { table: "orders", column: "customer_id", id: id.0 };
         let owner = CustomerId::parse(&first.customer_id).map_err(wrong)?;
-        let entries = rows.into_iter().map(|row| row.into_entry(id.0)).collect::<Result<_, _>>()?;
+        let entries = rows.into_iter().map(|row| row.entry.into_entry(id.0)).collect::<Result<_, _>>()?;
         Ok(Some(Owned::new(owner, entries)))
     }
 }
 
 impl HistoryRow {
-    fn into_entry(self, id: Uuid) -> Result<HistoryEntry, StoreError> {
+    pub(super) fn into_entry(self, id: Uuid) -> Result<HistoryEntry, StoreError> {
         let wrong = |column| StoreError::Inconsistent { table: "order_history", column, id };
         let from = self.from_status.map(|from| from.parse::<Status>()).transpose();
         Ok(HistoryEntry {

@@ -18,6 +18,7 @@ use tracing::warn;
 
 use super::error::is_temporary;
 use super::{DatabaseSettings, Store, StoreError};
+use crate::domain::time;
 use crate::metrics::Query;
 
 /// The lock timeout of a statement while others wait behind it.
@@ -102,17 +103,12 @@ pub async fn migrate(settings: &DatabaseSettings) -> Result<i64, MigrationError>
         }
         warn!(version, attempts, "a migration did not get its lock: retrying after a pause");
         connection.unlock().await?;
-        sleep(pause(attempts)).await;
+        // So that transactions that waited behind the last attempt can finish.
+        sleep(time::backoff(Duration::from_secs(1), attempts, Duration::from_secs(5))).await;
     }
     // This also releases the advisory lock.
     connection.close().await.map_err(|error| MigrationError::Unavailable(error.into()))?;
     Ok(latest())
-}
-
-/// 1 s, doubled up to 5 s, so that transactions that waited behind the last attempt can finish.
-fn pause(attempts: u32) -> Duration {
-    const LONGEST: Duration = Duration::from_secs(5);
-    Duration::from_millis(500).saturating_mul(2_u32.saturating_pow(attempts)).min(LONGEST)
 }
 
 /// Takes the same lock as sqlx, so that releases that use sqlx for it wait, too.

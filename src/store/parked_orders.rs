@@ -261,8 +261,8 @@ async fn resolve(
         .bind(order.0)
         .bind(attempt)
         .bind(line)
-        .bind(to.as_str())
-        .bind(from.as_str())
+        .bind(to.into_str())
+        .bind(from.into_str())
         .bind(actor)
         .execute(connection)
         .await?;

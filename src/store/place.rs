@@ -420,7 +420,7 @@ impl<'a> Columns<'a> {
         self.customers.push(order.customer.as_str());
         self.totals.push(order.total.decimal());
         self.placed_at.push(order.placed_at);
-        self.roles.push(placed_as.as_str());
+        self.roles.push(placed_as.into_str());
         self.buckets.push(bucket_of(order.id));
         self.event_ids.push(event.id);
         self.payloads.push(&event.payload);

@@ -7,10 +7,11 @@ use uuid::Uuid;
 
 use super::check::{Page, SNAPSHOT};
 use super::connection::column;
+use super::history::HistoryRow;
 use super::orders::{OrderRow, SELECT};
 use super::{Store, StoreError};
 use crate::domain::event::RecordedChange;
-use crate::domain::{Money, Order, OrderId, Status};
+use crate::domain::{Money, Order, OrderId};
 use crate::metrics::Query;
 
 /// The orders of a replay.
@@ -49,8 +50,8 @@ select id, changed_at >= $3 and placed_at < $4 as is_wanted from orders where id
 
 /// The refund of a payment that came after the cancellation is not part of its event.
 pub(super) const CHANGES: &str = "
-select history.order_id, history.version, history.from_status, history.to_status, history.reason, history.changed_at,
-       history.event_id, history.traceparent,
+select history.order_id, history.version, history.from_status, history.to_status, history.actor_role,
+       history.actor_id, history.reason, history.changed_at, history.event_id, history.traceparent,
        (
            select amount from refunds_due
            where order_id = history.order_id and history.to_status = 'CANCELLED' and reason <> 'PAID_AFTER_CANCELLED'
@@ -68,11 +69,8 @@ insert into interventions (order_id, action, detail, actor) values ($1, 'EVENTS_
 #[derive(sqlx::FromRow)]
 pub(super) struct ChangeRow {
     order_id: Uuid,
-    version: i32,
-    from_status: Option<String>,
-    to_status: String,
-    reason: Option<String>,
-    changed_at: DateTime<Utc>,
+    #[sqlx(flatten)]
+    entry: HistoryRow,
     event_id: Option<Uuid>,
     traceparent: Option<String>,
     refund_due: Option<Decimal>,
@@ -141,7 +139,7 @@ fn join(
         while let Some(change) = changes.next_if(|change| change.order_id == order.id.0) {
             let is_wanted = match range {
                 ReplayRange::Orders(_) => true,
-                ReplayRange::Changed { from, to } => (*from..*to).contains(&change.changed_at),
+                ReplayRange::Changed { from, to } => (*from..*to).contains(&change.entry.changed_at),
             };
             if is_wanted {
                 of_order.push(change.into_change()?);
@@ -155,20 +153,10 @@ fn join(
 impl ChangeRow {
     fn into_change(self) -> Result<RecordedChange, StoreError> {
         let id = self.order_id;
-        let wrong = |column| StoreError::Inconsistent { table: "order_history", column, id };
-        let from = self.from_status.map(|from| from.parse::<Status>()).transpose();
-        let refund_due = self.refund_due.map(Money::new).transpose();
+        let wrong = |_| StoreError::Inconsistent { table: "refunds_due", column: "amount", id };
         Ok(RecordedChange {
-            sequence: self.version,
-            from: from.map_err(|_| wrong("from_status"))?,
-            to: self.to_status.parse().map_err(|_| wrong("to_status"))?,
-            reason: self.reason,
-            changed_at: self.changed_at,
-            refund_due: refund_due.map_err(|_| StoreError::Inconsistent {
-                table: "refunds_due",
-                column: "amount",
-                id,
-            })?,
+            entry: self.entry.into_entry(id)?,
+            refund_due: self.refund_due.map(Money::new).transpose().map_err(wrong)?,
             event_id: self.event_id,
             traceparent: self.traceparent,
         })

@@ -194,7 +194,7 @@ async fn insert(
 ) -> Result<(), StoreError> {
     let lines = lines_of(jobs);
     bind_jobs(sqlx::query(INSERT), jobs)
-        .bind(column(jobs, |job| job.actor.role.as_str()))
+        .bind(column(jobs, |job| job.actor.role.into_str()))
         .bind(column(jobs, |job| job.actor.id.as_str()))
         .bind(column(jobs, |job| job.reason.as_deref()))
         .bind(column(jobs, |job| job.trace.to_string()))
@@ -205,7 +205,7 @@ async fn insert(
         .bind(column(&lines, |(_, line)| line.number))
         .bind(column(&lines, |(_, line)| line.product_id.as_str()))
         .bind(column(&lines, |(_, line)| line.quantity.get().cast_signed()))
-        .bind(column(&lines, |(_, line)| line.state.as_str()))
+        .bind(column(&lines, |(_, line)| line.state.into_str()))
         .bind(column(&lines, |(_, line)| line.last_error.as_deref()))
         .bind(column(&lines, |(_, line)| line.sent_at))
         .execute(connection)
@@ -228,7 +228,7 @@ async fn update(
         .bind(column(&lines, |(job, _)| job.order.0))
         .bind(column(&lines, |(job, _)| job.attempt))
         .bind(column(&lines, |(_, line)| line.number))
-        .bind(column(&lines, |(_, line)| line.state.as_str()))
+        .bind(column(&lines, |(_, line)| line.state.into_str()))
         .bind(column(&lines, |(_, line)| line.last_error.as_deref()))
         .bind(column(&lines, |(_, line)| line.sent_at))
         .execute(connection)
@@ -244,7 +244,7 @@ fn bind_jobs<'q>(
     query
         .bind(column(jobs, |job| job.order.0))
         .bind(column(jobs, |job| job.attempt))
-        .bind(column(jobs, |job| job.state.as_str()))
+        .bind(column(jobs, |job| job.state.into_str()))
         .bind(column(jobs, |job| job.paid))
         .bind(column(jobs, |job| job.parked.as_deref()))
         .bind(column(jobs, |job| job.failures))

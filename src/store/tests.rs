@@ -98,7 +98,7 @@ async fn orders_and_lists(checked: &mut Checked) {
     checked.reads::<orders::OrderRow>("orders::LOCK_ONE", orders::LOCK_ONE.as_str(), &[]).await;
     checked.reads::<orders::OrderRow>("orders::LOCK_GROUP", orders::LOCK_GROUP.as_str(), &[]).await;
     checked.writes("orders::CHANGE_STATUS", orders::CHANGE_STATUS).await;
-    checked.reads::<history::HistoryRow>("history::SELECT", history::SELECT, &[]).await;
+    checked.reads::<history::OwnedRow>("history::SELECT", history::SELECT, &[]).await;
     checked.reads::<(Uuid,)>("connection::FIND_VERSIONS", connection::FIND_VERSIONS, &[]).await;
     let customer = CustomerId::parse("a@example.com").ok();
     let status = Some(Status::Created);

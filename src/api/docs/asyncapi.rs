@@ -86,7 +86,7 @@ fn rendered(schema: &RefOr<Schema>) -> Value {
 /// The schema of the type, for events of this type alone.
 fn order_payload<T: PartialSchema>(name: &'static str, event_type: EventType) -> Payload {
     let mut schema = rendered(&T::schema());
-    schema["properties"]["eventType"] = json!({"type": "string", "const": event_type.as_str()});
+    schema["properties"]["eventType"] = json!({"type": "string", "const": event_type.into_str()});
     Payload { name, schema }
 }
 
@@ -130,7 +130,7 @@ fn order_message(payload: &Payload, event: &OrderEvent) -> Value {
         headers.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
     let payload_example: Value = serde_json::from_str(&event.payload).unwrap_or_default();
     json!({
-        "name": event.event_type.as_str(),
+        "name": event.event_type.into_str(),
         "title": payload.name,
         "contentType": "application/json",
         "headers": {"type": "object", "required": names, "properties": properties},

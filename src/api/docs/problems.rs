@@ -143,7 +143,7 @@ fn of_placing() -> Vec<(Problem, &'static str)> {
 }
 
 fn of_an_order() -> Vec<(Problem, &'static str)> {
-    let id = OrderId::parse(&ORDER["/api/orders/".len()..]).unwrap_or_default();
+    let id = OrderId::parse(&ORDER["/api/orders/".len()..]).unwrap_or_else(|_| OrderId::generate());
     let product = ProductId::parse("PROD456").ok();
     let mut errors = vec![
         ChangeStatusError::NotFound(id),

@@ -25,7 +25,7 @@ fn job(lines: i16) -> StockJob {
         sent_at: None,
     };
     StockJob {
-        order: OrderId::new(),
+        order: OrderId::generate(),
         attempt: 1,
         state: JobState::Taking,
         paid: false,

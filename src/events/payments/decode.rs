@@ -9,13 +9,10 @@ use crate::domain::{Money, OrderId};
 use crate::json::Object;
 use crate::store::payments::{EventKey, RecordPlace};
 
-/// A decoded record.
 #[derive(Debug)]
 pub(super) enum Decoded {
     /// A payment that succeeded or failed.
     Payment { key: EventKey, order: OrderId, event: PaymentEvent, event_type: &'static str },
-    /// An event that does not concern orders.
-    Ignored,
     /// A malformed event, with its order if that can be read.
     Undecodable { order: Option<OrderId>, error: String },
 }
@@ -26,7 +23,6 @@ impl Decoded {
         match self {
             Self::Payment { order, .. } => Some(*order),
             Self::Undecodable { order, .. } => *order,
-            Self::Ignored => None,
         }
     }
 }
@@ -62,31 +58,32 @@ pub(crate) struct Envelope {
     metadata: Value,
 }
 
-/// Decodes a record. Only the fields that the event needs must be valid: a failed payment needs no amount.
-pub(super) fn decode(payload: &[u8], place: &RecordPlace) -> Decoded {
+/// Decodes a record. `None` if it does not concern orders. Only the fields that the event needs must be valid: a failed
+/// payment needs no amount.
+pub(super) fn decode(payload: &[u8], place: &RecordPlace) -> Option<Decoded> {
     let Object(envelope): Object<Envelope> = match serde_json::from_slice(payload) {
         Ok(envelope) => envelope,
-        Err(error) => return undecodable(None, describe(&error)),
+        Err(error) => return Some(undecodable(None, describe(&error))),
     };
     if envelope.service.as_str().is_some_and(|service| service != "PAYMENT_SERVICE") {
-        return Decoded::Ignored;
+        return None;
     }
     let event_type = match envelope.event_type.as_str() {
         "PAYMENT_SUCCESS" => "PAYMENT_SUCCESS",
         "PAYMENT_FAILED" => "PAYMENT_FAILED",
-        _ => return Decoded::Ignored,
+        _ => return None,
     };
     let Some(order) = envelope.order() else {
-        return undecodable(None, "neither metadata.orderId nor entityId is an order id".to_owned());
+        return Some(undecodable(None, "neither metadata.orderId nor entityId is an order id".to_owned()));
     };
     let event = match event_type {
         "PAYMENT_FAILED" => PaymentEvent::Failed,
         _ => match envelope.amount() {
             Ok(amount) => PaymentEvent::Succeeded(amount),
-            Err(error) => return undecodable(Some(order), format!("amount {error}")),
+            Err(error) => return Some(undecodable(Some(order), format!("amount {error}"))),
         },
     };
-    Decoded::Payment { key: envelope.key(event_type, order, place), order, event, event_type }
+    Some(Decoded::Payment { key: envelope.key(event_type, order, place), order, event, event_type })
 }
 
 /// Describes the error without quoting the record, which may contain personal data. serde quotes values of a wrong
@@ -108,7 +105,7 @@ impl Envelope {
 
     fn amount(&self) -> Result<Money, String> {
         let Value::Number(number) = &self.amount else { return Err("is not a number".to_owned()) };
-        Money::parse(number.as_str()).map_err(|error| error.to_string())
+        Money::parse(number.as_str()).map_err(str::to_owned)
     }
 
     /// The key that identifies repeats: the id of the event; without it the type, entity and time, by which the
@@ -149,7 +146,7 @@ mod tests {
 
     fn read(envelope: &Value) -> Decoded {
         let place = RecordPlace { topic: "payment-events".into(), partition: 1, offset: 7 };
-        decode(envelope.to_string().as_bytes(), &place)
+        decode(envelope.to_string().as_bytes(), &place).expect("it concerns an order")
     }
 
     fn success() -> Value {
@@ -216,7 +213,8 @@ mod tests {
     fn decode_errors_do_not_quote_the_record() {
         let place = RecordPlace { topic: String::new(), partition: 0, offset: 0 };
         for payload in [json!(success().to_string()), json!({"eventType": {"a@example.com": 1}})] {
-            let Decoded::Undecodable { error, .. } = decode(payload.to_string().as_bytes(), &place) else {
+            let Some(Decoded::Undecodable { error, .. }) = decode(payload.to_string().as_bytes(), &place)
+            else {
                 panic!("read")
             };
             assert!(!error.contains("example"), "{error}");
@@ -246,12 +244,13 @@ mod tests {
 
     #[test]
     fn other_events_and_other_services_are_ignored() {
+        let place = RecordPlace { topic: String::new(), partition: 0, offset: 0 };
         for (field, value) in
             [("eventType", "PAYMENT_CREATED"), ("eventType", "X"), ("service", "AUTH_SERVICE")]
         {
             let mut event = success();
             event[field] = json!(value);
-            assert!(matches!(read(&event), Decoded::Ignored), "{field} {value}");
+            assert!(decode(event.to_string().as_bytes(), &place).is_none(), "{field} {value}");
         }
     }
 
@@ -271,7 +270,7 @@ mod tests {
         let place = RecordPlace { topic: String::new(), partition: 0, offset: 0 };
         let fields = format!(r#" ["PAYMENT_SUCCESS","PAYMENT_SERVICE","{ORDER}",2499,"now",{{}}]"#);
         for payload in [&b""[..], b"{", b"\xff", b"[]", b"{}", fields.as_bytes()] {
-            assert!(matches!(decode(payload, &place), Decoded::Undecodable { .. }), "{payload:?}");
+            assert!(matches!(decode(payload, &place), Some(Decoded::Undecodable { .. })), "{payload:?}");
         }
     }
 }

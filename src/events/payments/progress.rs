@@ -1,6 +1,7 @@
 //! The progress of the consumer group, as Kafka reports it.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
@@ -9,7 +10,6 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
-use thiserror::Error;
 
 use crate::events::KafkaSettings;
 use crate::events::client::connection_config;
@@ -17,31 +17,13 @@ use crate::events::client::connection_config;
 /// The deadline of one query, with all its exchanges.
 const DEADLINE: Duration = Duration::from_secs(10);
 
+const NO_TOPIC: &str = "the topic of the payments does not exist";
+
 /// The end offset of each partition at some time: all lower offsets were in the topic then.
 pub(super) type Ends = BTreeMap<i32, i64>;
 
-/// Why the progress is unknown.
-#[derive(Debug, Error)]
-pub(super) enum ProgressError {
-    /// The broker or the connection failed.
-    #[error("Kafka did not answer")]
-    Kafka(#[from] KafkaError),
-    /// The topic does not exist.
-    #[error("the topic of the payments does not exist")]
-    NoTopic,
-    /// Kafka did not return the offset of a partition.
-    #[error("Kafka did not return the offset of partition {0}")]
-    NoOffset(i32),
-    /// The topic was recreated, or a broker lost records, so the committed offsets mean nothing.
-    #[error("the group has read beyond the end of partition {0}")]
-    BeyondTheEnd(i32),
-    /// The topic has other partitions than before.
-    #[error("the partitions of the topic have changed")]
-    PartitionsChanged,
-    /// A partition could not be read within the deadline.
-    #[error("the partitions {0:?} could not be read in time")]
-    Timeout(Vec<i32>),
-}
+/// Why no unpaid order can be cancelled now. It is only logged.
+pub(super) type Failure = Box<dyn Error + Send + Sync>;
 
 /// Queries Kafka. Each query opens and closes its own connection, because a client that is not polled collects errors
 /// without bound. Blocks, at most until [`DEADLINE`].
@@ -71,13 +53,16 @@ impl Progress {
     }
 
     /// The end of each partition now, including records of open transactions.
-    pub(super) fn ends(&self) -> Result<Ends, ProgressError> {
+    pub(super) fn ends(&self) -> Result<Ends, Failure> {
         let query = self.ask("read_uncommitted", Instant::now() + DEADLINE)?;
         let partitions = query.partitions()?;
         let read = query.read_so_far(&partitions)?;
         let ends = query.ends(&partitions)?;
         match ends.iter().find(|(partition, end)| read.get(partition).is_some_and(|read| read > end)) {
-            Some((partition, _)) => Err(ProgressError::BeyondTheEnd(*partition)),
+            // The topic was recreated, or a broker lost records, so the committed offsets mean nothing.
+            Some((partition, _)) => {
+                Err(format!("the group has read beyond the end of partition {partition}").into())
+            }
             None => Ok(ends),
         }
     }
@@ -86,11 +71,11 @@ impl Progress {
     ///
     /// A consumer never reads transaction markers, so its committed offset may stay below an end forever. So a group
     /// whose offset is below an end is behind only if a record can be read from that offset.
-    pub(super) fn is_read(&self, ends: &Ends) -> Result<bool, ProgressError> {
+    pub(super) fn is_read(&self, ends: &Ends) -> Result<bool, Failure> {
         let query = self.ask("read_committed", Instant::now() + DEADLINE)?;
         let partitions = query.partitions()?;
         if !partitions.iter().eq(ends.keys()) {
-            return Err(ProgressError::PartitionsChanged);
+            return Err("the partitions of the topic have changed".into());
         }
         let read = query.read_so_far(&partitions)?;
         let is_behind = |partition: &i32| read.get(partition).copied().unwrap_or(0) < ends[partition];
@@ -106,7 +91,7 @@ impl Progress {
         query.find_no_record(behind, &read, ends)
     }
 
-    fn ask(&self, isolation: &str, deadline: Instant) -> Result<ProgressQuery<'_>, ProgressError> {
+    fn ask(&self, isolation: &str, deadline: Instant) -> Result<ProgressQuery<'_>, Failure> {
         let client = self.config.clone().set("isolation.level", isolation).create()?;
         Ok(ProgressQuery { progress: self, client, deadline })
     }
@@ -131,20 +116,20 @@ impl ProgressQuery<'_> {
     }
 
     /// The partitions of the topic, in ascending order.
-    fn partitions(&self) -> Result<Vec<i32>, ProgressError> {
+    fn partitions(&self) -> Result<Vec<i32>, Failure> {
         let metadata = self.client.fetch_metadata(Some(&self.progress.topic), self.left())?;
-        let topic = metadata.topics().first().ok_or(ProgressError::NoTopic)?;
+        let topic = metadata.topics().first().ok_or(NO_TOPIC)?;
         let mut partitions: Vec<i32> = match topic.error() {
             None => topic.partitions().iter().map(rdkafka::metadata::MetadataPartition::id).collect(),
             Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) => Vec::new(),
             Some(error) => return Err(KafkaError::MetadataFetch(error.into()).into()),
         };
         partitions.sort_unstable();
-        if partitions.is_empty() { Err(ProgressError::NoTopic) } else { Ok(partitions) }
+        if partitions.is_empty() { Err(NO_TOPIC.into()) } else { Ok(partitions) }
     }
 
     /// The committed offset of each partition that has one.
-    fn read_so_far(&self, partitions: &[i32]) -> Result<BTreeMap<i32, i64>, ProgressError> {
+    fn read_so_far(&self, partitions: &[i32]) -> Result<BTreeMap<i32, i64>, Failure> {
         let asked = self.list(partitions, |_| Offset::Invalid)?;
         let mut read = BTreeMap::new();
         for element in self.client.committed_offsets(asked, self.left())?.elements() {
@@ -157,16 +142,15 @@ impl ProgressQuery<'_> {
     }
 
     /// The ends of these partitions at the isolation level of the client.
-    fn ends(&self, partitions: &[i32]) -> Result<Ends, ProgressError> {
+    fn ends(&self, partitions: &[i32]) -> Result<Ends, Failure> {
         let asked = self.list(partitions, |_| Offset::End)?;
         let answer = self.client.offsets_for_times(asked, self.left())?;
-        let end = |partition: i32| {
+        let end = |partition: i32| -> Result<_, Failure> {
             let element = answer.find_partition(&self.progress.topic, partition);
-            let element = element.ok_or(ProgressError::NoOffset(partition))?;
-            element.error()?;
-            match element.offset() {
-                Offset::Offset(end) => Ok((partition, end)),
-                _ => Err(ProgressError::NoOffset(partition)),
+            let offset = element.map(|element| element.error().map(|()| element.offset())).transpose()?;
+            match offset {
+                Some(Offset::Offset(end)) => Ok((partition, end)),
+                _ => Err(format!("Kafka did not return the offset of partition {partition}").into()),
             }
         };
         partitions.iter().copied().map(end).collect()
@@ -178,12 +162,12 @@ impl ProgressQuery<'_> {
         mut left: Vec<i32>,
         read: &BTreeMap<i32, i64>,
         ends: &Ends,
-    ) -> Result<bool, ProgressError> {
+    ) -> Result<bool, Failure> {
         let from = |partition| read.get(&partition).map_or(Offset::Beginning, |read| Offset::Offset(*read));
         self.client.assign(&self.list(&left, from)?)?;
         while !left.is_empty() {
             if Instant::now() >= self.deadline {
-                return Err(ProgressError::Timeout(left));
+                return Err(format!("the partitions {left:?} could not be read in time").into());
             }
             match self.client.poll(self.left()) {
                 Some(Ok(record)) if record.offset() < ends[&record.partition()] => return Ok(false),

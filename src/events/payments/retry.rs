@@ -24,9 +24,9 @@ pub async fn retry_parked(store: &Store, place: &RecordPlace, actor: &str) -> Re
     let Some(parked) = store.parked_payment(place).await? else { return Ok(Retried::NotParked) };
     let payload = parked.payload.unwrap_or_default();
     let (key, order, event, event_type) = match decode(&payload, place) {
-        Decoded::Payment { key, order, event, event_type } => (key, order, event, event_type),
-        Decoded::Ignored => return Ok(Retried::NoPayment("it does not concern an order".to_owned())),
-        Decoded::Undecodable { error, .. } => return Ok(Retried::NoPayment(error)),
+        Some(Decoded::Payment { key, order, event, event_type }) => (key, order, event, event_type),
+        None => return Ok(Retried::NoPayment("it does not concern an order".to_owned())),
+        Some(Decoded::Undecodable { error, .. }) => return Ok(Retried::NoPayment(error)),
     };
     let payment = IncomingPayment {
         key,

@@ -9,36 +9,28 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use thiserror::Error;
-use tokio::task::{JoinError, spawn_blocking};
+use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::progress::{Ends, Progress, ProgressError};
+use super::progress::{Ends, Failure, Progress};
 use crate::events::KafkaSettings;
 use crate::orders::OrderService;
-use crate::store::{StoreError, UnpaidCursor};
+use crate::store::UnpaidCursor;
 use crate::telemetry::{RateLimitedLog, error_chain};
-
-/// The settings of the worker.
-#[derive(Clone, Copy, Debug)]
-pub struct UnpaidSettings {
-    /// How long an order may be CREATED.
-    pub ttl: Duration,
-    /// The pause between two rounds.
-    pub interval: Duration,
-}
 
 /// After this time the worker starts again with the oldest order, because it may have skipped some (stock being taken,
 /// payment parked).
 const START_OVER_AFTER: Duration = Duration::from_mins(5);
 
-/// The worker that cancels unpaid orders.
-pub struct UnpaidOrders {
+pub(crate) struct UnpaidOrders {
     progress: Progress,
     orders: OrderService,
-    settings: UnpaidSettings,
+    /// How long an order may be CREATED.
+    ttl: Duration,
+    /// The pause between two rounds.
+    interval: Duration,
     after: UnpaidCursor,
     /// When the worker last started with the oldest order.
     started_over: Instant,
@@ -47,23 +39,19 @@ pub struct UnpaidOrders {
     failures: RateLimitedLog,
 }
 
-#[derive(Debug, Error)]
-enum RoundError {
-    #[error("the store failed")]
-    Store(#[from] StoreError),
-    #[error("the progress of the payment consumer is unknown")]
-    Progress(#[from] ProgressError),
-    #[error("a helper thread failed")]
-    Thread(#[from] JoinError),
-}
-
 impl UnpaidOrders {
     /// A worker that has not started.
-    pub fn new(kafka: &KafkaSettings, orders: OrderService, settings: UnpaidSettings) -> Self {
+    pub(crate) fn new(
+        kafka: &KafkaSettings,
+        orders: OrderService,
+        ttl: Duration,
+        interval: Duration,
+    ) -> Self {
         Self {
             progress: Progress::new(kafka),
             orders,
-            settings,
+            ttl,
+            interval,
             after: UnpaidCursor::START,
             started_over: Instant::now(),
             pending: None,
@@ -71,34 +59,26 @@ impl UnpaidOrders {
         }
     }
 
-    /// Cancels unpaid orders until `stop`.
-    pub async fn run(mut self, stop: CancellationToken) {
-        while !stop.is_cancelled() {
-            let round = tokio::select! {
-                round = self.round(&stop) => round,
-                () = stop.cancelled() => return,
-            };
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        while let Some(round) = stop.run_until_cancelled(self.round(&stop)).await {
             if let Err(error) = round {
                 // The next round starts with a new time T.
                 self.pending = None;
                 if let Some(suppressed) = self.failures.allow() {
-                    warn!(error = error_chain(&error), suppressed, "no unpaid order is cancelled right now");
+                    warn!(error = error_chain(&*error), suppressed, "no unpaid order is cancelled right now");
                 }
             }
-            tokio::select! {
-                () = sleep(self.settings.interval) => {}
-                () = stop.cancelled() => {}
-            }
+            stop.run_until_cancelled(sleep(self.interval)).await;
         }
     }
 
-    async fn round(&mut self, stop: &CancellationToken) -> Result<(), RoundError> {
+    async fn round(&mut self, stop: &CancellationToken) -> Result<(), Failure> {
         if self.started_over.elapsed() > START_OVER_AFTER {
             (self.after, self.started_over) = (UnpaidCursor::START, Instant::now());
         }
         // Two passes: for the pending time of an earlier round, and for a time of this round.
         for _ in 0..2 {
-            let Some(now) = self.orders.unpaid_order_is_due(self.settings.ttl, self.after).await? else {
+            let Some(now) = self.orders.unpaid_order_is_due(self.ttl, self.after).await? else {
                 return Ok(());
             };
             let (at, ends) = match self.pending.take() {
@@ -111,7 +91,7 @@ impl UnpaidOrders {
                 self.pending = Some((at, ends));
                 return Ok(());
             }
-            self.orders.cancel_unpaid(at - self.settings.ttl, &mut self.after, stop).await?;
+            self.orders.cancel_unpaid(at - self.ttl, &mut self.after, stop).await?;
         }
         Ok(())
     }
@@ -119,9 +99,9 @@ impl UnpaidOrders {
     /// Asks Kafka on a blocking thread; holds no database connection.
     async fn ask<T: Send + 'static>(
         &self,
-        question: impl FnOnce(&Progress) -> Result<T, ProgressError> + Send + 'static,
-    ) -> Result<T, RoundError> {
+        question: impl FnOnce(&Progress) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
         let progress = self.progress.clone();
-        Ok(spawn_blocking(move || question(&progress)).await??)
+        spawn_blocking(move || question(&progress)).await?
     }
 }

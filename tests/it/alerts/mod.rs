@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use expressions::{Expression, dashboard};
-use order_service::domain::event::BUCKETS;
+use order_service::domain::BUCKETS;
 use prometheus::{PATIENCE, Prometheus, RULES};
 use trade::Trade;
 

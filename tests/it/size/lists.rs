@@ -47,7 +47,7 @@ fn queries(first: DateTime<Utc>, last: DateTime<Utc>) -> Vec<ListQuery> {
         for ((from, to), after) in times.iter().flat_map(|times| cursors.map(|cursor| (times, cursor))) {
             for limit in [1, 50, 200] {
                 let customer = customer.map(|customer| CustomerId::parse(customer).unwrap());
-                let after = after.map(|placed_at| Cursor { placed_at, id: OrderId::new() });
+                let after = after.map(|placed_at| Cursor { placed_at, id: OrderId::generate() });
                 queries.push(ListQuery { customer, status, from: *from, to: *to, after, limit });
             }
         }
