@@ -6,7 +6,7 @@ use tokio::task::JoinError;
 use super::OrderService;
 use crate::domain::access::Admin;
 use crate::domain::order::InvalidTransition;
-use crate::domain::{Order, OrderAggregate, OrderId, ProductId, Status, TraceParent};
+use crate::domain::{Forbidden, Order, OrderAggregate, OrderId, ProductId, Status, TraceParent};
 use crate::store::StoreError;
 
 /// A request to change the status of an order.
@@ -41,24 +41,30 @@ impl Versions {
     }
 
     /// Refuses an order with another version.
-    pub(super) fn check(&self, order: &Order) -> Result<(), ChangeStatusError> {
+    pub(super) fn check(&self, order: &Order) -> Result<(), OrderError> {
         let version = order.version;
-        if self.contain(version) { Ok(()) } else { Err(ChangeStatusError::PreconditionFailed(version)) }
+        if self.contain(version) { Ok(()) } else { Err(OrderError::PreconditionFailed(version)) }
     }
 }
 
-/// Why a status was not changed. The order is unchanged, except perhaps after [`StoreError::OutcomeUnknown`].
+/// Why an order was not shown or not changed. It is unchanged, except perhaps after [`StoreError::OutcomeUnknown`].
 #[derive(Debug, Error)]
-pub enum ChangeStatusError {
+pub enum OrderError {
     /// No order has this id.
     #[error("there is no order {0}")]
     NotFound(OrderId),
+    /// The order belongs to another customer.
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
     /// The order has another version than the precondition.
     #[error("the order is at version {0}")]
     PreconditionFailed(i32),
     /// The lifecycle has no such transition.
     #[error(transparent)]
     InvalidTransition(#[from] InvalidTransition),
+    /// The order is paid: only an admin can cancel it.
+    #[error("the order is already CONFIRMED")]
+    AlreadyConfirmed,
     /// The stock of a line is gone, so the order cannot be confirmed.
     #[error("the stock of {0} is gone")]
     StockUnavailable(ProductId),
@@ -83,7 +89,7 @@ impl OrderService {
         admin: Admin<'_>,
         change: ChangeStatus,
         trace: &TraceParent,
-    ) -> Result<Order, ChangeStatusError> {
+    ) -> Result<Order, OrderError> {
         if change.to == Status::Confirmed {
             return self.confirm(admin.actor(), change, trace).await;
         }
@@ -97,10 +103,10 @@ impl OrderService {
                 // No transition leads to CREATED: this is a no-op or a refusal.
                 aggregate.order.status.change_to(to)?;
             }
-            Ok::<_, ChangeStatusError>(())
+            Ok::<_, OrderError>(())
         };
         let changed = self.store.update_order(id, None, decide).await?;
-        let (order, ()) = changed.ok_or(ChangeStatusError::NotFound(id))??;
+        let (order, ()) = changed.ok_or(OrderError::NotFound(id))??;
         self.stock_changed(id);
         Ok(order)
     }

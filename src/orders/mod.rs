@@ -26,10 +26,9 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::TaskTracker;
 
-pub use cancel::{CancelError, CancelOrder};
-pub use change_status::{ChangeStatus, ChangeStatusError, Versions};
+pub use cancel::CancelOrder;
+pub use change_status::{ChangeStatus, OrderError, Versions};
 pub use confirm::ConfirmSettings;
-pub use get::GetError;
 pub use housekeeping::HousekeepingSettings;
 pub use place::{DuplicateSettings, PlaceError, PlaceOrder, Placed, ShortLine, UnknownProduct};
 
