@@ -4,27 +4,17 @@ use super::{OrderError, OrderService, Versions};
 use crate::domain::aggregate::reason::CUSTOMER_REQUEST;
 use crate::domain::{Actor, Identity, Order, OrderAggregate, OrderId, Owned, Status, TraceParent};
 
-/// A request to cancel an order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CancelOrder {
-    /// The order.
-    pub id: OrderId,
-    /// The reason; `CUSTOMER_REQUEST` by default.
-    pub reason: Option<String>,
-    /// The versions that it applies to (`If-Match`).
-    pub only_if: Versions,
-}
-
 impl OrderService {
     /// Cancels a CREATED order for its owner or an admin. Admins cancel CONFIRMED orders by
     /// [`change_status`](Self::change_status).
     pub async fn cancel(
         &self,
         caller: &Identity,
-        cancel: CancelOrder,
+        id: OrderId,
+        reason: Option<String>,
+        only_if: Versions,
         trace: &TraceParent,
     ) -> Result<Order, OrderError> {
-        let CancelOrder { id, reason, only_if } = cancel;
         let (caller, trace) = (caller.clone(), trace.clone());
         let decide = move |aggregate: &mut OrderAggregate| {
             Owned::new(aggregate.order.customer.clone(), ()).for_viewer(&caller)?;

@@ -26,11 +26,10 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::TaskTracker;
 
-pub use cancel::CancelOrder;
 pub use change_status::{ChangeStatus, OrderError, Versions};
 pub use confirm::ConfirmSettings;
 pub use housekeeping::HousekeepingSettings;
-pub use place::{DuplicateSettings, PlaceError, PlaceOrder, Placed, ShortLine, UnknownProduct};
+pub use place::{DuplicateSettings, PlaceError, Placed, ShortLine, UnknownProduct};
 
 use self::outcomes::Outcomes;
 use crate::domain::OrderId;

@@ -18,19 +18,6 @@ use crate::store::place::PlacedOrder;
 use crate::store::{Deduplication, InsertOutcome, StoreError};
 use crate::telemetry::span;
 
-/// A request to place an order.
-#[derive(Clone, Debug)]
-pub struct PlaceOrder {
-    /// The caller.
-    pub caller: Identity,
-    /// The requested lines.
-    pub lines: Vec<RequestedLine>,
-    /// The caller's `Idempotency-Key`, if there is one.
-    pub key: Option<String>,
-    /// The trace of the request.
-    pub trace: TraceParent,
-}
-
 /// How repeated requests are recognised.
 #[derive(Clone, Copy, Debug)]
 pub struct DuplicateSettings {
@@ -119,12 +106,17 @@ struct Request {
 }
 
 impl OrderService {
-    /// Places an order for the caller: completely or not at all, and once per request.
+    /// Places an order for the caller: completely or not at all, and once per request. `key` is the `Idempotency-Key`.
     ///
     /// Runs in its own task, so that it finishes even if the client disconnects (invariant 9). Holds no connection
     /// during the look-ups (invariant 3).
-    pub async fn place(&self, request: PlaceOrder) -> Result<Placed, PlaceError> {
-        let PlaceOrder { caller, lines, key, trace } = request;
+    pub async fn place(
+        &self,
+        caller: Identity,
+        lines: Vec<RequestedLine>,
+        key: Option<String>,
+        trace: TraceParent,
+    ) -> Result<Placed, PlaceError> {
         let lines = merge_lines(lines).map_err(PlaceError::BadLines)?;
         let fingerprint = fingerprint(&lines);
         let request = Request { caller, lines, fingerprint, key, received_at: time::now(), trace };
