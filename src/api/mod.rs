@@ -119,12 +119,12 @@ fn health_routes() -> OpenApiRouter<Health> {
 pub fn openapi() -> OpenApi {
     let mut routes = order_routes().into_openapi();
     routes.merge(health_routes().into_openapi());
-    docs::openapi(routes)
+    docs::openapi::complete(routes)
 }
 
 /// The `AsyncAPI` document of both topics.
 pub fn asyncapi(topics: &Topics<'_>) -> serde_json::Value {
-    docs::asyncapi(topics)
+    docs::asyncapi::document(topics)
 }
 
 async fn method_not_allowed() -> StatusCode {

@@ -41,7 +41,7 @@ const FOLLOW_UPS: [FollowUp; 4] = {
 };
 
 /// Adds the parts that all handlers share: problems, links, headers and parameters.
-pub(super) fn complete(mut api: OpenApi) -> OpenApi {
+pub(in crate::api) fn complete(mut api: OpenApi) -> OpenApi {
     let frame = Frame::openapi();
     (api.info, api.servers, api.tags) = (frame.info, frame.servers, frame.tags);
     let mut components = api.components.take().unwrap_or_default();
