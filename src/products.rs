@@ -189,7 +189,7 @@ impl ProductClient {
 
     /// The state of the circuit breaker.
     pub fn state(&self) -> BreakerState {
-        self.catalogue.breaker.state()
+        self.catalogue.breaker.state(Instant::now())
     }
 
     /// The maximum number of look-ups of one placement in flight.
@@ -261,8 +261,8 @@ impl ProductClient {
         } else {
             tracing::warn!(product = %id, elapsed_ms, %trace_id, %error, "product look-up failed");
         }
-        let retry_after =
-            self.catalogue.breaker.remaining().unwrap_or_else(|| Duration::from_secs(1 + random_below(2)));
+        let retry_after = self.catalogue.breaker.remaining(Instant::now());
+        let retry_after = retry_after.unwrap_or_else(|| Duration::from_secs(1 + random_below(2)));
         Unavailable { retry_after: retry_after.max(Duration::from_secs(1)), cause }
     }
 }
@@ -274,7 +274,7 @@ impl Catalogue {
         let latest = flight.mark_sent();
         let now = Instant::now();
         let deadline = latest.map_or(now, |latest| min(now + self.attempt_timeout, latest));
-        let permit = self.breaker.acquire(deadline).ok_or(Failure::NotPermitted)?;
+        let permit = self.breaker.acquire(now, deadline).ok_or(Failure::NotPermitted)?;
         let mut get = pin!(timeout_at(deadline, self.get(id, trace)));
         let answer = if let Ok(answer) = timeout(SLOW_LOOK_UP, &mut get).await {
             answer
@@ -285,7 +285,8 @@ impl Catalogue {
         let timed_out = |_| Failure::TimedOut { after: deadline.saturating_duration_since(now) };
         let answer = answer.map_err(timed_out).flatten();
         self.measure(now, &answer);
-        permit.record(answer.as_ref().map_or_else(Failure::call_result, |_| CallResult::Success));
+        let result = answer.as_ref().map_or_else(Failure::call_result, |_| CallResult::Success);
+        permit.record(Instant::now(), result);
         answer
     }
 

@@ -153,8 +153,9 @@ async fn a_half_open_breaker_lets_a_few_placements_probe_and_refuses_the_others(
     fail(&client, 5).await;
     until("half-open", || client.state() == BreakerState::HalfOpen).await;
     healthy.store(true, SeqCst);
+    let now = Instant::now();
     let permits: Vec<_> =
-        (0..3).map(|_| client.catalogue.breaker.acquire(Instant::now() + HOUR).unwrap()).collect();
+        (0..3).map(|_| client.catalogue.breaker.acquire(now, now + HOUR).unwrap()).collect();
     let refused = one(&client).await.unwrap_err();
     assert!(matches!(refused.cause, Failure::NotPermitted));
     assert!(refused.retry_after <= Duration::from_secs(2), "{refused:?}");
