@@ -41,13 +41,13 @@ pub(super) enum CallResult {
 
 /// When the breaker opens, and for how long.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct BreakerSettings {
+pub struct BreakerSettings {
     /// The number of latest calls from which the breaker computes the failure rate.
-    pub(super) window: usize,
+    pub window: usize,
     /// The failure rate that opens the breaker, in percent. More than 100 keeps it closed.
-    pub(super) failure_percent: u8,
+    pub failure_percent: u8,
     /// How long the breaker stays open.
-    pub(super) open: Duration,
+    pub open: Duration,
 }
 
 /// Permits calls while they mostly succeed.

@@ -75,12 +75,12 @@ impl ProductClient {
         let mut span = self.stock_span(call, trace);
         let (started, context) = (Instant::now(), span.context());
         let answered = self.send(call, context.as_ref().unwrap_or(trace));
-        let answered = timeout(self.stock.timeout, answered).await;
+        let answered = timeout(self.settings.stock.timeout, answered).await;
         self.measure(call.direction, started, &answered);
         note_answer(&mut span, &answered);
         drop(span);
         let outcome = match answered {
-            Err(_) => CallOutcome::Unknown(format!("no answer within {:?}", self.stock.timeout)),
+            Err(_) => CallOutcome::Unknown(format!("no answer within {:?}", self.settings.stock.timeout)),
             Ok(Err(error)) if error.is_builder() || error.is_connect() => {
                 CallOutcome::NotSent(Failure::from(error).chain())
             }
@@ -107,7 +107,7 @@ impl ProductClient {
             Direction::Take => "take_stock",
             Direction::GiveBack => "give_back_stock",
         };
-        self.metrics.products.requested(operation, outcome, started.elapsed());
+        self.catalogue.metrics.products.requested(operation, outcome, started.elapsed());
     }
 
     fn log(&self, call: &StockCall, outcome: &CallOutcome) {
@@ -132,13 +132,13 @@ impl ProductClient {
 
     /// The settings of the stock calls.
     pub fn stock_settings(&self) -> &StockSettings {
-        &self.stock
+        &self.settings.stock
     }
 
     fn route(&self, call: &StockCall) -> &StockRoute {
         match call.direction {
-            Direction::Take => &self.stock.reduce,
-            Direction::GiveBack => &self.stock.restore,
+            Direction::Take => &self.settings.stock.reduce,
+            Direction::GiveBack => &self.settings.stock.restore,
         }
     }
 
@@ -149,19 +149,19 @@ impl ProductClient {
         if span.is_recorded() {
             span.set("http.request.method", route.method.to_string());
             span.set("url.template", route.path.clone());
-            note_server(&mut span, &self.base);
+            note_server(&mut span, &self.catalogue.base);
         }
         span
     }
 
     async fn send(&self, call: &StockCall, trace: &TraceParent) -> Result<Answered, reqwest::Error> {
         let route = self.route(call);
-        let Some(address) = route.address(&self.base, call.product_id.as_str()) else {
+        let Some(address) = route.address(&self.catalogue.base, call.product_id.as_str()) else {
             return Ok(StatusCode::MISDIRECTED_REQUEST.into());
         };
-        let response = traced(self.http.request(route.method.clone(), address), trace)
+        let response = traced(self.catalogue.http.request(route.method.clone(), address), trace)
             .header("Idempotency-Key", &call.idempotency_key)
-            .header("X-User-Email", &self.stock.service_email)
+            .header("X-User-Email", &self.settings.stock.service_email)
             .header("X-User-Role", "ADMIN")
             .header("Content-Type", "application/json")
             .body(format!(r#"{{"quantity":{}}}"#, call.quantity.get()))
@@ -212,7 +212,7 @@ impl ProductClient {
     /// Looks up the product with a timeout of its own, because the refusal may have used up the call's.
     async fn look_up_again(&self, call: &StockCall, trace: &TraceParent) -> Result<Option<Product>, String> {
         let mut span = self.catalogue.span(trace);
-        let (started, after, context) = (Instant::now(), self.stock.timeout, span.context());
+        let (started, after, context) = (Instant::now(), self.settings.stock.timeout, span.context());
         let found = self.catalogue.get(&call.product_id, context.as_ref().unwrap_or(trace));
         let found = timeout(after, found).await.unwrap_or(Err(Failure::TimedOut { after }));
         self.catalogue.measure(started, &found);

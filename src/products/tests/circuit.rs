@@ -9,7 +9,8 @@ use super::*;
 
 /// Opens at the fifth failure in a row.
 fn sensitive(shop: &Shop, open: Duration) -> ProductSettings {
-    ProductSettings { breaker_window: 10, breaker_failure_percent: 50, breaker_open: open, ..patient(shop) }
+    let breaker = BreakerSettings { window: 10, failure_percent: 50, open };
+    ProductSettings { breaker, ..patient(shop) }
 }
 
 /// Answers with a valid product while the switch is on, and with `bad` while it is off.
