@@ -21,7 +21,6 @@ use opentelemetry::trace::SpanKind;
 use reqwest::header::RETRY_AFTER;
 use reqwest::{Method, Response, StatusCode, Url};
 use serde_json::Value;
-use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout};
 
 use super::failure::Failure;
@@ -74,35 +73,26 @@ impl ProductClient {
     pub async fn send_stock_call(&self, call: &StockCall, trace: &TraceParent) -> CallOutcome {
         let mut span = self.stock_span(call, trace);
         let (started, context) = (Instant::now(), span.context());
+        let after = self.settings.stock.timeout;
         let answered = self.send(call, context.as_ref().unwrap_or(trace));
-        let answered = timeout(self.settings.stock.timeout, answered).await;
+        let answered = timeout(after, answered).await.unwrap_or(Err(Failure::TimedOut { after }));
         self.measure(call.direction, started, &answered);
         note_answer(&mut span, &answered);
         drop(span);
         let outcome = match answered {
-            Err(_) => CallOutcome::Unknown(format!("no answer within {:?}", self.settings.stock.timeout)),
-            Ok(Err(error)) if error.is_builder() || error.is_connect() => {
-                CallOutcome::NotSent(Failure::from(error).chain())
+            Ok(answered) => self.outcome_of(answered, call, trace).await,
+            Err(Failure::Connection(error)) if error.is_builder() || error.is_connect() => {
+                CallOutcome::NotSent(Failure::Connection(error).chain())
             }
-            Ok(Err(error)) => CallOutcome::Unknown(Failure::from(error).chain()),
-            Ok(Ok(answered)) => self.outcome_of(answered, call, trace).await,
+            Err(failure) => CallOutcome::Unknown(failure.chain()),
         };
         self.log(call, &outcome);
         outcome
     }
 
     /// Measures one request.
-    fn measure(
-        &self,
-        direction: Direction,
-        started: Instant,
-        answered: &Result<Result<Answered, reqwest::Error>, Elapsed>,
-    ) {
-        let outcome = match answered {
-            Err(_) => "timeout",
-            Ok(Err(_)) => "error",
-            Ok(Ok(answered)) => answered.metric_outcome(),
-        };
+    fn measure(&self, direction: Direction, started: Instant, answered: &Result<Answered, Failure>) {
+        let outcome = answered.as_ref().map_or_else(Failure::metric_outcome, Answered::metric_outcome);
         let operation = match direction {
             Direction::Take => "take_stock",
             Direction::GiveBack => "give_back_stock",
@@ -154,7 +144,7 @@ impl ProductClient {
         span
     }
 
-    async fn send(&self, call: &StockCall, trace: &TraceParent) -> Result<Answered, reqwest::Error> {
+    async fn send(&self, call: &StockCall, trace: &TraceParent) -> Result<Answered, Failure> {
         let route = self.route(call);
         let Some(address) = route.address(&self.catalogue.base, call.product_id.as_str()) else {
             return Ok(StatusCode::MISDIRECTED_REQUEST.into());
@@ -230,17 +220,13 @@ impl ProductClient {
     }
 }
 
-fn note_answer(span: &mut Span, answered: &Result<Result<Answered, reqwest::Error>, Elapsed>) {
-    if !span.is_recorded() {
-        return;
-    }
+fn note_answer(span: &mut Span, answered: &Result<Answered, Failure>) {
     match answered {
-        Err(_) => span.fail("timeout"),
-        Ok(Err(_)) => span.fail("connection"),
-        Ok(Ok(Answered { status, .. })) if status.is_success() => {
+        Ok(Answered { status, .. }) if status.is_success() => {
             span.set("http.response.status_code", i64::from(status.as_u16()));
         }
-        Ok(Ok(Answered { status, .. })) => note_refusal(span, *status),
+        Ok(Answered { status, .. }) => note_refusal(span, *status),
+        Err(failure) => span.fail(failure.error_type()),
     }
 }
 
