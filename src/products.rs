@@ -353,9 +353,6 @@ fn note_server(span: &mut Span, base: &Url) {
 }
 
 fn note_look_up(span: &mut Span, answer: &Answer) {
-    if !span.is_recorded() {
-        return;
-    }
     match answer {
         Ok(Some(_)) => span.set("http.response.status_code", 200),
         Ok(None) => span.set("http.response.status_code", 404),
