@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::OptionFuture;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
@@ -117,7 +116,7 @@ impl OrderService {
             match job.state {
                 JobState::Taking if job.parked.is_none() && Instant::now() < give_up => {
                     let next_poll = give_up.min(Instant::now() + POLL_INTERVAL);
-                    timeout_at(next_poll, OptionFuture::from(next_change)).await.ok();
+                    timeout_at(next_poll, next_change).await.ok();
                 }
                 JobState::Taking => return Err(OrderError::StockUnknown),
                 JobState::Taken => return self.load(id).await,
