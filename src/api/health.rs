@@ -65,7 +65,7 @@ pub(super) struct Components {
     /// As last seen by the relay: `up`, `down` or `unknown`.
     #[schema(example = "up")]
     pub(super) kafka: &'static str,
-    /// The state of the circuit breaker: `closed`, `open` or `half-open`.
+    /// The state of the circuit breaker: `closed`, `open` or `half_open`.
     #[schema(example = "closed")]
     pub(super) product_service: String,
     /// Null if the database did not answer in time.
