@@ -42,16 +42,16 @@ mod budget;
 mod circuit_breaker;
 mod failure;
 mod singleflight;
-pub mod stock;
+pub(crate) mod stock;
 #[cfg(test)]
 mod tests;
 
 use budget::RetryBudget;
-pub use circuit_breaker::{BreakerSettings, State as BreakerState};
+pub(crate) use circuit_breaker::{BreakerSettings, State as BreakerState};
 use circuit_breaker::{CallResult, CircuitBreaker};
 use failure::Failure;
 use singleflight::{InFlight, Singleflight};
-pub use stock::{StockRoute, StockSettings};
+pub(crate) use stock::{StockRoute, StockSettings};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
@@ -194,7 +194,6 @@ impl ProductClient {
         }
     }
 
-    /// The state of the circuit breaker.
     pub fn state(&self) -> BreakerState {
         self.catalogue.breaker.state(Instant::now())
     }
@@ -297,7 +296,6 @@ impl Catalogue {
         answer
     }
 
-    /// The span of a look-up.
     fn span(&self, trace: &TraceParent) -> Span {
         let mut span = Span::child(SpanKind::Client, || "GET /api/products/{productId}", trace);
         if span.is_recorded() {
@@ -318,7 +316,6 @@ impl Catalogue {
         }
     }
 
-    /// Measures one GET.
     fn measure(&self, started: Instant, answer: &Answer) {
         let outcome = match answer {
             Ok(Some(_)) => "success",
@@ -338,7 +335,6 @@ impl Catalogue {
     }
 }
 
-/// Adds the headers of the trace.
 fn traced(request: RequestBuilder, trace: &TraceParent) -> RequestBuilder {
     let request = request.header(TRACEPARENT, trace.to_string());
     match trace.state() {

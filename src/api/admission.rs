@@ -28,7 +28,6 @@ pub(super) struct Admission {
     permits: Semaphore,
 }
 
-/// The layer.
 pub(super) async fn admit(State(admission): State<Arc<Admission>>, request: Request, next: Next) -> Response {
     let mut response = admission.serve(request, next).await.unwrap_or_else(IntoResponse::into_response);
     // Responses are private to the caller; caches must revalidate with the ETag (RFC 9111, 5.2.2).

@@ -13,7 +13,7 @@ use crate::products::Unavailable;
 use crate::store::StoreError;
 
 /// The `Retry-After` when the database is down or the service is overloaded.
-pub const RETRY_SOON: Duration = Duration::from_secs(1);
+pub(crate) const RETRY_SOON: Duration = Duration::from_secs(1);
 
 impl From<Forbidden> for Problem {
     fn from(error: Forbidden) -> Self {

@@ -25,9 +25,7 @@ const COUNTS_TIMEOUT: Duration = Duration::from_secs(1);
 /// The state of the health routes.
 #[derive(Clone)]
 pub struct Health {
-    /// The phase of the process.
     pub lifecycle: Lifecycle,
-    /// The database.
     pub store: Store,
     /// The state of Kafka, as last seen by the relay.
     pub kafka: KafkaHealth,

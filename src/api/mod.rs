@@ -16,7 +16,7 @@ mod observe;
 mod order_lists;
 mod orders;
 mod problem;
-pub mod server;
+pub(crate) mod server;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -33,11 +33,11 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub use docs::{DocsPage, Topics};
-pub use error::RETRY_SOON;
-pub use health::Health;
-pub use identity::GatewaySecrets;
-pub use management::Scrape;
-pub use problem::Problem;
+pub(crate) use error::RETRY_SOON;
+pub(crate) use health::Health;
+pub(crate) use identity::GatewaySecrets;
+pub(crate) use management::Scrape;
+use problem::Problem;
 
 use crate::metrics::Metrics;
 use crate::orders::OrderService;

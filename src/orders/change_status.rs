@@ -9,12 +9,9 @@ use crate::domain::order::InvalidTransition;
 use crate::domain::{Forbidden, Order, OrderAggregate, OrderId, ProductId, Status, TraceParent};
 use crate::store::StoreError;
 
-/// A request to change the status of an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChangeStatus {
-    /// The order.
     pub id: OrderId,
-    /// The requested status.
     pub to: Status,
     /// The reason, for the history and the event.
     pub reason: Option<String>,
@@ -25,14 +22,11 @@ pub struct ChangeStatus {
 /// The order versions of a precondition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Versions {
-    /// Any version.
     Any,
-    /// One of these.
     OneOf(Vec<i32>),
 }
 
 impl Versions {
-    /// Whether `version` is among them.
     pub fn contain(&self, version: i32) -> bool {
         match self {
             Self::Any => true,
@@ -50,34 +44,26 @@ impl Versions {
 /// Why an order was not shown or not changed. It is unchanged, except perhaps after [`StoreError::OutcomeUnknown`].
 #[derive(Debug, Error)]
 pub enum OrderError {
-    /// No order has this id.
     #[error("there is no order {0}")]
     NotFound(OrderId),
-    /// The order belongs to another customer.
     #[error(transparent)]
     Forbidden(#[from] Forbidden),
-    /// The order has another version than the precondition.
     #[error("the order is at version {0}")]
     PreconditionFailed(i32),
-    /// The lifecycle has no such transition.
     #[error(transparent)]
     InvalidTransition(#[from] InvalidTransition),
     /// The order is paid: only an admin can cancel it.
     #[error("the order is already CONFIRMED")]
     AlreadyConfirmed,
-    /// The stock of a line is gone, so the order cannot be confirmed.
     #[error("the stock of {0} is gone")]
     StockUnavailable(ProductId),
-    /// The maximum number of concurrent confirmations is reached.
     #[error("too many orders are being confirmed")]
     Busy,
     /// The outcome of the stock calls is still unknown; the worker continues.
     #[error("the stock is still being taken")]
     StockUnknown,
-    /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The change panicked: a bug.
     #[error("the change crashed")]
     Crashed(#[from] JoinError),
 }

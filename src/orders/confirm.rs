@@ -18,7 +18,6 @@ use crate::domain::{Actor, Order, OrderAggregate, OrderId, Status, TraceParent};
 use crate::store::StoreError;
 use crate::telemetry::span;
 
-/// The settings of confirmations and stock work.
 #[derive(Clone, Copy, Debug)]
 pub struct ConfirmSettings {
     /// The maximum number of concurrent confirmations by admins; more are refused, not queued.

@@ -21,7 +21,6 @@ pub struct HousekeepingSettings {
     pub unpaid_order_ttl: Option<Duration>,
     /// The age at which a finished order is deleted. None: never.
     pub order_retention: Option<Duration>,
-    /// How often it runs.
     pub interval: Duration,
 }
 

@@ -11,7 +11,6 @@ use tokio::time::Instant;
 
 use crate::metrics::BreakerCalls;
 
-/// The state of the breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Display, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum State {

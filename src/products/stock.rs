@@ -32,18 +32,14 @@ use crate::telemetry::span::Span;
 /// The route of a stock call. The platform's pages do not document it, so all of it is a setting.
 #[derive(Clone, Debug)]
 pub struct StockRoute {
-    /// The method.
     pub method: Method,
     /// The path below the URL of the Product Service; it contains `{productId}`.
     pub path: String,
 }
 
-/// The settings of the stock calls.
 #[derive(Clone, Debug)]
 pub struct StockSettings {
-    /// Takes stock.
     pub reduce: StockRoute,
-    /// Gives it back.
     pub restore: StockRoute,
     /// The timeout of one call.
     pub timeout: Duration,
@@ -90,7 +86,6 @@ impl ProductClient {
         outcome
     }
 
-    /// Measures one request.
     fn measure(&self, direction: Direction, started: Instant, answered: &Result<Answered, Failure>) {
         let outcome = answered.as_ref().map_or_else(Failure::metric_outcome, Answered::metric_outcome);
         let operation = match direction {
@@ -120,7 +115,6 @@ impl ProductClient {
         }
     }
 
-    /// The settings of the stock calls.
     pub fn stock_settings(&self) -> &StockSettings {
         &self.settings.stock
     }
@@ -132,7 +126,6 @@ impl ProductClient {
         }
     }
 
-    /// The span of a stock call.
     fn stock_span(&self, call: &StockCall, trace: &TraceParent) -> Span {
         let route = self.route(call);
         let mut span = Span::child(SpanKind::Client, || format!("{} {}", route.method, route.path), trace);

@@ -15,12 +15,10 @@ type StatusUpdated = Envelope<'static, StatusUpdatedMetadata<'static>>;
 
 /// The schema of the payload of a message.
 struct Payload {
-    /// The name of its schema.
     name: &'static str,
     schema: Value,
 }
 
-/// The document.
 pub(in crate::api) fn document(topics: &Topics<'_>) -> Value {
     let mut schemas = nested();
     let placed = order_payload::<Placed>("OrderPlaced", EventType::OrderPlaced);

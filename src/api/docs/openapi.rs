@@ -65,7 +65,6 @@ pub(in crate::api) fn complete(mut api: OpenApi) -> OpenApi {
     api
 }
 
-/// The operations of a path.
 pub(super) fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch].into_iter().flatten()
 }
