@@ -21,7 +21,7 @@ use crate::events::{KafkaHealth, PaymentConsumer, PublishError, Publisher, Relay
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::metrics::Metrics;
 use crate::orders::OrderService;
-use crate::products::{InvalidSettings, ProductClient};
+use crate::products::ProductClient;
 use crate::store::migrate::{MigrationError, migrate};
 use crate::store::{Store, StoreError};
 use crate::telemetry::error_chain;
@@ -35,9 +35,9 @@ pub enum AppError {
     /// The Kafka client refuses its settings.
     #[error("the Kafka client refuses the KAFKA_ settings")]
     Kafka(#[from] PublishError),
-    /// The Product Service client refuses its settings.
-    #[error("the Product Service client refuses the PRODUCT_ settings")]
-    Products(#[from] InvalidSettings),
+    /// The HTTP client failed to start, most likely because of TLS.
+    #[error("the HTTP client of the Product Service cannot be created")]
+    Products(#[from] reqwest::Error),
     /// The migration failed.
     #[error("the database cannot be migrated")]
     Migration(#[from] MigrationError),

@@ -14,12 +14,12 @@
 //! | module | content | name on the platform |
 //! |---|---|---|
 //! | [`domain`] | the business rules as plain data: state machine, money, lines, stock, payments, events | |
-//! | [`orders`] | the use cases, one per file | `OrderService` |
+//! | `orders` | the use cases, one per file | `OrderService` |
 //! | [`api`] | the HTTP API: routes, identity, errors, the `OpenAPI` document | `OrderController`, `GlobalExceptionHandler` |
 //! | [`store`] | PostgreSQL: the only module with SQL | `OrderRepository` |
-//! | [`products`] | the Product Service: look-ups with circuit breaker and deadline, stock calls | `ProductClient` |
+//! | `products` | the Product Service: look-ups with circuit breaker and deadline, stock calls | `ProductClient` |
 //! | [`events`] | Kafka: the relay publishes events, the consumer applies payments | `KafkaEventPublisher` |
-//! | [`metrics`] | the metrics for Prometheus: one registry per running service, all families in `metrics/metrics.md` | |
+//! | `metrics` | the metrics for Prometheus: one registry per running service, all families in `metrics/metrics.md` | |
 //! | [`config`] | all settings, validated at the start | |
 //! | [`http_client`] | builds the clients for outgoing HTTP | |
 //! | `json` | reads JSON from other systems: objects, never arrays of their fields | |
@@ -104,9 +104,9 @@ pub mod events;
 pub mod http_client;
 mod json;
 pub mod kit;
-pub mod lifecycle;
-pub mod metrics;
-pub mod orders;
-pub mod products;
+mod lifecycle;
+mod metrics;
+mod orders;
+mod products;
 pub mod store;
 pub mod telemetry;

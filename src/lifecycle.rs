@@ -19,7 +19,6 @@ pub enum Phase {
 pub struct Lifecycle(Arc<AtomicU8>);
 
 impl Lifecycle {
-    /// The present phase.
     pub fn phase(&self) -> Phase {
         match self.0.load(Ordering::Acquire) {
             0 => Phase::Starting,
@@ -33,7 +32,6 @@ impl Lifecycle {
         self.0.fetch_max(1, Ordering::AcqRel);
     }
 
-    /// Marks that a stop was requested.
     pub fn stopping(&self) {
         self.0.store(2, Ordering::Release);
     }

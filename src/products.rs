@@ -10,7 +10,7 @@
 //! | one look-up of a product in flight, shared by placements | | `singleflight` |
 //! | look-ups of all placements in flight | `max_in_flight` | here |
 //! | retries of one GET, and of all GETs together | `retries` | `budget` |
-//! | no calls while most of them fail | `breaker_*` | `circuit_breaker` |
+//! | no calls while most of them fail | `breaker` | `circuit_breaker` |
 //! | one attempt: connection, answer, size | `attempt_timeout`, `connect_timeout` | here, `answer` |
 //!
 //! A 404 is a normal answer: the look-up succeeds, and the breaker counts a success. An answer that is invalid for
@@ -42,19 +42,17 @@ mod answer;
 mod budget;
 mod circuit_breaker;
 mod failure;
-mod settings;
 mod singleflight;
-pub mod stock;
+pub(crate) mod stock;
 #[cfg(test)]
 mod tests;
 
 use budget::RetryBudget;
-pub use circuit_breaker::State as BreakerState;
+pub(crate) use circuit_breaker::{BreakerSettings, State as BreakerState};
 use circuit_breaker::{CallResult, CircuitBreaker};
 use failure::Failure;
-pub use settings::{InvalidSettings, ProductSettings};
 use singleflight::{InFlight, Singleflight};
-pub use stock::{StockRoute, StockSettings};
+pub(crate) use stock::{StockRoute, StockSettings};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
@@ -71,6 +69,29 @@ const MAX_BACKOFF: Duration = Duration::from_millis(320);
 /// After this time in flight, a look-up no longer delays the next look-up of its product. One lost packet must not
 /// stop the sale of a product for a whole `attempt_timeout`.
 const SLOW_LOOK_UP: Duration = Duration::from_millis(20);
+
+/// Every bound of the [`ProductClient`].
+#[derive(Clone, Debug)]
+pub struct ProductSettings {
+    /// The base URL of the Product Service; `/api/products/{id}` is appended to its path.
+    pub url: Url,
+    /// The deadline of all look-ups of one placement.
+    pub deadline: Duration,
+    /// The timeout of one attempt, including its connection and its body.
+    pub attempt_timeout: Duration,
+    /// The timeout of a connection, including name resolution and TLS.
+    pub connect_timeout: Duration,
+    /// How often one GET is retried after a transient failure.
+    pub retries: u32,
+    /// The maximum number of concurrent look-ups of one placement.
+    pub concurrency: usize,
+    /// The maximum number of concurrent look-ups of all placements.
+    pub max_in_flight: usize,
+    /// When look-ups stop because most of them fail.
+    pub breaker: BreakerSettings,
+    /// How stock is taken and given back.
+    pub stock: StockSettings,
+}
 
 /// A product as the Product Service describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,18 +115,12 @@ pub struct Unavailable {
 
 /// The client of the Product Service; one per process.
 pub struct ProductClient {
-    http: reqwest::Client,
-    base: Url,
-    stock: StockSettings,
-    deadline: Duration,
-    retries: u32,
-    concurrency: usize,
+    settings: ProductSettings,
     unconfirmed_refusals: RateLimitedLog,
     failed_calls: RateLimitedLog,
     budget: RetryBudget,
     catalogue: Arc<Catalogue>,
     look_ups: Arc<Singleflight<Answer>>,
-    metrics: Arc<Metrics>,
 }
 
 /// The result of a look-up. `None` is a product that is unknown or withdrawn.
@@ -114,7 +129,7 @@ type Answer = Result<Option<Product>, Failure>;
 /// The part of the client that look-ups own, because several placements may share one look-up.
 struct Catalogue {
     http: reqwest::Client,
-    products: Url,
+    base: Url,
     attempt_timeout: Duration,
     /// Bounds the look-ups of all placements in flight.
     in_flight: Semaphore,
@@ -131,30 +146,22 @@ struct Call<'a> {
 
 impl ProductClient {
     /// Creates a client. It opens no connection yet, so the Product Service may be down.
-    pub fn new(settings: ProductSettings, metrics: &Arc<Metrics>) -> Result<Self, InvalidSettings> {
-        let settings = settings.within_bounds();
-        let http = build_http_client(&settings)?;
+    pub fn new(settings: ProductSettings, metrics: &Arc<Metrics>) -> Result<Self, reqwest::Error> {
         let catalogue = Catalogue {
-            http: http.clone(),
-            products: settings.products()?,
+            http: build_http_client(&settings)?,
+            base: settings.url.clone(),
             attempt_timeout: settings.attempt_timeout,
             in_flight: Semaphore::new(settings.max_in_flight),
-            breaker: CircuitBreaker::new(settings.breaker(), metrics.products.breaker_calls.clone()),
+            breaker: CircuitBreaker::new(settings.breaker, metrics.products.breaker_calls.clone()),
             metrics: Arc::clone(metrics),
         };
         Ok(Self {
-            base: settings.url.clone(),
-            stock: settings.stock.clone(),
-            http,
-            deadline: settings.deadline,
-            retries: settings.retries,
-            concurrency: settings.concurrency,
+            settings,
             unconfirmed_refusals: RateLimitedLog::new(Duration::from_mins(1)),
             failed_calls: RateLimitedLog::new(Duration::from_secs(10)),
             budget: RetryBudget::default(),
             catalogue: Arc::new(catalogue),
             look_ups: Arc::new(Singleflight::new()),
-            metrics: Arc::clone(metrics),
         })
     }
 
@@ -168,7 +175,7 @@ impl ProductClient {
         trace: &TraceParent,
     ) -> Result<Vec<Option<Product>>, Unavailable> {
         let started = Instant::now();
-        let call = Call { trace, started, deadline: started + self.deadline };
+        let call = Call { trace, started, deadline: started + self.settings.deadline };
         let mut products = vec![None; ids.len()];
         let mut waiting = ids.iter().enumerate();
         let mut running = FuturesUnordered::new();
@@ -188,9 +195,8 @@ impl ProductClient {
         }
     }
 
-    /// The state of the circuit breaker.
     pub fn state(&self) -> BreakerState {
-        self.catalogue.breaker.state()
+        self.catalogue.breaker.state(Instant::now())
     }
 
     /// The maximum number of look-ups of one placement in flight.
@@ -199,7 +205,7 @@ impl ProductClient {
     /// half-open breaker, get a refusal for the next one, and cancel its own probes before they could close the
     /// breaker.
     fn concurrency_now(&self) -> usize {
-        if self.state() == BreakerState::Closed { self.concurrency } else { 1 }
+        if self.state() == BreakerState::Closed { self.settings.concurrency } else { 1 }
     }
 
     /// Looks up one product, with the retries that the failures, the deadline and the budget allow.
@@ -212,7 +218,7 @@ impl ProductClient {
                 Err(failure) => failure,
             };
             let backoff = backoff(retries);
-            let retry = retries < self.retries
+            let retry = retries < self.settings.retries
                 && failure.is_transient()
                 && self.state() != BreakerState::Open
                 && Instant::now() + backoff < call.deadline;
@@ -262,8 +268,8 @@ impl ProductClient {
         } else {
             tracing::warn!(product = %id, elapsed_ms, %trace_id, %error, "product look-up failed");
         }
-        let retry_after =
-            self.catalogue.breaker.remaining().unwrap_or_else(|| Duration::from_secs(1 + random_below(2)));
+        let retry_after = self.catalogue.breaker.remaining(Instant::now());
+        let retry_after = retry_after.unwrap_or_else(|| Duration::from_secs(1 + random_below(2)));
         Unavailable { retry_after: retry_after.max(Duration::from_secs(1)), cause }
     }
 }
@@ -275,7 +281,7 @@ impl Catalogue {
         let latest = flight.mark_sent();
         let now = Instant::now();
         let deadline = latest.map_or(now, |latest| min(now + self.attempt_timeout, latest));
-        let permit = self.breaker.acquire(deadline).ok_or(Failure::NotPermitted)?;
+        let permit = self.breaker.acquire(now, deadline).ok_or(Failure::NotPermitted)?;
         let mut get = pin!(timeout_at(deadline, self.get(id, trace)));
         let answer = if let Ok(answer) = timeout(SLOW_LOOK_UP, &mut get).await {
             answer
@@ -286,17 +292,17 @@ impl Catalogue {
         let timed_out = |_| Failure::TimedOut { after: deadline.saturating_duration_since(now) };
         let answer = answer.map_err(timed_out).flatten();
         self.measure(now, &answer);
-        permit.record(answer.as_ref().map_or_else(Failure::call_result, |_| CallResult::Success));
+        let result = answer.as_ref().map_or_else(Failure::call_result, |_| CallResult::Success);
+        permit.record(Instant::now(), result);
         answer
     }
 
-    /// The span of a look-up.
     fn span(&self, trace: &TraceParent) -> Span {
         let mut span = Span::child(SpanKind::Client, || "GET /api/products/{productId}", trace);
         if span.is_recorded() {
             span.set("http.request.method", "GET");
             span.set("url.template", "/api/products/{productId}");
-            note_server(&mut span, &self.products);
+            note_server(&mut span, &self.base);
         }
         span
     }
@@ -311,7 +317,6 @@ impl Catalogue {
         }
     }
 
-    /// Measures one GET.
     fn measure(&self, started: Instant, answer: &Answer) {
         let outcome = match answer {
             Ok(Some(_)) => "success",
@@ -321,17 +326,16 @@ impl Catalogue {
         self.metrics.products.requested("look_up", outcome, started.elapsed());
     }
 
-    /// `…/api/products/{id}`; the id is always exactly one path segment.
+    /// `{url}/api/products/{id}`, also if the URL ends in a slash; the id is always exactly one path segment.
     fn address(&self, id: &ProductId) -> Url {
-        let mut address = self.products.clone();
+        let mut address = self.base.clone();
         if let Ok(mut path) = address.path_segments_mut() {
-            path.push(id.as_str());
+            path.pop_if_empty().extend(["api", "products", id.as_str()]);
         }
         address
     }
 }
 
-/// Adds the headers of the trace.
 fn traced(request: RequestBuilder, trace: &TraceParent) -> RequestBuilder {
     let request = request.header(TRACEPARENT, trace.to_string());
     match trace.state() {
@@ -346,9 +350,6 @@ fn note_server(span: &mut Span, base: &Url) {
 }
 
 fn note_look_up(span: &mut Span, answer: &Answer) {
-    if !span.is_recorded() {
-        return;
-    }
     match answer {
         Ok(Some(_)) => span.set("http.response.status_code", 200),
         Ok(None) => span.set("http.response.status_code", 404),

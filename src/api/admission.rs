@@ -4,7 +4,6 @@
 //! A request takes its permit after its body has arrived, so that slow clients hold no permits.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::http::HeaderValue;
@@ -18,55 +17,42 @@ use super::ApiSettings;
 use super::body::receive;
 use super::connection::Activity;
 use super::error::RETRY_SOON;
-use super::identity::{GatewaySecrets, identify};
+use super::identity::identify;
 use super::problem::Problem;
 use crate::lifecycle::{Lifecycle, Phase};
 
-/// The state of the layer. Cheap to clone.
-#[derive(Clone)]
-pub(super) struct Admission(Arc<Parts>);
-
-struct Parts {
+/// The state of the layer.
+pub(super) struct Admission {
     lifecycle: Lifecycle,
-    secrets: GatewaySecrets,
+    settings: ApiSettings,
     permits: Semaphore,
-    body_timeout: Duration,
-    deadline: Duration,
 }
 
-impl Admission {
-    pub(super) fn new(lifecycle: Lifecycle, settings: &ApiSettings) -> Self {
-        Self(Arc::new(Parts {
-            lifecycle,
-            secrets: settings.gateway_secrets.clone(),
-            permits: Semaphore::new(settings.max_requests),
-            body_timeout: settings.body_timeout,
-            deadline: settings.request_deadline,
-        }))
-    }
-}
-
-/// The layer.
-pub(super) async fn admit(State(admission): State<Admission>, request: Request, next: Next) -> Response {
-    let mut response = admission.0.serve(request, next).await.unwrap_or_else(IntoResponse::into_response);
+pub(super) async fn admit(State(admission): State<Arc<Admission>>, request: Request, next: Next) -> Response {
+    let mut response = admission.serve(request, next).await.unwrap_or_else(IntoResponse::into_response);
     // Responses are private to the caller; caches must revalidate with the ETag (RFC 9111, 5.2.2).
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     response
 }
 
-impl Parts {
+impl Admission {
+    pub(super) fn new(lifecycle: Lifecycle, settings: &ApiSettings) -> Arc<Self> {
+        let permits = Semaphore::new(settings.max_requests);
+        Arc::new(Self { lifecycle, settings: settings.clone(), permits })
+    }
+
     async fn serve(&self, mut request: Request, next: Next) -> Result<Response, Problem> {
         if self.lifecycle.phase() == Phase::Starting {
             return Err(Problem::unavailable("The service is starting.", RETRY_SOON));
         }
-        let identity = identify(request.headers(), &self.secrets)?;
+        let identity = identify(request.headers(), &self.settings.gateway_secrets)?;
         request.extensions_mut().insert(identity);
         self.receive(&mut request).await;
         let Ok(_permit) = self.permits.try_acquire() else {
             return Err(Problem::unavailable("The service is overloaded.", RETRY_SOON));
         };
         let is_read = request.method().is_safe();
-        timeout(self.deadline, next.run(request)).await.map_err(|_| deadline_passed(is_read))
+        timeout(self.settings.request_deadline, next.run(request)).await.map_err(|_| deadline_passed(is_read))
     }
 
     /// Receives the body. Meanwhile the connection counts as waiting, and may be closed for others.
@@ -75,7 +61,7 @@ impl Parts {
         if let Some(activity) = &activity {
             activity.wait_for_request();
         }
-        let received = receive(request, self.body_timeout).await;
+        let received = receive(request, self.settings.body_timeout).await;
         if let Some(activity) = &activity {
             activity.work();
         }

@@ -12,7 +12,6 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use super::problem::Problem;
 use crate::orders::Versions;
 
-/// The entity tag of a version.
 pub(super) fn etag(version: i32) -> HeaderValue {
     HeaderValue::try_from(format!("\"{version}\"")).unwrap_or(HeaderValue::from_static("\"\""))
 }

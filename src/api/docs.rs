@@ -3,9 +3,9 @@
 //! Each document is rendered once, at its first request, so that it does not delay the start. The routes need no
 //! identity, take no permit (so a slow client does not block others) and show no data of orders.
 
-mod asyncapi;
+pub(super) mod asyncapi;
 mod headers;
-mod openapi;
+pub(super) mod openapi;
 mod problems;
 
 use std::sync::{Arc, LazyLock};
@@ -20,7 +20,6 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 use utoipa::openapi::OpenApi;
 
@@ -67,11 +66,6 @@ const PAGE_SCRIPT: &str = include_str!("docs/page/page.js");
 const SWAGGER_UI: &[u8] = include_bytes!("docs/page/swagger-ui-bundle.js.gz");
 const SWAGGER_UI_STYLE: &[u8] = include_bytes!("docs/page/swagger-ui.css.gz");
 
-/// The `OpenAPI` document of these routes.
-pub(super) fn openapi(routes: OpenApi) -> OpenApi {
-    openapi::complete(routes)
-}
-
 /// The names of the topics.
 #[derive(Clone, Copy, Debug)]
 pub struct Topics<'a> {
@@ -79,11 +73,6 @@ pub struct Topics<'a> {
     pub orders: &'a str,
     /// The topic of the payment events.
     pub payments: &'a str,
-}
-
-/// The `AsyncAPI` document of these topics.
-pub(super) fn asyncapi(topics: &Topics<'_>) -> Value {
-    asyncapi::document(topics)
 }
 
 /// A document that is rendered at its first request.
@@ -94,7 +83,7 @@ pub(super) fn router(openapi: fn() -> OpenApi, topics: &Topics<'_>, page: DocsPa
     let openapi = rendered(move || Document::new(openapi().to_json().unwrap_or_default(), JSON));
     let (orders, payments) = (topics.orders.to_owned(), topics.payments.to_owned());
     let asyncapi = rendered(move || {
-        let document = asyncapi(&Topics { orders: &orders, payments: &payments });
+        let document = asyncapi::document(&Topics { orders: &orders, payments: &payments });
         Document::new(document.to_string(), JSON)
     });
     let documents = serve("/openapi.json", Arc::clone(&openapi))

@@ -7,13 +7,13 @@ use serde_json::{Map, Value, json};
 use super::problem::{FieldError, Problem, kinds};
 use crate::domain::line::BadLines;
 use crate::domain::order::InvalidTransition;
-use crate::domain::{Forbidden, OrderId, Status};
-use crate::orders::{CancelError, ChangeStatusError, GetError, PlaceError, ShortLine, UnknownProduct};
+use crate::domain::{Forbidden, Status};
+use crate::orders::{OrderError, PlaceError, ShortLine, UnknownProduct};
 use crate::products::Unavailable;
 use crate::store::StoreError;
 
 /// The `Retry-After` when the database is down or the service is overloaded.
-pub const RETRY_SOON: Duration = Duration::from_secs(1);
+pub(crate) const RETRY_SOON: Duration = Duration::from_secs(1);
 
 impl From<Forbidden> for Problem {
     fn from(error: Forbidden) -> Self {
@@ -40,16 +40,6 @@ impl From<StoreError> for Problem {
 impl From<Unavailable> for Problem {
     fn from(error: Unavailable) -> Self {
         products_unavailable(error.retry_after).with_cause(error)
-    }
-}
-
-impl From<GetError> for Problem {
-    fn from(error: GetError) -> Self {
-        match error {
-            GetError::NotFound(id) => order_not_found(id),
-            GetError::Forbidden(error) => error.into(),
-            GetError::Store(error) => error.into(),
-        }
     }
 }
 
@@ -80,52 +70,41 @@ impl From<PlaceError> for Problem {
     }
 }
 
-impl From<ChangeStatusError> for Problem {
-    fn from(error: ChangeStatusError) -> Self {
+impl From<OrderError> for Problem {
+    fn from(error: OrderError) -> Self {
         match error {
-            ChangeStatusError::NotFound(id) => order_not_found(id),
-            ChangeStatusError::PreconditionFailed(version) => Self::new(
+            OrderError::NotFound(id) => {
+                Self::new(&kinds::ORDER_NOT_FOUND, format!("There is no order {id}."))
+            }
+            OrderError::Forbidden(error) => error.into(),
+            OrderError::PreconditionFailed(version) => Self::new(
                 &kinds::PRECONDITION_FAILED,
                 format!("If-Match does not match: the order's ETag is \"{version}\"."),
             ),
-            ChangeStatusError::InvalidTransition(InvalidTransition { from, to }) => {
+            OrderError::InvalidTransition(InvalidTransition { from, to }) => {
                 invalid_transition(format!("An order that is {from} cannot become {to}."), from.reachable())
             }
-            ChangeStatusError::StockUnavailable(product) => Self::new(
+            OrderError::AlreadyConfirmed => invalid_transition(
+                "Only an admin can cancel a CONFIRMED order, by PUT …/status.".to_owned(),
+                &[],
+            ),
+            OrderError::StockUnavailable(product) => Self::new(
                 &kinds::STOCK_UNAVAILABLE,
                 format!("The Product Service refused the stock of {product}. The order stays CREATED."),
             )
             .with_member("productId", json!(product)),
-            ChangeStatusError::Busy => Self::unavailable("Too many orders are being confirmed.", RETRY_SOON),
-            error @ ChangeStatusError::StockUnknown => Self::new(
+            OrderError::Busy => Self::unavailable("Too many orders are being confirmed.", RETRY_SOON),
+            error @ OrderError::StockUnknown => Self::new(
                 &kinds::PRODUCT_SERVICE_UNAVAILABLE,
                 "The service does not know yet whether the stock was taken. The confirmation continues; repeat the \
                  request to wait for its outcome.",
             )
             .with_retry_after(RETRY_SOON)
             .with_cause(error),
-            ChangeStatusError::Store(error) => error.into(),
-            ChangeStatusError::Crashed(error) => Self::internal(error),
+            OrderError::Store(error) => error.into(),
+            OrderError::Crashed(error) => Self::internal(error),
         }
     }
-}
-
-impl From<CancelError> for Problem {
-    fn from(error: CancelError) -> Self {
-        match error {
-            CancelError::Forbidden(error) => error.into(),
-            CancelError::Confirmed => invalid_transition(
-                "Only an admin can cancel a CONFIRMED order, by PUT …/status.".to_owned(),
-                &[],
-            ),
-            CancelError::Status(error) => error.into(),
-        }
-    }
-}
-
-fn order_not_found(id: OrderId) -> Problem {
-    let detail = format!("There is no order {id}.");
-    Problem::new(&kinds::ORDER_NOT_FOUND, detail)
 }
 
 fn products_unavailable(retry_after: Duration) -> Problem {

@@ -30,7 +30,6 @@ impl<S: Send + Sync> FromRequestParts<S> for OrderIdPath {
     }
 }
 
-/// A JSON body.
 pub(super) struct Json<T>(pub(super) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
@@ -94,7 +93,6 @@ fn is_json(headers: &HeaderMap) -> bool {
     parts.next().is_some_and(|essence| essence.eq_ignore_ascii_case("application/json")) && parts.all(is_utf8)
 }
 
-/// Takes the received body.
 fn received(request: &mut Request) -> Result<Bytes, Problem> {
     let missing = || Problem::invalid("", "the body was not received");
     request.extensions_mut().remove().map_or_else(|| Err(missing()), |Received(body)| body)

@@ -25,9 +25,7 @@ const COUNTS_TIMEOUT: Duration = Duration::from_secs(1);
 /// The state of the health routes.
 #[derive(Clone)]
 pub struct Health {
-    /// The phase of the process.
     pub lifecycle: Lifecycle,
-    /// The database.
     pub store: Store,
     /// The state of Kafka, as last seen by the relay.
     pub kafka: KafkaHealth,
@@ -65,7 +63,7 @@ pub(super) struct Components {
     /// As last seen by the relay: `up`, `down` or `unknown`.
     #[schema(example = "up")]
     pub(super) kafka: &'static str,
-    /// The state of the circuit breaker: `closed`, `open` or `half-open`.
+    /// The state of the circuit breaker: `closed`, `open` or `half_open`.
     #[schema(example = "closed")]
     pub(super) product_service: String,
     /// Null if the database did not answer in time.

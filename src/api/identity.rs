@@ -26,7 +26,6 @@ const CHALLENGE: &str = "Bearer realm=\"ShopVerse\"";
 pub struct GatewaySecrets(Vec<String>);
 
 impl GatewaySecrets {
-    /// Accepts these secrets.
     pub fn new(secrets: Vec<String>) -> Self {
         Self(secrets)
     }

@@ -29,7 +29,7 @@ impl<'de> Visitor<'de> for AnyValue {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<WellFormed, A::Error> {
-        let mut keys = Keys::default();
+        let mut keys = HashSet::new();
         while let Some(Key(key)) = map.next_key()? {
             map.next_value::<WellFormed>()?;
             if !keys.insert(key) {
@@ -73,28 +73,6 @@ impl<'de> Visitor<'de> for AnyValue {
 #[derive(Deserialize)]
 #[serde(transparent)]
 struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
-
-/// The keys of one object. Most objects have few keys, and comparing few keys is cheaper than hashing them.
-#[derive(Default)]
-struct Keys<'a> {
-    few: Vec<Cow<'a, str>>,
-    many: HashSet<Cow<'a, str>>,
-}
-
-impl<'a> Keys<'a> {
-    const FEW: usize = 16;
-
-    /// Whether the key is new.
-    fn insert(&mut self, key: Cow<'a, str>) -> bool {
-        if !self.many.is_empty() || self.few.len() == Self::FEW {
-            self.many.extend(self.few.drain(..));
-            return self.many.insert(key);
-        }
-        let is_new = !self.few.contains(&key);
-        self.few.push(key);
-        is_new
-    }
-}
 
 /// The JSON pointer (RFC 6901) of an error.
 pub(super) fn pointer(path: &Path) -> String {

@@ -126,17 +126,14 @@ impl Scrape {
 
 /// The routes. The `OpenAPI` document omits them, because the gateway does not forward to them.
 pub(super) fn routes(scrape: Scrape) -> Router {
-    let health = Router::new()
-        .route("/actuator/health", get(health))
-        .route("/actuator/health/readiness", get(health))
-        .with_state(scrape.health.clone());
     Router::new()
         .route("/metrics", get(metrics))
         .route("/actuator/prometheus", get(metrics))
-        .with_state(Arc::new(scrape))
-        .merge(health)
+        .route("/actuator/health", get(health))
+        .route("/actuator/health/readiness", get(health))
         .route("/actuator/health/liveness", get(async || answer(&json!({"status": "UP"}))))
         .route("/actuator/info", get(info))
+        .with_state(Arc::new(scrape))
 }
 
 async fn metrics(State(scrape): State<Arc<Scrape>>) -> Result<Response, Problem> {
@@ -144,8 +141,8 @@ async fn metrics(State(scrape): State<Arc<Scrape>>) -> Result<Response, Problem>
 }
 
 /// The readiness of `/health/ready` in the format of Spring Boot.
-async fn health(State(health): State<Health>) -> Result<Response, Problem> {
-    let Components { database, kafka, product_service, .. } = health.check().await?;
+async fn health(State(scrape): State<Arc<Scrape>>) -> Result<Response, Problem> {
+    let Components { database, kafka, product_service, .. } = scrape.health.check().await?;
     let breaker = product_service.to_uppercase();
     let product_service = if breaker == "OPEN" { "DOWN" } else { "UP" };
     answer(&json!({

@@ -16,7 +16,7 @@ mod observe;
 mod order_lists;
 mod orders;
 mod problem;
-pub mod server;
+pub(crate) mod server;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -33,11 +33,11 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub use docs::{DocsPage, Topics};
-pub use error::RETRY_SOON;
-pub use health::Health;
-pub use identity::GatewaySecrets;
-pub use management::Scrape;
-pub use problem::Problem;
+pub(crate) use error::RETRY_SOON;
+pub(crate) use health::Health;
+pub(crate) use identity::GatewaySecrets;
+pub(crate) use management::Scrape;
+use problem::Problem;
 
 use crate::metrics::Metrics;
 use crate::orders::OrderService;
@@ -119,12 +119,12 @@ fn health_routes() -> OpenApiRouter<Health> {
 pub fn openapi() -> OpenApi {
     let mut routes = order_routes().into_openapi();
     routes.merge(health_routes().into_openapi());
-    docs::openapi(routes)
+    docs::openapi::complete(routes)
 }
 
 /// The `AsyncAPI` document of both topics.
 pub fn asyncapi(topics: &Topics<'_>) -> serde_json::Value {
-    docs::asyncapi(topics)
+    docs::asyncapi::document(topics)
 }
 
 async fn method_not_allowed() -> StatusCode {

@@ -79,9 +79,6 @@ fn server_span(headers: &HeaderMap, method: &Method, route: Option<&str>) -> (Sp
 }
 
 fn note_answer(span: &mut Span, response: &Response) {
-    if !span.is_recorded() {
-        return;
-    }
     let status = response.status();
     span.set("http.response.status_code", i64::from(status.as_u16()));
     if status.is_server_error() {

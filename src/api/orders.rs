@@ -19,7 +19,7 @@ use crate::domain::{
     Actor, ActorRole, CustomerId, Line, Money, Order, OrderId, RequestedLine, Role, Status, TraceParent, time,
 };
 use crate::json::Object;
-use crate::orders::{CancelOrder, ChangeStatus, OrderService, PlaceOrder, Placed};
+use crate::orders::{ChangeStatus, OrderService, Placed};
 
 /// An order to place.
 #[derive(Deserialize, ToSchema)]
@@ -77,7 +77,7 @@ pub(super) async fn place(
 ) -> Result<Response, Problem> {
     let key = key?;
     let lines = body.items.into_iter().map(|Object(line)| line).collect();
-    let Placed { order, replayed } = orders.place(PlaceOrder { caller, lines, key, trace }).await?;
+    let Placed { order, replayed } = orders.place(caller, lines, key, trace).await?;
     let location = format!("/api/orders/{}", order.id);
     // The same as the first response: a replay does not show later changes of the order.
     let body = PlacedBody { order_id: order.id, status: Status::Created, total_amount: order.total };
@@ -244,8 +244,7 @@ pub(super) async fn cancel(
     headers: HeaderMap,
     OptionalJson(body): OptionalJson<CancelBody>,
 ) -> Result<Response, Problem> {
-    let cancel = CancelOrder { id, reason: body.reason, only_if: only_if(&headers)? };
-    show(&orders.cancel(&caller, cancel, &trace).await?)
+    show(&orders.cancel(&caller, id, body.reason, only_if(&headers)?, &trace).await?)
 }
 
 /// One change of an order.

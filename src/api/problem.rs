@@ -26,7 +26,7 @@ pub(super) const MEDIA_TYPE: &str = "application/problem+json";
 
 /// A problem response. It describes the error, but not its cause in the service. Boxed, so that `Result`s stay small.
 #[derive(Clone, Debug)]
-pub struct Problem(Box<Parts>);
+pub(crate) struct Problem(Box<Parts>);
 
 #[derive(Clone, Debug)]
 struct Parts {
@@ -42,10 +42,9 @@ struct Parts {
 
 /// An error in one place of the request.
 #[derive(Clone, Debug, Serialize)]
-pub struct FieldError {
+pub(crate) struct FieldError {
     /// A JSON pointer (RFC 6901) into the body, or the name of a header, path or query parameter.
     pub pointer: String,
-    /// The error.
     pub detail: String,
     /// More members, for programs.
     #[serde(flatten)]
@@ -54,12 +53,11 @@ pub struct FieldError {
 
 impl FieldError {
     /// An error without more members.
-    pub fn new(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
+    pub(crate) fn new(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
         Self { pointer: pointer.into(), detail: detail.into(), more: Map::new() }
     }
 }
 
-/// The rendered document.
 #[derive(Serialize)]
 struct Document<'a> {
     r#type: String,
@@ -75,7 +73,7 @@ struct Document<'a> {
 
 impl Problem {
     /// A problem of this kind; `detail` describes this occurrence.
-    pub fn new(kind: &'static Kind, detail: impl Into<String>) -> Self {
+    pub(crate) fn new(kind: &'static Kind, detail: impl Into<String>) -> Self {
         Self(Box::new(Parts {
             kind,
             status: kind.status,
@@ -88,19 +86,19 @@ impl Problem {
     }
 
     /// 400: the request is invalid, in one place.
-    pub fn invalid(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
+    pub(crate) fn invalid(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
         let (pointer, detail) = (pointer.into(), detail.into());
         let whole = if pointer.is_empty() { detail.clone() } else { format!("{pointer}: {detail}") };
         Self::new(&INVALID_REQUEST, whole).with_errors(vec![FieldError::new(pointer, detail)])
     }
 
     /// 503: temporarily unavailable.
-    pub fn unavailable(detail: &'static str, retry_after: Duration) -> Self {
+    pub(crate) fn unavailable(detail: &'static str, retry_after: Duration) -> Self {
         Self::new(&UNAVAILABLE, detail).with_retry_after(retry_after)
     }
 
     /// 503: the write may have happened, or may still happen. `detail` says how to retry safely.
-    pub fn outcome_unknown(retry_after: Duration) -> Self {
+    pub(crate) fn outcome_unknown(retry_after: Duration) -> Self {
         Self::new(
             &OUTCOME_UNKNOWN,
             "The database did not confirm in time whether it wrote. Repeat the request with the same Idempotency-Key; \
@@ -110,62 +108,57 @@ impl Problem {
     }
 
     /// 500: a bug. Only the log shows the cause.
-    pub fn internal(cause: impl Error + Send + Sync + 'static) -> Self {
+    pub(crate) fn internal(cause: impl Error + Send + Sync + 'static) -> Self {
         Self::bug().with_cause(cause)
     }
 
     /// 500 without a cause.
-    pub fn bug() -> Self {
+    pub(crate) fn bug() -> Self {
         Self::new(&INTERNAL, "The service failed; its log shows the cause.")
     }
 
-    /// Adds the errors of each place.
     #[must_use]
-    pub fn with_errors(mut self, errors: Vec<FieldError>) -> Self {
+    pub(crate) fn with_errors(mut self, errors: Vec<FieldError>) -> Self {
         self.0.errors = errors;
         self
     }
 
-    /// Adds a member to the document.
     #[must_use]
-    pub fn with_member(mut self, name: &str, value: Value) -> Self {
+    pub(crate) fn with_member(mut self, name: &str, value: Value) -> Self {
         self.0.more.insert(name.to_owned(), value);
         self
     }
 
     /// Adds `Retry-After` (RFC 9110, 10.2.3; whole seconds, rounded up).
     #[must_use]
-    pub fn with_retry_after(self, retry_after: Duration) -> Self {
+    pub(crate) fn with_retry_after(self, retry_after: Duration) -> Self {
         let seconds = retry_after.as_millis().div_ceil(1000).max(1);
         self.with_header(RETRY_AFTER, HeaderValue::from(u64::try_from(seconds).unwrap_or(u64::MAX)))
     }
 
-    /// Adds a header to the response.
     #[must_use]
-    pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+    pub(crate) fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.0.headers.push((name, value));
         self
     }
 
     /// Keeps the cause for the log.
     #[must_use]
-    pub fn with_cause(mut self, cause: impl Error + Send + Sync + 'static) -> Self {
+    pub(crate) fn with_cause(mut self, cause: impl Error + Send + Sync + 'static) -> Self {
         self.0.cause = Some(Arc::new(cause));
         self
     }
 
-    /// The kind of the problem.
     pub(super) fn kind(&self) -> &'static Kind {
         self.0.kind
     }
 
-    /// The code, for programs.
-    pub fn code(&self) -> &'static str {
+    pub(crate) fn code(&self) -> &'static str {
         self.0.kind.code
     }
 
     /// The chain of causes, for the log.
-    pub fn cause_chain(&self) -> Option<String> {
+    pub(crate) fn cause_chain(&self) -> Option<String> {
         self.0.cause.as_deref().map(|cause| error_chain(cause))
     }
 

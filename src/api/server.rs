@@ -20,7 +20,6 @@ use tracing::{debug, warn};
 use super::connection::{Connections, Socket, Waits};
 use crate::telemetry::RateLimitedLog;
 
-/// The settings of connections.
 #[derive(Clone, Debug)]
 pub struct ServerSettings {
     /// The maximum number of open connections. Beyond it, the one that has waited longest for its client is closed.
@@ -41,7 +40,7 @@ const MAX_HEAD: usize = 8 * 1024;
 
 /// Serves until `stop`, and counts its `connections`. Then accepts no more connections, finishes the running requests,
 /// and returns.
-pub async fn serve(
+pub(crate) async fn serve(
     listener: TcpListener,
     router: Router,
     settings: &ServerSettings,

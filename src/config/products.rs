@@ -6,7 +6,7 @@ use reqwest::{Method, Url};
 
 use super::{Environment, MINUTE, SECOND};
 use crate::domain::CustomerId;
-use crate::products::{ProductSettings, StockRoute, StockSettings};
+use crate::products::{BreakerSettings, ProductSettings, StockRoute, StockSettings};
 
 pub(super) fn products(env: &Environment) -> Option<ProductSettings> {
     let url = env.required("PRODUCT_SERVICE_URL", "a URL such as http://product-service:8081", |text| {
@@ -21,9 +21,11 @@ pub(super) fn products(env: &Environment) -> Option<ProductSettings> {
         retries: env.number("PRODUCT_RETRIES", 1, 0..=5),
         concurrency: env.number("PRODUCT_CONCURRENCY", 16, 1..=100),
         max_in_flight: env.number("PRODUCT_MAX_IN_FLIGHT", 256, 1..=10_000),
-        breaker_window: env.number("PRODUCT_BREAKER_WINDOW", 50, 10..=10_000),
-        breaker_failure_percent: env.number("PRODUCT_BREAKER_FAILURE_PERCENT", 50, 1..=100),
-        breaker_open: env.millis("PRODUCT_BREAKER_OPEN_MS", 5 * SECOND, 100..=10 * MINUTE),
+        breaker: BreakerSettings {
+            window: env.number("PRODUCT_BREAKER_WINDOW", 50, 10..=10_000),
+            failure_percent: env.number("PRODUCT_BREAKER_FAILURE_PERCENT", 50, 1..=100),
+            open: env.millis("PRODUCT_BREAKER_OPEN_MS", 5 * SECOND, 100..=10 * MINUTE),
+        },
         stock: product_stock(env),
     };
     // A placeholder, so that the other settings are validated too. The missing URL is an error already.

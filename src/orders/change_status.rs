@@ -6,15 +6,12 @@ use tokio::task::JoinError;
 use super::OrderService;
 use crate::domain::access::Admin;
 use crate::domain::order::InvalidTransition;
-use crate::domain::{Order, OrderAggregate, OrderId, ProductId, Status, TraceParent};
+use crate::domain::{Forbidden, Order, OrderAggregate, OrderId, ProductId, Status, TraceParent};
 use crate::store::StoreError;
 
-/// A request to change the status of an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChangeStatus {
-    /// The order.
     pub id: OrderId,
-    /// The requested status.
     pub to: Status,
     /// The reason, for the history and the event.
     pub reason: Option<String>,
@@ -25,14 +22,11 @@ pub struct ChangeStatus {
 /// The order versions of a precondition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Versions {
-    /// Any version.
     Any,
-    /// One of these.
     OneOf(Vec<i32>),
 }
 
 impl Versions {
-    /// Whether `version` is among them.
     pub fn contain(&self, version: i32) -> bool {
         match self {
             Self::Any => true,
@@ -41,37 +35,35 @@ impl Versions {
     }
 
     /// Refuses an order with another version.
-    pub(super) fn check(&self, order: &Order) -> Result<(), ChangeStatusError> {
+    pub(super) fn check(&self, order: &Order) -> Result<(), OrderError> {
         let version = order.version;
-        if self.contain(version) { Ok(()) } else { Err(ChangeStatusError::PreconditionFailed(version)) }
+        if self.contain(version) { Ok(()) } else { Err(OrderError::PreconditionFailed(version)) }
     }
 }
 
-/// Why a status was not changed. The order is unchanged, except perhaps after [`StoreError::OutcomeUnknown`].
+/// Why an order was not shown or not changed. It is unchanged, except perhaps after [`StoreError::OutcomeUnknown`].
 #[derive(Debug, Error)]
-pub enum ChangeStatusError {
-    /// No order has this id.
+pub enum OrderError {
     #[error("there is no order {0}")]
     NotFound(OrderId),
-    /// The order has another version than the precondition.
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
     #[error("the order is at version {0}")]
     PreconditionFailed(i32),
-    /// The lifecycle has no such transition.
     #[error(transparent)]
     InvalidTransition(#[from] InvalidTransition),
-    /// The stock of a line is gone, so the order cannot be confirmed.
+    /// The order is paid: only an admin can cancel it.
+    #[error("the order is already CONFIRMED")]
+    AlreadyConfirmed,
     #[error("the stock of {0} is gone")]
     StockUnavailable(ProductId),
-    /// The maximum number of concurrent confirmations is reached.
     #[error("too many orders are being confirmed")]
     Busy,
     /// The outcome of the stock calls is still unknown; the worker continues.
     #[error("the stock is still being taken")]
     StockUnknown,
-    /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The change panicked: a bug.
     #[error("the change crashed")]
     Crashed(#[from] JoinError),
 }
@@ -83,7 +75,7 @@ impl OrderService {
         admin: Admin<'_>,
         change: ChangeStatus,
         trace: &TraceParent,
-    ) -> Result<Order, ChangeStatusError> {
+    ) -> Result<Order, OrderError> {
         if change.to == Status::Confirmed {
             return self.confirm(admin.actor(), change, trace).await;
         }
@@ -97,10 +89,10 @@ impl OrderService {
                 // No transition leads to CREATED: this is a no-op or a refusal.
                 aggregate.order.status.change_to(to)?;
             }
-            Ok::<_, ChangeStatusError>(())
+            Ok::<_, OrderError>(())
         };
         let changed = self.store.update_order(id, None, decide).await?;
-        let (order, ()) = changed.ok_or(ChangeStatusError::NotFound(id))??;
+        let (order, ()) = changed.ok_or(OrderError::NotFound(id))??;
         self.stock_changed(id);
         Ok(order)
     }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::OptionFuture;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
@@ -11,7 +10,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use super::stock::{BatchResult, CallBatch};
-use super::{ChangeStatus, ChangeStatusError, OrderService, Versions};
+use super::{ChangeStatus, OrderError, OrderService, Versions};
 use crate::domain::aggregate::Confirmation;
 use crate::domain::order::InvalidTransition;
 use crate::domain::stock::{JobState, StockJob};
@@ -19,7 +18,6 @@ use crate::domain::{Actor, Order, OrderAggregate, OrderId, Status, TraceParent};
 use crate::store::StoreError;
 use crate::telemetry::span;
 
-/// The settings of confirmations and stock work.
 #[derive(Clone, Copy, Debug)]
 pub struct ConfirmSettings {
     /// The maximum number of concurrent confirmations by admins; more are refused, not queued.
@@ -39,10 +37,10 @@ impl OrderService {
         actor: Actor,
         change: ChangeStatus,
         trace: &TraceParent,
-    ) -> Result<Order, ChangeStatusError> {
+    ) -> Result<Order, OrderError> {
         let (id, only_if) = (change.id, change.only_if.clone());
         let permit = Arc::clone(&self.confirm_permits).try_acquire_owned();
-        let permit = permit.map_err(|_| ChangeStatusError::Busy)?;
+        let permit = permit.map_err(|_| OrderError::Busy)?;
         // In its own task, so that it finishes even if the client disconnects (invariant 9).
         let (service, of_task) = (self.clone(), trace.clone());
         let started = async move { service.start_confirmation(actor, change, of_task, permit).await };
@@ -61,7 +59,7 @@ impl OrderService {
         }
         // The intention is durable, so the confirmation continues even if this read fails.
         self.wait_for_outcome(id, attempt, &only_if, give_up).await.map_err(|error| match error {
-            ChangeStatusError::Store(error) if error.is_transient() => StoreError::unknown(error).into(),
+            OrderError::Store(error) if error.is_transient() => StoreError::unknown(error).into(),
             error => error,
         })
     }
@@ -73,7 +71,7 @@ impl OrderService {
         change: ChangeStatus,
         trace: TraceParent,
         permit: OwnedSemaphorePermit,
-    ) -> Result<(Order, Confirmation, Option<JoinHandle<BatchResult>>), ChangeStatusError> {
+    ) -> Result<(Order, Confirmation, Option<JoinHandle<BatchResult>>), OrderError> {
         let ChangeStatus { id, reason, only_if, .. } = change;
         let (holder, rules) = (Uuid::new_v4(), self.call_rules());
         let request_trace = trace.clone();
@@ -82,10 +80,10 @@ impl OrderService {
             let confirmation = aggregate.confirm(actor.clone(), reason.clone(), &request_trace)?;
             let started = matches!(confirmation, Confirmation::Started(_));
             let calls = if started { aggregate.first_stock_calls(holder, rules) } else { Vec::new() };
-            Ok::<_, ChangeStatusError>((confirmation, calls))
+            Ok::<_, OrderError>((confirmation, calls))
         };
         let updated = self.store.update_order(id, None, decide).await?;
-        let (order, (confirmation, calls)) = updated.ok_or(ChangeStatusError::NotFound(id))??;
+        let (order, (confirmation, calls)) = updated.ok_or(OrderError::NotFound(id))??;
         let first_calls = match confirmation {
             // A job that waits for an earlier attempt has no calls.
             Confirmation::Started(attempt) if !calls.is_empty() => {
@@ -108,18 +106,18 @@ impl OrderService {
         attempt: i16,
         only_if: &Versions,
         give_up: Instant,
-    ) -> Result<Order, ChangeStatusError> {
+    ) -> Result<Order, OrderError> {
         /// For decisions by other replicas; those of this replica wake the wait at once.
         const POLL_INTERVAL: Duration = Duration::from_millis(500);
         loop {
             let next_change = self.outcomes.next_change(id);
-            let job = self.store.stock_job(id, attempt).await?.ok_or(ChangeStatusError::NotFound(id))?;
+            let job = self.store.stock_job(id, attempt).await?.ok_or(OrderError::NotFound(id))?;
             match job.state {
                 JobState::Taking if job.parked.is_none() && Instant::now() < give_up => {
                     let next_poll = give_up.min(Instant::now() + POLL_INTERVAL);
-                    timeout_at(next_poll, OptionFuture::from(next_change)).await.ok();
+                    timeout_at(next_poll, next_change).await.ok();
                 }
-                JobState::Taking => return Err(ChangeStatusError::StockUnknown),
+                JobState::Taking => return Err(OrderError::StockUnknown),
                 JobState::Taken => return self.load(id).await,
                 JobState::Returning | JobState::Returned => {
                     return self.after_failed_attempt(&job, only_if).await;
@@ -130,16 +128,12 @@ impl OrderService {
 
     /// The answer after an attempt that did not confirm the order: its stock was refused, the order was cancelled, or a
     /// later attempt has confirmed it.
-    async fn after_failed_attempt(
-        &self,
-        job: &StockJob,
-        only_if: &Versions,
-    ) -> Result<Order, ChangeStatusError> {
+    async fn after_failed_attempt(&self, job: &StockJob, only_if: &Versions) -> Result<Order, OrderError> {
         let order = self.load(job.order).await?;
         match order.status {
             Status::Confirmed => Ok(order),
-            Status::Created => Err(job.refused_line().map_or(ChangeStatusError::StockUnknown, |line| {
-                ChangeStatusError::StockUnavailable(line.product_id.clone())
+            Status::Created => Err(job.refused_line().map_or(OrderError::StockUnknown, |line| {
+                OrderError::StockUnavailable(line.product_id.clone())
             })),
             from @ Status::Cancelled => {
                 only_if.check(&order)?;
@@ -148,8 +142,8 @@ impl OrderService {
         }
     }
 
-    async fn load(&self, id: OrderId) -> Result<Order, ChangeStatusError> {
-        let order = self.store.find_order(id).await?.ok_or(ChangeStatusError::NotFound(id))?;
+    async fn load(&self, id: OrderId) -> Result<Order, OrderError> {
+        let order = self.store.find_order(id).await?.ok_or(OrderError::NotFound(id))?;
         Ok(order.for_service())
     }
 }

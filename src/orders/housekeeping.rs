@@ -21,7 +21,6 @@ pub struct HousekeepingSettings {
     pub unpaid_order_ttl: Option<Duration>,
     /// The age at which a finished order is deleted. None: never.
     pub order_retention: Option<Duration>,
-    /// How often it runs.
     pub interval: Duration,
 }
 
@@ -69,6 +68,8 @@ impl OrderService {
         Ok(())
     }
 
+    /// Deletes a bounded number of settled payments and of orders that are older than `age`. The cursors continue at
+    /// the next run, and start again after the last order.
     async fn apply_retention(
         &self,
         age: Duration,
@@ -76,17 +77,6 @@ impl OrderService {
         stop: &CancellationToken,
     ) -> Result<(), StoreError> {
         self.store.delete_settled_payments(age, BATCH).await?;
-        self.delete_old_orders(age, cursors, stop).await
-    }
-
-    /// Deletes a bounded number of orders that are older than `age`. The cursors continue at the next run, and start
-    /// again after the last order.
-    async fn delete_old_orders(
-        &self,
-        age: Duration,
-        cursors: &mut [RetentionCursor; FINISHED.len()],
-        stop: &CancellationToken,
-    ) -> Result<(), StoreError> {
         let mut deleted = 0;
         for (status, cursor) in FINISHED.into_iter().zip(cursors) {
             for _ in 0..RETENTION_BATCHES {

@@ -26,12 +26,10 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::TaskTracker;
 
-pub use cancel::{CancelError, CancelOrder};
-pub use change_status::{ChangeStatus, ChangeStatusError, Versions};
-pub use confirm::ConfirmSettings;
-pub use get::GetError;
-pub use housekeeping::HousekeepingSettings;
-pub use place::{DuplicateSettings, PlaceError, PlaceOrder, Placed, ShortLine, UnknownProduct};
+pub(crate) use change_status::{ChangeStatus, OrderError, Versions};
+pub(crate) use confirm::ConfirmSettings;
+pub(crate) use housekeeping::HousekeepingSettings;
+pub(crate) use place::{DuplicateSettings, PlaceError, Placed, ShortLine, UnknownProduct};
 
 use self::outcomes::Outcomes;
 use crate::domain::OrderId;
@@ -42,14 +40,11 @@ use crate::products::ProductClient;
 use crate::store::Store;
 use crate::telemetry::RateLimitedLog;
 
-/// The settings of the use cases.
 #[derive(Clone, Copy, Debug)]
 pub struct OrderSettings {
     /// The maximum number of concurrent placements; more are refused, not queued.
     pub max_placements: usize,
-    /// How repeated requests are recognised.
     pub duplicates: DuplicateSettings,
-    /// Confirmations and stock work.
     pub confirmation: ConfirmSettings,
 }
 
@@ -71,7 +66,6 @@ pub struct OrderService {
 }
 
 impl OrderService {
-    /// The use cases with this store and this Product Service.
     pub fn new(
         store: Store,
         products: Arc<ProductClient>,

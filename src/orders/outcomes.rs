@@ -20,22 +20,20 @@ impl Default for Outcomes {
 impl Outcomes {
     /// Wakes the requests that wait for the order.
     pub(super) fn changed(&self, order: OrderId) {
-        if let Some(notify) = self.of(order) {
-            notify.notify_waiters();
-        }
+        self.of(order).notify_waiters();
     }
 
     /// Resolves at the next change of the order in this process. Changes count from this call on, not from the first
     /// poll.
-    pub(super) fn next_change(&self, order: OrderId) -> Option<Pin<Box<Notified<'_>>>> {
-        let mut next = Box::pin(self.of(order)?.notified());
+    pub(super) fn next_change(&self, order: OrderId) -> Pin<Box<Notified<'_>>> {
+        let mut next = Box::pin(self.of(order).notified());
         next.as_mut().enable();
-        Some(next)
+        next
     }
 
-    fn of(&self, order: OrderId) -> Option<&Notify> {
+    fn of(&self, order: OrderId) -> &Notify {
         // The last byte of a UUIDv7 is random (RFC 9562, section 5.7).
-        let byte = order.0.as_bytes().last().copied().unwrap_or_default();
-        self.0.get(usize::from(byte) % self.0.len())
+        let random = usize::from(order.0.as_bytes()[15]);
+        &self.0[random % self.0.len()]
     }
 }

@@ -18,20 +18,6 @@ use crate::store::place::PlacedOrder;
 use crate::store::{Deduplication, InsertOutcome, StoreError};
 use crate::telemetry::span;
 
-/// A request to place an order.
-#[derive(Clone, Debug)]
-pub struct PlaceOrder {
-    /// The caller.
-    pub caller: Identity,
-    /// The requested lines.
-    pub lines: Vec<RequestedLine>,
-    /// The caller's `Idempotency-Key`, if there is one.
-    pub key: Option<String>,
-    /// The trace of the request.
-    pub trace: TraceParent,
-}
-
-/// How repeated requests are recognised.
 #[derive(Clone, Copy, Debug)]
 pub struct DuplicateSettings {
     /// How long an order without a key is found by its lines, from its answer on. None: never.
@@ -45,7 +31,6 @@ pub struct DuplicateSettings {
 /// An order that this request placed, or an earlier identical one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placed {
-    /// The order.
     pub order: PlacedOrder,
     /// Whether an earlier request placed it.
     pub replayed: bool,
@@ -54,34 +39,24 @@ pub struct Placed {
 /// Why an order was not placed. Nothing was written, except perhaps after [`StoreError::OutcomeUnknown`].
 #[derive(Debug, Error)]
 pub enum PlaceError {
-    /// The lines break a rule.
     #[error("the lines break a rule")]
     BadLines(BadLines),
-    /// The Product Service does not know these products.
     #[error("unknown products")]
     UnknownProducts(Vec<UnknownProduct>),
-    /// The stock of these products is too low.
     #[error("not enough stock")]
     InsufficientStock(Vec<ShortLine>),
-    /// The Product Service did not give a usable answer in time.
     #[error(transparent)]
     Products(#[from] Unavailable),
-    /// The prices of the Product Service add up to more than an order may cost.
     #[error("the prices add up to more than an order may cost")]
     TotalTooLarge,
-    /// The maximum number of concurrent placements is reached.
     #[error("too many placements are running")]
     Busy,
-    /// A request with the same key is running.
     #[error("a request with the same key is running")]
     InProgress,
-    /// The key belongs to a request with other lines.
     #[error("the key belongs to a request with other lines")]
     KeyReused,
-    /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The placement panicked: a bug.
     #[error("the placement crashed")]
     Crashed(#[from] JoinError),
 }
@@ -91,7 +66,6 @@ pub enum PlaceError {
 pub struct UnknownProduct {
     /// Index of the first line that asks for it.
     pub line: usize,
-    /// The product.
     pub product_id: ProductId,
 }
 
@@ -100,11 +74,9 @@ pub struct UnknownProduct {
 pub struct ShortLine {
     /// Index of the first line that asks for it.
     pub line: usize,
-    /// The product.
     pub product_id: ProductId,
     /// The requested quantity of all lines.
     pub requested: u32,
-    /// The stock.
     pub available: u64,
 }
 
@@ -119,12 +91,17 @@ struct Request {
 }
 
 impl OrderService {
-    /// Places an order for the caller: completely or not at all, and once per request.
+    /// Places an order for the caller: completely or not at all, and once per request. `key` is the `Idempotency-Key`.
     ///
     /// Runs in its own task, so that it finishes even if the client disconnects (invariant 9). Holds no connection
     /// during the look-ups (invariant 3).
-    pub async fn place(&self, request: PlaceOrder) -> Result<Placed, PlaceError> {
-        let PlaceOrder { caller, lines, key, trace } = request;
+    pub async fn place(
+        &self,
+        caller: Identity,
+        lines: Vec<RequestedLine>,
+        key: Option<String>,
+        trace: TraceParent,
+    ) -> Result<Placed, PlaceError> {
         let lines = merge_lines(lines).map_err(PlaceError::BadLines)?;
         let fingerprint = fingerprint(&lines);
         let request = Request { caller, lines, fingerprint, key, received_at: time::now(), trace };

@@ -37,7 +37,6 @@ pub(super) struct CallBatch {
     pub(super) trace: TraceParent,
 }
 
-/// The result of a batch.
 #[derive(Debug)]
 pub(super) struct BatchResult {
     /// Whether any call was answered. `None` for an empty batch.
@@ -54,7 +53,6 @@ pub(super) struct ClaimedBatches {
     pub(super) more: bool,
 }
 
-/// The decision about a claimed job.
 enum ClaimDecision {
     Calls(CallBatch),
     /// The job waits, or has ended.

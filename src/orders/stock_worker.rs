@@ -20,7 +20,6 @@ use crate::telemetry::error_chain;
 /// them.
 const BATCHES_PER_CALL: usize = 4;
 
-/// The state of the worker.
 struct StockWork {
     batches: JoinSet<BatchResult>,
     slots: CallSlots,

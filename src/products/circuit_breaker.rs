@@ -11,7 +11,6 @@ use tokio::time::Instant;
 
 use crate::metrics::BreakerCalls;
 
-/// The state of the breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Display, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum State {
@@ -41,13 +40,13 @@ pub(super) enum CallResult {
 
 /// When the breaker opens, and for how long.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct BreakerSettings {
+pub struct BreakerSettings {
     /// The number of latest calls from which the breaker computes the failure rate.
-    pub(super) window: usize,
+    pub window: usize,
     /// The failure rate that opens the breaker, in percent. More than 100 keeps it closed.
-    pub(super) failure_percent: u8,
+    pub failure_percent: u8,
     /// How long the breaker stays open.
-    pub(super) open: Duration,
+    pub open: Duration,
 }
 
 /// Permits calls while they mostly succeed.
@@ -103,35 +102,23 @@ impl CircuitBreaker {
     }
 
     /// The state that a call would meet now.
-    pub(super) fn state(&self) -> State {
-        self.state_at(Instant::now())
-    }
-
-    /// How long the breaker stays open. `None` if it is not open.
-    pub(super) fn remaining(&self) -> Option<Duration> {
-        self.remaining_at(Instant::now())
-    }
-
-    /// Permits a call that must end by `deadline`, or refuses it.
-    pub(super) fn acquire(&self, deadline: Instant) -> Option<Permit<'_>> {
-        self.acquire_at(Instant::now(), deadline)
-    }
-
-    fn state_at(&self, now: Instant) -> State {
+    pub(super) fn state(&self, now: Instant) -> State {
         self.update(|machine| match machine.phase {
             Phase::Open { until } if now >= until => State::HalfOpen,
             _ => machine.phase.state(),
         })
     }
 
-    fn remaining_at(&self, now: Instant) -> Option<Duration> {
+    /// How long the breaker stays open. `None` if it is not open.
+    pub(super) fn remaining(&self, now: Instant) -> Option<Duration> {
         self.update(|machine| match machine.phase {
             Phase::Open { until } => until.checked_duration_since(now).filter(|left| !left.is_zero()),
             Phase::Closed(_) | Phase::HalfOpen { .. } => None,
         })
     }
 
-    fn acquire_at(&self, now: Instant, deadline: Instant) -> Option<Permit<'_>> {
+    /// Permits a call that must end by `deadline`, or refuses it.
+    pub(super) fn acquire(&self, now: Instant, deadline: Instant) -> Option<Permit<'_>> {
         let Some(period) = self.update(|machine| machine.acquire(now)) else {
             self.calls.not_permitted.inc();
             return None;
@@ -142,7 +129,7 @@ impl CircuitBreaker {
     /// Whether the breaker is open, so that a call need not wait for its refusal. If so, counts the call as not
     /// permitted.
     pub(super) fn refuses(&self) -> bool {
-        let is_open = self.state() == State::Open;
+        let is_open = self.state(Instant::now()) == State::Open;
         if is_open {
             self.calls.not_permitted.inc();
         }
@@ -178,11 +165,7 @@ impl CircuitBreaker {
 
 impl Permit<'_> {
     /// Records how the call ended.
-    pub(super) fn record(self, result: CallResult) {
-        self.record_at(Instant::now(), result);
-    }
-
-    fn record_at(mut self, now: Instant, result: CallResult) {
+    pub(super) fn record(mut self, now: Instant, result: CallResult) {
         self.release(now, result);
     }
 

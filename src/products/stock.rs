@@ -21,7 +21,6 @@ use opentelemetry::trace::SpanKind;
 use reqwest::header::RETRY_AFTER;
 use reqwest::{Method, Response, StatusCode, Url};
 use serde_json::Value;
-use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout};
 
 use super::failure::Failure;
@@ -33,18 +32,14 @@ use crate::telemetry::span::Span;
 /// The route of a stock call. The platform's pages do not document it, so all of it is a setting.
 #[derive(Clone, Debug)]
 pub struct StockRoute {
-    /// The method.
     pub method: Method,
     /// The path below the URL of the Product Service; it contains `{productId}`.
     pub path: String,
 }
 
-/// The settings of the stock calls.
 #[derive(Clone, Debug)]
 pub struct StockSettings {
-    /// Takes stock.
     pub reduce: StockRoute,
-    /// Gives it back.
     pub restore: StockRoute,
     /// The timeout of one call.
     pub timeout: Duration,
@@ -74,40 +69,30 @@ impl ProductClient {
     pub async fn send_stock_call(&self, call: &StockCall, trace: &TraceParent) -> CallOutcome {
         let mut span = self.stock_span(call, trace);
         let (started, context) = (Instant::now(), span.context());
+        let after = self.settings.stock.timeout;
         let answered = self.send(call, context.as_ref().unwrap_or(trace));
-        let answered = timeout(self.stock.timeout, answered).await;
+        let answered = timeout(after, answered).await.unwrap_or(Err(Failure::TimedOut { after }));
         self.measure(call.direction, started, &answered);
         note_answer(&mut span, &answered);
         drop(span);
         let outcome = match answered {
-            Err(_) => CallOutcome::Unknown(format!("no answer within {:?}", self.stock.timeout)),
-            Ok(Err(error)) if error.is_builder() || error.is_connect() => {
-                CallOutcome::NotSent(Failure::from(error).chain())
+            Ok(answered) => self.outcome_of(answered, call, trace).await,
+            Err(Failure::Connection(error)) if error.is_builder() || error.is_connect() => {
+                CallOutcome::NotSent(Failure::Connection(error).chain())
             }
-            Ok(Err(error)) => CallOutcome::Unknown(Failure::from(error).chain()),
-            Ok(Ok(answered)) => self.outcome_of(answered, call, trace).await,
+            Err(failure) => CallOutcome::Unknown(failure.chain()),
         };
         self.log(call, &outcome);
         outcome
     }
 
-    /// Measures one request.
-    fn measure(
-        &self,
-        direction: Direction,
-        started: Instant,
-        answered: &Result<Result<Answered, reqwest::Error>, Elapsed>,
-    ) {
-        let outcome = match answered {
-            Err(_) => "timeout",
-            Ok(Err(_)) => "error",
-            Ok(Ok(answered)) => answered.metric_outcome(),
-        };
+    fn measure(&self, direction: Direction, started: Instant, answered: &Result<Answered, Failure>) {
+        let outcome = answered.as_ref().map_or_else(Failure::metric_outcome, Answered::metric_outcome);
         let operation = match direction {
             Direction::Take => "take_stock",
             Direction::GiveBack => "give_back_stock",
         };
-        self.metrics.products.requested(operation, outcome, started.elapsed());
+        self.catalogue.metrics.products.requested(operation, outcome, started.elapsed());
     }
 
     fn log(&self, call: &StockCall, outcome: &CallOutcome) {
@@ -130,38 +115,36 @@ impl ProductClient {
         }
     }
 
-    /// The settings of the stock calls.
     pub fn stock_settings(&self) -> &StockSettings {
-        &self.stock
+        &self.settings.stock
     }
 
     fn route(&self, call: &StockCall) -> &StockRoute {
         match call.direction {
-            Direction::Take => &self.stock.reduce,
-            Direction::GiveBack => &self.stock.restore,
+            Direction::Take => &self.settings.stock.reduce,
+            Direction::GiveBack => &self.settings.stock.restore,
         }
     }
 
-    /// The span of a stock call.
     fn stock_span(&self, call: &StockCall, trace: &TraceParent) -> Span {
         let route = self.route(call);
         let mut span = Span::child(SpanKind::Client, || format!("{} {}", route.method, route.path), trace);
         if span.is_recorded() {
             span.set("http.request.method", route.method.to_string());
             span.set("url.template", route.path.clone());
-            note_server(&mut span, &self.base);
+            note_server(&mut span, &self.catalogue.base);
         }
         span
     }
 
-    async fn send(&self, call: &StockCall, trace: &TraceParent) -> Result<Answered, reqwest::Error> {
+    async fn send(&self, call: &StockCall, trace: &TraceParent) -> Result<Answered, Failure> {
         let route = self.route(call);
-        let Some(address) = route.address(&self.base, call.product_id.as_str()) else {
+        let Some(address) = route.address(&self.catalogue.base, call.product_id.as_str()) else {
             return Ok(StatusCode::MISDIRECTED_REQUEST.into());
         };
-        let response = traced(self.http.request(route.method.clone(), address), trace)
+        let response = traced(self.catalogue.http.request(route.method.clone(), address), trace)
             .header("Idempotency-Key", &call.idempotency_key)
-            .header("X-User-Email", &self.stock.service_email)
+            .header("X-User-Email", &self.settings.stock.service_email)
             .header("X-User-Role", "ADMIN")
             .header("Content-Type", "application/json")
             .body(format!(r#"{{"quantity":{}}}"#, call.quantity.get()))
@@ -212,7 +195,7 @@ impl ProductClient {
     /// Looks up the product with a timeout of its own, because the refusal may have used up the call's.
     async fn look_up_again(&self, call: &StockCall, trace: &TraceParent) -> Result<Option<Product>, String> {
         let mut span = self.catalogue.span(trace);
-        let (started, after, context) = (Instant::now(), self.stock.timeout, span.context());
+        let (started, after, context) = (Instant::now(), self.settings.stock.timeout, span.context());
         let found = self.catalogue.get(&call.product_id, context.as_ref().unwrap_or(trace));
         let found = timeout(after, found).await.unwrap_or(Err(Failure::TimedOut { after }));
         self.catalogue.measure(started, &found);
@@ -230,17 +213,13 @@ impl ProductClient {
     }
 }
 
-fn note_answer(span: &mut Span, answered: &Result<Result<Answered, reqwest::Error>, Elapsed>) {
-    if !span.is_recorded() {
-        return;
-    }
+fn note_answer(span: &mut Span, answered: &Result<Answered, Failure>) {
     match answered {
-        Err(_) => span.fail("timeout"),
-        Ok(Err(_)) => span.fail("connection"),
-        Ok(Ok(Answered { status, .. })) if status.is_success() => {
+        Ok(Answered { status, .. }) if status.is_success() => {
             span.set("http.response.status_code", i64::from(status.as_u16()));
         }
-        Ok(Ok(Answered { status, .. })) => note_refusal(span, *status),
+        Ok(Answered { status, .. }) => note_refusal(span, *status),
+        Err(failure) => span.fail(failure.error_type()),
     }
 }
 

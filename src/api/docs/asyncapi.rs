@@ -15,13 +15,11 @@ type StatusUpdated = Envelope<'static, StatusUpdatedMetadata<'static>>;
 
 /// The schema of the payload of a message.
 struct Payload {
-    /// The name of its schema.
     name: &'static str,
     schema: Value,
 }
 
-/// The document.
-pub(super) fn document(topics: &Topics<'_>) -> Value {
+pub(in crate::api) fn document(topics: &Topics<'_>) -> Value {
     let mut schemas = nested();
     let placed = order_payload::<Placed>("OrderPlaced", EventType::OrderPlaced);
     let updated = order_payload::<StatusUpdated>("OrderStatusUpdated", EventType::OrderStatusUpdated);
@@ -32,9 +30,8 @@ pub(super) fn document(topics: &Topics<'_>) -> Value {
     for (payload, event) in [&placed, &updated].into_iter().zip(event::examples().into_iter().flatten()) {
         messages.insert(payload.name.to_owned(), order_message(payload, &event));
     }
-    messages
-        .insert("PaymentSuccess".to_owned(), payment_message(&success, "confirms the order", json!(4998)));
-    messages.insert("PaymentFailed".to_owned(), payment_message(&failed, "cancels the order", json!(4998)));
+    messages.insert("PaymentSuccess".to_owned(), payment_message(&success, "confirms the order"));
+    messages.insert("PaymentFailed".to_owned(), payment_message(&failed, "cancels the order"));
     for payload in [placed, updated, success, failed] {
         schemas.insert(payload.name.to_owned(), payload.schema);
     }
@@ -48,8 +45,20 @@ pub(super) fn document(topics: &Topics<'_>) -> Value {
         },
         "defaultContentType": "application/json",
         "channels": {
-            "orderEvents": order_channel(topics.orders),
-            "paymentEvents": payment_channel(topics.payments),
+            "orderEvents": {
+                "address": topics.orders,
+                "title": "Events of orders",
+                "description": "The key of a record is the order's id. Delivery is at least once, in order within an order id; a repeat \
+                    is byte-identical. To process each event once, drop repeats by `metadata.eventId`, or drop events whose \
+                    `metadata.sequence` is not above the last one of the order. New members and event types may be added.",
+                "messages": references(&["OrderPlaced", "OrderStatusUpdated"]),
+            },
+            "paymentEvents": {
+                "address": topics.payments,
+                "title": "Events of the Payment Service",
+                "description": "Repeats are recognised by `metadata.eventId`, or without one by `eventType`, `entityId` and `timestamp`.",
+                "messages": references(&["PaymentSuccess", "PaymentFailed"]),
+            },
         },
         "operations": {
             "publishOrderEvents": {
@@ -140,17 +149,17 @@ fn order_message(payload: &Payload, event: &OrderEvent) -> Value {
     })
 }
 
-fn payment_message(payload: &Payload, effect: &str, amount: Value) -> Value {
+fn payment_message(payload: &Payload, effect: &str) -> Value {
     let event_type = &payload.schema["properties"]["eventType"]["const"];
-    let mut example = json!({
+    let example = json!({
         "eventType": event_type,
         "service": "PAYMENT_SERVICE",
         "userEmail": "user@example.com",
         "entityId": "0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10",
         "timestamp": "2026-01-21T12:31:00.123456Z",
         "metadata": {"eventId": "0198c1f3-1111-7cc0-8d3e-2f1a6b4c9d13"},
+        "amount": 4998,
     });
-    example["amount"] = amount;
     json!({
         "name": event_type,
         "title": payload.name,
@@ -161,27 +170,7 @@ fn payment_message(payload: &Payload, effect: &str, amount: Value) -> Value {
     })
 }
 
-fn order_channel(topic: &str) -> Value {
-    json!({
-        "address": topic,
-        "title": "Events of orders",
-        "description": "The key of a record is the order's id. Delivery is at least once, in order within an order id; a repeat \
-            is byte-identical. To process each event once, drop repeats by `metadata.eventId`, or drop events whose \
-            `metadata.sequence` is not above the last one of the order. New members and event types may be added.",
-        "messages": messages(&["OrderPlaced", "OrderStatusUpdated"]),
-    })
-}
-
-fn payment_channel(topic: &str) -> Value {
-    json!({
-        "address": topic,
-        "title": "Events of the Payment Service",
-        "description": "Repeats are recognised by `metadata.eventId`, or without one by `eventType`, `entityId` and `timestamp`.",
-        "messages": messages(&["PaymentSuccess", "PaymentFailed"]),
-    })
-}
-
-fn messages(names: &[&str]) -> Map<String, Value> {
+fn references(names: &[&str]) -> Map<String, Value> {
     let reference =
         |name: &&str| ((*name).to_owned(), json!({"$ref": format!("#/components/messages/{name}")}));
     names.iter().map(reference).collect()

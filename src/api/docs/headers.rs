@@ -57,7 +57,6 @@ pub(super) fn headers_of(status: StatusCode, code: &str) -> &'static [&'static s
     }
 }
 
-/// Adds all headers to the components of the document.
 pub(super) fn add_components(components: &mut Components) {
     for (name, about, example) in HEADERS {
         components.headers.insert((*name).to_owned(), text_header(about, example).into());
@@ -65,7 +64,6 @@ pub(super) fn add_components(components: &mut Components) {
     components.headers.insert(RETRY_AFTER.to_owned(), retry_after().into());
 }
 
-/// Adds a header to a response.
 pub(super) fn add_header(response: &mut Response, name: &str) {
     response.headers.insert(name.to_owned(), header(name));
 }

@@ -1,15 +1,13 @@
 //! The `OpenAPI` document: the descriptions of the handlers, with the parts that all handlers share.
 
 use serde_json::json;
+use utoipa::OpenApi as _;
 use utoipa::openapi::link::Link;
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::request_body::RequestBody;
 use utoipa::openapi::schema::Schema;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityRequirement, SecurityScheme};
-use utoipa::openapi::tag::Tag;
-use utoipa::openapi::{
-    Components, Contact, InfoBuilder, LicenseBuilder, ObjectBuilder, OpenApi, RefOr, Required, Server, Type,
-};
+use utoipa::openapi::{Components, ObjectBuilder, OpenApi, RefOr, Required, Type};
 
 use super::headers::{self, add_header};
 use super::problems;
@@ -43,8 +41,9 @@ const FOLLOW_UPS: [FollowUp; 4] = {
 };
 
 /// Adds the parts that all handlers share: problems, links, headers and parameters.
-pub(super) fn complete(mut api: OpenApi) -> OpenApi {
-    describe(&mut api);
+pub(in crate::api) fn complete(mut api: OpenApi) -> OpenApi {
+    let frame = Frame::openapi();
+    (api.info, api.servers, api.tags) = (frame.info, frame.servers, frame.tags);
     let mut components = api.components.take().unwrap_or_default();
     add_components(&mut components);
     api.components = Some(components);
@@ -66,41 +65,31 @@ pub(super) fn complete(mut api: OpenApi) -> OpenApi {
     api
 }
 
-/// The operations of a path.
 pub(super) fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch].into_iter().flatten()
 }
 
-fn describe(api: &mut OpenApi) {
-    const ABOUT: &str = "Places orders, keeps them in PostgreSQL and publishes their events to Kafka \
-        (see `/asyncapi.json`).\n\n\
-        The gateway in front of the service authenticates the caller and sends the identity in `X-User-Email` and \
-        `X-User-Role`. Amounts are exact decimals with at most two places, in INR. Times are RFC 3339 in UTC. Unknown \
-        fields in requests are ignored, and new fields may be added to responses.";
-    let mut contact = Contact::new();
-    contact.name = Some("The order service of ShopVerse".to_owned());
-    api.info = InfoBuilder::new()
-        .title("ShopVerse order service")
-        .version(env!("CARGO_PKG_VERSION"))
-        .description(Some(ABOUT))
-        .contact(Some(contact))
-        .license(Some(
-            LicenseBuilder::new().name("MIT OR Apache-2.0").identifier(Some("MIT OR Apache-2.0")).build(),
-        ))
-        .build();
-    let mut here = Server::new("/");
-    here.description = Some("The server of this document.".to_owned());
-    api.servers = Some(vec![here]);
-    let tag = |name: &str, description: &str| {
-        let mut tag = Tag::new(name);
-        tag.description = Some(description.to_owned());
-        tag
-    };
-    api.tags = Some(vec![
-        tag("orders", "Place, read and change orders."),
-        tag("health", "For load balancers and operators. They need no identity."),
-    ]);
-}
+const ABOUT: &str = "Places orders, keeps them in PostgreSQL and publishes their events to Kafka \
+    (see `/asyncapi.json`).\n\n\
+    The gateway in front of the service authenticates the caller and sends the identity in `X-User-Email` and \
+    `X-User-Role`. Amounts are exact decimals with at most two places, in INR. Times are RFC 3339 in UTC. Unknown \
+    fields in requests are ignored, and new fields may be added to responses.";
+
+/// The parts that belong to no handler. The version and the licence are those of `Cargo.toml`.
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(
+        title = "ShopVerse order service",
+        description = ABOUT,
+        contact(name = "The order service of ShopVerse")
+    ),
+    servers((url = "/", description = "The server of this document.")),
+    tags(
+        (name = "orders", description = "Place, read and change orders."),
+        (name = "health", description = "For load balancers and operators. They need no identity."),
+    ),
+)]
+struct Frame;
 
 /// The identity headers of the gateway, and its secret if `GATEWAY_SECRET` is set.
 const SCHEMES: [(&str, &str, &str); 3] = [
@@ -147,7 +136,8 @@ fn add_parameters(operation: &mut Operation) {
         let example = EXAMPLES.iter().find(|(known, _)| known == name);
         schema.examples.extend(example.map(|(_, example)| json!(example)));
     }
-    parameters.extend([request_id(), trace_parent(), trace_state()].map(RefOr::from));
+    parameters
+        .extend(CALL_HEADERS.map(|(name, about, example)| header_parameter(name, about, example).into()));
 }
 
 /// An optional body is never `null`, which the derived schema would allow.
@@ -162,29 +152,24 @@ fn name_optional_body(body: &mut RequestBody) {
     }
 }
 
-fn request_id() -> Parameter {
-    header_parameter(
+/// The headers that every call may have.
+const CALL_HEADERS: [(&str, &str, &str); 3] = [
+    (
         "X-Request-Id",
         "The id of the request in the log and the response: 1 to 128 letters, digits, `-`, `_`, `.` or `:`. Invalid ids are replaced.",
         "checkout-4711",
-    )
-}
-
-fn trace_parent() -> Parameter {
-    header_parameter(
+    ),
+    (
         "traceparent",
         "The trace of the request (W3C Trace Context). The event continues it.",
         "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-    )
-}
-
-fn trace_state() -> Parameter {
-    header_parameter(
+    ),
+    (
         "tracestate",
         "Vendor data of the trace (W3C Trace Context). The service passes up to 512 bytes on with `traceparent`.",
         "gateway=00f067aa0ba902b7",
-    )
-}
+    ),
+];
 
 fn header_parameter(name: &str, about: &str, example: &str) -> Parameter {
     ParameterBuilder::new()

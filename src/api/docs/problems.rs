@@ -17,7 +17,7 @@ use crate::api::problem::{MEDIA_TYPE, Problem};
 use crate::domain::line::BadLines;
 use crate::domain::order::InvalidTransition;
 use crate::domain::{OrderId, ProductId, Status};
-use crate::orders::{ChangeStatusError, PlaceError, ShortLine, UnknownProduct};
+use crate::orders::{OrderError, PlaceError, ShortLine, UnknownProduct};
 
 const ORDER: &str = "/api/orders/0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10";
 
@@ -146,14 +146,11 @@ fn of_an_order() -> Vec<(Problem, &'static str)> {
     let id = OrderId::parse(&ORDER["/api/orders/".len()..]).unwrap_or_else(|_| OrderId::generate());
     let product = ProductId::parse("PROD456").ok();
     let mut errors = vec![
-        ChangeStatusError::NotFound(id),
-        ChangeStatusError::PreconditionFailed(2),
-        ChangeStatusError::InvalidTransition(InvalidTransition {
-            from: Status::Confirmed,
-            to: Status::Created,
-        }),
+        OrderError::NotFound(id),
+        OrderError::PreconditionFailed(2),
+        OrderError::InvalidTransition(InvalidTransition { from: Status::Confirmed, to: Status::Created }),
     ];
-    errors.extend(product.map(ChangeStatusError::StockUnavailable));
+    errors.extend(product.map(OrderError::StockUnavailable));
     errors.into_iter().map(|error| (Problem::from(error), ORDER)).collect()
 }
 

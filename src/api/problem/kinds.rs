@@ -4,8 +4,7 @@ use axum::http::StatusCode;
 
 /// A kind of problem: the members that are the same for all occurrences (RFC 9457, 3.1).
 #[derive(Debug)]
-pub struct Kind {
-    /// The status of the response.
+pub(crate) struct Kind {
     pub status: StatusCode,
     /// The last part of `type`, for programs.
     pub code: &'static str,
@@ -26,7 +25,6 @@ macro_rules! kinds {
             pub(crate) static $name: Kind =
                 Kind { status: StatusCode::$status, code: $code, title: $title, when: $when };
         )+
-        /// Every kind, by status.
         pub(crate) static ALL: &[&Kind] = &[$(&$name),+];
     };
 }

@@ -13,11 +13,11 @@ fn breaker(window: usize, failure_percent: u8) -> CircuitBreaker {
 
 /// A permit whose deadline does not pass during the test.
 fn acquire(breaker: &CircuitBreaker, now: Instant) -> Option<Permit<'_>> {
-    breaker.acquire_at(now, Instant::now() + HOUR)
+    breaker.acquire(now, Instant::now() + HOUR)
 }
 
 fn call(breaker: &CircuitBreaker, result: CallResult, now: Instant) {
-    acquire(breaker, now).unwrap().record_at(now, result);
+    acquire(breaker, now).unwrap().record(now, result);
 }
 
 fn opened(now: Instant) -> CircuitBreaker {
@@ -25,7 +25,7 @@ fn opened(now: Instant) -> CircuitBreaker {
     for _ in 0..5 {
         call(&breaker, CallResult::Failure, now);
     }
-    assert_eq!(breaker.state_at(now), State::Open);
+    assert_eq!(breaker.state(now), State::Open);
     breaker
 }
 
@@ -36,9 +36,9 @@ fn the_breaker_opens_exactly_when_the_failure_rate_is_reached() {
     for result in [CallResult::Success; 5].into_iter().chain([CallResult::Failure; 4]) {
         call(&breaker, result, now);
     }
-    assert_eq!(breaker.state_at(now), State::Closed);
+    assert_eq!(breaker.state(now), State::Closed);
     call(&breaker, CallResult::Failure, now);
-    assert_eq!(breaker.state_at(now), State::Open);
+    assert_eq!(breaker.state(now), State::Open);
 }
 
 #[test]
@@ -49,9 +49,9 @@ fn a_few_failures_do_not_open_the_breaker() {
         for _ in 1..enough {
             call(&breaker, CallResult::Failure, now);
         }
-        assert_eq!(breaker.state_at(now), State::Closed, "window {window}");
+        assert_eq!(breaker.state(now), State::Closed, "window {window}");
         call(&breaker, CallResult::Failure, now);
-        assert_eq!(breaker.state_at(now), State::Open, "window {window}");
+        assert_eq!(breaker.state(now), State::Open, "window {window}");
     }
 }
 
@@ -64,7 +64,7 @@ fn the_window_contains_only_the_latest_results() {
             call(&breaker, result, now);
         }
     }
-    assert_eq!(breaker.state_at(now), State::Closed);
+    assert_eq!(breaker.state(now), State::Closed);
     let machine = breaker.machine.lock().unwrap();
     let Phase::Closed(window) = &machine.phase else { panic!("{machine:?}") };
     assert_eq!(window.failed.len(), 10);
@@ -81,7 +81,7 @@ fn ignored_results_do_not_count() {
     for _ in 0..4 {
         call(&breaker, CallResult::Failure, now);
     }
-    assert_eq!(breaker.state_at(now), State::Closed);
+    assert_eq!(breaker.state(now), State::Closed);
 }
 
 #[test]
@@ -91,19 +91,19 @@ fn a_failure_rate_above_100_percent_keeps_the_breaker_closed() {
     for _ in 0..100 {
         call(&breaker, CallResult::Failure, now);
     }
-    assert_eq!(breaker.state_at(now), State::Closed);
+    assert_eq!(breaker.state(now), State::Closed);
 }
 
 #[test]
 fn an_open_breaker_refuses_calls_and_returns_the_remaining_time() {
     let now = Instant::now();
     let breaker = opened(now);
-    assert_eq!(breaker.remaining_at(now), Some(OPEN));
+    assert_eq!(breaker.remaining(now), Some(OPEN));
     let later = now + Duration::from_millis(4_999);
-    assert_eq!(breaker.remaining_at(later), Some(Duration::from_millis(1)));
+    assert_eq!(breaker.remaining(later), Some(Duration::from_millis(1)));
     assert!(acquire(&breaker, later).is_none());
-    assert_eq!(breaker.state_at(now + OPEN), State::HalfOpen);
-    assert_eq!(breaker.remaining_at(now + OPEN), None);
+    assert_eq!(breaker.state(now + OPEN), State::HalfOpen);
+    assert_eq!(breaker.remaining(now + OPEN), None);
 }
 
 #[test]
@@ -115,8 +115,8 @@ fn a_half_open_breaker_permits_a_few_concurrent_calls() {
     assert!(acquire(&breaker, later).is_none());
     let mut released = Vec::new();
     for permit in permits {
-        permit.record_at(later, CallResult::Ignored);
-        assert_eq!(breaker.state_at(later), State::HalfOpen);
+        permit.record(later, CallResult::Ignored);
+        assert_eq!(breaker.state(later), State::HalfOpen);
         released.push(acquire(&breaker, later).expect("an ignored call frees its permit"));
     }
 }
@@ -126,11 +126,11 @@ fn a_success_closes_the_breaker_with_an_empty_window() {
     let now = Instant::now();
     let (breaker, later) = (opened(now), now + OPEN);
     call(&breaker, CallResult::Success, later);
-    assert_eq!(breaker.state_at(later), State::Closed);
+    assert_eq!(breaker.state(later), State::Closed);
     for _ in 0..4 {
         call(&breaker, CallResult::Failure, later);
     }
-    assert_eq!(breaker.state_at(later), State::Closed);
+    assert_eq!(breaker.state(later), State::Closed);
 }
 
 #[test]
@@ -138,8 +138,8 @@ fn a_failed_probe_opens_the_breaker_again_for_the_full_time() {
     let now = Instant::now();
     let (breaker, later) = (opened(now), now + OPEN);
     call(&breaker, CallResult::Failure, later);
-    assert_eq!(breaker.state_at(later), State::Open);
-    assert_eq!(breaker.remaining_at(later), Some(OPEN));
+    assert_eq!(breaker.state(later), State::Open);
+    assert_eq!(breaker.remaining(later), Some(OPEN));
 }
 
 #[test]
@@ -150,16 +150,16 @@ fn results_of_an_earlier_period_are_ignored() {
     for _ in 0..5 {
         call(&breaker, CallResult::Failure, start);
     }
-    old_success.record_at(start, CallResult::Success);
-    assert_eq!(breaker.state_at(start), State::Open);
+    old_success.record(start, CallResult::Success);
+    assert_eq!(breaker.state(start), State::Open);
 
     let later = start + OPEN;
     let [probe, other] = [(); 2].map(|()| acquire(&breaker, later).unwrap());
-    old_failure.record_at(later, CallResult::Failure);
-    assert_eq!(breaker.state_at(later), State::HalfOpen);
-    probe.record_at(later, CallResult::Success);
-    other.record_at(later, CallResult::Failure);
-    assert_eq!(breaker.state_at(later), State::Closed);
+    old_failure.record(later, CallResult::Failure);
+    assert_eq!(breaker.state(later), State::HalfOpen);
+    probe.record(later, CallResult::Success);
+    other.record(later, CallResult::Failure);
+    assert_eq!(breaker.state(later), State::Closed);
 }
 
 #[test]
@@ -173,17 +173,17 @@ fn a_permit_dropped_before_its_deadline_is_released_without_a_result() {
         drop(permits);
     }
     call(&breaker, CallResult::Success, later);
-    assert_eq!(breaker.state_at(later), State::Closed);
+    assert_eq!(breaker.state(later), State::Closed);
 }
 
 #[test]
 fn a_permit_dropped_after_its_deadline_counts_as_a_failure() {
     let (breaker, past) = (breaker(10, 50), Instant::now());
     for _ in 0..5 {
-        assert_eq!(breaker.state_at(past), State::Closed);
-        drop(breaker.acquire_at(past, past).unwrap());
+        assert_eq!(breaker.state(past), State::Closed);
+        drop(breaker.acquire(past, past).unwrap());
     }
-    assert_eq!(breaker.state_at(past), State::Open);
+    assert_eq!(breaker.state(past), State::Open);
 }
 
 #[derive(Clone, Debug)]
@@ -210,7 +210,7 @@ proptest! {
         let breaker = breaker(10, 50);
         let mut permits: Vec<Permit<'_>> = Vec::new();
         for step in steps {
-            let before = breaker.state_at(now);
+            let before = breaker.state(now);
             match step {
                 Step::Wait(ms) => now += Duration::from_millis(ms),
                 Step::Acquire => {
@@ -220,7 +220,7 @@ proptest! {
                     permits.extend(permit);
                 }
                 Step::End(index, result) if !permits.is_empty() => {
-                    permits.swap_remove(index % permits.len()).record_at(now, result);
+                    permits.swap_remove(index % permits.len()).record(now, result);
                 }
                 Step::End(..) => {}
             }
@@ -232,10 +232,10 @@ proptest! {
             }
         }
         for permit in permits {
-            permit.record_at(now, CallResult::Ignored);
+            permit.record(now, CallResult::Ignored);
         }
         now += OPEN;
         call(&breaker, CallResult::Success, now);
-        prop_assert_eq!(breaker.state_at(now), State::Closed);
+        prop_assert_eq!(breaker.state(now), State::Closed);
     }
 }

@@ -101,13 +101,8 @@ async fn all_placements_never_exceed_the_maximum_in_flight() {
 async fn waiting_for_a_permit_uses_up_the_deadline_but_is_no_failure() {
     let shop = Shop::always(Reply::good()).await;
     let deadline = Duration::from_millis(200);
-    let settings = ProductSettings {
-        deadline,
-        max_in_flight: 1,
-        breaker_window: 1,
-        breaker_failure_percent: 1,
-        ..patient(&shop)
-    };
+    let breaker = BreakerSettings { window: 1, failure_percent: 1, open: HOUR };
+    let settings = ProductSettings { deadline, max_in_flight: 1, breaker, ..patient(&shop) };
     let client = client(settings);
     let permit = client.catalogue.in_flight.acquire().await.unwrap();
     let started = Instant::now();

@@ -9,7 +9,8 @@ use super::*;
 
 /// Opens at the fifth failure in a row.
 fn sensitive(shop: &Shop, open: Duration) -> ProductSettings {
-    ProductSettings { breaker_window: 10, breaker_failure_percent: 50, breaker_open: open, ..patient(shop) }
+    let breaker = BreakerSettings { window: 10, failure_percent: 50, open };
+    ProductSettings { breaker, ..patient(shop) }
 }
 
 /// Answers with a valid product while the switch is on, and with `bad` while it is off.
@@ -153,8 +154,9 @@ async fn a_half_open_breaker_lets_a_few_placements_probe_and_refuses_the_others(
     fail(&client, 5).await;
     until("half-open", || client.state() == BreakerState::HalfOpen).await;
     healthy.store(true, SeqCst);
+    let now = Instant::now();
     let permits: Vec<_> =
-        (0..3).map(|_| client.catalogue.breaker.acquire(Instant::now() + HOUR).unwrap()).collect();
+        (0..3).map(|_| client.catalogue.breaker.acquire(now, now + HOUR).unwrap()).collect();
     let refused = one(&client).await.unwrap_err();
     assert!(matches!(refused.cause, Failure::NotPermitted));
     assert!(refused.retry_after <= Duration::from_secs(2), "{refused:?}");
