@@ -257,9 +257,8 @@ impl<G: Group> GroupCommit<G> {
                 }
             }
             Err(error) => {
-                let error = Arc::new(error);
                 for caller in callers {
-                    caller.answer(Err(StoreError::of_set(&error)));
+                    caller.answer(Err(error.clone()));
                 }
             }
         }

@@ -70,7 +70,7 @@ impl From<MigrateError> for MigrationError {
         use MigrateError::{Execute, ExecuteMigration};
         match error {
             Execute(error) | ExecuteMigration(error, _) if is_temporary(&error) => {
-                Self::Unavailable(StoreError::Unavailable(error))
+                Self::Unavailable(StoreError::Unavailable(error.into()))
             }
             error => Self::Failed(error),
         }
