@@ -62,7 +62,7 @@ fn session(settings: &DatabaseSettings, more: &[(&str, &str)]) -> PgConnectOptio
 }
 
 /// A connection pool with its deadlines. Cheap to clone: clones share the pool.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Database {
     pool: Pool,
     settings: Arc<DatabaseSettings>,

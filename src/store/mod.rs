@@ -54,7 +54,7 @@ pub use stock::StockTimes;
 pub use unpaid::{UnpaidCursor, UnpaidPage};
 
 /// The database of the service. Cheap to clone: clones share the pools.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Store {
     database: Database,
     /// The pool for shared reads and lists.
@@ -64,8 +64,8 @@ pub struct Store {
     key_reads: SharedRead<KeyReads>,
     /// The pool for placements.
     placing: Database,
-    placements: GroupCommit<Placements>,
-    updates: GroupCommit<Updates>,
+    placements: Arc<GroupCommit<Placements>>,
+    updates: Arc<GroupCommit<Updates>>,
     stock: StockTimes,
     outbox_written: Arc<Notify>,
 }

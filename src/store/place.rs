@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::connection::{CommitSent, Database, column};
-use super::group_commit::{Committed, Group, GroupCommit, Limits};
+use super::group_commit::{Group, GroupCommit, Limits};
 use super::{Store, StoreError};
 use crate::domain::event::bucket_of;
 use crate::domain::{CustomerId, Line, Money, Order, OrderEvent, OrderId, Role, TraceParent};
@@ -268,7 +268,7 @@ impl Placements {
         sets: &Database,
         alone: &Database,
         outbox_written: &Arc<Notify>,
-    ) -> GroupCommit<Self> {
+    ) -> Arc<GroupCommit<Self>> {
         let settings = alone.settings();
         let limits = Limits {
             group: 128,
@@ -328,11 +328,11 @@ impl Group for Placements {
         set: &mut [Arc<Placing>],
         alone: bool,
         deadline: Instant,
-    ) -> Result<Vec<Committed<bool>>, StoreError> {
+    ) -> Result<Vec<Option<bool>>, StoreError> {
         let database = if alone { &self.alone } else { &self.sets };
         let inserted = match self.insert_with_retry(database, set, deadline).await {
             Err(error) if error.is_lock_timeout() && !alone => {
-                return Ok(set.iter().map(|_| Committed::LeftOut).collect());
+                return Ok(vec![None; set.len()]);
             }
             Err(error @ StoreError::OutcomeUnknown(_)) => {
                 let orders = column(set, |placing| &placing.order);
@@ -345,7 +345,7 @@ impl Group for Placements {
             inserted => inserted?,
         };
         self.outbox_written.notify_one();
-        Ok(inserted.into_iter().map(Committed::Answer).collect())
+        Ok(inserted.into_iter().map(Some).collect())
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 use super::connection::{CommitSent, Database};
-use super::group_commit::{Committed, Group, GroupCommit, Limits};
+use super::group_commit::{Group, GroupCommit, Limits};
 use super::payments::{IncomingPayment, KnownEvents, PaymentRows, Received};
 use super::stock::StockTimes;
 use super::{Store, StoreError, orders, payments, stock};
@@ -120,7 +120,7 @@ impl Updates {
         database: &Database,
         stock: StockTimes,
         outbox_written: &Arc<Notify>,
-    ) -> GroupCommit<Self> {
+    ) -> Arc<GroupCommit<Self>> {
         let settings = database.settings();
         // Few writers: each uses a connection, and the updates that wait share the next commit.
         let limits = Limits {
@@ -246,7 +246,7 @@ impl Group for Updates {
         updates: &mut [Update],
         alone: bool,
         deadline: Instant,
-    ) -> Result<Vec<Committed<Updated>>, StoreError> {
+    ) -> Result<Vec<Option<Updated>>, StoreError> {
         let (sent, mut writes) = (CommitSent::default(), Writes::default());
         let started = Instant::now();
         self.sizes.observe(f64::from(u32::try_from(updates.len()).unwrap_or(u32::MAX)));
@@ -263,10 +263,6 @@ impl Group for Updates {
             metrics.orders.changed(aggregate);
         }
         self.outbox_written.notify_one();
-        let committed = writes.answers.into_iter().map(|answer| match answer {
-            Some(answer) => Committed::Answer(answer),
-            None => Committed::LeftOut,
-        });
-        Ok(committed.collect())
+        Ok(writes.answers)
     }
 }

@@ -124,7 +124,7 @@ impl Group for Fake {
         items: &mut [Write],
         alone: bool,
         deadline: Instant,
-    ) -> Result<Vec<Committed<usize>>, StoreError> {
+    ) -> Result<Vec<Option<usize>>, StoreError> {
         assert!(!items.is_empty() && items.len() <= if alone { 1 } else { LIMITS.group });
         let (_held, millis) = self.begin(items);
         let is = |mood| items.iter().any(|item| item.mood == mood);
@@ -158,19 +158,17 @@ impl Group for Fake {
             sleep(LIMITS.grace * 2).await;
             return Err(StoreError::unknown(StoreError::Deadline));
         }
-        let answer =
-            |item: &Write| if is_left_out(item) { Committed::LeftOut } else { Committed::Answer(item.id) };
-        Ok(items.iter().map(answer).collect())
+        Ok(items.iter().map(|item| (!is_left_out(item)).then_some(item.id)).collect())
     }
 }
 
 /// The answer to a caller; `None` if it disconnected first.
 type Told = Option<Result<usize, StoreError>>;
 
-async fn call(commits: GroupCommit<Fake>, write: Write) -> Told {
-    let (began, fake) = (Instant::now(), commits.0.group.clone());
+async fn call(commits: Arc<GroupCommit<Fake>>, write: Write) -> Told {
+    let (began, fake) = (Instant::now(), commits.group.clone());
     let told = timeout(Duration::from_millis(write.patience), commits.submit(write)).await.ok();
-    let longest = commits.0.limits.deadline + commits.0.limits.grace + Duration::from_millis(2);
+    let longest = commits.limits.deadline + commits.limits.grace + Duration::from_millis(2);
     assert!(began.elapsed() <= longest, "the call exceeds its deadline");
     if let Some(Ok(_)) = told {
         assert_eq!(fake.book.lock().unwrap().times().get(&write.id), Some(&1), "answered before the commit");
@@ -183,7 +181,7 @@ async fn run(writes: Vec<Write>, fake: Fake, limits: Limits) -> Vec<Told> {
     let mut callers = Vec::new();
     for write in writes {
         sleep(Duration::from_millis(write.after)).await;
-        callers.push(tokio::spawn(call(commits.clone(), write)));
+        callers.push(tokio::spawn(call(Arc::clone(&commits), write)));
         // Each write arrives before the next.
         tokio::task::yield_now().await;
     }
