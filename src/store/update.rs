@@ -2,7 +2,6 @@
 //! and loads their orders, each change is decided on its aggregate in memory, and a few statements and one commit write
 //! all.
 
-use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::metrics::histogram::Histogram;
@@ -28,7 +27,6 @@ pub(super) struct Updates {
 }
 
 /// A change of an order.
-#[derive(Debug)]
 pub(super) struct Update {
     order: OrderId,
     /// The stock job to load: this attempt, else the latest.
@@ -37,28 +35,12 @@ pub(super) struct Update {
 }
 
 enum Work {
-    /// Changes the order, or refuses and leaves it unchanged. The decision is returned to the caller.
-    Decide(Box<dyn FnMut(&mut OrderAggregate) -> Verdict + Send>),
+    /// Changes the order, or refuses and leaves it unchanged; returns whether to write it.
+    Decide(Box<dyn FnMut(&mut OrderAggregate) -> bool + Send>),
     Payment(Arc<IncomingPayment>),
 }
 
-impl fmt::Debug for Work {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Decide(_) => "Decide",
-            Self::Payment(_) => "Payment",
-        })
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    Write,
-    Refuse,
-}
-
 /// The result of an update.
-#[derive(Debug)]
 pub(super) enum Updated {
     NoOrder,
     Decided(Box<Order>),
@@ -92,9 +74,9 @@ impl Store {
         let latest = Arc::clone(&decision);
         let work = Work::Decide(Box::new(move |aggregate| {
             let decided = decide(aggregate);
-            let verdict = if decided.is_ok() { Verdict::Write } else { Verdict::Refuse };
+            let is_accepted = decided.is_ok();
             *latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(decided);
-            verdict
+            is_accepted
         }));
         let updated = self.updates.submit(Update { order: id, job, work }).await?;
         let decision = decision.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -200,23 +182,20 @@ impl Update {
         known: &mut KnownEvents,
         writes: &mut Writes,
     ) -> Updated {
-        let updated = match (&mut self.work, aggregate) {
-            (Work::Payment(payment), aggregate) => {
+        match &mut self.work {
+            Work::Payment(payment) => {
                 let (received, aggregate) = known.apply(payment, aggregate, &mut writes.payments);
                 writes.add(aggregate);
-                return Updated::Payment(received);
+                Updated::Payment(received)
             }
-            (Work::Decide(_), None) => return Updated::NoOrder,
-            (Work::Decide(decide), Some(mut aggregate)) => match decide(&mut aggregate) {
-                Verdict::Refuse => return Updated::Decided(Box::new(aggregate.order)),
-                Verdict::Write => {
-                    let order = Box::new(aggregate.order.clone());
-                    writes.add(Some(aggregate));
-                    order
-                }
-            },
-        };
-        Updated::Decided(updated)
+            Work::Decide(decide) => {
+                let Some(mut aggregate) = aggregate else { return Updated::NoOrder };
+                let is_accepted = decide(&mut aggregate);
+                let order = Box::new(aggregate.order.clone());
+                writes.add(is_accepted.then_some(aggregate));
+                Updated::Decided(order)
+            }
+        }
     }
 }
 
