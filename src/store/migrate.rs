@@ -106,7 +106,7 @@ pub async fn migrate(settings: &DatabaseSettings) -> Result<i64, MigrationError>
     }
     // This also releases the advisory lock.
     connection.close().await.map_err(|error| MigrationError::Unavailable(error.into()))?;
-    Ok(latest())
+    Ok(migrations.last().map(|migration| migration.version).unwrap_or_default())
 }
 
 /// 1 s, doubled up to 5 s, so that transactions that waited behind the last attempt can finish.
@@ -229,11 +229,6 @@ impl Store {
         })
         .await
     }
-}
-
-/// The version of the last migration of this release.
-fn latest() -> i64 {
-    migrations().iter().map(|migration| migration.version).max().unwrap_or_default()
 }
 
 #[cfg(test)]
