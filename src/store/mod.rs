@@ -51,7 +51,7 @@ pub use list::{Cursor, ListQuery};
 pub use outbox::{Lease, PendingEvent};
 pub use place::{Deduplication, InsertOutcome};
 pub use stock::StockTimes;
-pub use unpaid::{UnpaidCursor, UnpaidPage};
+pub use unpaid::UnpaidCursor;
 
 /// The database of the service. Cheap to clone: clones share the pools.
 #[derive(Clone)]
