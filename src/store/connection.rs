@@ -65,8 +65,8 @@ fn session(settings: &DatabaseSettings, more: &[(&str, &str)]) -> PgConnectOptio
 #[derive(Clone)]
 pub(super) struct Database {
     pool: Pool,
-    settings: Arc<DatabaseSettings>,
-    metrics: Arc<Metrics>,
+    pub(super) settings: Arc<DatabaseSettings>,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 impl Database {
@@ -116,16 +116,6 @@ impl Database {
         settings.deadline = settings.deadline.min(longest);
         settings.acquire_timeout = settings.acquire_timeout.min(longest);
         Self::new(name, settings, more, &self.metrics)
-    }
-
-    /// The settings.
-    pub(super) fn settings(&self) -> &DatabaseSettings {
-        &self.settings
-    }
-
-    /// The metrics of the service.
-    pub(super) const fn metrics(&self) -> &Arc<Metrics> {
-        &self.metrics
     }
 
     /// Closes all connections, and waits for those in use.

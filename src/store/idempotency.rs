@@ -43,7 +43,7 @@ pub(super) struct KeyReads(Database);
 
 impl KeyReads {
     pub(super) fn start(readers: &Database) -> SharedRead<Self> {
-        let deadline = readers.settings().deadline;
+        let deadline = readers.settings.deadline;
         SharedRead::new(Self(readers.clone()), Limits { set: 128, readers: 2, waiting: 1024, deadline })
     }
 }

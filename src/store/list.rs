@@ -164,7 +164,7 @@ pub(super) struct CustomerPages(Database);
 
 impl CustomerPages {
     pub(super) fn start(readers: &Database) -> SharedRead<Self> {
-        let deadline = readers.settings().deadline;
+        let deadline = readers.settings.deadline;
         // Each page has up to 200 rows.
         SharedRead::new(Self(readers.clone()), Limits { set: 32, readers: 2, waiting: 1024, deadline })
     }

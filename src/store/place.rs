@@ -247,7 +247,7 @@ const WRITERS: u32 = 2;
 /// The pool for sets. Its lock timeout is short, because all orders of a set would wait.
 pub(super) fn pool(database: &Database) -> Database {
     const LOCK_TIMEOUT: Duration = Duration::from_millis(250);
-    let lock_timeout = LOCK_TIMEOUT.min(database.settings().deadline / 2).as_millis().to_string();
+    let lock_timeout = LOCK_TIMEOUT.min(database.settings.deadline / 2).as_millis().to_string();
     // The plan is the same for all sets; planning each one would take a tenth of its time.
     let more = [("lock_timeout", lock_timeout.as_str()), ("plan_cache_mode", "force_generic_plan")];
     database.with_own_pool("placing", WRITERS, &more)
@@ -269,7 +269,7 @@ impl Placements {
         alone: &Database,
         outbox_written: &Arc<Notify>,
     ) -> Arc<GroupCommit<Self>> {
-        let settings = alone.settings();
+        let settings = &alone.settings;
         let limits = Limits {
             group: 128,
             writers: WRITERS as usize,
@@ -282,7 +282,7 @@ impl Placements {
             sets: sets.clone(),
             alone: alone.clone(),
             outbox_written: Arc::clone(outbox_written),
-            sizes: sets.metrics().database.group_writes("place"),
+            sizes: sets.metrics.database.group_writes("place"),
         };
         GroupCommit::new(placements, limits)
     }
@@ -370,7 +370,7 @@ async fn insert(
     };
     let started = Instant::now();
     let accepted = timeout_at(deadline, work).await.unwrap_or(Err(StoreError::Deadline));
-    database.metrics().database.used(Query::Place, started.elapsed());
+    database.metrics.database.used(Query::Place, started.elapsed());
     let accepted = accepted.map_err(|error| commit.classify(error))?;
     let mut inserted = vec![false; set.len()];
     for number in accepted {

@@ -103,7 +103,7 @@ impl Updates {
         stock: StockTimes,
         outbox_written: &Arc<Notify>,
     ) -> Arc<GroupCommit<Self>> {
-        let settings = database.settings();
+        let settings = &database.settings;
         // Few writers: each uses a connection, and the updates that wait share the next commit.
         let limits = Limits {
             group: 128,
@@ -113,7 +113,7 @@ impl Updates {
             deadline: settings.deadline,
             grace: settings.acquire_timeout,
         };
-        let sizes = database.metrics().database.group_writes("update");
+        let sizes = database.metrics.database.group_writes("update");
         let (database, outbox_written) = (database.clone(), Arc::clone(outbox_written));
         GroupCommit::new(Self { database, stock, outbox_written, sizes }, limits)
     }
@@ -230,7 +230,7 @@ impl Group for Updates {
         let started = Instant::now();
         self.sizes.observe(f64::from(u32::try_from(updates.len()).unwrap_or(u32::MAX)));
         let written = timeout_at(deadline, self.write(updates, alone, &sent, &mut writes)).await;
-        let metrics = self.database.metrics();
+        let metrics = &self.database.metrics;
         metrics.database.used(Query::Update, started.elapsed());
         let written = written.unwrap_or(Err(StoreError::Deadline)).map_err(|error| sent.classify(error));
         if let Err(error) = written
