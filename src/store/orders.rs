@@ -9,7 +9,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::connection::{Database, column};
-use super::shared_read::{Limits, ReadSet, SharedRead};
+use super::shared_read::ReadSet;
 use super::{Store, StoreError, stock};
 use crate::domain::aggregate::Changes;
 use crate::domain::event::bucket_of;
@@ -74,14 +74,7 @@ impl Store {
 }
 
 /// Reads orders in sets.
-pub(super) struct OrderReads(Database);
-
-impl OrderReads {
-    pub(super) fn start(readers: &Database) -> SharedRead<Self> {
-        let deadline = readers.settings.deadline;
-        SharedRead::new(Self(readers.clone()), Limits { set: 128, readers: 2, waiting: 1024, deadline })
-    }
-}
+pub(super) struct OrderReads(pub(super) Database);
 
 impl ReadSet for OrderReads {
     const QUERY: Query = Query::ReadOrder;
