@@ -250,7 +250,9 @@ impl<G: Group> GroupCommit<G> {
                 Ok(_permit) => this.commit(slice::from_mut(&mut item), true, caller.deadline).await,
                 Err(_) => Err(StoreError::Deadline),
             };
-            caller.answer(committed.and_then(|mut answers| answers.pop().flatten().ok_or(StoreError::Deadline)));
+            caller.answer(
+                committed.and_then(|mut answers| answers.pop().flatten().ok_or(StoreError::Deadline)),
+            );
             // For a write that waits for the key of this one.
             this.start_writer(&mut this.lock());
         });
