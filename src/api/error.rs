@@ -27,7 +27,7 @@ impl From<StoreError> for Problem {
             Self::outcome_unknown(RETRY_SOON).with_cause(error)
         } else if matches!(error, StoreError::TooManyWrites | StoreError::TooManyReads) {
             Self::unavailable("The service is overloaded.", RETRY_SOON).with_cause(error)
-        } else if error.is_slow() {
+        } else if matches!(error, StoreError::Slow(_)) {
             Self::unavailable("The database took too long.", RETRY_SOON).with_cause(error)
         } else if error.is_transient() {
             Self::unavailable("The database is not available.", RETRY_SOON).with_cause(error)

@@ -89,14 +89,12 @@ enum Finding {
 
 pub(super) async fn outbox(args: &OutboxArgs, env: &Environment) -> Result<(), Failure> {
     let store = store(env).await?;
-    let (found, name, action) = match &args.command {
+    let (action, skip, name) = match &args.command {
         OutboxCommand::List => return list_outbox(&store, args.output).await,
-        OutboxCommand::Replay(action) => {
-            (store.replay_parked(action.order, &action.by).await?, "replay", action)
-        }
-        OutboxCommand::Skip(action) => (store.skip_parked(action.order, &action.by).await?, "skip", action),
+        OutboxCommand::Replay(action) => (action, false, "replay"),
+        OutboxCommand::Skip(action) => (action, true, "skip"),
     };
-    if !found {
+    if !store.free_parked(action.order, skip, &action.by).await? {
         return Err(format!("{} is not parked", action.order).into());
     }
     args.output

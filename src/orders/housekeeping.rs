@@ -83,10 +83,10 @@ impl OrderService {
                 if stop.is_cancelled() {
                     return Ok(());
                 }
-                let batch = self.store.delete_old_orders(status, age, *cursor, BATCH).await?;
-                deleted += batch.deleted;
-                *cursor = batch.next.unwrap_or_default();
-                if batch.next.is_none() {
+                let (of_batch, next) = self.store.delete_old_orders(status, age, *cursor, BATCH).await?;
+                deleted += of_batch;
+                *cursor = next.unwrap_or_default();
+                if next.is_none() {
                     break;
                 }
             }

@@ -39,8 +39,8 @@ impl OrderService {
     ) -> Result<(), StoreError> {
         let mut cancelled = 0;
         while !stop.is_cancelled() {
-            let page = self.store.unpaid_orders(until, *after, PAGE).await?;
-            for id in page.unpaid {
+            let (unpaid, next) = self.store.unpaid_orders(until, *after, PAGE).await?;
+            for id in unpaid {
                 match self.cancel_if_unpaid(id).await {
                     Ok(is_cancelled) => cancelled += usize::from(is_cancelled),
                     Err(error) if error.is_transient() => return Err(error),
@@ -49,7 +49,7 @@ impl OrderService {
                     }
                 }
             }
-            let Some(next) = page.next else { break };
+            let Some(next) = next else { break };
             *after = next;
         }
         if cancelled > 0 {

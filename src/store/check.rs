@@ -7,8 +7,6 @@
 
 pub(super) mod invariants;
 
-use std::collections::HashSet;
-
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
@@ -292,6 +290,5 @@ async fn orders(
 
 /// All invariants by name and text.
 pub fn invariants() -> Vec<(&'static str, &'static str)> {
-    let mut seen = HashSet::new();
-    invariants::all().filter(|one| seen.insert(one.name)).map(|one| (one.name, one.says)).collect()
+    invariants::all().map(|one| (one.name, one.says)).collect()
 }

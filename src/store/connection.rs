@@ -62,11 +62,11 @@ fn session(settings: &DatabaseSettings, more: &[(&str, &str)]) -> PgConnectOptio
 }
 
 /// A connection pool with its deadlines. Cheap to clone: clones share the pool.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Database {
     pool: Pool,
-    settings: Arc<DatabaseSettings>,
-    metrics: Arc<Metrics>,
+    pub(super) settings: Arc<DatabaseSettings>,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 impl Database {
@@ -75,7 +75,11 @@ impl Database {
         let reads = (settings.max_connections / 2).max(1);
         let others = settings.max_connections.saturating_sub(reads).max(1);
         let of = |max_connections| DatabaseSettings { max_connections, ..settings.clone() };
-        (Self::new("requests", of(others), &[], metrics), Self::for_reads(of(reads), metrics))
+        // The plans of reads do not depend on statistics. Without sorts, PostgreSQL reads a list along the only index
+        // that has its order (`list.rs`). The plan is the same for all values and for sets of any size, so planning
+        // again would be wasted work.
+        let of_reads = [("enable_sort", "off"), ("plan_cache_mode", "force_generic_plan")];
+        (Self::new("requests", of(others), &[], metrics), Self::new("reads", of(reads), &of_reads, metrics))
     }
 
     fn new(
@@ -88,16 +92,6 @@ impl Database {
         let pool_metrics = metrics.database.pool(name, settings.max_connections);
         let pool = Pool::new(options, settings.max_connections, settings.acquire_timeout, pool_metrics);
         Self { pool, settings: Arc::new(settings), metrics: Arc::clone(metrics) }
-    }
-
-    /// A pool for reads along an index. Its plans do not depend on statistics: it allows only plans without a sort, and
-    /// plans each statement once.
-    ///
-    /// Without sorts, PostgreSQL reads a list along the only index that has its order (`list.rs`). The plan is the same
-    /// for all values and for sets of any size, so planning again would be wasted work.
-    fn for_reads(settings: DatabaseSettings, metrics: &Arc<Metrics>) -> Self {
-        let more = [("enable_sort", "off"), ("plan_cache_mode", "force_generic_plan")];
-        Self::new("reads", settings, &more, metrics)
     }
 
     /// The same database with its own pool, and with more session settings.
@@ -122,16 +116,6 @@ impl Database {
         settings.deadline = settings.deadline.min(longest);
         settings.acquire_timeout = settings.acquire_timeout.min(longest);
         Self::new(name, settings, more, &self.metrics)
-    }
-
-    /// The settings.
-    pub(super) fn settings(&self) -> &DatabaseSettings {
-        &self.settings
-    }
-
-    /// The metrics of the service.
-    pub(super) const fn metrics(&self) -> &Arc<Metrics> {
-        &self.metrics
     }
 
     /// Closes all connections, and waits for those in use.

@@ -4,26 +4,25 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
+use strum::IntoStaticStr;
 use thiserror::Error;
 
-/// An error of the store.
-#[derive(Debug, Error)]
+/// An error of the store. Cheap to clone, because a set of reads or writes has one error for all its callers.
+#[derive(Clone, Debug, Error, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum StoreError {
     /// The database is down or overloaded; a later retry may succeed.
     #[error("the database is not available")]
-    Unavailable(#[source] sqlx::Error),
+    Unavailable(#[source] Arc<sqlx::Error>),
     /// PostgreSQL cancelled a statement that ran, or waited for a lock, for too long.
     #[error("a statement took longer than DATABASE_DEADLINE_MS allows")]
-    Slow(#[source] sqlx::Error),
+    Slow(#[source] Arc<sqlx::Error>),
     /// The database did not answer within the deadline.
     #[error("the database did not answer within the deadline")]
     Deadline,
     /// The database did not confirm in time whether it wrote. It may have, or may still do so.
     #[error("the database did not confirm in time whether it wrote")]
     OutcomeUnknown(#[source] Arc<StoreError>),
-    /// The error of a set of writes, for each of them.
-    #[error(transparent)]
-    OfSet(Arc<StoreError>),
     /// The maximum number of waiting writes is reached.
     #[error("too many writes wait for the database")]
     TooManyWrites,
@@ -32,7 +31,7 @@ pub enum StoreError {
     TooManyReads,
     /// PostgreSQL refused a statement: a bug, or a change of the database by others.
     #[error("the database refused a statement")]
-    Refused(#[source] sqlx::Error),
+    Refused(#[source] Arc<sqlx::Error>),
     /// A row has a value that the service never writes.
     #[error("{table}.{column} of {id} has a value that the service never writes")]
     Inconsistent {
@@ -45,7 +44,7 @@ pub enum StoreError {
     },
     /// An event could not be rendered as JSON.
     #[error("an event could not be rendered")]
-    Render(#[from] serde_json::Error),
+    Render(#[source] Arc<serde_json::Error>),
 }
 
 impl StoreError {
@@ -54,28 +53,9 @@ impl StoreError {
         Self::OutcomeUnknown(Arc::new(cause))
     }
 
-    /// The error of a set, for one of its writes.
-    pub(super) fn of_set(error: &Arc<Self>) -> Self {
-        match &**error {
-            Self::OutcomeUnknown(cause) => Self::OutcomeUnknown(Arc::clone(cause)),
-            _ => Self::OfSet(Arc::clone(error)),
-        }
-    }
-
     /// The `error.type` of a span; a bounded set.
     pub fn error_type(&self) -> &'static str {
-        match self {
-            Self::Unavailable(_) => "unavailable",
-            Self::Slow(_) => "slow",
-            Self::Deadline => "deadline",
-            Self::OutcomeUnknown(_) => "outcome_unknown",
-            Self::OfSet(error) => error.error_type(),
-            Self::TooManyWrites => "too_many_writes",
-            Self::TooManyReads => "too_many_reads",
-            Self::Refused(_) => "refused",
-            Self::Inconsistent { .. } => "inconsistent",
-            Self::Render(_) => "render",
-        }
+        self.into()
     }
 
     fn code(&self) -> Option<Cow<'_, str>> {
@@ -83,22 +63,14 @@ impl StoreError {
         error.as_database_error().and_then(sqlx::error::DatabaseError::code)
     }
 
-    /// Whether PostgreSQL cancelled a statement, because it ran or waited for a lock for too long.
-    pub fn is_slow(&self) -> bool {
-        match self {
-            Self::Slow(_) => true,
-            Self::OfSet(error) => error.is_slow(),
-            _ => false,
-        }
-    }
-
     /// Whether the connection was lost. What was sent on it may have been executed.
     pub(super) fn is_lost_connection(&self) -> bool {
         use sqlx::Error::{Database, Io, Protocol, Tls};
-        match self {
-            Self::Unavailable(Io(_) | Protocol(_) | Tls(_)) => true,
+        let Self::Unavailable(error) = self else { return false };
+        match &**error {
+            Io(_) | Protocol(_) | Tls(_) => true,
             // The severities that end the connection.
-            Self::Unavailable(Database(error)) => {
+            Database(error) => {
                 let error = error.try_downcast_ref::<PgDatabaseError>();
                 error.is_some_and(|error| [PgSeverity::Fatal, PgSeverity::Panic].contains(&error.severity()))
             }
@@ -113,16 +85,7 @@ impl StoreError {
 
     /// Whether a later retry may succeed.
     pub fn is_transient(&self) -> bool {
-        match self {
-            Self::Unavailable(_)
-            | Self::Slow(_)
-            | Self::Deadline
-            | Self::OutcomeUnknown(_)
-            | Self::TooManyWrites
-            | Self::TooManyReads => true,
-            Self::OfSet(error) => error.is_transient(),
-            Self::Refused(_) | Self::Inconsistent { .. } | Self::Render(_) => false,
-        }
+        !matches!(self, Self::Refused(_) | Self::Inconsistent { .. } | Self::Render(_))
     }
 
     /// Whether certainly nothing was written: PostgreSQL reported the failure of the statement and rolled it back, or
@@ -137,37 +100,33 @@ impl StoreError {
         let (Self::Unavailable(error) | Self::Slow(error) | Self::Refused(error)) = self else {
             return false;
         };
-        let sqlx::Error::Database(error) = error else { return false };
+        let sqlx::Error::Database(error) = &**error else { return false };
         let error = error.try_downcast_ref::<PgDatabaseError>();
         error.is_some_and(|error| error.severity() == PgSeverity::Error)
     }
 
     /// Whether one of several writes may have caused the error of their transaction.
     pub(super) fn may_be_of_one_write(&self) -> bool {
-        self.is_rolled_back()
-            || matches!(self, Self::Refused(_) | Self::Inconsistent { .. } | Self::Render(_))
+        self.is_rolled_back() || matches!(self, Self::Refused(_))
     }
 
     /// Whether the data of this work is the cause, so that every retry fails; other work is not affected.
     pub fn is_about_the_data(&self) -> bool {
         use sqlx::Error::{ColumnDecode, Database, Decode, Encode};
         match self {
-            Self::Refused(Database(refusal)) => refusal.code().is_some_and(|code| is_about_the_data(&code)),
-            Self::Refused(error) => matches!(error, ColumnDecode { .. } | Decode(_) | Encode(_)),
+            Self::Refused(error) => match &**error {
+                Database(refusal) => refusal.code().is_some_and(|code| is_about_the_data(&code)),
+                error => matches!(error, ColumnDecode { .. } | Decode(_) | Encode(_)),
+            },
             Self::Inconsistent { .. } | Self::Render(_) => true,
-            Self::OfSet(error) => error.is_about_the_data(),
-            Self::Unavailable(_)
-            | Self::Slow(_)
-            | Self::Deadline
-            | Self::OutcomeUnknown(_)
-            | Self::TooManyWrites
-            | Self::TooManyReads => false,
+            _ => false,
         }
     }
 }
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
+        let error = Arc::new(error);
         if is_too_slow(&error) {
             Self::Slow(error)
         } else if is_temporary(&error) {
@@ -175,6 +134,12 @@ impl From<sqlx::Error> for StoreError {
         } else {
             Self::Refused(error)
         }
+    }
+}
+
+impl From<serde_json::Error> for StoreError {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Render(Arc::new(error))
     }
 }
 

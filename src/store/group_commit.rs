@@ -13,7 +13,7 @@ use std::collections::{HashSet, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use std::{fmt, iter, slice};
+use std::{iter, slice};
 
 use futures_util::FutureExt;
 use tokio::sync::{Semaphore, oneshot};
@@ -37,6 +37,7 @@ pub(super) trait Group: Send + Sync + 'static {
     fn key(item: &Self::Item) -> Option<u64>;
 
     /// Commits these writes in one transaction before `deadline`; returns one answer per write, in the same order.
+    /// `None`: left out, because it would have waited for a lock; it must be committed alone.
     ///
     /// It may be called again with the same items. With `alone` there is one item, and it may wait for a lock, because
     /// it blocks no others. An error means that nothing was committed, except [`StoreError::OutcomeUnknown`].
@@ -45,16 +46,7 @@ pub(super) trait Group: Send + Sync + 'static {
         items: &mut [Self::Item],
         alone: bool,
         deadline: Instant,
-    ) -> impl Future<Output = Result<Vec<Committed<Self::Answer>>, StoreError>> + Send;
-}
-
-/// The result of a write whose group was committed.
-#[derive(Debug)]
-pub(super) enum Committed<A> {
-    /// Committed, or decided without a write.
-    Answer(A),
-    /// Left out, because it would have waited for a lock; it must be committed alone.
-    LeftOut,
+    ) -> impl Future<Output = Result<Vec<Option<Self::Answer>>, StoreError>> + Send;
 }
 
 /// The limits of a kind of write.
@@ -74,10 +66,8 @@ pub(super) struct Limits {
     pub(super) grace: Duration,
 }
 
-/// The writes of one kind in this process. Cheap to clone.
-pub(super) struct GroupCommit<G: Group>(Arc<Inner<G>>);
-
-struct Inner<G: Group> {
+/// The writes of one kind in this process.
+pub(super) struct GroupCommit<G: Group> {
     group: G,
     limits: Limits,
     alone: Semaphore,
@@ -107,23 +97,11 @@ struct Caller<G: Group> {
 }
 
 /// The key of a write in progress; its drop frees the key.
-struct KeyInProgress<G: Group>(GroupCommit<G>, u64);
+struct KeyInProgress<G: Group>(Arc<GroupCommit<G>>, u64);
 
 impl<G: Group> Drop for KeyInProgress<G> {
     fn drop(&mut self) {
         self.0.lock().keys_in_progress.remove(&self.1);
-    }
-}
-
-impl<G: Group> Clone for GroupCommit<G> {
-    fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
-    }
-}
-
-impl<G: Group> fmt::Debug for GroupCommit<G> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("GroupCommit").field("limits", &self.0.limits).finish_non_exhaustive()
     }
 }
 
@@ -139,19 +117,19 @@ impl<G: Group> Caller<G> {
 }
 
 impl<G: Group> GroupCommit<G> {
-    pub(super) fn new(group: G, limits: Limits) -> Self {
+    pub(super) fn new(group: G, limits: Limits) -> Arc<Self> {
         let state =
             State { queue: VecDeque::new(), arrived: 0, keys_in_progress: HashSet::new(), writers: 0 };
         let alone = Semaphore::new(limits.alone);
-        Self(Arc::new(Inner { group, limits, alone, state: Mutex::new(state) }))
+        Arc::new(Self { group, limits, alone, state: Mutex::new(state) })
     }
 
     /// Commits a write together with others, and returns its answer after the commit.
     ///
     /// At the deadline it fails with [`StoreError::Deadline`] if the write was not sent; otherwise a moment later with
     /// [`StoreError::OutcomeUnknown`], unless the outcome is known by then.
-    pub(super) async fn submit(&self, item: G::Item) -> Result<G::Answer, StoreError> {
-        let limits = &self.0.limits;
+    pub(super) async fn submit(self: &Arc<Self>, item: G::Item) -> Result<G::Answer, StoreError> {
+        let limits = &self.limits;
         let deadline = Instant::now() + limits.deadline;
         let (answer, mut answered) = oneshot::channel();
         let span = Span::of_database(G::QUERY.as_str());
@@ -187,13 +165,13 @@ impl<G: Group> GroupCommit<G> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State<G>> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn start_writer(&self, state: &mut State<G>) {
-        if state.writers < self.0.limits.writers && !state.queue.is_empty() {
+    fn start_writer(self: &Arc<Self>, state: &mut State<G>) {
+        if state.writers < self.limits.writers && !state.queue.is_empty() {
             state.writers += 1;
-            let this = self.clone();
+            let this = Arc::clone(self);
             tokio::spawn(async move {
                 while let Some((items, callers)) = this.take() {
                     this.commit_group(items, callers).await;
@@ -203,11 +181,11 @@ impl<G: Group> GroupCommit<G> {
     }
 
     /// Takes the next group. Without one the writer ends, under the same lock, so that no write is left behind.
-    fn take(&self) -> Option<Taken<G>> {
+    fn take(self: &Arc<Self>) -> Option<Taken<G>> {
         let (now, mut later, mut items, mut callers) =
             (Instant::now(), VecDeque::new(), Vec::new(), Vec::new());
         let mut state = self.lock();
-        while items.len() < self.0.limits.group
+        while items.len() < self.limits.group
             && let Some((item, mut caller)) = state.queue.pop_front()
         {
             if caller.answer.is_closed() {
@@ -220,7 +198,7 @@ impl<G: Group> GroupCommit<G> {
             match G::key(&item) {
                 Some(key) if !state.keys_in_progress.insert(key) => later.push_back((item, caller)),
                 key => {
-                    caller.key = key.map(|key| KeyInProgress(self.clone(), key));
+                    caller.key = key.map(|key| KeyInProgress(Arc::clone(self), key));
                     items.push(item);
                     callers.push(caller);
                 }
@@ -237,7 +215,7 @@ impl<G: Group> GroupCommit<G> {
 
     /// Commits a group before the latest deadline of its callers. A caller with an earlier deadline does not wait for
     /// it.
-    async fn commit_group(&self, mut items: Vec<G::Item>, mut callers: Vec<Caller<G>>) {
+    async fn commit_group(self: &Arc<Self>, mut items: Vec<G::Item>, mut callers: Vec<Caller<G>>) {
         if callers.len() > 1 {
             span::share(callers.len(), callers.iter_mut().map(|caller| &mut caller.span));
         }
@@ -246,8 +224,8 @@ impl<G: Group> GroupCommit<G> {
             Ok(committed) => {
                 for ((item, caller), committed) in iter::zip(items, callers).zip(committed) {
                     match committed {
-                        Committed::Answer(answer) => caller.answer(Ok(answer)),
-                        Committed::LeftOut => self.spawn_alone(item, caller),
+                        Some(answer) => caller.answer(Ok(answer)),
+                        None => self.spawn_alone(item, caller),
                     }
                 }
             }
@@ -257,26 +235,24 @@ impl<G: Group> GroupCommit<G> {
                 }
             }
             Err(error) => {
-                let error = Arc::new(error);
                 for caller in callers {
-                    caller.answer(Err(StoreError::of_set(&error)));
+                    caller.answer(Err(error.clone()));
                 }
             }
         }
     }
 
     /// Commits a write alone, in its own task, because it may wait for a lock.
-    fn spawn_alone(&self, mut item: G::Item, caller: Caller<G>) {
-        let this = self.clone();
+    fn spawn_alone(self: &Arc<Self>, mut item: G::Item, caller: Caller<G>) {
+        let this = Arc::clone(self);
         tokio::spawn(async move {
-            let committed = match timeout_at(caller.deadline, this.0.alone.acquire()).await {
+            let committed = match timeout_at(caller.deadline, this.alone.acquire()).await {
                 Ok(_permit) => this.commit(slice::from_mut(&mut item), true, caller.deadline).await,
                 Err(_) => Err(StoreError::Deadline),
             };
-            caller.answer(committed.and_then(|mut committed| match committed.pop() {
-                Some(Committed::Answer(answer)) => Ok(answer),
-                Some(Committed::LeftOut) | None => Err(StoreError::Deadline),
-            }));
+            caller.answer(
+                committed.and_then(|mut answers| answers.pop().flatten().ok_or(StoreError::Deadline)),
+            );
             // For a write that waits for the key of this one.
             this.start_writer(&mut this.lock());
         });
@@ -289,23 +265,16 @@ impl<G: Group> GroupCommit<G> {
         items: &mut [G::Item],
         alone: bool,
         deadline: Instant,
-    ) -> Result<Vec<Committed<G::Answer>>, StoreError> {
-        let committed = self.try_commit(items, alone, deadline).await;
-        match committed {
-            Err(error) if error.is_lost_connection() => self.try_commit(items, alone, deadline).await,
-            committed => committed,
+    ) -> Result<Vec<Option<G::Answer>>, StoreError> {
+        let mut is_retry = false;
+        loop {
+            // A panic is a bug. It must not end the writer, and the commit may have been sent before it.
+            let committed = AssertUnwindSafe(self.group.commit(items, alone, deadline)).catch_unwind().await;
+            match committed.unwrap_or_else(|_| Err(StoreError::unknown(StoreError::Deadline))) {
+                Err(error) if !is_retry && error.is_lost_connection() => is_retry = true,
+                committed => return committed,
+            }
         }
-    }
-
-    /// Catches a panic, which is a bug. It must not end the writer, and the commit may have been sent before it.
-    async fn try_commit(
-        &self,
-        items: &mut [G::Item],
-        alone: bool,
-        deadline: Instant,
-    ) -> Result<Vec<Committed<G::Answer>>, StoreError> {
-        let committed = AssertUnwindSafe(self.0.group.commit(items, alone, deadline)).catch_unwind().await;
-        committed.unwrap_or_else(|_| Err(StoreError::unknown(StoreError::Deadline)))
     }
 }
 

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::connection::{Database, column};
 use super::place::PlacedOrder;
-use super::shared_read::{Limits, ReadSet, SharedRead};
+use super::shared_read::ReadSet;
 use super::{Store, StoreError};
 use crate::domain::CustomerId;
 use crate::metrics::Query;
@@ -39,14 +39,7 @@ where known.expires_at > now() and (known.order_id is not null or known.locked_u
 ";
 
 /// Reads keys in sets.
-pub(super) struct KeyReads(Database);
-
-impl KeyReads {
-    pub(super) fn start(readers: &Database) -> SharedRead<Self> {
-        let deadline = readers.settings().deadline;
-        SharedRead::new(Self(readers.clone()), Limits { set: 128, readers: 2, waiting: 1024, deadline })
-    }
-}
+pub(super) struct KeyReads(pub(super) Database);
 
 /// The number of the question, from 1; the fingerprint; id and total of the order.
 pub(super) type KeyRow = (i64, Vec<u8>, Option<Uuid>, Option<Decimal>);

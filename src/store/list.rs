@@ -17,7 +17,7 @@ use strum::VariantArray;
 use uuid::Uuid;
 
 use super::connection::{Database, column};
-use super::shared_read::{Limits, ReadSet, SharedRead};
+use super::shared_read::ReadSet;
 use super::{Store, StoreError};
 use crate::domain::{CustomerId, Money, OrderId, OrderSummary, Status};
 use crate::metrics::Query;
@@ -160,15 +160,7 @@ impl CustomerPage {
 }
 
 /// Reads pages of customers in sets.
-pub(super) struct CustomerPages(Database);
-
-impl CustomerPages {
-    pub(super) fn start(readers: &Database) -> SharedRead<Self> {
-        let deadline = readers.settings().deadline;
-        // Each page has up to 200 rows.
-        SharedRead::new(Self(readers.clone()), Limits { set: 32, readers: 2, waiting: 1024, deadline })
-    }
-}
+pub(super) struct CustomerPages(pub(super) Database);
 
 impl ReadSet for CustomerPages {
     const QUERY: Query = Query::ListOwnOrders;

@@ -71,7 +71,7 @@ impl From<MigrateError> for MigrationError {
         use MigrateError::{Execute, ExecuteMigration};
         match error {
             Execute(error) | ExecuteMigration(error, _) if is_temporary(&error) => {
-                Self::Unavailable(StoreError::Unavailable(error))
+                Self::Unavailable(StoreError::Unavailable(error.into()))
             }
             error => Self::Failed(error),
         }
@@ -108,7 +108,7 @@ pub async fn migrate(settings: &DatabaseSettings) -> Result<i64, MigrationError>
     }
     // This also releases the advisory lock.
     connection.close().await.map_err(|error| MigrationError::Unavailable(error.into()))?;
-    Ok(latest())
+    Ok(migrations.last().map(|migration| migration.version).unwrap_or_default())
 }
 
 /// Takes the same lock as sqlx, so that releases that use sqlx for it wait, too.
@@ -225,11 +225,6 @@ impl Store {
         })
         .await
     }
-}
-
-/// The version of the last migration of this release.
-fn latest() -> i64 {
-    migrations().iter().map(|migration| migration.version).max().unwrap_or_default()
 }
 
 #[cfg(test)]

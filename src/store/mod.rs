@@ -42,7 +42,7 @@ use idempotency::KeyReads;
 use list::CustomerPages;
 use orders::OrderReads;
 use place::Placements;
-use shared_read::SharedRead;
+use shared_read::{Limits, SharedRead};
 use update::Updates;
 
 pub use connection::DatabaseSettings;
@@ -51,10 +51,10 @@ pub use list::{Cursor, ListQuery};
 pub use outbox::{Lease, PendingEvent};
 pub use place::{Deduplication, InsertOutcome};
 pub use stock::StockTimes;
-pub use unpaid::{UnpaidCursor, UnpaidPage};
+pub use unpaid::UnpaidCursor;
 
 /// The database of the service. Cheap to clone: clones share the pools.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Store {
     database: Database,
     /// The pool for shared reads and lists.
@@ -64,8 +64,8 @@ pub struct Store {
     key_reads: SharedRead<KeyReads>,
     /// The pool for placements.
     placing: Database,
-    placements: GroupCommit<Placements>,
-    updates: GroupCommit<Updates>,
+    placements: Arc<GroupCommit<Placements>>,
+    updates: Arc<GroupCommit<Updates>>,
     stock: StockTimes,
     outbox_written: Arc<Notify>,
 }
@@ -83,9 +83,11 @@ impl Store {
     /// Creates a store. It connects at its first use, so that the service can start before the database.
     pub fn new(settings: &DatabaseSettings, stock: StockTimes, metrics: &Arc<Metrics>) -> Self {
         let (database, readers) = Database::for_requests(settings, metrics);
-        let order_reads = OrderReads::start(&readers);
-        let customer_pages = CustomerPages::start(&readers);
-        let key_reads = KeyReads::start(&readers);
+        let limits = |set| Limits { set, readers: 2, waiting: 1024, deadline: settings.deadline };
+        let order_reads = SharedRead::new(OrderReads(readers.clone()), limits(128));
+        // Each page has up to 200 rows.
+        let customer_pages = SharedRead::new(CustomerPages(readers.clone()), limits(32));
+        let key_reads = SharedRead::new(KeyReads(readers.clone()), limits(128));
         let placing = place::pool(&database);
         let outbox_written = Arc::<Notify>::default();
         let placements = Placements::start(&placing, &database, &outbox_written);

@@ -1,7 +1,7 @@
 //! Reading, locking and changing orders, many per statement.
 
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
@@ -9,7 +9,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::connection::{Database, column};
-use super::shared_read::{Limits, ReadSet, SharedRead};
+use super::shared_read::ReadSet;
 use super::{Store, StoreError, stock};
 use crate::domain::aggregate::Changes;
 use crate::domain::event::bucket_of;
@@ -74,14 +74,7 @@ impl Store {
 }
 
 /// Reads orders in sets.
-pub(super) struct OrderReads(Database);
-
-impl OrderReads {
-    pub(super) fn start(readers: &Database) -> SharedRead<Self> {
-        let deadline = readers.settings().deadline;
-        SharedRead::new(Self(readers.clone()), Limits { set: 128, readers: 2, waiting: 1024, deadline })
-    }
-}
+pub(super) struct OrderReads(pub(super) Database);
 
 impl ReadSet for OrderReads {
     const QUERY: Query = Query::ReadOrder;
@@ -99,14 +92,9 @@ impl ReadSet for OrderReads {
 
 /// Assigns the rows to the ids, which may repeat; the rows may have any order.
 fn assign(ids: &[OrderId], rows: Vec<OrderRow>) -> Vec<Result<Option<Order>, StoreError>> {
-    let orders = rows.into_iter().map(|row| (OrderId(row.id), Order::try_from(row).map_err(Arc::new)));
-    let orders: HashMap<OrderId, Result<Order, Arc<StoreError>>> = orders.collect();
-    let answer = |id| match orders.get(id) {
-        Some(Ok(order)) => Ok(Some(order.clone())),
-        Some(Err(error)) => Err(StoreError::of_set(error)),
-        None => Ok(None),
-    };
-    ids.iter().map(answer).collect()
+    let orders: HashMap<OrderId, Result<Order, StoreError>> =
+        rows.into_iter().map(|row| (OrderId(row.id), Order::try_from(row))).collect();
+    ids.iter().map(|id| orders.get(id).cloned().transpose()).collect()
 }
 
 /// Locks and loads these orders until the end of the transaction. Leaves out those that do not exist and, unless

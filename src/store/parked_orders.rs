@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
+use super::connection::column;
 use super::{PendingEvent, Store, StoreError};
 use crate::domain::OrderId;
 use crate::domain::event::bucket_of;
@@ -66,12 +67,10 @@ pub(super) const WAITING: &str = "
 select order_id, count(*) from outbox where bucket = any ($1) and order_id = any ($2) group by order_id
 ";
 
-/// Frees a parked order and gives its events new positions in their old order. The old positions may be below the floor
-/// of the relay, which it does not read (`events/floor.rs`). Uses the bucket like [`WAITING`].
-macro_rules! free_order {
-    ($which:literal, $insert:literal) => {
-        concat!(
-            "
+/// Frees a parked order and gives its events new positions in their old order, without the refused event if $4. The old
+/// positions may be below the floor of the relay, which it does not read (`events/floor.rs`). Uses the bucket like
+/// [`WAITING`]. The refused event may be gone: a slow replica that did not see the parking sent it.
+pub(super) const FREE: &str = "
 with parked as (
     delete from parked_orders where order_id = $1 returning *
 ),
@@ -84,28 +83,15 @@ moved as (
     insert into outbox (bucket, event_id, order_id, sequence, event_type, payload, headers, created_at)
     select bucket, event_id, order_id, sequence, event_type, payload, headers, created_at
     from event
-    where ",
-            $which,
-            "
+    where not $4 or event_id not in (select event_id from parked)
     order by position
 )
 insert into interventions (order_id, action, detail, actor)
-",
-            $insert
-        )
-    };
-}
-
-pub(super) const REPLAY: &str =
-    free_order!("true", "select order_id, 'OUTBOX_REPLAY', event_id::text, $2 from parked");
-
-/// The event may be gone: a slow replica that did not see the parking sent it.
-pub(super) const SKIP: &str = free_order!(
-    "event_id not in (select event_id from parked)",
-    "select parked.order_id, 'OUTBOX_SKIP',
-       coalesce(payload, format('event %s was gone already', parked.event_id)), $2
-from parked left join event on event.event_id = parked.event_id"
-);
+select parked.order_id, case when $4 then 'OUTBOX_SKIP' else 'OUTBOX_REPLAY' end,
+       case when $4 then coalesce(payload, format('event %s was gone already', parked.event_id))
+            else parked.event_id::text end, $2
+from parked left join event on event.event_id = parked.event_id
+";
 
 pub(super) const STOCK: &str = "
 select line.order_id, line.attempt, line.line_number, line.product_id, line.quantity, line.state, job.parked
@@ -160,34 +146,33 @@ impl Store {
     pub async fn parked_orders(&self) -> Result<Vec<ParkedOrder>, StoreError> {
         self.query(Query::Operate, async |connection| {
             let mut parked: Vec<ParkedOrder> = sqlx::query_as(LIST).fetch_all(&mut *connection).await?;
-            let waiting = waiting(connection, &parked).await?;
+            let waiting: Vec<(Uuid, i64)> = sqlx::query_as(WAITING)
+                .bind(column(&parked, |order| bucket_of(order.order_id)))
+                .bind(column(&parked, |order| order.order_id.0))
+                .fetch_all(connection)
+                .await?;
+            let waiting: HashMap<_, _> = waiting.into_iter().collect();
             for order in &mut parked {
-                order.waiting = waiting.get(&order.order_id).copied().unwrap_or_default();
+                order.waiting = waiting.get(&order.order_id.0).copied().unwrap_or_default();
             }
             Ok(parked)
         })
         .await
     }
 
-    /// Lets the relay retry the events of a parked order. Returns whether the order was parked.
-    pub async fn replay_parked(&self, order: OrderId, actor: &str) -> Result<bool, StoreError> {
-        self.free(order, REPLAY, actor).await
-    }
-
-    /// Drops the refused event of a parked order and frees the later ones. Returns whether the order was parked.
-    pub async fn skip_parked(&self, order: OrderId, actor: &str) -> Result<bool, StoreError> {
-        self.free(order, SKIP, actor).await
-    }
-
+    /// Frees the events of a parked order, without the refused one if `skip`; the relay sends them. Returns whether the
+    /// order was parked.
+    ///
     /// Locks the order first, so that concurrent events come after those that are moved.
-    async fn free(&self, order: OrderId, statement: &'static str, actor: &str) -> Result<bool, StoreError> {
+    pub async fn free_parked(&self, order: OrderId, skip: bool, actor: &str) -> Result<bool, StoreError> {
         self.query(Query::Operate, async |connection| {
             let mut transaction = connection.begin().await?;
             sqlx::query(LOCK_ORDER).bind(order.0).execute(&mut *transaction).await?;
-            let freed = sqlx::query(statement)
+            let freed = sqlx::query(FREE)
                 .bind(order.0)
                 .bind(actor)
                 .bind(bucket_of(order))
+                .bind(skip)
                 .execute(&mut *transaction)
                 .await?;
             transaction.commit().await?;
@@ -227,18 +212,6 @@ impl Store {
         })
         .await
     }
-}
-
-/// The number of events of each order in the outbox.
-async fn waiting(
-    connection: &mut PgConnection,
-    parked: &[ParkedOrder],
-) -> Result<HashMap<OrderId, i64>, StoreError> {
-    let buckets: Vec<i16> = parked.iter().map(|order| bucket_of(order.order_id)).collect();
-    let orders: Vec<Uuid> = parked.iter().map(|order| order.order_id.0).collect();
-    let counts: Vec<(Uuid, i64)> =
-        sqlx::query_as(WAITING).bind(buckets).bind(orders).fetch_all(connection).await?;
-    Ok(counts.into_iter().map(|(order, count)| (OrderId(order), count)).collect())
 }
 
 /// The new states of a line that is being taken, that is being given back, or whose refusal no look-up confirmed.

@@ -164,9 +164,8 @@ where event_key = any($1)
 pub(super) struct KnownEvent {
     event_key: String,
     order_id: Uuid,
-    topic: String,
-    partition: i32,
-    offset: i64,
+    #[sqlx(flatten)]
+    place: RecordPlace,
     /// `None` if an older release applied the event.
     payload_sha256: Option<Vec<u8>>,
 }
@@ -174,19 +173,12 @@ pub(super) struct KnownEvent {
 impl KnownEvent {
     /// The event of a payment that is being applied.
     fn of(payment: &IncomingPayment) -> Self {
-        let RecordPlace { topic, partition, offset } = payment.place.clone();
         Self {
             event_key: payment.key.key.clone(),
             order_id: payment.order.0,
-            topic,
-            partition,
-            offset,
+            place: payment.place.clone(),
             payload_sha256: Some(payment.payload_sha256().to_vec()),
         }
-    }
-
-    fn place(&self) -> RecordPlace {
-        RecordPlace { topic: self.topic.clone(), partition: self.partition, offset: self.offset }
     }
 
     /// Whether the payment is a repeat of this event: it has the same bytes. If the bytes are not stored, the key
@@ -195,15 +187,14 @@ impl KnownEvent {
         match &self.payload_sha256 {
             Some(hash) => hash[..] == payment.payload_sha256(),
             None if self.order_id != payment.order.0 => false,
-            None => self.event_key == payment.key.key || self.place() == payment.place,
+            None => self.event_key == payment.key.key || self.place == payment.place,
         }
     }
 
     /// Why a record with this event's key is parked.
     fn is_not_repeated(&self) -> String {
-        let Self { topic, partition, offset, .. } = self;
         let bytes = if self.payload_sha256.is_some() { "has other bytes" } else { "may have been another" };
-        format!("its key is that of the event at {topic}/{partition}/{offset}, which {bytes}")
+        format!("its key is that of the event at {}, which {bytes}", self.place)
     }
 }
 
@@ -313,7 +304,7 @@ pub(super) async fn write(
         sqlx::query(REFUND)
             .bind(column(&refunds, |(order, _)| *order))
             .bind(column(&refunds, |(_, refund)| refund.amount.decimal()))
-            .bind(column(&refunds, |(_, refund)| refund.reason.as_str()))
+            .bind(column(&refunds, |(_, refund)| refund.reason.into_str()))
             .execute(connection)
             .await?;
     }
@@ -350,40 +341,24 @@ pub(super) async fn write_events(
         })
         .collect();
     if !records.is_empty() {
-        park(connection, &records).await?;
+        park(&mut *connection, &records).await?;
     }
     for (payment, outcome) in applied.iter().filter(|(payment, _)| payment.retried_by.is_some()) {
         let parked = parked.iter().find(|(parked, ..)| Arc::ptr_eq(parked, payment));
-        write_retried(
-            connection,
-            payment,
-            outcome,
-            parked.map(|(_, reason, error)| (*reason, error.as_str())),
-        )
-        .await?;
+        let (place, outcome) = (&payment.place, outcome.into_str());
+        // The reason is null unless the payment stays parked.
+        sqlx::query(RETRIED)
+            .bind(&place.topic)
+            .bind(place.partition)
+            .bind(place.offset)
+            .bind(parked.map(|(_, reason, _)| reason.into_str()))
+            .bind(parked.map(|(.., error)| error))
+            .bind(payment.order.0)
+            .bind(format!("{place}: {outcome}"))
+            .bind(&payment.retried_by)
+            .execute(&mut *connection)
+            .await?;
     }
-    Ok(())
-}
-
-/// `parked_again`: the reason if the payment stays parked.
-async fn write_retried(
-    connection: &mut PgConnection,
-    payment: &IncomingPayment,
-    outcome: &PaymentOutcome,
-    parked_again: Option<(ParkReason, &str)>,
-) -> Result<(), StoreError> {
-    let place = &payment.place;
-    sqlx::query(RETRIED)
-        .bind(&place.topic)
-        .bind(place.partition)
-        .bind(place.offset)
-        .bind(parked_again.map(|(reason, _)| reason.into_str()))
-        .bind(parked_again.map(|(_, error)| error))
-        .bind(payment.order.0)
-        .bind(format!("{place}: {}", outcome.into_str()))
-        .bind(&payment.retried_by)
-        .execute(connection)
-        .await?;
     Ok(())
 }
 

@@ -12,10 +12,10 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::connection::{CommitSent, Database, column};
-use super::group_commit::{Committed, Group, GroupCommit, Limits};
+use super::group_commit::{Group, GroupCommit, Limits};
 use super::{Store, StoreError};
 use crate::domain::event::bucket_of;
-use crate::domain::{CustomerId, Money, Order, OrderEvent, OrderId, Role, TraceParent};
+use crate::domain::{CustomerId, Line, Money, Order, OrderEvent, OrderId, Role, TraceParent};
 use crate::metrics::Query;
 
 /// How duplicates of a request are recognised.
@@ -247,7 +247,7 @@ const WRITERS: u32 = 2;
 /// The pool for sets. Its lock timeout is short, because all orders of a set would wait.
 pub(super) fn pool(database: &Database) -> Database {
     const LOCK_TIMEOUT: Duration = Duration::from_millis(250);
-    let lock_timeout = LOCK_TIMEOUT.min(database.settings().deadline / 2).as_millis().to_string();
+    let lock_timeout = LOCK_TIMEOUT.min(database.settings.deadline / 2).as_millis().to_string();
     // The plan is the same for all sets; planning each one would take a tenth of its time.
     let more = [("lock_timeout", lock_timeout.as_str()), ("plan_cache_mode", "force_generic_plan")];
     database.with_own_pool("placing", WRITERS, &more)
@@ -268,8 +268,8 @@ impl Placements {
         sets: &Database,
         alone: &Database,
         outbox_written: &Arc<Notify>,
-    ) -> GroupCommit<Self> {
-        let settings = alone.settings();
+    ) -> Arc<GroupCommit<Self>> {
+        let settings = &alone.settings;
         let limits = Limits {
             group: 128,
             writers: WRITERS as usize,
@@ -282,7 +282,7 @@ impl Placements {
             sets: sets.clone(),
             alone: alone.clone(),
             outbox_written: Arc::clone(outbox_written),
-            sizes: sets.metrics().database.group_writes("place"),
+            sizes: sets.metrics.database.group_writes("place"),
         };
         GroupCommit::new(placements, limits)
     }
@@ -328,11 +328,11 @@ impl Group for Placements {
         set: &mut [Arc<Placing>],
         alone: bool,
         deadline: Instant,
-    ) -> Result<Vec<Committed<bool>>, StoreError> {
+    ) -> Result<Vec<Option<bool>>, StoreError> {
         let database = if alone { &self.alone } else { &self.sets };
         let inserted = match self.insert_with_retry(database, set, deadline).await {
             Err(error) if error.is_lock_timeout() && !alone => {
-                return Ok(set.iter().map(|_| Committed::LeftOut).collect());
+                return Ok(vec![None; set.len()]);
             }
             Err(error @ StoreError::OutcomeUnknown(_)) => {
                 let orders = column(set, |placing| &placing.order);
@@ -345,7 +345,7 @@ impl Group for Placements {
             inserted => inserted?,
         };
         self.outbox_written.notify_one();
-        Ok(inserted.into_iter().map(Committed::Answer).collect())
+        Ok(inserted.into_iter().map(Some).collect())
     }
 }
 
@@ -359,18 +359,18 @@ async fn insert(
     // All sets use the same order of rows, so that two sets do not wait for each other.
     let mut sorted: Vec<usize> = (0..set.len()).collect();
     sorted.sort_by_key(|index| set[*index].key);
-    let columns = Columns::of(sorted.iter().map(|index| &*set[*index]));
+    let rows = column(&sorted, |index| &*set[*index]);
     let commit = CommitSent::default();
     let work = async {
         let mut connection = database.connection().await?;
         commit.mark();
-        let accepted: Vec<i64> = columns.bind(sqlx::query_scalar(INSERT)).fetch_all(&mut *connection).await?;
+        let accepted: Vec<i64> = bind(sqlx::query_scalar(INSERT), &rows).fetch_all(&mut *connection).await?;
         connection.release();
         Ok(accepted)
     };
     let started = Instant::now();
     let accepted = timeout_at(deadline, work).await.unwrap_or(Err(StoreError::Deadline));
-    database.metrics().database.used(Query::Place, started.elapsed());
+    database.metrics.database.used(Query::Place, started.elapsed());
     let accepted = accepted.map_err(|error| commit.classify(error))?;
     let mut inserted = vec![false; set.len()];
     for number in accepted {
@@ -382,93 +382,39 @@ async fn insert(
     Ok(inserted)
 }
 
-/// The parameters of [`INSERT`]: an element per order, and per line in the `line_` columns.
-#[derive(Default)]
-struct Columns<'a> {
-    ids: Vec<Uuid>,
-    customers: Vec<&'a str>,
-    totals: Vec<Decimal>,
-    placed_at: Vec<DateTime<Utc>>,
-    roles: Vec<&'a str>,
-    buckets: Vec<i16>,
-    event_ids: Vec<Uuid>,
-    payloads: Vec<&'a str>,
-    headers: Vec<&'a str>,
-    traces: Vec<&'a str>,
-    fingerprints: Vec<Option<&'a [u8]>>,
-    since: Vec<Option<DateTime<Utc>>>,
-    keys: Vec<Option<&'a str>>,
-    key_expires_at: Vec<Option<DateTime<Utc>>>,
-    line_orders: Vec<i64>,
-    line_numbers: Vec<i16>,
-    line_products: Vec<&'a str>,
-    line_quantities: Vec<i32>,
-    line_prices: Vec<Decimal>,
-}
-
 type Insert<'q> = sqlx::query::QueryScalar<'q, sqlx::Postgres, i64, sqlx::postgres::PgArguments>;
 
-impl<'a> Columns<'a> {
-    fn of(set: impl Iterator<Item = &'a Placing>) -> Self {
-        let mut columns = Self::default();
-        (1..).zip(set).for_each(|(number, placing)| columns.push(number, placing));
-        columns
-    }
-
-    fn push(&mut self, number: i64, Placing { order, placed_as, event, deduplication, .. }: &'a Placing) {
-        self.ids.push(order.id.0);
-        self.customers.push(order.customer.as_str());
-        self.totals.push(order.total.decimal());
-        self.placed_at.push(order.placed_at);
-        self.roles.push(placed_as.into_str());
-        self.buckets.push(bucket_of(order.id));
-        self.event_ids.push(event.id);
-        self.payloads.push(&event.payload);
-        self.headers.push(&event.headers);
-        self.traces.push(&event.traceparent);
-        let (fingerprint, since, key, expires_at) = match deduplication {
-            Deduplication::None => (None, None, None, None),
-            Deduplication::Window { fingerprint, since } => (Some(fingerprint), Some(*since), None, None),
-            Deduplication::Key { key, fingerprint, expiry } => {
-                (Some(fingerprint), None, Some(key.as_str()), Some(order.placed_at + *expiry))
-            }
-        };
-        self.fingerprints.push(fingerprint.map(<[u8; 32]>::as_slice));
-        self.since.push(since);
-        self.keys.push(key);
-        self.key_expires_at.push(expires_at);
-        for (line_number, line) in (1..).zip(&order.lines) {
-            self.line_orders.push(number);
-            self.line_numbers.push(line_number);
-            self.line_products.push(line.product_id.as_str());
-            self.line_quantities.push(line.quantity.get().cast_signed());
-            self.line_prices.push(line.price.decimal());
+/// Binds the parameters of [`INSERT`]: an element per order, and per line from the 14th to the 18th.
+fn bind<'q>(insert: Insert<'q>, rows: &[&'q Placing]) -> Insert<'q> {
+    let requests = column(rows, |row| match &row.deduplication {
+        Deduplication::None => (None, None, None, None),
+        Deduplication::Window { fingerprint, since } => (Some(&fingerprint[..]), Some(*since), None, None),
+        Deduplication::Key { key, fingerprint, expiry } => {
+            (Some(&fingerprint[..]), None, Some(key.as_str()), Some(row.order.placed_at + *expiry))
         }
-    }
-
-    fn bind<'q>(self, insert: Insert<'q>) -> Insert<'q>
-    where
-        'a: 'q,
-    {
-        insert
-            .bind(self.ids)
-            .bind(self.customers)
-            .bind(self.totals)
-            .bind(self.placed_at)
-            .bind(self.roles)
-            .bind(self.buckets)
-            .bind(self.event_ids)
-            .bind(self.payloads)
-            .bind(self.headers)
-            .bind(self.fingerprints)
-            .bind(self.since)
-            .bind(self.keys)
-            .bind(self.key_expires_at)
-            .bind(self.line_orders)
-            .bind(self.line_numbers)
-            .bind(self.line_products)
-            .bind(self.line_quantities)
-            .bind(self.line_prices)
-            .bind(self.traces)
-    }
+    });
+    let lines: Vec<(i64, i16, &Line)> = (1..)
+        .zip(rows)
+        .flat_map(|(order, row)| (1..).zip(&row.order.lines).map(move |(number, line)| (order, number, line)))
+        .collect();
+    insert
+        .bind(column(rows, |row| row.order.id.0))
+        .bind(column(rows, |row| row.order.customer.as_str()))
+        .bind(column(rows, |row| row.order.total.decimal()))
+        .bind(column(rows, |row| row.order.placed_at))
+        .bind(column(rows, |row| row.placed_as.into_str()))
+        .bind(column(rows, |row| bucket_of(row.order.id)))
+        .bind(column(rows, |row| row.event.id))
+        .bind(column(rows, |row| row.event.payload.as_str()))
+        .bind(column(rows, |row| row.event.headers.as_str()))
+        .bind(column(&requests, |(fingerprint, ..)| *fingerprint))
+        .bind(column(&requests, |(_, since, ..)| *since))
+        .bind(column(&requests, |(.., key, _)| *key))
+        .bind(column(&requests, |(.., expires_at)| *expires_at))
+        .bind(column(&lines, |(order, ..)| *order))
+        .bind(column(&lines, |(_, number, _)| *number))
+        .bind(column(&lines, |(.., line)| line.product_id.as_str()))
+        .bind(column(&lines, |(.., line)| line.quantity.get().cast_signed()))
+        .bind(column(&lines, |(.., line)| line.price.decimal()))
+        .bind(column(rows, |row| row.event.traceparent.as_str()))
 }

@@ -18,15 +18,6 @@ use crate::metrics::Query;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RetentionCursor(Option<(DateTime<Utc>, Uuid)>);
 
-/// The result of a batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RetentionBatch {
-    /// The number of deleted orders.
-    pub deleted: u64,
-    /// The cursor of the next batch. `None` after the last order.
-    pub next: Option<RetentionCursor>,
-}
-
 /// Reads along `orders_by_status` from the end of the last batch, so that orders that stay are not read repeatedly.
 pub(super) const CANDIDATES: &str = "
 select id, placed_at, changed_at < now() - $2 as old from orders
@@ -72,14 +63,15 @@ and settled_at < now() - $1::interval
 
 impl Store {
     /// Reads up to `limit` orders of a status that were placed more than `age` ago, and deletes those that have not
-    /// changed since and have nothing unfinished.
+    /// changed since and have nothing unfinished. Returns the number of deleted orders, and the cursor of the next batch,
+    /// `None` after the last order.
     pub async fn delete_old_orders(
         &self,
         status: Status,
         age: Duration,
         after: RetentionCursor,
         limit: i64,
-    ) -> Result<RetentionBatch, StoreError> {
+    ) -> Result<(u64, Option<RetentionCursor>), StoreError> {
         self.query(Query::Housekeeping, async |connection| {
             let (placed_at, id) = after.0.unzip();
             let candidates: Vec<(Uuid, DateTime<Utc>, bool)> = sqlx::query_as(CANDIDATES)
@@ -100,7 +92,7 @@ impl Store {
             let locked: Vec<Uuid> = unchanged.map(|(id, _)| id).collect();
             let deleted = sqlx::query(DELETE).bind(locked).execute(&mut *transaction).await?.rows_affected();
             transaction.commit().await?;
-            Ok(RetentionBatch { deleted, next: last.filter(|_| is_full) })
+            Ok((deleted, last.filter(|_| is_full)))
         })
         .await
     }

@@ -129,10 +129,7 @@ impl<R: ReadSet> SharedRead<R> {
             // Catches a panic, which is a bug and must not end the reader.
             match AssertUnwindSafe(self.0.read.read(&questions)).catch_unwind().await {
                 Ok(Ok(answers)) => answer(callers, answers.into_iter().map(Ok)),
-                Ok(Err(error)) => {
-                    let error = Arc::new(error);
-                    answer(callers, std::iter::repeat_with(|| Err(StoreError::of_set(&error))));
-                }
+                Ok(Err(error)) => answer(callers, std::iter::repeat_with(|| Err(error.clone()))),
                 Err(_) => error!(reads = callers.len(), "reading a set panicked"),
             }
         }

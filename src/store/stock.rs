@@ -127,8 +127,8 @@ impl Store {
     /// Reads a job. `None` if it does not exist.
     pub async fn stock_job(&self, order: OrderId, attempt: i16) -> Result<Option<StockJob>, StoreError> {
         self.query(metrics::Query::ReadStockJob, async |connection| {
-            let (job, _) = load_job(connection, order, Some(attempt)).await?;
-            Ok(job)
+            let loaded = load_jobs(connection, &[(order, Some(attempt))]).await?;
+            Ok(loaded.into_iter().next().and_then(|(job, _)| job))
         })
         .await
     }
@@ -137,17 +137,7 @@ impl Store {
 /// A job, if there is one, and the paid amount of its order.
 pub(super) type Loaded = (Option<StockJob>, Option<Money>);
 
-/// Loads a job of an order (the given attempt, else the latest), and the paid amount.
-pub(super) async fn load_job(
-    connection: &mut PgConnection,
-    order: OrderId,
-    attempt: Option<i16>,
-) -> Result<Loaded, StoreError> {
-    let loaded = load_jobs(connection, &[(order, attempt)]).await?;
-    Ok(loaded.into_iter().next().unwrap_or_default())
-}
-
-/// Loads the jobs of many orders, in their order, by one statement.
+/// Loads the jobs of many orders (the given attempt, else the latest), in their order, by one statement.
 pub(super) async fn load_jobs(
     connection: &mut PgConnection,
     wanted: &[(OrderId, Option<i16>)],

@@ -190,7 +190,7 @@ impl Store {
             }
             transaction.commit().await?;
             for aggregate in &changed {
-                self.database.metrics().orders.changed(aggregate);
+                self.database.metrics.orders.changed(aggregate);
             }
             if has_events {
                 self.outbox_written.notify_one();

@@ -141,8 +141,7 @@ async fn stock_and_operators(checked: &mut Checked) {
     checked.reads::<ParkedOrder>("parked_orders::LIST", parked_orders::LIST, &[]).await;
     checked.reads::<(Uuid, i64)>("parked_orders::WAITING", parked_orders::WAITING, &[]).await;
     checked.writes("parked_orders::PARK", parked_orders::PARK).await;
-    checked.writes("parked_orders::REPLAY", parked_orders::REPLAY).await;
-    checked.writes("parked_orders::SKIP", parked_orders::SKIP).await;
+    checked.writes("parked_orders::FREE", parked_orders::FREE).await;
     checked.writes("parked_orders::LOCK_ORDER", parked_orders::LOCK_ORDER).await;
     checked.writes("parked_orders::RESOLVE", parked_orders::RESOLVE).await;
 }

@@ -51,15 +51,6 @@ impl UnpaidCursor {
     pub const START: Self = Self { placed_at: DateTime::UNIX_EPOCH, id: Uuid::nil() };
 }
 
-/// A page of CREATED orders.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UnpaidPage {
-    /// The unpaid ones.
-    pub unpaid: Vec<OrderId>,
-    /// The cursor of the next page. `None` after the last.
-    pub next: Option<UnpaidCursor>,
-}
-
 impl Store {
     /// The time of the database, if an order after the cursor has been CREATED for longer than `ttl`.
     pub async fn unpaid_order_is_due(
@@ -79,13 +70,14 @@ impl Store {
         .await
     }
 
-    /// The next `limit` CREATED orders after the cursor that were placed by `until`.
+    /// Reads the next `limit` CREATED orders after the cursor that were placed by `until`. Returns the unpaid ones, and
+    /// the cursor of the next page, `None` after the last.
     pub async fn unpaid_orders(
         &self,
         until: DateTime<Utc>,
         after: UnpaidCursor,
         limit: i64,
-    ) -> Result<UnpaidPage, StoreError> {
+    ) -> Result<(Vec<OrderId>, Option<UnpaidCursor>), StoreError> {
         self.query(Query::FindUnpaid, async |connection| {
             let rows: Vec<(Uuid, DateTime<Utc>, bool)> = sqlx::query_as(PAGE)
                 .bind(after.placed_at)
@@ -96,7 +88,7 @@ impl Store {
                 .await?;
             let next = rows.last().map(|(id, placed_at, _)| UnpaidCursor { placed_at: *placed_at, id: *id });
             let unpaid = rows.into_iter().filter(|(.., is_unpaid)| *is_unpaid);
-            Ok(UnpaidPage { unpaid: unpaid.map(|(id, ..)| OrderId(id)).collect(), next })
+            Ok((unpaid.map(|(id, ..)| OrderId(id)).collect(), next))
         })
         .await
     }

@@ -2,7 +2,6 @@
 //! and loads their orders, each change is decided on its aggregate in memory, and a few statements and one commit write
 //! all.
 
-use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::metrics::histogram::Histogram;
@@ -11,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 use super::connection::{CommitSent, Database};
-use super::group_commit::{Committed, Group, GroupCommit, Limits};
+use super::group_commit::{Group, GroupCommit, Limits};
 use super::payments::{IncomingPayment, KnownEvents, PaymentRows, Received};
 use super::stock::StockTimes;
 use super::{Store, StoreError, orders, payments, stock};
@@ -28,7 +27,6 @@ pub(super) struct Updates {
 }
 
 /// A change of an order.
-#[derive(Debug)]
 pub(super) struct Update {
     order: OrderId,
     /// The stock job to load: this attempt, else the latest.
@@ -37,28 +35,12 @@ pub(super) struct Update {
 }
 
 enum Work {
-    /// Changes the order, or refuses and leaves it unchanged. The decision is returned to the caller.
-    Decide(Box<dyn FnMut(&mut OrderAggregate) -> Verdict + Send>),
+    /// Changes the order, or refuses and leaves it unchanged; returns whether to write it.
+    Decide(Box<dyn FnMut(&mut OrderAggregate) -> bool + Send>),
     Payment(Arc<IncomingPayment>),
 }
 
-impl fmt::Debug for Work {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Decide(_) => "Decide",
-            Self::Payment(_) => "Payment",
-        })
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    Write,
-    Refuse,
-}
-
 /// The result of an update.
-#[derive(Debug)]
 pub(super) enum Updated {
     NoOrder,
     Decided(Box<Order>),
@@ -92,9 +74,9 @@ impl Store {
         let latest = Arc::clone(&decision);
         let work = Work::Decide(Box::new(move |aggregate| {
             let decided = decide(aggregate);
-            let verdict = if decided.is_ok() { Verdict::Write } else { Verdict::Refuse };
+            let is_accepted = decided.is_ok();
             *latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(decided);
-            verdict
+            is_accepted
         }));
         let updated = self.updates.submit(Update { order: id, job, work }).await?;
         let decision = decision.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -120,8 +102,8 @@ impl Updates {
         database: &Database,
         stock: StockTimes,
         outbox_written: &Arc<Notify>,
-    ) -> GroupCommit<Self> {
-        let settings = database.settings();
+    ) -> Arc<GroupCommit<Self>> {
+        let settings = &database.settings;
         // Few writers: each uses a connection, and the updates that wait share the next commit.
         let limits = Limits {
             group: 128,
@@ -131,7 +113,7 @@ impl Updates {
             deadline: settings.deadline,
             grace: settings.acquire_timeout,
         };
-        let sizes = database.metrics().database.group_writes("update");
+        let sizes = database.metrics.database.group_writes("update");
         let (database, outbox_written) = (database.clone(), Arc::clone(outbox_written));
         GroupCommit::new(Self { database, stock, outbox_written, sizes }, limits)
     }
@@ -200,23 +182,20 @@ impl Update {
         known: &mut KnownEvents,
         writes: &mut Writes,
     ) -> Updated {
-        let updated = match (&mut self.work, aggregate) {
-            (Work::Payment(payment), aggregate) => {
+        match &mut self.work {
+            Work::Payment(payment) => {
                 let (received, aggregate) = known.apply(payment, aggregate, &mut writes.payments);
                 writes.add(aggregate);
-                return Updated::Payment(received);
+                Updated::Payment(received)
             }
-            (Work::Decide(_), None) => return Updated::NoOrder,
-            (Work::Decide(decide), Some(mut aggregate)) => match decide(&mut aggregate) {
-                Verdict::Refuse => return Updated::Decided(Box::new(aggregate.order)),
-                Verdict::Write => {
-                    let order = Box::new(aggregate.order.clone());
-                    writes.add(Some(aggregate));
-                    order
-                }
-            },
-        };
-        Updated::Decided(updated)
+            Work::Decide(decide) => {
+                let Some(mut aggregate) = aggregate else { return Updated::NoOrder };
+                let is_accepted = decide(&mut aggregate);
+                let order = Box::new(aggregate.order.clone());
+                writes.add(is_accepted.then_some(aggregate));
+                Updated::Decided(order)
+            }
+        }
     }
 }
 
@@ -246,12 +225,12 @@ impl Group for Updates {
         updates: &mut [Update],
         alone: bool,
         deadline: Instant,
-    ) -> Result<Vec<Committed<Updated>>, StoreError> {
+    ) -> Result<Vec<Option<Updated>>, StoreError> {
         let (sent, mut writes) = (CommitSent::default(), Writes::default());
         let started = Instant::now();
         self.sizes.observe(f64::from(u32::try_from(updates.len()).unwrap_or(u32::MAX)));
         let written = timeout_at(deadline, self.write(updates, alone, &sent, &mut writes)).await;
-        let metrics = self.database.metrics();
+        let metrics = &self.database.metrics;
         metrics.database.used(Query::Update, started.elapsed());
         let written = written.unwrap_or(Err(StoreError::Deadline)).map_err(|error| sent.classify(error));
         if let Err(error) = written
@@ -263,10 +242,6 @@ impl Group for Updates {
             metrics.orders.changed(aggregate);
         }
         self.outbox_written.notify_one();
-        let committed = writes.answers.into_iter().map(|answer| match answer {
-            Some(answer) => Committed::Answer(answer),
-            None => Committed::LeftOut,
-        });
-        Ok(committed.collect())
+        Ok(writes.answers)
     }
 }

@@ -55,36 +55,29 @@ pub struct StockJobs {
 
 /// Reads each bucket from its floor on, like the relay: only deleted rows and events of parked orders are below the
 /// floor. The events of a bucket come by position, so the first is the oldest.
-macro_rules! pending {
-    ($limit:literal) => {
-        concat!(
-            "
-    from relay_leases lease
-    cross join lateral (
-        select created_at from outbox
-        where outbox.bucket = lease.bucket and outbox.position >= lease.floor
-          and not exists (select from parked_orders where parked_orders.order_id = outbox.order_id)
-        order by position limit ",
-            $limit,
-            "
-    ) event"
-        )
-    };
-}
-
-pub(super) const OUTBOX: &str = concat!(
-    "
+pub(super) const OUTBOX: &str = "
 select
-    (select count(*) from (select",
-    pending!("$1"),
-    "
-    limit $1) counted) as pending,
-    (select coalesce(extract(epoch from now() - min(event.created_at)), 0)::float8",
-    pending!("1"),
-    ") as oldest_seconds,
+    (select count(*) from (
+        select from relay_leases lease
+        cross join lateral (
+            select created_at from outbox
+            where outbox.bucket = lease.bucket and outbox.position >= lease.floor
+              and not exists (select from parked_orders where parked_orders.order_id = outbox.order_id)
+            order by position limit $1
+        ) event
+        limit $1
+    ) counted) as pending,
+    (
+        select coalesce(extract(epoch from now() - min(event.created_at)), 0)::float8 from relay_leases lease
+        cross join lateral (
+            select created_at from outbox
+            where outbox.bucket = lease.bucket and outbox.position >= lease.floor
+              and not exists (select from parked_orders where parked_orders.order_id = outbox.order_id)
+            order by position limit 1
+        ) event
+    ) as oldest_seconds,
     (select count(*) from (select from parked_orders order by order_id limit $1) counted) as parked_orders
-"
-);
+";
 
 /// Reads the start of each index: the jobs that have been due or parked longest.
 pub(super) const STOCK: &str = "

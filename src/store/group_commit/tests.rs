@@ -124,7 +124,7 @@ impl Group for Fake {
         items: &mut [Write],
         alone: bool,
         deadline: Instant,
-    ) -> Result<Vec<Committed<usize>>, StoreError> {
+    ) -> Result<Vec<Option<usize>>, StoreError> {
         assert!(!items.is_empty() && items.len() <= if alone { 1 } else { LIMITS.group });
         let (_held, millis) = self.begin(items);
         let is = |mood| items.iter().any(|item| item.mood == mood);
@@ -138,7 +138,7 @@ impl Group for Fake {
                 && *times > 0
             {
                 *times -= 1;
-                return Err(StoreError::Unavailable(std::io::Error::other("closed").into()));
+                return Err(sqlx::Error::from(std::io::Error::other("closed")).into());
             }
         }
         let is = |mood| items.iter().any(|item| item.mood == mood);
@@ -158,19 +158,17 @@ impl Group for Fake {
             sleep(LIMITS.grace * 2).await;
             return Err(StoreError::unknown(StoreError::Deadline));
         }
-        let answer =
-            |item: &Write| if is_left_out(item) { Committed::LeftOut } else { Committed::Answer(item.id) };
-        Ok(items.iter().map(answer).collect())
+        Ok(items.iter().map(|item| (!is_left_out(item)).then_some(item.id)).collect())
     }
 }
 
 /// The answer to a caller; `None` if it disconnected first.
 type Told = Option<Result<usize, StoreError>>;
 
-async fn call(commits: GroupCommit<Fake>, write: Write) -> Told {
-    let (began, fake) = (Instant::now(), commits.0.group.clone());
+async fn call(commits: Arc<GroupCommit<Fake>>, write: Write) -> Told {
+    let (began, fake) = (Instant::now(), commits.group.clone());
     let told = timeout(Duration::from_millis(write.patience), commits.submit(write)).await.ok();
-    let longest = commits.0.limits.deadline + commits.0.limits.grace + Duration::from_millis(2);
+    let longest = commits.limits.deadline + commits.limits.grace + Duration::from_millis(2);
     assert!(began.elapsed() <= longest, "the call exceeds its deadline");
     if let Some(Ok(_)) = told {
         assert_eq!(fake.book.lock().unwrap().times().get(&write.id), Some(&1), "answered before the commit");
@@ -183,7 +181,7 @@ async fn run(writes: Vec<Write>, fake: Fake, limits: Limits) -> Vec<Told> {
     let mut callers = Vec::new();
     for write in writes {
         sleep(Duration::from_millis(write.after)).await;
-        callers.push(tokio::spawn(call(commits.clone(), write)));
+        callers.push(tokio::spawn(call(Arc::clone(&commits), write)));
         // Each write arrives before the next.
         tokio::task::yield_now().await;
     }
@@ -238,9 +236,7 @@ proptest! {
                 // Every other error means that nothing was written.
                 Some(Err(error)) => {
                     prop_assert_eq!(times, 0, "{}", error);
-                    let refused = matches!(error, StoreError::Inconsistent { .. } | StoreError::OfSet(_))
-                        && error.is_about_the_data();
-                    prop_assert!(!refused || write.mood == Mood::Refuses, "the refusal of another write");
+                    prop_assert!(!error.is_about_the_data() || write.mood == Mood::Refuses, "the refusal of another write");
                 }
                 None => {
                     prop_assert!(write.patience < 10_000, "no answer");
@@ -305,7 +301,7 @@ fn a_group_whose_connection_is_lost_before_it_is_sent_is_sent_once_more() {
     let writes = [1, 2].map(|times| Write { mood: Mood::Disconnects(times), ..good(times as usize) });
     let told = run_all(&writes, &Fake::new(vec![1]), LIMITS);
     assert!(matches!(told[0], Some(Ok(1))), "{:?}", told[0]);
-    assert!(matches!(told[1], Some(Err(StoreError::OfSet(_)))), "{:?}", told[1]);
+    assert!(matches!(told[1], Some(Err(StoreError::Unavailable(_)))), "{:?}", told[1]);
 }
 
 #[test]

@@ -81,7 +81,7 @@ impl ReadSet for Fake {
         sleep(Duration::from_millis(millis)).await;
         match ending {
             Ending::Well => Ok(ids.iter().map(|id| Answered { id: *id, sent, at }).collect()),
-            Ending::Failure => Err(StoreError::Refused(sqlx::Error::RowNotFound)),
+            Ending::Failure => Err(sqlx::Error::RowNotFound.into()),
             Ending::Panic => std::panic::resume_unwind(Box::new("a bug")),
         }
     }
@@ -155,7 +155,7 @@ proptest! {
                     prop_assert_eq!(answered.id, read.id);
                     prop_assert_eq!(ending.map(|(_, ending)| ending), Some(Ending::Well));
                 }
-                Some(Err(StoreError::OfSet(_))) => {
+                Some(Err(StoreError::Refused(_))) => {
                     prop_assert_eq!(ending.map(|(_, ending)| ending), Some(Ending::Failure), "of another set");
                 }
                 // Its deadline passed, or its set panicked.
