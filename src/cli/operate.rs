@@ -11,18 +11,10 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::Failure;
-use super::output::{self, Output};
-
-#[derive(Args)]
-pub(super) struct OutboxArgs {
-    #[command(subcommand)]
-    command: OutboxCommand,
-    #[command(flatten)]
-    output: Output,
-}
+use super::output::{self, Operated, Output};
 
 #[derive(Subcommand)]
-enum OutboxCommand {
+pub(super) enum OutboxCommand {
     /// List the orders whose events Kafka refuses
     #[command(after_help = "Example:\n  order-service outbox list --json")]
     List,
@@ -40,22 +32,14 @@ enum OutboxCommand {
 pub(super) struct OrderAction {
     /// The order
     #[arg(value_parser = OrderId::parse)]
-    order: OrderId,
+    pub(super) order: OrderId,
     /// Your name, for the record
     #[arg(long, value_parser = output::actor)]
-    by: String,
-}
-
-#[derive(Args)]
-pub(super) struct StockArgs {
-    #[command(subcommand)]
-    command: StockCommand,
-    #[command(flatten)]
-    output: Output,
+    pub(super) by: String,
 }
 
 #[derive(Subcommand)]
-enum StockCommand {
+pub(super) enum StockCommand {
     /// List the lines of the 1,000 oldest jobs that wait for an operator
     #[command(after_help = "Example:\n  order-service stock list")]
     List,
@@ -67,18 +51,14 @@ enum StockCommand {
 
 #[derive(Args)]
 pub(super) struct Resolve {
-    /// The order
-    #[arg(value_parser = OrderId::parse)]
-    order: OrderId,
+    #[command(flatten)]
+    action: OrderAction,
     /// The attempt, as listed
     attempt: i16,
     /// The line, as listed
     line: i16,
     /// Whether the Product Service applied the call
     finding: Finding,
-    /// Your name, for the record
-    #[arg(long, value_parser = output::actor)]
-    by: String,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -87,7 +67,7 @@ enum Finding {
     NotApplied,
 }
 
-pub(super) async fn outbox(args: &OutboxArgs, env: &Environment) -> Result<(), Failure> {
+pub(super) async fn outbox(args: &Operated<OutboxCommand>, env: &Environment) -> Result<(), Failure> {
     let store = store(env).await?;
     let (found, name, action) = match &args.command {
         OutboxCommand::List => return list_outbox(&store, args.output).await,
@@ -138,9 +118,9 @@ async fn list_outbox(store: &Store, output: Output) -> Result<(), Failure> {
     )
 }
 
-pub(super) async fn stock(args: &StockArgs, env: &Environment) -> Result<(), Failure> {
+pub(super) async fn stock(args: &Operated<StockCommand>, env: &Environment) -> Result<(), Failure> {
     let store = store(env).await?;
-    let Resolve { order, attempt, line, finding, by } = match &args.command {
+    let Resolve { action: OrderAction { order, by }, attempt, line, finding } = match &args.command {
         StockCommand::List => return list_stock(&store, args.output).await,
         StockCommand::Resolve(resolve) => resolve,
     };

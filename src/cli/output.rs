@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::Value;
@@ -15,6 +15,15 @@ pub(super) struct Output {
     /// Print JSON instead of a table
     #[arg(long, global = true)]
     json: bool,
+}
+
+// A command of operators. Not a doc comment: clap would show it.
+#[derive(Args)]
+pub(super) struct Operated<C: Subcommand> {
+    #[command(subcommand)]
+    pub(super) command: C,
+    #[command(flatten)]
+    pub(super) output: Output,
 }
 
 /// A column of a table: its heading, and the cell of a row.

@@ -11,23 +11,15 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::Failure;
-use super::operate::store;
-use super::output::{self, Output};
+use super::operate::{OrderAction, store};
+use super::output::{self, Operated, Output};
 
 /// The default and the maximum number of rows of a list.
 const LIMIT: i64 = 1_000;
 const MAX_LIMIT: i64 = 10_000;
 
-#[derive(Args)]
-pub(super) struct PaymentsArgs {
-    #[command(subcommand)]
-    command: PaymentsCommand,
-    #[command(flatten)]
-    output: Output,
-}
-
 #[derive(Subcommand)]
-enum PaymentsCommand {
+pub(super) enum PaymentsCommand {
     /// List the payment records that wait for an operator, oldest first
     #[command(after_help = "Example:\n  order-service payments list --limit 20")]
     List {
@@ -58,7 +50,7 @@ enum PaymentsCommand {
 }
 
 #[derive(Args)]
-struct Record {
+pub(super) struct Record {
     /// The record as listed: topic/partition/offset
     #[arg(value_name = "RECORD")]
     place: RecordPlace,
@@ -67,16 +59,8 @@ struct Record {
     by: String,
 }
 
-#[derive(Args)]
-pub(super) struct RefundsArgs {
-    #[command(subcommand)]
-    command: RefundsCommand,
-    #[command(flatten)]
-    output: Output,
-}
-
 #[derive(Subcommand)]
-enum RefundsCommand {
+pub(super) enum RefundsCommand {
     /// List the refunds that are due, oldest first
     #[command(after_help = "Example:\n  order-service refunds list --json")]
     List {
@@ -90,19 +74,15 @@ enum RefundsCommand {
                       --note 'payout 4711'"
     )]
     Done {
-        /// The order
-        #[arg(value_parser = OrderId::parse)]
-        order: OrderId,
-        /// Your name, for the record
-        #[arg(long, value_parser = output::actor)]
-        by: String,
+        #[command(flatten)]
+        action: OrderAction,
         /// How it was paid back, for the record
         #[arg(long, value_parser = output::note)]
         note: String,
     },
 }
 
-pub(super) async fn payments(args: &PaymentsArgs, env: &Environment) -> Result<(), Failure> {
+pub(super) async fn payments(args: &Operated<PaymentsCommand>, env: &Environment) -> Result<(), Failure> {
     let (store, output) = (store(env).await?, args.output);
     match &args.command {
         PaymentsCommand::List { limit, payload } => list_payments(&store, (*payload, *limit), output).await,
@@ -181,11 +161,11 @@ async fn list_payments(store: &Store, (payload, limit): (bool, i64), output: Out
     output.rows(&rows, &columns, "No payment waits for an operator.")
 }
 
-pub(super) async fn refunds(args: &RefundsArgs, env: &Environment) -> Result<(), Failure> {
+pub(super) async fn refunds(args: &Operated<RefundsCommand>, env: &Environment) -> Result<(), Failure> {
     let (store, output) = (store(env).await?, args.output);
-    let (order, by, note) = match &args.command {
+    let (OrderAction { order, by }, note) = match &args.command {
         RefundsCommand::List { limit } => return list_refunds(&store, *limit, output).await,
-        RefundsCommand::Done { order, by, note } => (*order, by, note),
+        RefundsCommand::Done { action, note } => (action, note),
     };
     if !store.refund_done(order.0, note, by).await? {
         return Err(format!("no refund is due for {order}").into());

@@ -136,7 +136,9 @@ impl Bench {
 
     /// The p99 of pgbench at half of its maximum: the stalls of the machine, without the service.
     fn beside_at_half(&mut self, line: &Line) -> Result<Option<f64>> {
-        let (Some(pgbench), Some(most)) = (self.pgbench.clone(), line.pgbench_mean()) else { return Ok(None) };
+        let (Some(pgbench), Some(most)) = (self.pgbench.clone(), line.pgbench_mean()) else {
+            return Ok(None);
+        };
         self.progress.step("pgbench at half of its maximum");
         let url = self.parts.database(&self.binary(), self.parts.settings.orders)?;
         let p99 = pgbench.p99_at(&url, Script::Order, self.parts.settings.duration, most / 2.0)?;
