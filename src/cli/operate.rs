@@ -7,11 +7,10 @@ use order_service::config::{self, Environment};
 use order_service::domain::{OrderId, time};
 use order_service::store::parked_orders::{ParkedOrder, ParkedStockLine};
 use order_service::store::{DatabaseSettings, Store};
-use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Failure;
-use super::output::{self, Operated, Output};
+use super::output::{self, Operated, Output, text};
 
 #[derive(Subcommand)]
 pub(super) enum OutboxCommand {
@@ -83,36 +82,24 @@ pub(super) async fn outbox(args: &Operated<OutboxCommand>, env: &Environment) ->
         .result(&json!({"orderId": action.order, "done": name}), &format!("{}: {name} is done", action.order))
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ParkedOrderRow {
-    order_id: OrderId,
-    parked_at: String,
-    event_id: String,
-    sequence: i32,
-    waiting: i64,
-    error: String,
-}
-
 async fn list_outbox(store: &Store, output: Output) -> Result<(), Failure> {
-    let row = |parked: ParkedOrder| ParkedOrderRow {
-        order_id: parked.order_id,
-        parked_at: time::rfc3339(parked.parked_at),
-        event_id: parked.event_id.to_string(),
-        sequence: parked.sequence,
-        waiting: parked.waiting,
-        error: parked.error,
+    let row = |parked: ParkedOrder| {
+        json!({
+            "orderId": parked.order_id, "parkedAt": time::rfc3339(parked.parked_at),
+            "eventId": parked.event_id.to_string(), "sequence": parked.sequence, "waiting": parked.waiting,
+            "error": parked.error,
+        })
     };
-    let rows: Vec<ParkedOrderRow> = store.parked_orders().await?.into_iter().map(row).collect();
+    let rows: Vec<Value> = store.parked_orders().await?.into_iter().map(row).collect();
     output.rows(
         &rows,
         &[
-            ("ORDER", &|row| row.order_id.to_string()),
-            ("PARKED AT", &|row| row.parked_at.clone()),
-            ("EVENTS", &|row| format!("{} waiting", row.waiting)),
-            ("REFUSED EVENT", &|row| row.event_id.clone()),
-            ("SEQUENCE", &|row| row.sequence.to_string()),
-            ("ERROR", &|row| row.error.clone()),
+            ("ORDER", &text("orderId")),
+            ("PARKED AT", &text("parkedAt")),
+            ("EVENTS", &|row| format!("{} waiting", row["waiting"])),
+            ("REFUSED EVENT", &text("eventId")),
+            ("SEQUENCE", &text("sequence")),
+            ("ERROR", &text("error")),
         ],
         "No order is parked.",
     )
@@ -133,41 +120,26 @@ pub(super) async fn stock(args: &Operated<StockCommand>, env: &Environment) -> R
     args.output.result(&result, &format!("{what}: done"))
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ParkedLineRow {
-    order_id: OrderId,
-    attempt: i16,
-    line: i16,
-    product_id: String,
-    quantity: i32,
-    state: String,
-    reason: String,
-}
-
 async fn list_stock(store: &Store, output: Output) -> Result<(), Failure> {
     /// The maximum number of listed jobs. When these are resolved, the list shows the next ones.
     const LIMIT: i64 = 1_000;
-    let row = |line: ParkedStockLine| ParkedLineRow {
-        order_id: line.order_id,
-        attempt: line.attempt,
-        line: line.line_number,
-        product_id: line.product_id,
-        quantity: line.quantity,
-        state: line.state,
-        reason: line.parked,
+    let row = |line: ParkedStockLine| {
+        json!({
+            "orderId": line.order_id, "attempt": line.attempt, "line": line.line_number, "productId": line.product_id,
+            "quantity": line.quantity, "state": line.state, "reason": line.parked,
+        })
     };
-    let rows: Vec<ParkedLineRow> = store.parked_stock(LIMIT).await?.into_iter().map(row).collect();
+    let rows: Vec<Value> = store.parked_stock(LIMIT).await?.into_iter().map(row).collect();
     output.rows(
         &rows,
         &[
-            ("ORDER", &|row| row.order_id.to_string()),
-            ("ATTEMPT", &|row| row.attempt.to_string()),
-            ("LINE", &|row| row.line.to_string()),
-            ("QUANTITY", &|row| row.quantity.to_string()),
-            ("PRODUCT", &|row| row.product_id.clone()),
-            ("STATE", &|row| row.state.clone()),
-            ("WHY", &|row| row.reason.clone()),
+            ("ORDER", &text("orderId")),
+            ("ATTEMPT", &text("attempt")),
+            ("LINE", &text("line")),
+            ("QUANTITY", &text("quantity")),
+            ("PRODUCT", &text("productId")),
+            ("STATE", &text("state")),
+            ("WHY", &text("reason")),
         ],
         "No stock call waits for an operator.",
     )

@@ -7,12 +7,11 @@ use order_service::events::{Retried, retry_parked};
 use order_service::store::Store;
 use order_service::store::payments::{Received, RecordPlace};
 use order_service::store::settle::{ParkedPayment, RefundDue};
-use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Failure;
 use super::operate::{OrderAction, store};
-use super::output::{self, Operated, Output};
+use super::output::{self, Operated, Output, text};
 
 /// The default and the maximum number of rows of a list.
 const LIMIT: i64 = 1_000;
@@ -125,40 +124,28 @@ async fn retry(store: &Store, record: &Record, output: Output) -> Result<(), Fai
     output.result(&result, &format!("{place}: applied to order {order}: {}", outcome.as_str()))
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ParkedPaymentRow {
-    record: String,
-    order_id: Option<OrderId>,
-    parked_at: String,
-    reason: String,
-    error: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    payload: Option<String>,
-}
-
 async fn list_payments(store: &Store, (payload, limit): (bool, i64), output: Output) -> Result<(), Failure> {
-    let row = |parked: ParkedPayment| ParkedPaymentRow {
-        record: parked.place.to_string(),
-        order_id: parked.order_id.map(OrderId),
-        parked_at: time::rfc3339(parked.parked_at),
-        reason: parked.reason,
-        error: parked.error,
-        payload: parked.payload.map(|payload| String::from_utf8_lossy(&payload).into_owned()),
+    let row = |parked: ParkedPayment| {
+        let mut row = json!({
+            "record": parked.place.to_string(), "orderId": parked.order_id.map(OrderId),
+            "parkedAt": time::rfc3339(parked.parked_at), "reason": parked.reason, "error": parked.error,
+        });
+        if let Some(payload) = parked.payload {
+            row["payload"] = String::from_utf8_lossy(&payload).into();
+        }
+        row
     };
-    let parked = store.parked_payments(payload, limit).await?;
-    let rows: Vec<ParkedPaymentRow> = parked.into_iter().map(row).collect();
-    let mut columns: Vec<output::Column<'_, ParkedPaymentRow>> = vec![
-        ("RECORD", &|row| row.record.clone()),
-        ("ORDER", &|row| row.order_id.map_or_else(|| "-".to_owned(), |order| order.to_string())),
-        ("PARKED AT", &|row| row.parked_at.clone()),
-        ("REASON", &|row| row.reason.clone()),
-        ("ERROR", &|row| row.error.clone()),
+    let rows: Vec<Value> = store.parked_payments(payload, limit).await?.into_iter().map(row).collect();
+    let columns: [output::Column<'_>; 6] = [
+        ("RECORD", &text("record")),
+        ("ORDER", &text("orderId")),
+        ("PARKED AT", &text("parkedAt")),
+        ("REASON", &text("reason")),
+        ("ERROR", &text("error")),
+        ("PAYLOAD", &text("payload")),
     ];
-    if payload {
-        columns.push(("PAYLOAD", &|row| row.payload.clone().unwrap_or_default()));
-    }
-    output.rows(&rows, &columns, "No payment waits for an operator.")
+    let columns = if payload { &columns[..] } else { &columns[..5] };
+    output.rows(&rows, columns, "No payment waits for an operator.")
 }
 
 pub(super) async fn refunds(args: &Operated<RefundsCommand>, env: &Environment) -> Result<(), Failure> {
@@ -173,33 +160,21 @@ pub(super) async fn refunds(args: &Operated<RefundsCommand>, env: &Environment) 
     output.result(&json!({"orderId": order, "done": true}), &format!("{order}: the refund is done"))
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct RefundRow {
-    order_id: OrderId,
-    amount: Money,
-    reason: String,
-    due_at: String,
-}
-
 async fn list_refunds(store: &Store, limit: i64, output: Output) -> Result<(), Failure> {
     let row = |refund: RefundDue| {
-        Ok::<_, Failure>(RefundRow {
-            order_id: OrderId(refund.order_id),
-            amount: Money::new(refund.amount)?,
-            reason: refund.reason,
-            due_at: time::rfc3339(refund.due_at),
-        })
+        Ok::<_, Failure>(json!({
+            "orderId": OrderId(refund.order_id), "amount": Money::new(refund.amount)?, "reason": refund.reason,
+            "dueAt": time::rfc3339(refund.due_at),
+        }))
     };
-    let rows: Vec<RefundRow> =
-        store.refunds_due(limit).await?.into_iter().map(row).collect::<Result<_, _>>()?;
+    let rows: Vec<Value> = store.refunds_due(limit).await?.into_iter().map(row).collect::<Result<_, _>>()?;
     output.rows(
         &rows,
         &[
-            ("ORDER", &|row| row.order_id.to_string()),
-            ("AMOUNT", &|row| row.amount.to_string()),
-            ("REASON", &|row| row.reason.clone()),
-            ("DUE SINCE", &|row| row.due_at.clone()),
+            ("ORDER", &text("orderId")),
+            ("AMOUNT", &text("amount")),
+            ("REASON", &text("reason")),
+            ("DUE SINCE", &text("dueAt")),
         ],
         "No refund is due.",
     )
