@@ -103,26 +103,21 @@ pub struct Stack {
     pub cluster: Option<Kafka>,
     /// The demo service, unless `PRODUCT_SERVICE_URL` names another.
     pub products: Option<DemoProducts>,
-    database_url: String,
-    kafka: String,
-    product_service: String,
+    /// The URL of PostgreSQL.
+    pub database_url: String,
+    /// The addresses of Kafka's brokers.
+    pub kafka: String,
+    /// The URL of the Product Service.
+    pub product_service: String,
 }
 
 impl Stack {
     /// Starts each part whose address `get` does not return: `DATABASE_URL`, `KAFKA_BOOTSTRAP_SERVERS`,
     /// `PRODUCT_SERVICE_URL`. An empty value counts as absent. `program` is the `order-service` binary, which runs the
-    /// embedded Kafka.
+    /// embedded Kafka. `data` keeps the data of embedded parts.
     ///
     /// The demo Product Service ends with the runtime that calls this function.
     pub async fn start(
-        program: &Path,
-        get: impl Fn(&'static str) -> Option<String>,
-    ) -> Result<Self, DevError> {
-        Self::start_in(None, program, get).await
-    }
-
-    /// Like [`start`](Self::start), with the data of a folder.
-    pub async fn start_in(
         data: Option<&DataFolder>,
         program: &Path,
         get: impl Fn(&'static str) -> Option<String>,
@@ -136,7 +131,7 @@ impl Stack {
         };
         let (product_service, products) = match given("PRODUCT_SERVICE_URL") {
             Some(url) => (url, None),
-            None => DemoProducts::start_in(data, SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+            None => DemoProducts::start(data, SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
                 .await
                 .map(|demo| (demo.url().to_owned(), Some(demo)))?,
         };
@@ -150,21 +145,6 @@ impl Stack {
             (server.url().to_owned(), Some(server))
         };
         Ok(Self { postgres, cluster, products, database_url, kafka, product_service })
-    }
-
-    /// The URL of PostgreSQL.
-    pub fn database_url(&self) -> &str {
-        &self.database_url
-    }
-
-    /// The addresses of Kafka's brokers.
-    pub fn kafka(&self) -> &str {
-        &self.kafka
-    }
-
-    /// The URL of the Product Service.
-    pub fn product_service(&self) -> &str {
-        &self.product_service
     }
 
     /// Stops every embedded part, and returns when all of them have ended.

@@ -72,13 +72,9 @@ pub enum ProductState {
 }
 
 impl DemoProducts {
-    /// Starts with the demo catalogue. Port 0 selects a free one.
-    pub async fn start(addr: SocketAddr) -> Result<Self, DevError> {
-        Self::start_in(None, addr).await
-    }
-
-    /// Like [`start`](Self::start), with the catalogue, stock and keys of a data folder.
-    pub async fn start_in(data: Option<&DataFolder>, addr: SocketAddr) -> Result<Self, DevError> {
+    /// Starts with the catalogue, stock and keys of a data folder, or with the demo catalogue. Port 0 selects a free
+    /// one.
+    pub async fn start(data: Option<&DataFolder>, addr: SocketAddr) -> Result<Self, DevError> {
         let ledger = data.map_or_else(|| Ok(Ledger::demo()), Ledger::open)?;
         let failed = || DevError::io("listen for the demo Product Service");
         let listener = TcpListener::bind(addr).await.map_err(failed())?;

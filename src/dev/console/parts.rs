@@ -46,9 +46,9 @@ pub(super) fn state(console: &Shared, health: Option<&Value>) -> Value {
     json!({
         "run": console.run,
         "service": {"url": console.gateway.first(), "health": health},
-        "kafka": {"address": stack.kafka(), "embedded": stack.cluster.is_some(), "state": kafka},
+        "kafka": {"address": &stack.kafka, "embedded": stack.cluster.is_some(), "state": kafka},
         "products": {
-            "address": stack.product_service(),
+            "address": &stack.product_service,
             "embedded": stack.products.is_some(),
             "state": product_state(console),
             "catalogue": stack.products.as_ref().map(DemoProducts::catalogue),
