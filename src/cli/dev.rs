@@ -10,7 +10,7 @@ use order_service::api::DocsPage;
 use order_service::app::{App, AppError};
 use order_service::config::{Config, Environment, LogConfig};
 use order_service::dev::products::DemoProducts;
-use order_service::dev::{Console, ConsoleSettings, DataFolder, Stack, kafka};
+use order_service::dev::{Console, DataFolder, Stack, kafka};
 use order_service::telemetry;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -108,15 +108,9 @@ async fn run_service(env: &Environment, parts: &Parts, stop: &CancellationToken)
     let app = Box::pin(start_service(&env, config)).await?;
     let mut console = None;
     if stop.run_until_cancelled(app.ready()).await == Some(true) {
-        let settings = ConsoleSettings {
-            stack: Arc::clone(stack),
-            kafka,
-            replica: app.address,
-            program: program.clone(),
-            env: env.clone(),
-            journal,
-        };
-        let console = console.insert(Console::start(settings).await?);
+        let stack = Arc::clone(stack);
+        let started = Console::start(stack, kafka, app.address, program.clone(), &env, journal).await?;
+        let console = console.insert(started);
         show(&env, parts, app.address, console.address())?;
     }
     let outcome = app.run_until(stop.cancelled()).await;

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use rdkafka::error::KafkaError;
 use thiserror::Error;
 
-pub use console::{Console, ConsoleSettings};
+pub use console::Console;
 pub use data::DataFolder;
 pub use kafka::Kafka;
 pub use postgres::Postgres;

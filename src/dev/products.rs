@@ -36,9 +36,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{DataFolder, DevError};
 use ledger::Ledger;
@@ -52,7 +52,7 @@ const STOPPED_WITHIN: Duration = Duration::from_secs(5);
 pub struct DemoProducts {
     url: String,
     stopping: CancellationToken,
-    server: JoinHandle<io::Result<()>>,
+    server: AbortOnDropHandle<io::Result<()>>,
     shop: Arc<Shop>,
 }
 
@@ -83,8 +83,8 @@ impl DemoProducts {
         let shop = Arc::new(Shop { ledger: Mutex::new(ledger), stopping: stopping.clone() });
         let app = routes::router(Arc::clone(&shop));
         let stopped = stopping.clone().cancelled_owned();
-        let server =
-            tokio::spawn(async move { axum::serve(listener, app).with_graceful_shutdown(stopped).await });
+        let server = async move { axum::serve(listener, app).with_graceful_shutdown(stopped).await };
+        let server = AbortOnDropHandle::new(tokio::spawn(server));
         Ok(Self { url: format!("http://{}", reachable(bound)), stopping, server, shop })
     }
 
@@ -111,9 +111,8 @@ impl DemoProducts {
     /// Stops listening and ends every call.
     pub async fn stop(mut self) {
         self.stopping.cancel();
-        if timeout(STOPPED_WITHIN, &mut self.server).await.is_err() {
-            self.server.abort();
-        }
+        // After a timeout, the drop of the handle aborts the server.
+        let _ = timeout(STOPPED_WITHIN, &mut self.server).await;
     }
 }
 

@@ -45,7 +45,7 @@ pub(super) fn state(console: &Shared, health: Option<&Value>) -> Value {
     let kafka = if console.kafka_down.load(Ordering::Relaxed) { Switch::Down } else { Switch::Up };
     json!({
         "run": console.run,
-        "service": {"url": console.gateway.first(), "health": health},
+        "service": {"url": &console.gateway.first, "health": health},
         "kafka": {"address": &stack.kafka, "embedded": stack.cluster.is_some(), "state": kafka},
         "products": {
             "address": &stack.product_service,
