@@ -77,8 +77,8 @@ pub struct App {
 /// The parts, before they are started.
 struct Parts {
     config: Config,
-    listener: Listener,
-    management: Option<(Listener, Router)>,
+    listener: (TcpListener, SocketAddr),
+    management: Option<((TcpListener, SocketAddr), Router)>,
     metrics: Arc<Metrics>,
     lifecycle: Lifecycle,
     stores: [Store; 4],
@@ -91,19 +91,11 @@ struct Parts {
     router: Router,
 }
 
-/// An open port and its address.
-struct Listener {
-    listener: TcpListener,
-    address: SocketAddr,
-}
-
-impl Listener {
-    async fn bind(setting: &'static str, address: SocketAddr) -> Result<Self, AppError> {
-        let failed = |error| AppError::Bind(setting, address, error);
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
-        Ok(Self { listener, address })
-    }
+async fn bind(setting: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), AppError> {
+    let failed = |error| AppError::Bind(setting, address, error);
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
 }
 
 impl App {
@@ -111,8 +103,8 @@ impl App {
     /// database from a dead process.
     pub async fn start(config: Config) -> Result<Self, AppError> {
         let parts = Parts::assemble(config).await?;
-        let address = parts.listener.address;
-        let management_address = parts.management.as_ref().map(|(listener, _)| listener.address);
+        let address = parts.listener.1;
+        let management_address = parts.management.as_ref().map(|((_, address), _)| *address);
         // Logged before the parts run, so that "serving" never comes first.
         info!(%address, "listening");
         if let Some(address) = management_address {
@@ -156,10 +148,11 @@ impl Parts {
         const RELAY_CONNECTIONS: u32 = 3;
         const WORKER_CONNECTIONS: u32 = 4;
         let (lifecycle, metrics) = (Lifecycle::default(), Arc::<Metrics>::default());
-        let listener = Listener::bind("BIND_ADDRESS", config.bind_address).await?;
+        let listener = bind("BIND_ADDRESS", config.bind_address).await?;
         // Both run concurrently with the rest: OpenSSL parses all certificates of the machine (about 30 ms), and the
         // database may not answer yet.
-        let products = spawn_product_client(&config, &metrics);
+        let (settings, of_client) = (config.products.clone(), Arc::clone(&metrics));
+        let products = spawn_blocking(move || ProductClient::new(settings, &of_client));
         let store = Store::new(&config.database, config.stock, &metrics);
         let relay_store = store.for_relay(RELAY_CONNECTIONS);
         let worker_store = store.with_own_pool(WORKER_CONNECTIONS);
@@ -183,7 +176,7 @@ impl Parts {
         let (scrape, management) = match config.management_address {
             None => (Some(scrape), None),
             Some(address) => {
-                let listener = Listener::bind("MANAGEMENT_ADDRESS", address).await?;
+                let listener = bind("MANAGEMENT_ADDRESS", address).await?;
                 (None, Some((listener, api::management_router(health.clone(), scrape, &metrics))))
             }
         };
@@ -215,7 +208,7 @@ impl Parts {
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         // On an early return, the drop of the set aborts its tasks.
         let mut parts: JoinSet<&'static str> = JoinSet::new();
-        let (listener, router) = (self.listener.listener, self.router);
+        let ((listener, _), router) = (self.listener, self.router);
         let (settings, stopping) = (self.config.server.clone(), server_stop.clone());
         let connections = self.metrics.http.connections.clone();
         parts.spawn(async move {
@@ -223,9 +216,7 @@ impl Parts {
             "server"
         });
         // Serves until the very end, so that a scrape can observe the stop.
-        let serve = |(listener, router): (Listener, _)| {
-            serve_management(listener.listener, router, &self.config.server)
-        };
+        let serve = |((listener, _), router)| serve_management(listener, router, &self.config.server);
         let _management = self.management.map(serve);
 
         tokio::select! {
@@ -266,14 +257,6 @@ impl Parts {
         };
         timeout(self.config.timing.shutdown_timeout, drain).await.unwrap_or(Err(AppError::ShutdownTimeout))
     }
-}
-
-fn spawn_product_client(
-    config: &Config,
-    metrics: &Arc<Metrics>,
-) -> JoinHandle<Result<ProductClient, InvalidSettings>> {
-    let (settings, metrics) = (config.products.clone(), Arc::clone(metrics));
-    spawn_blocking(move || ProductClient::new(settings, &metrics))
 }
 
 /// Serves metrics and health until the handle is dropped.

@@ -10,7 +10,7 @@ mod products;
 mod tests;
 mod traces;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use reqwest::Url;
@@ -18,7 +18,7 @@ use sqlx::postgres::PgConnectOptions;
 use tracing_subscriber::EnvFilter;
 
 pub use environment::{Environment, InvalidConfig};
-pub use in_force::{Setting, Source, settings_in_force};
+pub use in_force::{Setting, settings_in_force};
 use kafka::kafka;
 pub use kafka::parse_topic;
 pub(crate) use kafka::{ORDER_EVENTS, PAYMENT_EVENTS};
@@ -227,8 +227,18 @@ pub fn read_replay(
 
 /// Reads the address that `healthcheck` calls: the port of `BIND_ADDRESS`, on this machine.
 pub fn read_bind_address(env: &Environment) -> Result<SocketAddr, InvalidConfig> {
-    let address = bind_address(env);
+    let address = reachable(bind_address(env));
     env.finish(Some(address))
+}
+
+/// The address to connect to: a service that listens on all interfaces also listens on loopback.
+pub(crate) fn reachable(mut bound: SocketAddr) -> SocketAddr {
+    match bound.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => bound.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => bound.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    bound
 }
 
 fn bind_address(env: &Environment) -> SocketAddr {

@@ -239,8 +239,8 @@ impl Products {
 /// The purpose of a database operation: the label `db_query_summary` of `OpenTelemetry`. A closed set, so that the
 /// label stays bounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "lowercase")]
 pub(crate) enum Query {
-    #[strum(serialize = "place")]
     Place,
     #[strum(serialize = "update order")]
     Update,
@@ -268,17 +268,12 @@ pub(crate) enum Query {
     RelayDelete,
     #[strum(serialize = "relay floor")]
     RelayFloor,
-    #[strum(serialize = "park")]
     Park,
     #[strum(serialize = "find unpaid orders")]
     FindUnpaid,
-    #[strum(serialize = "housekeeping")]
     Housekeeping,
-    #[strum(serialize = "readiness")]
     Readiness,
-    #[strum(serialize = "scrape")]
     Scrape,
-    #[strum(serialize = "operate")]
     Operate,
 }
 

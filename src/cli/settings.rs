@@ -67,7 +67,8 @@ fn show(
     output: Output,
 ) -> Result<(), Failure> {
     let (settings, invalid) = settings_in_force(env, process);
-    let row = |setting: &Setting| json!({"name": setting.name, "value": setting.value, "source": setting.source.as_str()});
+    let row =
+        |setting: &Setting| json!({"name": setting.name, "value": setting.value, "source": setting.source});
     let rows: Vec<Value> = settings.iter().map(row).collect();
     output.rows(
         &rows,

@@ -29,7 +29,7 @@ mod ledger;
 mod routes;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -41,6 +41,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{DataFolder, DevError};
+use crate::config::reachable;
 use ledger::Ledger;
 
 /// The time limit of calls after the stop. Calls that hang on purpose end at once.
@@ -133,12 +134,4 @@ impl Shop {
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Clients cannot connect to an unspecified address.
-fn reachable(mut bound: SocketAddr) -> SocketAddr {
-    if bound.ip().is_unspecified() {
-        bound.set_ip(Ipv4Addr::LOCALHOST.into());
-    }
-    bound
 }
