@@ -30,32 +30,25 @@ use crate::telemetry::error_chain;
 
 /// Why the service did not start, or failed.
 #[derive(Debug, Error)]
+#[expect(missing_docs, reason = "the messages say it")]
 pub enum AppError {
-    /// Listening on the address failed.
     #[error("cannot listen on {0} {1}")]
     Bind(&'static str, SocketAddr, #[source] std::io::Error),
-    /// The Kafka client refuses its settings.
     #[error("the Kafka client refuses the KAFKA_ settings")]
     Kafka(#[from] PublishError),
-    /// The Product Service client refuses its settings.
     #[error("the Product Service client refuses the PRODUCT_ settings")]
     Products(#[from] InvalidSettings),
-    /// The migration failed.
     #[error("the database cannot be migrated")]
     Migration(#[from] MigrationError),
-    /// Migrations are pending, and the settings forbid applying them.
     #[error("migrations are pending and MIGRATE_ON_START is false: run `order-service migrate` first")]
     NotMigrated,
-    /// The database did not answer within the time limit of the start.
     #[error("the database did not answer within STARTUP_TIMEOUT_MS")]
     NoDatabase(#[source] StoreError),
     /// The database answers, but cannot be used.
     #[error("the database of DATABASE_URL cannot be used")]
     Database(#[from] StoreError),
-    /// A part ended that must run as long as the process.
     #[error("the {0} ended unexpectedly")]
     PartEnded(&'static str),
-    /// A part panicked.
     #[error("a part of the service crashed")]
     Crashed(#[from] JoinError),
     /// The stop took too long. Other replicas, or the next start, continue the unfinished work.

@@ -36,34 +36,25 @@ pub use crate::telemetry::{LogConfig, LogFormat};
 
 /// All settings of `serve`.
 #[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "the types say it")]
 pub struct Config {
     /// The address to listen on.
     pub bind_address: SocketAddr,
     /// The separate address of metrics and health. `None`: they are on `bind_address`.
     pub management_address: Option<SocketAddr>,
-    /// Connections.
     pub server: ServerSettings,
-    /// Requests.
     pub api: ApiSettings,
-    /// The use cases.
     pub orders: OrderSettings,
-    /// Stock work.
     pub stock: StockTimes,
-    /// Housekeeping.
     pub housekeeping: HousekeepingSettings,
-    /// The database.
     pub database: DatabaseSettings,
     /// Whether `serve` applies pending migrations. If not, it refuses to start while there are any.
     pub migrate_on_start: bool,
-    /// Kafka.
     pub kafka: KafkaSettings,
-    /// The relay.
     pub relay: RelaySettings,
-    /// The Product Service.
     pub products: ProductSettings,
     /// The export of spans. `None`: no spans.
     pub traces: Option<TraceSettings>,
-    /// Start and stop.
     pub timing: LifecycleSettings,
     /// One line for each variable that is probably a misspelt setting.
     pub unknown: Vec<String>,

@@ -221,7 +221,6 @@ impl Products {
         Self { requests, breaker, breaker_calls }
     }
 
-    /// Measures one HTTP request.
     pub(crate) fn requested(&self, operation: &'static str, outcome: &'static str, took: Duration) {
         let labels = [("operation", operation), ("outcome", outcome)];
         self.requests.get_or_create(&labels).observe(took.as_secs_f64());
@@ -278,7 +277,6 @@ pub(crate) enum Query {
 }
 
 impl Query {
-    /// The label.
     pub(crate) fn as_str(self) -> &'static str {
         self.into()
     }
@@ -295,7 +293,6 @@ pub(crate) struct Database {
     group_writes: Histograms<Labels<1>>,
 }
 
-/// One pool.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct PoolMetrics {
     pub(crate) idle: Gauge,
@@ -347,7 +344,6 @@ impl Database {
         database
     }
 
-    /// The metrics of a pool.
     pub(crate) fn pool(&self, name: &'static str, max_connections: u32) -> PoolMetrics {
         let pool = ("pool", name);
         self.max.get_or_create(&[pool]).set(max_connections.into());
@@ -364,7 +360,6 @@ impl Database {
         self.group_writes.get_or_create_owned(&[("kind", kind)])
     }
 
-    /// Measures one database operation.
     pub(crate) fn used(&self, query: Query, took: Duration) {
         if let Some(operation) = self.operations.get(query as usize) {
             operation.observe(took.as_secs_f64());
@@ -372,7 +367,6 @@ impl Database {
     }
 }
 
-/// Orders.
 pub(crate) struct Orders {
     pub(crate) placed: Counter,
     pub(crate) duplicates: Counter,
@@ -428,12 +422,10 @@ impl Orders {
         }
     }
 
-    /// Counts a refused request to place an order.
     pub(crate) fn refused(&self, code: &'static str) {
         self.refused.get_or_create(&[("reason", code)]).inc();
     }
 
-    /// Counts a request with a key.
     pub(crate) fn key_used(&self, result: KeyResult) {
         self.keys.get_or_create(&[("result", result.into())]).inc();
     }
@@ -535,7 +527,6 @@ impl Payments {
         }
     }
 
-    /// Counts a record.
     pub(crate) fn applied(&self, event_type: &'static str, outcome: &'static str) {
         self.records.get_or_create(&[("type", event_type), ("outcome", outcome)]).inc();
     }

@@ -20,26 +20,14 @@ const DOWNLOAD_WITHIN: Duration = Duration::from_mins(5);
 /// Why PostgreSQL's binaries could not be downloaded.
 #[derive(Debug, Error)]
 pub enum FetchError {
-    /// There is no build for this platform.
     #[error("there is no build for {0}")]
     Platform(String),
-    /// The download failed.
     #[error("the download failed")]
     Http(#[from] reqwest::Error),
-    /// The file is not the pinned one.
     #[error("{url} has SHA-256 {found}, not {pinned}")]
-    Checksum {
-        /// What was downloaded.
-        url: String,
-        /// The checksum of the download.
-        found: String,
-        /// The checksum in the source code.
-        pinned: &'static str,
-    },
-    /// A file could not be written, or `sh` did not run.
+    Checksum { url: String, found: String, pinned: &'static str },
     #[error("the binaries could not be stored")]
     Io(#[from] std::io::Error),
-    /// Unpacking failed: usually because `unzip`, `tar` or `xz` is missing.
     #[error("unpacking failed; it needs unzip, tar and xz: {0}")]
     Unpack(String),
 }

@@ -4,7 +4,7 @@
 mod binaries;
 pub mod console;
 mod data;
-pub mod fetch;
+mod fetch;
 pub mod kafka;
 pub mod postgres;
 pub mod products;
@@ -26,66 +26,34 @@ pub use products::DemoProducts;
 
 /// An error of a part of the embedded stack.
 #[derive(Debug, Error)]
+#[expect(missing_docs, reason = "the messages say it")]
 pub enum DevError {
-    /// PostgreSQL is not installed and could not be downloaded.
     #[error("this machine has no PostgreSQL, and the download failed; install it with: {install}")]
     NoPostgres {
-        /// The command that installs it.
         install: &'static str,
-        /// Why the download failed.
         #[source]
         cause: fetch::FetchError,
     },
-    /// PostgreSQL refuses root, and there is no other account.
     #[error("PostgreSQL refuses to run as root, and /etc/passwd has neither a user postgres nor nobody")]
     NoAccount,
-    /// The server failed.
     #[error("PostgreSQL {what}; the end of its log:\n{log}")]
-    Postgres {
-        /// The failed step.
-        what: &'static str,
-        /// The last lines of its log.
-        log: String,
-    },
-    /// librdkafka refused.
+    Postgres { what: &'static str, log: String },
     #[error("the embedded Kafka cluster failed: {0}")]
     Kafka(#[from] KafkaError),
-    /// librdkafka started without its cluster.
     #[error("this librdkafka has no embedded cluster")]
     NoCluster,
-    /// The process of the embedded cluster failed a command.
     #[error("the embedded Kafka answered {command:?} with: {answer}")]
-    KafkaRefuses {
-        /// The command.
-        command: String,
-        /// Its answer, or how it ended.
-        answer: String,
-    },
-    /// The process of the embedded cluster received an unknown command.
+    KafkaRefuses { command: String, answer: String },
     #[error("the embedded Kafka has no command {0:?}")]
     UnknownCommand(String),
-    /// The folder of `dev --data` cannot be used.
     #[error("--data {}: it {why}", folder.display())]
-    Data {
-        /// The folder.
-        folder: PathBuf,
-        /// Why not.
-        why: String,
-    },
-    /// The second replica exited, or was not ready in time.
+    Data { folder: PathBuf, why: String },
     #[error("the second replica did not start; the log says why")]
     ReplicaNotReady,
-    /// The HTTP client cannot be created.
     #[error("the HTTP client of the console cannot be created")]
     Http(#[from] reqwest::Error),
-    /// The operating system refused an operation.
     #[error("could not {what}")]
-    Io {
-        /// The operation.
-        what: &'static str,
-        /// Why it failed.
-        source: io::Error,
-    },
+    Io { what: &'static str, source: io::Error },
 }
 
 impl DevError {

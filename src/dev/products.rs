@@ -90,17 +90,15 @@ impl DemoProducts {
     }
 
     /// The products that are sold, by id, each as `GET /api/products/{id}` shows it.
-    pub fn catalogue(&self) -> Vec<Value> {
+    pub(crate) fn catalogue(&self) -> Vec<Value> {
         self.shop.ledger().catalogue()
     }
 
-    /// Sets the state, which applies to all calls.
-    pub fn set_state(&self, state: ProductState) {
+    pub(crate) fn set_state(&self, state: ProductState) {
         self.shop.ledger().state = state;
     }
 
-    /// The present state.
-    pub fn state(&self) -> ProductState {
+    pub(crate) fn state(&self) -> ProductState {
         self.shop.ledger().state
     }
 
