@@ -103,10 +103,9 @@ impl Ledger {
     pub(super) fn demo() -> Self {
         let mut ledger = Self::default();
         // A test reads every line.
-        CATALOGUE
-            .lines()
-            .filter_map(|line| serde_json::from_str(line).ok())
-            .for_each(|line| ledger.replay(line));
+        for line in CATALOGUE.lines().filter_map(|line| serde_json::from_str(line).ok()) {
+            ledger.replay(line);
+        }
         ledger
     }
 
@@ -121,7 +120,9 @@ impl Ledger {
         }
         let (file, lines) = folder.read_lines(FILE)?;
         let mut ledger = Self::default();
-        lines.into_iter().for_each(|line| ledger.replay(line));
+        for line in lines {
+            ledger.replay(line);
+        }
         ledger.file = Some(file);
         Ok(ledger)
     }
