@@ -28,32 +28,25 @@ use crate::telemetry::error_chain;
 
 /// Why the service did not start, or failed.
 #[derive(Debug, Error)]
+#[expect(missing_docs, reason = "the messages say it")]
 pub enum AppError {
-    /// Listening on the address failed.
     #[error("cannot listen on {0} {1}")]
     Bind(&'static str, SocketAddr, #[source] std::io::Error),
-    /// The Kafka client refuses its settings.
     #[error("the Kafka client refuses the KAFKA_ settings")]
     Kafka(#[from] PublishError),
-    /// The HTTP client failed to start, most likely because of TLS.
     #[error("the HTTP client of the Product Service cannot be created")]
     Products(#[from] reqwest::Error),
-    /// The migration failed.
     #[error("the database cannot be migrated")]
     Migration(#[from] MigrationError),
-    /// Migrations are pending, and the settings forbid applying them.
     #[error("migrations are pending and MIGRATE_ON_START is false: run `order-service migrate` first")]
     NotMigrated,
-    /// The database did not answer within the time limit of the start.
     #[error("the database did not answer within STARTUP_TIMEOUT_MS")]
     NoDatabase(#[source] StoreError),
     /// The database answers, but cannot be used.
     #[error("the database of DATABASE_URL cannot be used")]
     Database(#[from] StoreError),
-    /// A part ended that must run as long as the process.
     #[error("the {0} ended unexpectedly")]
     PartEnded(&'static str),
-    /// A part panicked.
     #[error("a part of the service crashed")]
     Crashed(#[from] JoinError),
     /// The stop took too long. Other replicas, or the next start, continue the unfinished work.
@@ -75,8 +68,8 @@ pub struct App {
 /// The parts, before they are started.
 struct Parts {
     config: Config,
-    listener: Listener,
-    management: Option<(Listener, Router)>,
+    listener: (TcpListener, SocketAddr),
+    management: Option<((TcpListener, SocketAddr), Router)>,
     metrics: Arc<Metrics>,
     lifecycle: Lifecycle,
     stores: [Store; 4],
@@ -89,19 +82,11 @@ struct Parts {
     router: Router,
 }
 
-/// An open port and its address.
-struct Listener {
-    listener: TcpListener,
-    address: SocketAddr,
-}
-
-impl Listener {
-    async fn bind(setting: &'static str, address: SocketAddr) -> Result<Self, AppError> {
-        let failed = |error| AppError::Bind(setting, address, error);
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
-        Ok(Self { listener, address })
-    }
+async fn bind(setting: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), AppError> {
+    let failed = |error| AppError::Bind(setting, address, error);
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
 }
 
 impl App {
@@ -109,8 +94,8 @@ impl App {
     /// database from a dead process.
     pub async fn start(config: Config) -> Result<Self, AppError> {
         let parts = Parts::assemble(config).await?;
-        let address = parts.listener.address;
-        let management_address = parts.management.as_ref().map(|(listener, _)| listener.address);
+        let address = parts.listener.1;
+        let management_address = parts.management.as_ref().map(|((_, address), _)| *address);
         // Logged before the parts run, so that "serving" never comes first.
         info!(%address, "listening");
         if let Some(address) = management_address {
@@ -154,7 +139,7 @@ impl Parts {
         const RELAY_CONNECTIONS: u32 = 3;
         const WORKER_CONNECTIONS: u32 = 4;
         let (lifecycle, metrics) = (Lifecycle::default(), Arc::<Metrics>::default());
-        let listener = Listener::bind("BIND_ADDRESS", config.bind_address).await?;
+        let listener = bind("BIND_ADDRESS", config.bind_address).await?;
         let products = Arc::new(ProductClient::new(config.products.clone(), &metrics)?);
         let store = Store::new(&config.database, config.stock, &metrics);
         let relay_store = store.for_relay(RELAY_CONNECTIONS);
@@ -179,7 +164,7 @@ impl Parts {
         let (scrape, management) = match config.management_address {
             None => (Some(scrape), None),
             Some(address) => {
-                let listener = Listener::bind("MANAGEMENT_ADDRESS", address).await?;
+                let listener = bind("MANAGEMENT_ADDRESS", address).await?;
                 (None, Some((listener, api::management_router(health.clone(), scrape, &metrics))))
             }
         };
@@ -211,7 +196,7 @@ impl Parts {
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         // On an early return, the drop of the set aborts its tasks.
         let mut parts: JoinSet<&'static str> = JoinSet::new();
-        let (listener, router) = (self.listener.listener, self.router);
+        let ((listener, _), router) = (self.listener, self.router);
         let (settings, stopping) = (self.config.server.clone(), server_stop.clone());
         let connections = self.metrics.http.connections.clone();
         parts.spawn(async move {
@@ -219,9 +204,7 @@ impl Parts {
             "server"
         });
         // Serves until the very end, so that a scrape can observe the stop.
-        let serve = |(listener, router): (Listener, _)| {
-            serve_management(listener.listener, router, &self.config.server)
-        };
+        let serve = |((listener, _), router)| serve_management(listener, router, &self.config.server);
         let _management = self.management.map(serve);
 
         tokio::select! {

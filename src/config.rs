@@ -10,7 +10,7 @@ mod products;
 mod tests;
 mod traces;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use reqwest::Url;
@@ -18,7 +18,7 @@ use sqlx::postgres::PgConnectOptions;
 use tracing_subscriber::EnvFilter;
 
 pub use environment::{Environment, InvalidConfig};
-pub use in_force::{Setting, Source, settings_in_force};
+pub use in_force::{Setting, settings_in_force};
 use kafka::kafka;
 pub use kafka::parse_topic;
 pub(crate) use kafka::{ORDER_EVENTS, PAYMENT_EVENTS};
@@ -36,34 +36,25 @@ pub use crate::telemetry::{LogConfig, LogFormat};
 
 /// All settings of `serve`.
 #[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "the types say it")]
 pub struct Config {
     /// The address to listen on.
     pub bind_address: SocketAddr,
     /// The separate address of metrics and health. `None`: they are on `bind_address`.
     pub management_address: Option<SocketAddr>,
-    /// Connections.
     pub server: ServerSettings,
-    /// Requests.
     pub api: ApiSettings,
-    /// The use cases.
     pub orders: OrderSettings,
-    /// Stock work.
     pub stock: StockTimes,
-    /// Housekeeping.
     pub housekeeping: HousekeepingSettings,
-    /// The database.
     pub database: DatabaseSettings,
     /// Whether `serve` applies pending migrations. If not, it refuses to start while there are any.
     pub migrate_on_start: bool,
-    /// Kafka.
     pub kafka: KafkaSettings,
-    /// The relay.
     pub relay: RelaySettings,
-    /// The Product Service.
     pub products: ProductSettings,
     /// The export of spans. `None`: no spans.
     pub traces: Option<TraceSettings>,
-    /// Start and stop.
     pub timing: LifecycleSettings,
     /// One line for each variable that is probably a misspelt setting.
     pub unknown: Vec<String>,
@@ -227,8 +218,18 @@ pub fn read_replay(
 
 /// Reads the address that `healthcheck` calls: the port of `BIND_ADDRESS`, on this machine.
 pub fn read_bind_address(env: &Environment) -> Result<SocketAddr, InvalidConfig> {
-    let address = bind_address(env);
+    let address = reachable(bind_address(env));
     env.finish(Some(address))
+}
+
+/// The address to connect to: a service that listens on all interfaces also listens on loopback.
+pub(crate) fn reachable(mut bound: SocketAddr) -> SocketAddr {
+    match bound.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => bound.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => bound.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    bound
 }
 
 fn bind_address(env: &Environment) -> SocketAddr {

@@ -75,14 +75,12 @@ const ASYNCAPI: &str = "asyncapi.json";
 
 /// Why the files were not written.
 #[derive(Debug, Error)]
+#[expect(missing_docs, reason = "the messages say it")]
 pub enum KitError {
-    /// The folder is not empty, and its content could be lost.
     #[error("{} is not empty: name a new folder, or an empty one", .0.display())]
     NotEmpty(PathBuf),
-    /// The folder or a file cannot be written.
     #[error("{} cannot be written", .0.display())]
     Write(PathBuf, #[source] io::Error),
-    /// A document cannot be rendered: a bug.
     #[error("the OpenAPI or the AsyncAPI document cannot be rendered")]
     Render(#[from] serde_json::Error),
 }

@@ -221,7 +221,6 @@ impl Products {
         Self { requests, breaker, breaker_calls }
     }
 
-    /// Measures one HTTP request.
     pub(crate) fn requested(&self, operation: &'static str, outcome: &'static str, took: Duration) {
         let labels = [("operation", operation), ("outcome", outcome)];
         self.requests.get_or_create(&labels).observe(took.as_secs_f64());
@@ -239,8 +238,8 @@ impl Products {
 /// The purpose of a database operation: the label `db_query_summary` of `OpenTelemetry`. A closed set, so that the
 /// label stays bounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "lowercase")]
 pub(crate) enum Query {
-    #[strum(serialize = "place")]
     Place,
     #[strum(serialize = "update order")]
     Update,
@@ -268,22 +267,16 @@ pub(crate) enum Query {
     RelayDelete,
     #[strum(serialize = "relay floor")]
     RelayFloor,
-    #[strum(serialize = "park")]
     Park,
     #[strum(serialize = "find unpaid orders")]
     FindUnpaid,
-    #[strum(serialize = "housekeeping")]
     Housekeeping,
-    #[strum(serialize = "readiness")]
     Readiness,
-    #[strum(serialize = "scrape")]
     Scrape,
-    #[strum(serialize = "operate")]
     Operate,
 }
 
 impl Query {
-    /// The label.
     pub(crate) fn as_str(self) -> &'static str {
         self.into()
     }
@@ -300,7 +293,6 @@ pub(crate) struct Database {
     group_writes: Histograms<Labels<1>>,
 }
 
-/// One pool.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct PoolMetrics {
     pub(crate) idle: Gauge,
@@ -352,7 +344,6 @@ impl Database {
         database
     }
 
-    /// The metrics of a pool.
     pub(crate) fn pool(&self, name: &'static str, max_connections: u32) -> PoolMetrics {
         let pool = ("pool", name);
         self.max.get_or_create(&[pool]).set(max_connections.into());
@@ -369,7 +360,6 @@ impl Database {
         self.group_writes.get_or_create_owned(&[("kind", kind)])
     }
 
-    /// Measures one database operation.
     pub(crate) fn used(&self, query: Query, took: Duration) {
         if let Some(operation) = self.operations.get(query as usize) {
             operation.observe(took.as_secs_f64());
@@ -377,7 +367,6 @@ impl Database {
     }
 }
 
-/// Orders.
 pub(crate) struct Orders {
     pub(crate) placed: Counter,
     pub(crate) duplicates: Counter,
@@ -433,12 +422,10 @@ impl Orders {
         }
     }
 
-    /// Counts a refused request to place an order.
     pub(crate) fn refused(&self, code: &'static str) {
         self.refused.get_or_create(&[("reason", code)]).inc();
     }
 
-    /// Counts a request with a key.
     pub(crate) fn key_used(&self, result: KeyResult) {
         self.keys.get_or_create(&[("result", result.into())]).inc();
     }
@@ -540,7 +527,6 @@ impl Payments {
         }
     }
 
-    /// Counts a record.
     pub(crate) fn applied(&self, event_type: &'static str, outcome: &'static str) {
         self.records.get_or_create(&[("type", event_type), ("outcome", outcome)]).inc();
     }

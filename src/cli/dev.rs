@@ -10,7 +10,7 @@ use order_service::api::DocsPage;
 use order_service::app::{App, AppError};
 use order_service::config::{Config, Environment, LogConfig};
 use order_service::dev::products::DemoProducts;
-use order_service::dev::{Console, ConsoleSettings, DataFolder, Stack, kafka};
+use order_service::dev::{Console, DataFolder, Stack, kafka};
 use order_service::telemetry;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -37,8 +37,7 @@ pub(super) async fn run(env: &Environment, data: Option<&Path>) -> Result<(), Fa
         Some(folder) => Some(DataFolder::open(folder).await?),
         None => None,
     };
-    let starting =
-        stop.run_until_cancelled(Stack::start_in(data.as_ref(), &program, |name| env.optional(name)));
+    let starting = stop.run_until_cancelled(Stack::start(data.as_ref(), &program, |name| env.optional(name)));
     // An interruption drops the parts that were already started.
     let Some(stack) = starting.await.transpose()?.map(Arc::new) else { return Ok(()) };
     let parts = Parts { program, stack, data };
@@ -89,9 +88,9 @@ fn with_defaults(env: &Environment) -> Environment {
 async fn run_service(env: &Environment, parts: &Parts, stop: &CancellationToken) -> Result<(), Failure> {
     let Parts { program, stack, data } = parts;
     let env = with_defaults(env)
-        .with("DATABASE_URL", stack.database_url())
-        .with("KAFKA_BOOTSTRAP_SERVERS", stack.kafka())
-        .with("PRODUCT_SERVICE_URL", stack.product_service());
+        .with("DATABASE_URL", &stack.database_url)
+        .with("KAFKA_BOOTSTRAP_SERVERS", &stack.kafka)
+        .with("PRODUCT_SERVICE_URL", &stack.product_service);
     let mut config = Config::read(&env)?;
     config.api.docs = DocsPage::Dev;
     let mut journal = None;
@@ -109,15 +108,9 @@ async fn run_service(env: &Environment, parts: &Parts, stop: &CancellationToken)
     let app = Box::pin(start_service(&env, config)).await?;
     let mut console = None;
     if stop.run_until_cancelled(app.ready()).await == Some(true) {
-        let settings = ConsoleSettings {
-            stack: Arc::clone(stack),
-            kafka,
-            replica: app.address,
-            program: program.clone(),
-            env: env.clone(),
-            journal,
-        };
-        let console = console.insert(Console::start(settings).await?);
+        let stack = Arc::clone(stack);
+        let started = Console::start(stack, kafka, app.address, program.clone(), &env, journal).await?;
+        let console = console.insert(started);
         show(&env, parts, app.address, console.address())?;
     }
     let outcome = app.run_until(stop.cancelled()).await;
@@ -163,9 +156,9 @@ Place a first order:
     -d '{{\"items\":[{{\"productId\":\"PROD123\",\"quantity\":2}},{{\"productId\":\"PROD456\",\"quantity\":1}}]}}'
 
 ",
-        postgres = stack.database_url(),
-        kafka = stack.kafka(),
-        products = stack.product_service(),
+        postgres = stack.database_url,
+        kafka = stack.kafka,
+        products = stack.product_service,
         data = data.unwrap_or_default(),
     );
     let mut out = std::io::stdout().lock();
@@ -182,7 +175,7 @@ pub(super) async fn demo_products(env: &Environment) -> Result<(), Failure> {
         address.as_deref().unwrap_or(DEMO_PRODUCTS_ADDRESS).parse().map_err(|_| {
             format!("DEMO_PRODUCTS_ADDRESS must be an address such as {DEMO_PRODUCTS_ADDRESS}")
         })?;
-    let products = DemoProducts::start(address).await?;
+    let products = DemoProducts::start(None, address).await?;
     info!(url = products.url(), "the demo Product Service is up");
     stop.cancelled().await;
     products.stop().await;

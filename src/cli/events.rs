@@ -13,19 +13,11 @@ use order_service::store::{DatabaseSettings, Store};
 use serde_json::json;
 
 use super::operate::migrated;
-use super::output::{self, Output, progress_bar};
+use super::output::{self, Operated, Output, progress_bar};
 use super::{BadArgument, Failure, stop_signal};
 
-#[derive(Args)]
-pub(super) struct EventsArgs {
-    #[command(subcommand)]
-    command: EventsCommand,
-    #[command(flatten)]
-    output: Output,
-}
-
 #[derive(Subcommand)]
-enum EventsCommand {
+pub(super) enum EventsCommand {
     /// Publish the events of some orders, or of a period, again to a topic of your choice
     #[command(
         after_help = "The events have the key, the value, the headers and the id (metadata.eventId, ce_id) of their \
@@ -43,7 +35,7 @@ enum EventsCommand {
 }
 
 #[derive(Args)]
-struct ReplayArgs {
+pub(super) struct ReplayArgs {
     /// An order whose events are sent; may be given more than once
     #[arg(long = "order", value_name = "ORDER", value_parser = OrderId::parse, required_unless_present = "from")]
     orders: Vec<OrderId>,
@@ -75,7 +67,7 @@ fn moment(text: &str) -> Result<DateTime<Utc>, &'static str> {
     moment.map(|moment| moment.to_utc()).map_err(|_| "must be a time such as 2026-11-01T00:00:00Z")
 }
 
-pub(super) async fn events(args: &EventsArgs, env: &Environment) -> Result<(), Failure> {
+pub(super) async fn events(args: &Operated<EventsCommand>, env: &Environment) -> Result<(), Failure> {
     let EventsCommand::Replay(replay) = &args.command;
     let settings = config::read_replay(env)?;
     replay.refuse_dangerous_topics(&settings.2)?;

@@ -27,6 +27,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
+use output::Operated;
+
 /// The order service of ShopVerse. Settings come from the environment; .env.example lists them.
 #[derive(Parser)]
 #[command(version)]
@@ -42,15 +44,15 @@ enum Command {
     /// Apply the pending migrations, then exit
     Migrate,
     /// List, replay or skip events that Kafka refuses
-    Outbox(operate::OutboxArgs),
+    Outbox(Operated<operate::OutboxCommand>),
     /// List or resolve stock calls of unknown outcome
-    Stock(operate::StockArgs),
+    Stock(Operated<operate::StockCommand>),
     /// List, retry or settle payments that could not be applied
-    Payments(payments::PaymentsArgs),
+    Payments(Operated<payments::PaymentsCommand>),
     /// List due refunds, or mark one as done
-    Refunds(payments::RefundsArgs),
+    Refunds(Operated<payments::RefundsCommand>),
     /// Send events again, for a consumer that lost its data
-    Events(events::EventsArgs),
+    Events(Operated<events::EventsCommand>),
     /// Check the invariants on a live database; exit code 1 if one is violated
     Check(check::CheckArgs),
     /// Write the API documents, manifests, dashboards and decisions of this version to a new folder
@@ -59,7 +61,7 @@ enum Command {
         folder: PathBuf,
     },
     /// Check or show the settings
-    Config(settings::ConfigArgs),
+    Config(Operated<settings::ConfigCommand>),
     /// Print the completion script of a shell
     #[command(
         after_help = "Example:\n  order-service completions bash > /etc/bash_completion.d/order-service"

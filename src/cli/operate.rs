@@ -7,22 +7,13 @@ use order_service::config::{self, Environment};
 use order_service::domain::{OrderId, time};
 use order_service::store::parked_orders::{ParkedOrder, ParkedStockLine};
 use order_service::store::{DatabaseSettings, Store};
-use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Failure;
-use super::output::{self, Output};
-
-#[derive(Args)]
-pub(super) struct OutboxArgs {
-    #[command(subcommand)]
-    command: OutboxCommand,
-    #[command(flatten)]
-    output: Output,
-}
+use super::output::{self, Operated, Output, text};
 
 #[derive(Subcommand)]
-enum OutboxCommand {
+pub(super) enum OutboxCommand {
     /// List the orders whose events Kafka refuses
     #[command(after_help = "Example:\n  order-service outbox list --json")]
     List,
@@ -40,22 +31,14 @@ enum OutboxCommand {
 pub(super) struct OrderAction {
     /// The order
     #[arg(value_parser = OrderId::parse)]
-    order: OrderId,
+    pub(super) order: OrderId,
     /// Your name, for the record
     #[arg(long, value_parser = output::actor)]
-    by: String,
-}
-
-#[derive(Args)]
-pub(super) struct StockArgs {
-    #[command(subcommand)]
-    command: StockCommand,
-    #[command(flatten)]
-    output: Output,
+    pub(super) by: String,
 }
 
 #[derive(Subcommand)]
-enum StockCommand {
+pub(super) enum StockCommand {
     /// List the lines of the 1,000 oldest jobs that wait for an operator
     #[command(after_help = "Example:\n  order-service stock list")]
     List,
@@ -67,18 +50,14 @@ enum StockCommand {
 
 #[derive(Args)]
 pub(super) struct Resolve {
-    /// The order
-    #[arg(value_parser = OrderId::parse)]
-    order: OrderId,
+    #[command(flatten)]
+    action: OrderAction,
     /// The attempt, as listed
     attempt: i16,
     /// The line, as listed
     line: i16,
     /// Whether the Product Service applied the call
     finding: Finding,
-    /// Your name, for the record
-    #[arg(long, value_parser = output::actor)]
-    by: String,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -87,7 +66,7 @@ enum Finding {
     NotApplied,
 }
 
-pub(super) async fn outbox(args: &OutboxArgs, env: &Environment) -> Result<(), Failure> {
+pub(super) async fn outbox(args: &Operated<OutboxCommand>, env: &Environment) -> Result<(), Failure> {
     let store = store(env).await?;
     let (action, skip, name) = match &args.command {
         OutboxCommand::List => return list_outbox(&store, args.output).await,
@@ -101,44 +80,32 @@ pub(super) async fn outbox(args: &OutboxArgs, env: &Environment) -> Result<(), F
         .result(&json!({"orderId": action.order, "done": name}), &format!("{}: {name} is done", action.order))
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ParkedOrderRow {
-    order_id: OrderId,
-    parked_at: String,
-    event_id: String,
-    sequence: i32,
-    waiting: i64,
-    error: String,
-}
-
 async fn list_outbox(store: &Store, output: Output) -> Result<(), Failure> {
-    let row = |parked: ParkedOrder| ParkedOrderRow {
-        order_id: parked.order_id,
-        parked_at: time::rfc3339(parked.parked_at),
-        event_id: parked.event_id.to_string(),
-        sequence: parked.sequence,
-        waiting: parked.waiting,
-        error: parked.error,
+    let row = |parked: ParkedOrder| {
+        json!({
+            "orderId": parked.order_id, "parkedAt": time::rfc3339(parked.parked_at),
+            "eventId": parked.event_id.to_string(), "sequence": parked.sequence, "waiting": parked.waiting,
+            "error": parked.error,
+        })
     };
-    let rows: Vec<ParkedOrderRow> = store.parked_orders().await?.into_iter().map(row).collect();
+    let rows: Vec<Value> = store.parked_orders().await?.into_iter().map(row).collect();
     output.rows(
         &rows,
         &[
-            ("ORDER", &|row| row.order_id.to_string()),
-            ("PARKED AT", &|row| row.parked_at.clone()),
-            ("EVENTS", &|row| format!("{} waiting", row.waiting)),
-            ("REFUSED EVENT", &|row| row.event_id.clone()),
-            ("SEQUENCE", &|row| row.sequence.to_string()),
-            ("ERROR", &|row| row.error.clone()),
+            ("ORDER", &text("orderId")),
+            ("PARKED AT", &text("parkedAt")),
+            ("EVENTS", &|row| format!("{} waiting", row["waiting"])),
+            ("REFUSED EVENT", &text("eventId")),
+            ("SEQUENCE", &text("sequence")),
+            ("ERROR", &text("error")),
         ],
         "No order is parked.",
     )
 }
 
-pub(super) async fn stock(args: &StockArgs, env: &Environment) -> Result<(), Failure> {
+pub(super) async fn stock(args: &Operated<StockCommand>, env: &Environment) -> Result<(), Failure> {
     let store = store(env).await?;
-    let Resolve { order, attempt, line, finding, by } = match &args.command {
+    let Resolve { action: OrderAction { order, by }, attempt, line, finding } = match &args.command {
         StockCommand::List => return list_stock(&store, args.output).await,
         StockCommand::Resolve(resolve) => resolve,
     };
@@ -151,41 +118,26 @@ pub(super) async fn stock(args: &StockArgs, env: &Environment) -> Result<(), Fai
     args.output.result(&result, &format!("{what}: done"))
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ParkedLineRow {
-    order_id: OrderId,
-    attempt: i16,
-    line: i16,
-    product_id: String,
-    quantity: i32,
-    state: String,
-    reason: String,
-}
-
 async fn list_stock(store: &Store, output: Output) -> Result<(), Failure> {
     /// The maximum number of listed jobs. When these are resolved, the list shows the next ones.
     const LIMIT: i64 = 1_000;
-    let row = |line: ParkedStockLine| ParkedLineRow {
-        order_id: line.order_id,
-        attempt: line.attempt,
-        line: line.line_number,
-        product_id: line.product_id,
-        quantity: line.quantity,
-        state: line.state,
-        reason: line.parked,
+    let row = |line: ParkedStockLine| {
+        json!({
+            "orderId": line.order_id, "attempt": line.attempt, "line": line.line_number, "productId": line.product_id,
+            "quantity": line.quantity, "state": line.state, "reason": line.parked,
+        })
     };
-    let rows: Vec<ParkedLineRow> = store.parked_stock(LIMIT).await?.into_iter().map(row).collect();
+    let rows: Vec<Value> = store.parked_stock(LIMIT).await?.into_iter().map(row).collect();
     output.rows(
         &rows,
         &[
-            ("ORDER", &|row| row.order_id.to_string()),
-            ("ATTEMPT", &|row| row.attempt.to_string()),
-            ("LINE", &|row| row.line.to_string()),
-            ("QUANTITY", &|row| row.quantity.to_string()),
-            ("PRODUCT", &|row| row.product_id.clone()),
-            ("STATE", &|row| row.state.clone()),
-            ("WHY", &|row| row.reason.clone()),
+            ("ORDER", &text("orderId")),
+            ("ATTEMPT", &text("attempt")),
+            ("LINE", &text("line")),
+            ("QUANTITY", &text("quantity")),
+            ("PRODUCT", &text("productId")),
+            ("STATE", &text("state")),
+            ("WHY", &text("reason")),
         ],
         "No stock call waits for an operator.",
     )

@@ -2,9 +2,8 @@
 
 use std::io::{self, Write};
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
 use serde_json::Value;
 
 use super::Failure;
@@ -17,17 +16,21 @@ pub(super) struct Output {
     json: bool,
 }
 
+// A command of operators. Not a doc comment: clap would show it.
+#[derive(Args)]
+pub(super) struct Operated<C: Subcommand> {
+    #[command(subcommand)]
+    pub(super) command: C,
+    #[command(flatten)]
+    pub(super) output: Output,
+}
+
 /// A column of a table: its heading, and the cell of a row.
-pub(super) type Column<'a, T> = (&'a str, &'a dyn Fn(&T) -> String);
+pub(super) type Column<'a> = (&'a str, &'a dyn Fn(&Value) -> String);
 
 impl Output {
     /// Prints rows as a table or as a JSON array. Without rows, prints `none` instead of the table.
-    pub(super) fn rows<T: Serialize>(
-        self,
-        rows: &[T],
-        columns: &[Column<'_, T>],
-        none: &str,
-    ) -> Result<(), Failure> {
+    pub(super) fn rows(self, rows: &[Value], columns: &[Column<'_>], none: &str) -> Result<(), Failure> {
         if self.json {
             return print(&serde_json::to_string(rows)?);
         }
@@ -51,9 +54,13 @@ impl Output {
     }
 }
 
-/// The cell of a JSON row: the text with this name, or `-`.
+/// The cell of a JSON row: the member with this name, or `-`.
 pub(super) fn text(name: &'static str) -> impl Fn(&Value) -> String {
-    move |row| row[name].as_str().unwrap_or("-").to_owned()
+    move |row| match &row[name] {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
 }
 
 /// A progress bar on standard error, shown only on a terminal.

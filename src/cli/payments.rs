@@ -7,27 +7,18 @@ use order_service::events::{Retried, retry_parked};
 use order_service::store::Store;
 use order_service::store::payments::{Received, RecordPlace};
 use order_service::store::settle::{ParkedPayment, RefundDue};
-use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Failure;
-use super::operate::store;
-use super::output::{self, Output};
+use super::operate::{OrderAction, store};
+use super::output::{self, Operated, Output, text};
 
 /// The default and the maximum number of rows of a list.
 const LIMIT: i64 = 1_000;
 const MAX_LIMIT: i64 = 10_000;
 
-#[derive(Args)]
-pub(super) struct PaymentsArgs {
-    #[command(subcommand)]
-    command: PaymentsCommand,
-    #[command(flatten)]
-    output: Output,
-}
-
 #[derive(Subcommand)]
-enum PaymentsCommand {
+pub(super) enum PaymentsCommand {
     /// List the payment records that wait for an operator, oldest first
     #[command(after_help = "Example:\n  order-service payments list --limit 20")]
     List {
@@ -58,7 +49,7 @@ enum PaymentsCommand {
 }
 
 #[derive(Args)]
-struct Record {
+pub(super) struct Record {
     /// The record as listed: topic/partition/offset
     #[arg(value_name = "RECORD")]
     place: RecordPlace,
@@ -67,16 +58,8 @@ struct Record {
     by: String,
 }
 
-#[derive(Args)]
-pub(super) struct RefundsArgs {
-    #[command(subcommand)]
-    command: RefundsCommand,
-    #[command(flatten)]
-    output: Output,
-}
-
 #[derive(Subcommand)]
-enum RefundsCommand {
+pub(super) enum RefundsCommand {
     /// List the refunds that are due, oldest first
     #[command(after_help = "Example:\n  order-service refunds list --json")]
     List {
@@ -90,19 +73,15 @@ enum RefundsCommand {
                       --note 'payout 4711'"
     )]
     Done {
-        /// The order
-        #[arg(value_parser = OrderId::parse)]
-        order: OrderId,
-        /// Your name, for the record
-        #[arg(long, value_parser = output::actor)]
-        by: String,
+        #[command(flatten)]
+        action: OrderAction,
         /// How it was paid back, for the record
         #[arg(long, value_parser = output::note)]
         note: String,
     },
 }
 
-pub(super) async fn payments(args: &PaymentsArgs, env: &Environment) -> Result<(), Failure> {
+pub(super) async fn payments(args: &Operated<PaymentsCommand>, env: &Environment) -> Result<(), Failure> {
     let (store, output) = (store(env).await?, args.output);
     match &args.command {
         PaymentsCommand::List { limit, payload } => list_payments(&store, (*payload, *limit), output).await,
@@ -144,47 +123,35 @@ async fn retry(store: &Store, record: &Record, output: Output) -> Result<(), Fai
     output.result(&result, &format!("{place}: applied to order {order}: {}", outcome.into_str()))
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ParkedPaymentRow {
-    record: String,
-    order_id: Option<OrderId>,
-    parked_at: String,
-    reason: String,
-    error: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    payload: Option<String>,
-}
-
 async fn list_payments(store: &Store, (payload, limit): (bool, i64), output: Output) -> Result<(), Failure> {
-    let row = |parked: ParkedPayment| ParkedPaymentRow {
-        record: parked.place.to_string(),
-        order_id: parked.order_id.map(OrderId),
-        parked_at: time::rfc3339(parked.parked_at),
-        reason: parked.reason,
-        error: parked.error,
-        payload: parked.payload.map(|payload| String::from_utf8_lossy(&payload).into_owned()),
+    let row = |parked: ParkedPayment| {
+        let mut row = json!({
+            "record": parked.place.to_string(), "orderId": parked.order_id.map(OrderId),
+            "parkedAt": time::rfc3339(parked.parked_at), "reason": parked.reason, "error": parked.error,
+        });
+        if let Some(payload) = parked.payload {
+            row["payload"] = String::from_utf8_lossy(&payload).into();
+        }
+        row
     };
-    let parked = store.parked_payments(payload, limit).await?;
-    let rows: Vec<ParkedPaymentRow> = parked.into_iter().map(row).collect();
-    let mut columns: Vec<output::Column<'_, ParkedPaymentRow>> = vec![
-        ("RECORD", &|row| row.record.clone()),
-        ("ORDER", &|row| row.order_id.map_or_else(|| "-".to_owned(), |order| order.to_string())),
-        ("PARKED AT", &|row| row.parked_at.clone()),
-        ("REASON", &|row| row.reason.clone()),
-        ("ERROR", &|row| row.error.clone()),
+    let rows: Vec<Value> = store.parked_payments(payload, limit).await?.into_iter().map(row).collect();
+    let columns: [output::Column<'_>; 6] = [
+        ("RECORD", &text("record")),
+        ("ORDER", &text("orderId")),
+        ("PARKED AT", &text("parkedAt")),
+        ("REASON", &text("reason")),
+        ("ERROR", &text("error")),
+        ("PAYLOAD", &text("payload")),
     ];
-    if payload {
-        columns.push(("PAYLOAD", &|row| row.payload.clone().unwrap_or_default()));
-    }
-    output.rows(&rows, &columns, "No payment waits for an operator.")
+    let columns = if payload { &columns[..] } else { &columns[..5] };
+    output.rows(&rows, columns, "No payment waits for an operator.")
 }
 
-pub(super) async fn refunds(args: &RefundsArgs, env: &Environment) -> Result<(), Failure> {
+pub(super) async fn refunds(args: &Operated<RefundsCommand>, env: &Environment) -> Result<(), Failure> {
     let (store, output) = (store(env).await?, args.output);
-    let (order, by, note) = match &args.command {
+    let (OrderAction { order, by }, note) = match &args.command {
         RefundsCommand::List { limit } => return list_refunds(&store, *limit, output).await,
-        RefundsCommand::Done { order, by, note } => (*order, by, note),
+        RefundsCommand::Done { action, note } => (action, note),
     };
     if !store.refund_done(order.0, note, by).await? {
         return Err(format!("no refund is due for {order}").into());
@@ -192,33 +159,21 @@ pub(super) async fn refunds(args: &RefundsArgs, env: &Environment) -> Result<(),
     output.result(&json!({"orderId": order, "done": true}), &format!("{order}: the refund is done"))
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct RefundRow {
-    order_id: OrderId,
-    amount: Money,
-    reason: String,
-    due_at: String,
-}
-
 async fn list_refunds(store: &Store, limit: i64, output: Output) -> Result<(), Failure> {
     let row = |refund: RefundDue| {
-        Ok::<_, Failure>(RefundRow {
-            order_id: OrderId(refund.order_id),
-            amount: Money::new(refund.amount)?,
-            reason: refund.reason,
-            due_at: time::rfc3339(refund.due_at),
-        })
+        Ok::<_, Failure>(json!({
+            "orderId": OrderId(refund.order_id), "amount": Money::new(refund.amount)?, "reason": refund.reason,
+            "dueAt": time::rfc3339(refund.due_at),
+        }))
     };
-    let rows: Vec<RefundRow> =
-        store.refunds_due(limit).await?.into_iter().map(row).collect::<Result<_, _>>()?;
+    let rows: Vec<Value> = store.refunds_due(limit).await?.into_iter().map(row).collect::<Result<_, _>>()?;
     output.rows(
         &rows,
         &[
-            ("ORDER", &|row| row.order_id.to_string()),
-            ("AMOUNT", &|row| row.amount.to_string()),
-            ("REASON", &|row| row.reason.clone()),
-            ("DUE SINCE", &|row| row.due_at.clone()),
+            ("ORDER", &text("orderId")),
+            ("AMOUNT", &text("amount")),
+            ("REASON", &text("reason")),
+            ("DUE SINCE", &text("dueAt")),
         ],
         "No refund is due.",
     )

@@ -1,24 +1,16 @@
 //! `config`: checks or shows the settings of `serve`.
 
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 use order_service::config::{Environment, InvalidConfig, Setting, read_service, settings_in_force};
 use order_service::events::{KafkaHealth, Publisher};
 use order_service::telemetry::error_chain;
 use serde_json::{Value, json};
 
 use super::Failure;
-use super::output::{Output, text};
-
-#[derive(Args)]
-pub(super) struct ConfigArgs {
-    #[command(subcommand)]
-    command: ConfigCommand,
-    #[command(flatten)]
-    output: Output,
-}
+use super::output::{Operated, Output, text};
 
 #[derive(Subcommand)]
-enum ConfigCommand {
+pub(super) enum ConfigCommand {
     /// Check the settings of `serve` without connecting to anything; exit code 1 if one is invalid
     #[command(after_help = "The command lists all errors at once.\n\nExample:\n  order-service config check")]
     Check,
@@ -29,7 +21,7 @@ enum ConfigCommand {
 
 /// `process` is the environment of the process; `merged` includes `.env`, or is the error of that file.
 pub(super) fn config(
-    args: &ConfigArgs,
+    args: &Operated<ConfigCommand>,
     process: &Environment,
     merged: Result<Environment, Failure>,
 ) -> Result<(), Failure> {
@@ -75,7 +67,8 @@ fn show(
     output: Output,
 ) -> Result<(), Failure> {
     let (settings, invalid) = settings_in_force(env, process);
-    let row = |setting: &Setting| json!({"name": setting.name, "value": setting.value, "source": setting.source.as_str()});
+    let row =
+        |setting: &Setting| json!({"name": setting.name, "value": setting.value, "source": setting.source});
     let rows: Vec<Value> = settings.iter().map(row).collect();
     output.rows(
         &rows,

@@ -5,31 +5,6 @@ use reqwest::Url;
 use super::environment::is_of_a_secret;
 use super::{Environment, InvalidConfig, read_service};
 
-/// The source of a value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// The environment of the process.
-    Environment,
-    /// The file `.env`.
-    DotEnv,
-    /// The default in the code.
-    Default,
-    /// The setting has no value and no default.
-    Unset,
-}
-
-impl Source {
-    /// The name in the output.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Environment => "environment",
-            Self::DotEnv => ".env",
-            Self::Default => "default",
-            Self::Unset => "unset",
-        }
-    }
-}
-
 /// A setting of `serve`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
@@ -37,8 +12,8 @@ pub struct Setting {
     pub name: &'static str,
     /// The value, with hidden secrets.
     pub value: Option<String>,
-    /// The source of the value.
-    pub source: Source,
+    /// The source of the value: `environment`, `.env`, `default`, or `unset` without a value.
+    pub source: &'static str,
 }
 
 /// All settings of `serve`, and their errors. `process` is the environment without `.env`.
@@ -49,10 +24,10 @@ pub fn settings_in_force(env: &Environment, process: &Environment) -> (Vec<Setti
     };
     let setting = |name: &'static str| {
         let source = match (is_set(process, name), is_set(env, name)) {
-            (true, _) => Source::Environment,
-            (false, true) => Source::DotEnv,
-            _ if env.default_of(name).is_some() => Source::Default,
-            _ => Source::Unset,
+            (true, _) => "environment",
+            (false, true) => ".env",
+            _ if env.default_of(name).is_some() => "default",
+            _ => "unset",
         };
         let value = env.variables().get(name).filter(|value| !value.trim().is_empty());
         let value = value.map(|value| shown(name, value.trim())).or_else(|| env.default_of(name));
@@ -124,9 +99,9 @@ mod tests {
             let found = settings.iter().find(|setting| setting.name == name).unwrap();
             (found.value.as_deref(), found.source)
         };
-        assert_eq!(of("RELAY_BATCH"), (Some("7"), Source::Environment));
-        assert_eq!(of("LOG_FORMAT"), (Some("human"), Source::DotEnv));
-        assert_eq!(of("MAX_CONNECTIONS"), (Some("4096"), Source::Default));
-        assert_eq!(of("DATABASE_URL"), (None, Source::Unset));
+        assert_eq!(of("RELAY_BATCH"), (Some("7"), "environment"));
+        assert_eq!(of("LOG_FORMAT"), (Some("human"), ".env"));
+        assert_eq!(of("MAX_CONNECTIONS"), (Some("4096"), "default"));
+        assert_eq!(of("DATABASE_URL"), (None, "unset"));
     }
 }

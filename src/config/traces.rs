@@ -87,7 +87,9 @@ fn timeout(env: &Environment) -> Duration {
 fn headers(env: &Environment) -> HeaderMap {
     let read = |name| {
         let header = |(key, value): (String, String)| {
-            Some((key.parse::<HeaderName>().ok()?, value.parse::<HeaderValue>().ok()?))
+            let mut value = value.parse::<HeaderValue>().ok()?;
+            value.set_sensitive(true);
+            Some((key.parse::<HeaderName>().ok()?, value))
         };
         let pairs = pairs(&env.optional(name)?);
         pairs.and_then(|pairs| pairs.into_iter().map(header).collect::<Option<HeaderMap>>()).or_else(|| {
@@ -136,14 +138,6 @@ fn pairs(text: &str) -> Option<Vec<(String, String)>> {
     pairs.map(pair).collect()
 }
 
-/// The rule of a sampler.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Rule {
-    On,
-    Off,
-    Ratio,
-}
-
 fn sampler(env: &Environment) -> Sampler {
     const ARGUMENT: &str = "OTEL_TRACES_SAMPLER_ARG";
     let ratio = env.text(ARGUMENT, "1.0").parse::<f64>().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
@@ -152,20 +146,21 @@ fn sampler(env: &Environment) -> Sampler {
         1.0
     });
     let known = [
-        ("parentbased_always_on", (true, Rule::On)),
-        ("parentbased_always_off", (true, Rule::Off)),
-        ("parentbased_traceidratio", (true, Rule::Ratio)),
-        ("always_on", (false, Rule::On)),
-        ("always_off", (false, Rule::Off)),
-        ("traceidratio", (false, Rule::Ratio)),
+        "parentbased_always_on",
+        "parentbased_always_off",
+        "parentbased_traceidratio",
+        "always_on",
+        "always_off",
+        "traceidratio",
     ];
-    let (is_parent_based, rule) = env.choice("OTEL_TRACES_SAMPLER", (true, Rule::On), &known);
-    let sampler = match rule {
-        Rule::On => Sampler::AlwaysOn,
-        Rule::Off => Sampler::AlwaysOff,
-        Rule::Ratio => Sampler::TraceIdRatioBased(ratio),
+    let name = env.choice("OTEL_TRACES_SAMPLER", known[0], &known.map(|name| (name, name)));
+    let root = name.strip_prefix("parentbased_");
+    let sampler = match root.unwrap_or(name) {
+        "always_on" => Sampler::AlwaysOn,
+        "always_off" => Sampler::AlwaysOff,
+        _ => Sampler::TraceIdRatioBased(ratio),
     };
-    if is_parent_based { Sampler::ParentBased(Box::new(sampler)) } else { sampler }
+    if root.is_some() { Sampler::ParentBased(Box::new(sampler)) } else { sampler }
 }
 
 #[cfg(test)]

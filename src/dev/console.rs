@@ -36,6 +36,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::kafka::Journal;
 use super::replica::Replica;
@@ -65,27 +66,11 @@ const HTML: &str = include_str!("console/page/index.html");
 const STYLE: &str = include_str!("console/page/console.css");
 const SCRIPT: &str = include_str!("console/page/console.js");
 
-/// The parts and settings that the console needs.
-pub struct ConsoleSettings {
-    /// The embedded parts, which it breaks.
-    pub stack: Arc<Stack>,
-    /// How to reach Kafka.
-    pub kafka: KafkaSettings,
-    /// The replica that runs in this process.
-    pub replica: SocketAddr,
-    /// The `order-service` binary, and the environment of a second replica.
-    pub program: PathBuf,
-    /// All settings of the service.
-    pub env: Environment,
-    /// The file that keeps the records of the embedded Kafka for the next start.
-    pub journal: Option<Journal>,
-}
-
 /// The running console.
 pub struct Console {
     address: SocketAddr,
     shared: Arc<Shared>,
-    server: JoinHandle<std::io::Result<()>>,
+    server: AbortOnDropHandle<std::io::Result<()>>,
     reader: JoinHandle<()>,
 }
 
@@ -105,15 +90,22 @@ struct Shared {
 }
 
 impl Console {
-    /// Starts listening and reading both topics.
-    pub async fn start(settings: ConsoleSettings) -> Result<Self, DevError> {
+    /// Starts listening and reading both topics. `replica` is the one in this process. `program` and `env` are the
+    /// binary and the settings of a second one.
+    pub async fn start(
+        stack: Arc<Stack>,
+        kafka: KafkaSettings,
+        replica: SocketAddr,
+        program: PathBuf,
+        env: &Environment,
+        journal: Option<Journal>,
+    ) -> Result<Self, DevError> {
         let failed = || DevError::io("listen for the console");
         let listener = match TcpListener::bind(ADDRESS).await {
             Err(_) => TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(failed())?,
             Ok(listener) => listener,
         };
         let address = listener.local_addr().map_err(failed())?;
-        let ConsoleSettings { stack, kafka, replica, program, env, journal } = settings;
         let variables = env.clone().with("BIND_ADDRESS", "127.0.0.1:0").variables().clone();
         let stopping = CancellationToken::new();
         let console = Arc::new(Shared {
@@ -134,8 +126,8 @@ impl Console {
         tokio::spawn(watch_state(Arc::clone(&console)));
         let app = router(&console, address.port());
         let stopped = stopping.cancelled_owned();
-        let server =
-            tokio::spawn(async move { axum::serve(listener, app).with_graceful_shutdown(stopped).await });
+        let server = async move { axum::serve(listener, app).with_graceful_shutdown(stopped).await };
+        let server = AbortOnDropHandle::new(tokio::spawn(server));
         Ok(Self { address, shared: console, server, reader })
     }
 
@@ -146,13 +138,12 @@ impl Console {
 
     /// Stops the console and the second replica, and writes the last records of Kafka to the journal. Each step has a
     /// time limit.
-    pub async fn stop(mut self) {
+    pub async fn stop(self) {
         self.shared.stopping.cancel();
         // The replica may still be starting. After a timeout, it ends with this process.
         let _ = timeout(REPLICA_STOPPED_WITHIN, self.shared.second.stop()).await;
-        if timeout(STOPPED_WITHIN, &mut self.server).await.is_err() {
-            self.server.abort();
-        }
+        // After a timeout, the drop of the handle aborts the server.
+        let _ = timeout(STOPPED_WITHIN, self.server).await;
         // After a timeout, the journal lacks the records that were not read yet.
         let _ = timeout(STOPPED_WITHIN, self.reader).await;
     }

@@ -17,6 +17,7 @@ use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
 
 use super::DevError;
@@ -77,12 +78,16 @@ impl DataFolder {
         self.path.join("postgres")
     }
 
-    pub(super) fn products(&self) -> PathBuf {
-        self.path.join("products.jsonl")
-    }
-
-    pub(super) fn kafka(&self) -> PathBuf {
-        self.path.join("kafka.jsonl")
+    /// Opens a file of the folder, and reads its complete lines as JSON.
+    pub(super) fn read_lines<T: DeserializeOwned>(&self, name: &str) -> Result<(File, Vec<T>), DevError> {
+        let (file, lines) =
+            whole_lines(&self.path.join(name)).map_err(DevError::io("read a file of --data"))?;
+        let read = |(number, line): (usize, &String)| {
+            serde_json::from_str(line).map_err(|error| {
+                self.refuse(format!("has no readable line {} in {name}: {error}", number + 1))
+            })
+        };
+        Ok((file, lines.iter().enumerate().map(read).collect::<Result<_, _>>()?))
     }
 
     /// The lock, for a child process that also uses the folder. It is released when both processes have ended.
@@ -97,7 +102,7 @@ impl DataFolder {
 }
 
 /// Reads the complete lines of a file, and cuts off a last line that a killed process has left incomplete.
-pub(super) fn whole_lines(path: &Path) -> std::io::Result<(File, Vec<String>)> {
+fn whole_lines(path: &Path) -> std::io::Result<(File, Vec<String>)> {
     let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
     let mut text = String::new();
     file.read_to_string(&mut text)?;

@@ -21,38 +21,21 @@ const DOWNLOAD_WITHIN: Duration = Duration::from_mins(5);
 /// Why PostgreSQL's binaries could not be downloaded.
 #[derive(Debug, Error)]
 pub enum FetchError {
-    /// There is no build for this platform.
     #[error("there is no build for {0}")]
     Platform(String),
-    /// The download failed.
     #[error("the download failed")]
     Http(#[from] reqwest::Error),
-    /// The file is not the pinned one.
     #[error("{url} has SHA-256 {found}, not {pinned}")]
-    Checksum {
-        /// What was downloaded.
-        url: String,
-        /// The checksum of the download.
-        found: String,
-        /// The checksum in the source code.
-        pinned: &'static str,
-    },
-    /// A file could not be written, or `sh` did not run.
+    Checksum { url: String, found: String, pinned: &'static str },
     #[error("the binaries could not be stored")]
     Io(#[from] std::io::Error),
-    /// Unpacking failed: usually because `unzip`, `tar` or `xz` is missing.
     #[error("unpacking failed; it needs unzip, tar and xz: {0}")]
     Unpack(String),
 }
 
-struct Build {
-    platform: &'static str,
-    sha256: &'static str,
-}
-
-/// The builds for Linux need glibc.
-fn build() -> Option<Build> {
-    let (platform, sha256) = match (std::env::consts::OS, std::env::consts::ARCH) {
+/// The platform and the SHA-256 of its build. The builds for Linux need glibc.
+fn build() -> Option<(&'static str, &'static str)> {
+    Some(match (std::env::consts::OS, std::env::consts::ARCH) {
         _ if cfg!(target_env = "musl") => return None,
         ("linux", "x86_64") => {
             ("linux-amd64", "008ee189eaa7ca2b58bd01dd950291e638b998392cf982297acd4779ec898ac1")
@@ -67,8 +50,7 @@ fn build() -> Option<Build> {
             ("darwin-arm64v8", "8f6ed6f38195b50a40712ada8b2a12060b6193c1a6977a6eb5cff053bb5a1b89")
         }
         _ => return None,
-    };
-    Some(Build { platform, sha256 })
+    })
 }
 
 /// The folder of the binaries. Downloads them once; later calls find them in the cache.
@@ -85,7 +67,7 @@ pub(super) async fn bin_folder() -> Result<PathBuf, FetchError> {
     let scratch = tempfile::Builder::new().prefix(".unpacking-").tempdir_in(&cache)?;
     let jar = scratch.path().join("postgresql.jar");
     let unpacked = scratch.path().join("postgresql");
-    download(&build, &jar).await?;
+    download(build, &jar).await?;
     let target = unpacked.clone();
     let unpacking = tokio::task::spawn_blocking(move || unpack(&jar, &target)).await;
     unpacking.map_err(std::io::Error::other)??;
@@ -97,8 +79,8 @@ pub(super) async fn bin_folder() -> Result<PathBuf, FetchError> {
     }
 }
 
-async fn download(build: &Build, target: &Path) -> Result<(), FetchError> {
-    let artifact = format!("embedded-postgres-binaries-{}", build.platform);
+async fn download((platform, pinned): (&str, &'static str), target: &Path) -> Result<(), FetchError> {
+    let artifact = format!("embedded-postgres-binaries-{platform}");
     let url = format!("{BASE}/{artifact}/{VERSION}/{artifact}-{VERSION}.jar");
     tracing::info!(%url, "this machine has no PostgreSQL: downloading it once");
     let client = http_client::builder()
@@ -114,10 +96,10 @@ async fn download(build: &Build, target: &Path) -> Result<(), FetchError> {
         file.write_all(&chunk)?;
     }
     let found = hash.finalize().iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
-    if found == build.sha256 {
+    if found == pinned {
         return Ok(());
     }
-    Err(FetchError::Checksum { url, found, pinned: build.sha256 })
+    Err(FetchError::Checksum { url, found, pinned })
 }
 
 /// The jar contains one tar archive.

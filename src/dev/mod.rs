@@ -4,7 +4,7 @@
 mod binaries;
 pub mod console;
 mod data;
-pub mod fetch;
+mod fetch;
 pub mod kafka;
 pub mod postgres;
 pub mod products;
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use rdkafka::error::KafkaError;
 use thiserror::Error;
 
-pub use console::{Console, ConsoleSettings};
+pub use console::Console;
 pub use data::DataFolder;
 pub use kafka::Kafka;
 pub use postgres::Postgres;
@@ -26,66 +26,34 @@ pub use products::DemoProducts;
 
 /// An error of a part of the embedded stack.
 #[derive(Debug, Error)]
+#[expect(missing_docs, reason = "the messages say it")]
 pub enum DevError {
-    /// PostgreSQL is not installed and could not be downloaded.
     #[error("this machine has no PostgreSQL, and the download failed; install it with: {install}")]
     NoPostgres {
-        /// The command that installs it.
         install: &'static str,
-        /// Why the download failed.
         #[source]
         cause: fetch::FetchError,
     },
-    /// PostgreSQL refuses root, and there is no other account.
     #[error("PostgreSQL refuses to run as root, and /etc/passwd has neither a user postgres nor nobody")]
     NoAccount,
-    /// The server failed.
     #[error("PostgreSQL {what}; the end of its log:\n{log}")]
-    Postgres {
-        /// The failed step.
-        what: &'static str,
-        /// The last lines of its log.
-        log: String,
-    },
-    /// librdkafka refused.
+    Postgres { what: &'static str, log: String },
     #[error("the embedded Kafka cluster failed: {0}")]
     Kafka(#[from] KafkaError),
-    /// librdkafka started without its cluster.
     #[error("this librdkafka has no embedded cluster")]
     NoCluster,
-    /// The process of the embedded cluster failed a command.
     #[error("the embedded Kafka answered {command:?} with: {answer}")]
-    KafkaRefuses {
-        /// The command.
-        command: String,
-        /// Its answer, or how it ended.
-        answer: String,
-    },
-    /// The process of the embedded cluster received an unknown command.
+    KafkaRefuses { command: String, answer: String },
     #[error("the embedded Kafka has no command {0:?}")]
     UnknownCommand(String),
-    /// The folder of `dev --data` cannot be used.
     #[error("--data {}: it {why}", folder.display())]
-    Data {
-        /// The folder.
-        folder: PathBuf,
-        /// Why not.
-        why: String,
-    },
-    /// The second replica exited, or was not ready in time.
+    Data { folder: PathBuf, why: String },
     #[error("the second replica did not start; the log says why")]
     ReplicaNotReady,
-    /// The HTTP client cannot be created.
     #[error("the HTTP client of the console cannot be created")]
     Http(#[from] reqwest::Error),
-    /// The operating system refused an operation.
     #[error("could not {what}")]
-    Io {
-        /// The operation.
-        what: &'static str,
-        /// Why it failed.
-        source: io::Error,
-    },
+    Io { what: &'static str, source: io::Error },
 }
 
 impl DevError {
@@ -103,26 +71,21 @@ pub struct Stack {
     pub cluster: Option<Kafka>,
     /// The demo service, unless `PRODUCT_SERVICE_URL` names another.
     pub products: Option<DemoProducts>,
-    database_url: String,
-    kafka: String,
-    product_service: String,
+    /// The URL of PostgreSQL.
+    pub database_url: String,
+    /// The addresses of Kafka's brokers.
+    pub kafka: String,
+    /// The URL of the Product Service.
+    pub product_service: String,
 }
 
 impl Stack {
     /// Starts each part whose address `get` does not return: `DATABASE_URL`, `KAFKA_BOOTSTRAP_SERVERS`,
     /// `PRODUCT_SERVICE_URL`. An empty value counts as absent. `program` is the `order-service` binary, which runs the
-    /// embedded Kafka.
+    /// embedded Kafka. `data` keeps the data of embedded parts.
     ///
     /// The demo Product Service ends with the runtime that calls this function.
     pub async fn start(
-        program: &Path,
-        get: impl Fn(&'static str) -> Option<String>,
-    ) -> Result<Self, DevError> {
-        Self::start_in(None, program, get).await
-    }
-
-    /// Like [`start`](Self::start), with the data of a folder.
-    pub async fn start_in(
         data: Option<&DataFolder>,
         program: &Path,
         get: impl Fn(&'static str) -> Option<String>,
@@ -136,7 +99,7 @@ impl Stack {
         };
         let (product_service, products) = match given("PRODUCT_SERVICE_URL") {
             Some(url) => (url, None),
-            None => DemoProducts::start_in(data, SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+            None => DemoProducts::start(data, SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
                 .await
                 .map(|demo| (demo.url().to_owned(), Some(demo)))?,
         };
@@ -150,21 +113,6 @@ impl Stack {
             (server.url().to_owned(), Some(server))
         };
         Ok(Self { postgres, cluster, products, database_url, kafka, product_service })
-    }
-
-    /// The URL of PostgreSQL.
-    pub fn database_url(&self) -> &str {
-        &self.database_url
-    }
-
-    /// The addresses of Kafka's brokers.
-    pub fn kafka(&self) -> &str {
-        &self.kafka
-    }
-
-    /// The URL of the Product Service.
-    pub fn product_service(&self) -> &str {
-        &self.product_service
     }
 
     /// Stops every embedded part, and returns when all of them have ended.

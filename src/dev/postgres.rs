@@ -144,29 +144,6 @@ impl Postgres {
     }
 }
 
-/// The working folder of the server.
-enum Home {
-    /// The supervisor removes it.
-    Temporary(tempfile::TempDir),
-    Kept(PathBuf),
-}
-
-impl Home {
-    fn path(&self) -> &Path {
-        match self {
-            Self::Temporary(folder) => folder.path(),
-            Self::Kept(folder) => folder,
-        }
-    }
-
-    fn keep(self) -> PathBuf {
-        match self {
-            Self::Temporary(folder) => folder.keep(),
-            Self::Kept(folder) => folder,
-        }
-    }
-}
-
 /// Prepares PostgreSQL's folder in a data folder. Log, process id and exit files of an earlier server are removed.
 fn kept_folder(data: &DataFolder, run_as: Option<&RunAs>) -> Result<PathBuf, DevError> {
     let folder = data.postgres();
@@ -206,14 +183,13 @@ impl Supervisor {
         data: Option<&DataFolder>,
     ) -> Result<Self, DevError> {
         let run_as = run_as::for_postgres()?;
-        let folder = match data {
-            Some(data) => Home::Kept(kept_folder(data, run_as.as_ref())?),
-            None => Home::Temporary(
-                tempfile::Builder::new()
-                    .prefix("order-service-postgres-")
-                    .tempdir_in(run_as::temp_dir(run_as.as_ref()))
-                    .map_err(DevError::io("make a temporary folder"))?,
-            ),
+        let (folder, temporary) = if let Some(data) = data {
+            (kept_folder(data, run_as.as_ref())?, None)
+        } else {
+            let place = run_as::temp_dir(run_as.as_ref());
+            let temporary = tempfile::Builder::new().prefix("order-service-postgres-").tempdir_in(place);
+            let temporary = temporary.map_err(DevError::io("make a temporary folder"))?;
+            (temporary.path().to_owned(), Some(temporary))
         };
         let lock =
             data.map(DataFolder::lock).transpose().map_err(DevError::io("hand over the lock of --data"))?;
@@ -225,7 +201,7 @@ impl Supervisor {
         command
             .args(["-c", SUPERVISOR, "postgres"])
             .arg(if data.is_some() { "keep" } else { "remove" })
-            .arg(folder.path())
+            .arg(&folder)
             .args([&binaries.initdb, &binaries.postgres])
             .args(["-D", "data"])
             .args(SETTINGS.iter().chain(for_tests).flat_map(|setting| ["-c", setting]))
@@ -240,12 +216,14 @@ impl Supervisor {
             // Only this process handles Ctrl-C: PostgreSQL must outlive the shutdown of the service.
             .process_group(0);
         if let Some(RunAs { uid, gid }) = run_as {
-            std::os::unix::fs::chown(folder.path(), Some(uid), Some(gid))
+            std::os::unix::fs::chown(&folder, Some(uid), Some(gid))
                 .map_err(DevError::io("hand over the temporary folder"))?;
             command.gid(gid).uid(uid);
         }
         let mut child = command.spawn().map_err(DevError::io("run sh"))?;
-        Ok(Self { lifeline: child.stdin.take(), child: Some(child), folder: folder.keep(), run: 0 })
+        // From now on the supervisor removes it.
+        let _ = temporary.map(tempfile::TempDir::keep);
+        Ok(Self { lifeline: child.stdin.take(), child: Some(child), folder, run: 0 })
     }
 
     /// Starts the server and waits until it answers.

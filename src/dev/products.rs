@@ -29,18 +29,19 @@ mod ledger;
 mod routes;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{DataFolder, DevError};
+use crate::config::reachable;
 use ledger::Ledger;
 
 /// The time limit of calls after the stop. Calls that hang on purpose end at once.
@@ -52,7 +53,7 @@ const STOPPED_WITHIN: Duration = Duration::from_secs(5);
 pub struct DemoProducts {
     url: String,
     stopping: CancellationToken,
-    server: JoinHandle<io::Result<()>>,
+    server: AbortOnDropHandle<io::Result<()>>,
     shop: Arc<Shop>,
 }
 
@@ -72,13 +73,9 @@ pub enum ProductState {
 }
 
 impl DemoProducts {
-    /// Starts with the demo catalogue. Port 0 selects a free one.
-    pub async fn start(addr: SocketAddr) -> Result<Self, DevError> {
-        Self::start_in(None, addr).await
-    }
-
-    /// Like [`start`](Self::start), with the catalogue, stock and keys of a data folder.
-    pub async fn start_in(data: Option<&DataFolder>, addr: SocketAddr) -> Result<Self, DevError> {
+    /// Starts with the catalogue, stock and keys of a data folder, or with the demo catalogue. Port 0 selects a free
+    /// one.
+    pub async fn start(data: Option<&DataFolder>, addr: SocketAddr) -> Result<Self, DevError> {
         let ledger = data.map_or_else(|| Ok(Ledger::demo()), Ledger::open)?;
         let failed = || DevError::io("listen for the demo Product Service");
         let listener = TcpListener::bind(addr).await.map_err(failed())?;
@@ -87,23 +84,21 @@ impl DemoProducts {
         let shop = Arc::new(Shop { ledger: Mutex::new(ledger), stopping: stopping.clone() });
         let app = routes::router(Arc::clone(&shop));
         let stopped = stopping.clone().cancelled_owned();
-        let server =
-            tokio::spawn(async move { axum::serve(listener, app).with_graceful_shutdown(stopped).await });
+        let server = async move { axum::serve(listener, app).with_graceful_shutdown(stopped).await };
+        let server = AbortOnDropHandle::new(tokio::spawn(server));
         Ok(Self { url: format!("http://{}", reachable(bound)), stopping, server, shop })
     }
 
     /// The products that are sold, by id, each as `GET /api/products/{id}` shows it.
-    pub fn catalogue(&self) -> Vec<Value> {
+    pub(crate) fn catalogue(&self) -> Vec<Value> {
         self.shop.ledger().catalogue()
     }
 
-    /// Sets the state, which applies to all calls.
-    pub fn set_state(&self, state: ProductState) {
+    pub(crate) fn set_state(&self, state: ProductState) {
         self.shop.ledger().state = state;
     }
 
-    /// The present state.
-    pub fn state(&self) -> ProductState {
+    pub(crate) fn state(&self) -> ProductState {
         self.shop.ledger().state
     }
 
@@ -115,9 +110,8 @@ impl DemoProducts {
     /// Stops listening and ends every call.
     pub async fn stop(mut self) {
         self.stopping.cancel();
-        if timeout(STOPPED_WITHIN, &mut self.server).await.is_err() {
-            self.server.abort();
-        }
+        // After a timeout, the drop of the handle aborts the server.
+        let _ = timeout(STOPPED_WITHIN, &mut self.server).await;
     }
 }
 
@@ -138,12 +132,4 @@ impl Shop {
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Clients cannot connect to an unspecified address.
-fn reachable(mut bound: SocketAddr) -> SocketAddr {
-    if bound.ip().is_unspecified() {
-        bound.set_ip(Ipv4Addr::LOCALHOST.into());
-    }
-    bound
 }

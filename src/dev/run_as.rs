@@ -33,11 +33,8 @@ pub(super) fn am_root() -> Result<bool, DevError> {
 /// The folder for temporary files, or `/tmp` if the other user cannot use that folder.
 pub(super) fn temp_dir(run_as: Option<&RunAs>) -> PathBuf {
     let usual = std::env::temp_dir();
-    if run_as.is_none() || open_to_all(&usual) { usual } else { PathBuf::from("/tmp") }
-}
-
-fn open_to_all(folder: &Path) -> bool {
-    allows(folder, 0o003) && can_be_reached(folder)
+    let is_open_to_all = || allows(&usual, 0o003) && can_be_reached(&usual);
+    if run_as.is_none() || is_open_to_all() { usual } else { PathBuf::from("/tmp") }
 }
 
 /// Whether all users can enter the folder.

@@ -3,7 +3,6 @@
 //! Ended spans wait in a bounded queue, which a thread of the SDK sends. A slow or unreachable collector does not block
 //! the service: spans are dropped while the queue is full, and so is a batch that could not be sent.
 
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -32,13 +31,13 @@ use crate::http_client;
 const ONE_WARNING: Duration = Duration::from_mins(1);
 
 /// The settings of traces.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct TraceSettings {
     /// The full address; for HTTP with its path.
     pub endpoint: String,
     /// The transport.
     pub protocol: Protocol,
-    /// Headers of each export, such as an API key.
+    /// Headers of each export, such as an API key. Their values are sensitive, so `Debug` hides them.
     pub headers: reqwest::header::HeaderMap,
     /// The timeout of one export, including its retries.
     pub timeout: Duration,
@@ -63,23 +62,6 @@ pub enum Protocol {
     Grpc,
     /// Protobuf over HTTP.
     HttpProtobuf,
-}
-
-/// Leaves out the headers, which contain keys.
-impl fmt::Debug for TraceSettings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TraceSettings")
-            .field("endpoint", &self.endpoint)
-            .field("protocol", &self.protocol)
-            .field("timeout", &self.timeout)
-            .field("sampler", &self.sampler)
-            .field("resource", &self.resource)
-            .field("schedule_delay", &self.schedule_delay)
-            .field("export_timeout", &self.export_timeout)
-            .field("max_queue_size", &self.max_queue_size)
-            .field("max_batch_size", &self.max_batch_size)
-            .finish_non_exhaustive()
-    }
 }
 
 /// The traces of this process.

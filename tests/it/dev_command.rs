@@ -279,7 +279,7 @@ async fn ctrl_c_during_the_start_of_postgresql_ends_dev_and_leaves_nothing_behin
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn ctrl_c_while_the_database_does_not_answer_ends_dev() {
-    let (proxy, url) = Proxy::before_database(stack().database_url()).await;
+    let (proxy, url) = Proxy::before_database(&stack().database_url).await;
     proxy.set(Mode::Silent);
     let environment = Environment::default()
         .with("DATABASE_URL", url)

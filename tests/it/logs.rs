@@ -42,7 +42,7 @@ const CALLS: usize = 16;
 async fn log_of_a_whole_session(filter: &str) -> Vec<Value> {
     let own = Shop::new_database().await;
     let (database, url) = Proxy::before_database(&own).await;
-    let address = stack().product_service().trim_start_matches("http://").parse().expect("an address");
+    let address = stack().product_service.trim_start_matches("http://").parse().expect("an address");
     let products = Proxy::before(address).await;
     let shop = Shop::builder()
         .database(&own)

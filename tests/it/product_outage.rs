@@ -111,7 +111,7 @@ async fn a_total_that_exceeds_the_column_gets_503_and_writes_nothing() {
 
 #[tokio::test]
 async fn an_outage_stops_only_placements_and_they_recover_afterwards() {
-    let products = stack().product_service().trim_start_matches("http://");
+    let products = stack().product_service.trim_start_matches("http://");
     let proxy = Proxy::before(products.parse().expect("an address")).await;
     let shop = Shop::builder()
         .with("PRODUCT_SERVICE_URL", format!("http://{}", proxy.address))

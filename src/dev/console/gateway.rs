@@ -39,7 +39,8 @@ const TO_PAGE: [&str; 8] = [
 
 pub(super) struct Gateway {
     client: reqwest::Client,
-    first: String,
+    /// The URL of the replica in this process.
+    pub(super) first: String,
     secret: Option<HeaderValue>,
     calls: AtomicUsize,
 }
@@ -49,11 +50,6 @@ impl Gateway {
         let client = http_client::plain_builder().no_proxy().timeout(ANSWERS_WITHIN).build()?;
         let secret = secret.and_then(|secret| HeaderValue::from_str(&secret).ok());
         Ok(Self { client, first: format!("http://{first}"), secret, calls: AtomicUsize::new(0) })
-    }
-
-    /// The replica that runs in this process.
-    pub(super) fn first(&self) -> &str {
-        &self.first
     }
 
     /// The readiness response of the first replica; `None` if it does not answer.

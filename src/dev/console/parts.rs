@@ -45,10 +45,10 @@ pub(super) fn state(console: &Shared, health: Option<&Value>) -> Value {
     let kafka = if console.kafka_down.load(Ordering::Relaxed) { Switch::Down } else { Switch::Up };
     json!({
         "run": console.run,
-        "service": {"url": console.gateway.first(), "health": health},
-        "kafka": {"address": stack.kafka(), "embedded": stack.cluster.is_some(), "state": kafka},
+        "service": {"url": &console.gateway.first, "health": health},
+        "kafka": {"address": &stack.kafka, "embedded": stack.cluster.is_some(), "state": kafka},
         "products": {
-            "address": stack.product_service(),
+            "address": &stack.product_service,
             "embedded": stack.products.is_some(),
             "state": product_state(console),
             "catalogue": stack.products.as_ref().map(DemoProducts::catalogue),

@@ -14,7 +14,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use serde::{Deserialize, Serialize};
 
 use crate::dev::DevError;
-use crate::dev::data::{DataFolder, whole_lines};
+use crate::dev::data::DataFolder;
 
 const DELIVERED_WITHIN: Duration = Duration::from_secs(30);
 
@@ -42,18 +42,7 @@ impl Journal {
     /// Publishes the records of the file to a new cluster. Each goes to its former partition, in the former order, so
     /// it also gets its former offset.
     pub(super) async fn restore(folder: &DataFolder, servers: &str) -> Result<Self, DevError> {
-        let (file, lines) =
-            whole_lines(&folder.kafka()).map_err(DevError::io("read kafka.jsonl of --data"))?;
-        let records: Vec<Line> = lines
-            .iter()
-            .enumerate()
-            .map(|(number, line)| {
-                let unreadable = |error| {
-                    folder.refuse(format!("has no readable line {} in kafka.jsonl: {error}", number + 1))
-                };
-                serde_json::from_str(line).map_err(unreadable)
-            })
-            .collect::<Result<_, _>>()?;
+        let (file, records) = folder.read_lines::<Line>("kafka.jsonl")?;
         let producer: FutureProducer = ClientConfig::new()
             .set("bootstrap.servers", servers)
             .set("acks", "all")

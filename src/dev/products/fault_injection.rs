@@ -42,23 +42,12 @@ impl Fault {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Description {
-    kind: Kind,
+    kind: String,
     millis: Option<u64>,
     status: Option<u16>,
     body: Option<String>,
     times: Option<u64>,
     on: Option<Call>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Kind {
-    Slow,
-    Status,
-    Body,
-    Hang,
-    LoseAnswer,
-    Endless,
 }
 
 #[derive(Debug)]
@@ -71,16 +60,17 @@ pub(super) struct FaultPlan {
 impl FaultPlan {
     pub(super) fn parse(text: &[u8]) -> Result<Self, String> {
         let given: Description = serde_json::from_slice(text).map_err(|error| error.to_string())?;
-        let fault = match given.kind {
-            Kind::Slow => Fault::Slow(Duration::from_millis(given.millis.ok_or("slow needs millis")?)),
-            Kind::Status => {
+        let fault = match given.kind.as_str() {
+            "slow" => Fault::Slow(Duration::from_millis(given.millis.ok_or("slow needs millis")?)),
+            "status" => {
                 let status = given.status.ok_or("status needs status")?;
                 Fault::Status(StatusCode::from_u16(status).map_err(|error| error.to_string())?)
             }
-            Kind::Body => Fault::Body(given.body.ok_or("body needs body")?),
-            Kind::Hang => Fault::Hang,
-            Kind::LoseAnswer => Fault::LoseAnswer,
-            Kind::Endless => Fault::Endless,
+            "body" => Fault::Body(given.body.ok_or("body needs body")?),
+            "hang" => Fault::Hang,
+            "lose-answer" => Fault::LoseAnswer,
+            "endless" => Fault::Endless,
+            _ => return Err("unknown kind".to_owned()),
         };
         Ok(Self { fault, times_left: given.times, on: given.on })
     }
@@ -117,7 +107,7 @@ mod tests {
 
     #[test]
     fn unknown_faults_are_refused() {
-        for text in ["", "{}", r#"{"kind":"slow"}"#, r#"{"kind":"hang","tims":1}"#] {
+        for text in ["", "{}", r#"{"kind":"slow"}"#, r#"{"kind":"fast"}"#, r#"{"kind":"hang","tims":1}"#] {
             assert!(FaultPlan::parse(text.as_bytes()).is_err(), "{text}");
         }
     }

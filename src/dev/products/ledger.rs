@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::path::Path;
 
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -12,21 +11,14 @@ use serde_json::{Number, Value, json};
 use super::ProductState;
 use super::fault_injection::{Call, Fault, FaultPlan};
 use crate::dev::DevError;
-use crate::dev::data::{DataFolder, whole_lines};
+use crate::dev::data::DataFolder;
 
-/// Id, name, description, price, stock, brand, category. Prices are text: a float would not keep 2499.10.
-const CATALOGUE: [(&str, &str, &str, &str, u64, &str, &str); 8] = [
-    ("PROD123", "Noise-cancelling headphones", "Over-ear, 30 hours", "2499", 50, "Auralis", "audio"),
-    ("PROD456", "USB-C charger", "65 W, two ports", "499", 20, "Voltix", "accessories"),
-    ("PROD789", "Mechanical keyboard", "87 keys, tactile switches", "2499.10", 35, "Keywell", "computers"),
-    ("PROD234", "Trail running shoes", "Grippy sole, 280 g", "3299.50", 12, "Fellstep", "sports"),
-    ("PROD345", "Pour-over kettle", "1 litre, gooseneck", "1849.95", 8, "Brewsmith", "kitchen"),
-    ("PROD567", "Paperback notebook", "192 dotted pages", "0.99", 1000, "Folio", "stationery"),
-    ("PROD678", "Cinema camera", "Full frame, body only", "189999.00", 1, "Optima", "cameras"),
-    ("PROD890", "Desk lamp", "Warm to cold, dimmable", "1299", 0, "Lumen", "home"),
-];
-/// A product that is no longer sold. Its answer is 404, as for an unknown product.
-const WITHDRAWN: &str = "PROD404";
+/// The file of the ledger in a data folder.
+const FILE: &str = "products.jsonl";
+
+/// The demo catalogue, as the lines of a new file. PROD404 is no longer sold: its answer is 404, as for an unknown
+/// product.
+const CATALOGUE: &str = include_str!("catalogue.jsonl");
 
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Product {
@@ -110,61 +102,37 @@ pub(super) struct Ledger {
 impl Ledger {
     pub(super) fn demo() -> Self {
         let mut ledger = Self::default();
-        ledger.add_catalogue();
-        ledger
-    }
-
-    fn add_catalogue(&mut self) {
-        let text = |text: &str| Some(text.to_owned());
-        for (id, name, description, price, stock, brand, category) in CATALOGUE {
-            // Every price above is a number.
-            let Ok(price) = serde_json::from_str(price) else { continue };
-            let product = NewProduct {
-                price,
-                stock,
-                name: text(name),
-                description: text(description),
-                sku: None,
-                brand: text(brand),
-                category: text(category),
-            };
-            self.put(id, product);
+        // A test reads every line.
+        for line in CATALOGUE.lines().filter_map(|line| serde_json::from_str(line).ok()) {
+            ledger.replay(line);
         }
-        self.put(
-            WITHDRAWN,
-            NewProduct {
-                price: Number::from(799),
-                stock: 3,
-                name: None,
-                description: None,
-                sku: None,
-                brand: None,
-                category: None,
-            },
-        );
-        self.withdraw(WITHDRAWN);
+        ledger
     }
 
     /// The ledger of a data folder; a new folder gets the demo catalogue.
     pub(super) fn open(folder: &DataFolder) -> Result<Self, DevError> {
-        let path = folder.products();
+        let path = folder.path().join(FILE);
         if !path.exists() {
-            write_catalogue(&path).map_err(DevError::io("write products.jsonl of --data"))?;
+            // Renamed once it is complete.
+            let new = path.with_extension("new");
+            let written = fs::write(&new, CATALOGUE).and_then(|()| fs::rename(&new, &path));
+            written.map_err(DevError::io("write products.jsonl of --data"))?;
         }
-        let (file, lines) = whole_lines(&path).map_err(DevError::io("read products.jsonl of --data"))?;
+        let (file, lines) = folder.read_lines(FILE)?;
         let mut ledger = Self::default();
-        for (number, line) in lines.iter().enumerate() {
-            let unreadable = |error| {
-                folder.refuse(format!("has no readable line {} in products.jsonl: {error}", number + 1))
-            };
-            match serde_json::from_str(line).map_err(unreadable)? {
-                Line::Put(id, product) => ledger.put(&id, product),
-                Line::Withdraw(id) => ledger.withdraw(&id),
-                Line::Change(change, key) => ledger.change(change, key),
-            };
+        for line in lines {
+            ledger.replay(line);
         }
         ledger.file = Some(file);
         Ok(ledger)
+    }
+
+    fn replay(&mut self, line: Line) {
+        match line {
+            Line::Put(id, product) => self.put(&id, product),
+            Line::Withdraw(id) => self.withdraw(&id),
+            Line::Change(change, key) => self.change(change, key),
+        };
     }
 
     /// Appends a change to the file, before the change is applied. If that fails, nothing changes and the answer is a
@@ -327,14 +295,6 @@ impl Ledger {
     }
 }
 
-/// Writes the demo catalogue to a new file. It is renamed once it is complete.
-fn write_catalogue(path: &Path) -> io::Result<()> {
-    let new = path.with_extension("new");
-    let mut ledger = Ledger { file: Some(File::create(&new)?), ..Ledger::default() };
-    ledger.add_catalogue();
-    fs::rename(&new, path)
-}
-
 /// The product, and its group: the part before the first hyphen.
 fn counted_as(id: &str) -> impl Iterator<Item = &str> {
     std::iter::once(id).chain(id.split_once('-').map(|(group, _)| group))
@@ -346,7 +306,7 @@ fn unknown(id: &str) -> Answer {
 
 #[cfg(test)]
 mod tests {
-    use super::{CATALOGUE, Call, Change, Ledger, StatusCode, WITHDRAWN};
+    use super::{CATALOGUE, Call, Change, Ledger, Line, StatusCode};
 
     fn reduce(quantity: u64) -> Change {
         let product = "PROD456".to_owned();
@@ -356,12 +316,20 @@ mod tests {
     #[test]
     fn prices_stay_as_written() {
         let ledger = Ledger::demo();
-        for (id, .., price, _, _, _) in CATALOGUE {
-            let (status, body) = ledger.read(id);
-            assert_eq!(status, StatusCode::OK);
-            assert_eq!(body["price"].to_string(), price);
+        for line in CATALOGUE.lines() {
+            let parsed = serde_json::from_str(line);
+            let Ok(Line::Put(id, _)) = parsed else {
+                assert!(matches!(parsed, Ok(Line::Withdraw(_))), "{line}: {parsed:?}");
+                continue;
+            };
+            let (status, body) = ledger.read(&id);
+            if id == "PROD404" {
+                assert_eq!(status, StatusCode::NOT_FOUND);
+            } else {
+                assert_eq!(status, StatusCode::OK);
+                assert!(line.contains(&format!("\"price\":{},", body["price"])), "{line}: {body}");
+            }
         }
-        assert_eq!(ledger.read(WITHDRAWN).0, StatusCode::NOT_FOUND);
     }
 
     #[test]

@@ -73,7 +73,7 @@ impl World {
         let (orders, payments) = (topic("order-events"), topic("payment-events"));
         broker.create_topic(&orders.name, ORDER_PARTITIONS).await;
         broker.create_topic(&payments.name, PAYMENT_PARTITIONS).await;
-        let products = DemoProducts::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await.unwrap();
+        let products = DemoProducts::start(None, SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await.unwrap();
         let session_timeout = broker.session_timeout().as_millis().to_string();
         let unpaid_order_ttl = plan.unpaid_order_ttl().as_secs().to_string();
         let environment = [

@@ -72,7 +72,7 @@ impl Builder {
             name: format!("order-events-{}", Uuid::new_v4().simple()),
         };
         let payments = Topic { name: topic.name.replace("order", "payment"), ..topic.clone() };
-        if topic.bootstrap_servers == stack().kafka() {
+        if topic.bootstrap_servers == stack().kafka {
             match &stack().cluster {
                 Some(cluster) => {
                     cluster.create_topic(&topic.name, 3).unwrap();
@@ -90,7 +90,7 @@ impl Builder {
             ("PAYMENT_EVENTS_TOPIC", payments.name.clone()),
             ("KAFKA_CONSUMER_GROUP", payments.name.clone()),
             ("KAFKA_TOPIC_PARTITIONS", "3".to_owned()),
-            ("PRODUCT_SERVICE_URL", stack().product_service().to_owned()),
+            ("PRODUCT_SERVICE_URL", stack().product_service.clone()),
             ("DATABASE_MAX_CONNECTIONS", "6".to_owned()),
             ("SHUTDOWN_DELAY_MS", "0".to_owned()),
             // Tests place the same lines repeatedly; tests of duplicates and payments switch these settings on.
@@ -126,7 +126,7 @@ impl Shop {
 
     /// A builder for a service with other settings.
     pub(crate) fn builder() -> Builder {
-        let bootstrap_servers = stack().kafka().to_owned();
+        let bootstrap_servers = stack().kafka.clone();
         Builder { environment: Environment::default(), bootstrap_servers, database: None }
     }
 
@@ -256,10 +256,7 @@ impl Shop {
 
     pub(super) async fn demo(&self, method: &str, path: &str, body: String) -> Answer {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
-        Call::new(&self.client, method, format!("{}{path}", stack().product_service()))
-            .body(body)
-            .send()
-            .await
+        Call::new(&self.client, method, format!("{}{path}", stack().product_service)).body(body).send().await
     }
 
     /// The number of rows of a table.

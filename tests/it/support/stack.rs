@@ -29,8 +29,9 @@ pub(crate) fn stack() -> &'static Stack {
     let start = || {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let stack =
-            runtime.block_on(Stack::start(Path::new(PROGRAM), |name| std::env::var(name).ok())).unwrap();
+        let stack = runtime
+            .block_on(Stack::start(None, Path::new(PROGRAM), |name| std::env::var(name).ok()))
+            .unwrap();
         Shared { stack, _runtime: runtime }
     };
     // On a separate thread, because a runtime cannot be started inside another.
@@ -75,7 +76,7 @@ async fn create_database(template: Option<&str>) -> String {
 /// Connects to the shared server. After a crash of the server, the first test fails with the end of the server's log,
 /// which has the cause; the other tests wait until the server is back.
 async fn connect() -> PgConnection {
-    let options = PgConnectOptions::from_str(stack().database_url()).unwrap();
+    let options = PgConnectOptions::from_str(&stack().database_url).unwrap();
     let failure = match PgConnection::connect_with(&options).await {
         Ok(connection) => return connection,
         Err(failure) => failure,
@@ -87,7 +88,7 @@ async fn connect() -> PgConnection {
 }
 
 fn url_of(database: &str) -> String {
-    let mut url: reqwest::Url = stack().database_url().parse().unwrap();
+    let mut url: reqwest::Url = stack().database_url.parse().unwrap();
     url.set_path(database);
     url.into()
 }
