@@ -304,7 +304,7 @@ pub(super) async fn write(
         sqlx::query(REFUND)
             .bind(column(&refunds, |(order, _)| *order))
             .bind(column(&refunds, |(_, refund)| refund.amount.decimal()))
-            .bind(column(&refunds, |(_, refund)| refund.reason.into_str()))
+            .bind(column(&refunds, |(_, refund)| refund.reason.as_str()))
             .execute(connection)
             .await?;
     }

@@ -76,7 +76,7 @@ impl Authority {
 
     /// The URL of the Product Service behind a proxy.
     async fn product_service(&self) -> String {
-        let url: reqwest::Url = stack().product_service().parse().unwrap();
+        let url: reqwest::Url = stack().product_service.parse().unwrap();
         let port = self.proxy(address_of(&url).await, false).await;
         format!("https://localhost:{port}{}", url.path())
     }

@@ -309,7 +309,7 @@ function renderHealth(health) {
     add("replica 1", health.status, "good");
     add("database", database, good(database, "up"));
     add("Kafka", kafka, good(kafka, "up"));
-    add("breaker", productService, productService === "half-open" ? "wait" : good(productService, "closed"));
+    add("breaker", productService, productService === "half_open" ? "wait" : good(productService, "closed"));
   } else {
     add("replica 1", "not ready", "bad");
   }
