@@ -8,6 +8,8 @@
 //! * Deadlines: a write that still waits at the deadline of its caller is never sent. The caller of a write that was taken
 //!   waits a moment longer; then the outcome is unknown.
 //! * Callers: a caller that leaves withdraws a write that was not taken, and affects nothing else.
+//!
+//! Shared reads (`shared_read.rs`) use the same queue.
 
 use std::collections::{HashSet, VecDeque};
 use std::panic::AssertUnwindSafe;
@@ -35,6 +37,16 @@ pub(super) trait Group: Send + Sync + 'static {
     /// Two writes with the same key are never in progress at once, and are committed in the order of their arrival.
     /// Different writes may share a key; the second one waits for the first.
     fn key(item: &Self::Item) -> Option<u64>;
+
+    /// The error of a full queue.
+    fn too_many() -> StoreError {
+        StoreError::TooManyWrites
+    }
+
+    /// The error in an answer, for its span.
+    fn error(_answer: &Self::Answer) -> Option<&StoreError> {
+        None
+    }
 
     /// Commits these writes in one transaction before `deadline`; returns one answer per write, in the same order.
     /// `None`: left out, because it would have waited for a lock; it must be committed alone.
@@ -74,19 +86,19 @@ pub(super) struct GroupCommit<G: Group> {
     state: Mutex<State<G>>,
 }
 
-struct State<G: Group> {
-    queue: VecDeque<(G::Item, Caller<G>)>,
+pub(super) struct State<G: Group> {
+    pub(super) queue: VecDeque<(G::Item, Caller<G>)>,
     /// The number of writes so far, which numbers the next one.
     arrived: u64,
     keys_in_progress: HashSet<u64>,
-    writers: usize,
+    pub(super) writers: usize,
 }
 
 /// The writes of a group, and their callers.
 type Taken<G> = (Vec<<G as Group>::Item>, Vec<Caller<G>>);
 
 /// The caller of a write.
-struct Caller<G: Group> {
+pub(super) struct Caller<G: Group> {
     number: u64,
     deadline: Instant,
     answer: oneshot::Sender<Result<G::Answer, StoreError>>,
@@ -108,7 +120,7 @@ impl<G: Group> Drop for KeyInProgress<G> {
 impl<G: Group> Caller<G> {
     /// Frees the key of the write, then answers the caller, if it still waits.
     fn answer(mut self, result: Result<G::Answer, StoreError>) {
-        if let Err(error) = &result {
+        if let Some(error) = result.as_ref().map_or_else(Some, G::error) {
             self.span.fail(error.error_type());
         }
         drop((self.key, self.span));
@@ -136,7 +148,7 @@ impl<G: Group> GroupCommit<G> {
         let number = {
             let mut state = self.lock();
             if state.queue.len() >= limits.waiting {
-                return Err(StoreError::TooManyWrites);
+                return Err(G::too_many());
             }
             let number = state.arrived;
             state.arrived += 1;
@@ -164,7 +176,7 @@ impl<G: Group> GroupCommit<G> {
         withdrawn.map(|(_, mut caller)| caller.span.fail(StoreError::Deadline.error_type())).is_some()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<G>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State<G>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

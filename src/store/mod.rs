@@ -42,7 +42,7 @@ use idempotency::KeyReads;
 use list::CustomerPages;
 use orders::OrderReads;
 use place::Placements;
-use shared_read::{Limits, SharedRead};
+use shared_read::SharedRead;
 use update::Updates;
 
 pub use connection::DatabaseSettings;
@@ -59,9 +59,9 @@ pub struct Store {
     database: Database,
     /// The pool for shared reads and lists.
     readers: Database,
-    order_reads: SharedRead<OrderReads>,
-    customer_pages: SharedRead<CustomerPages>,
-    key_reads: SharedRead<KeyReads>,
+    order_reads: Arc<SharedRead<OrderReads>>,
+    customer_pages: Arc<SharedRead<CustomerPages>>,
+    key_reads: Arc<SharedRead<KeyReads>>,
     /// The pool for placements.
     placing: Database,
     placements: Arc<GroupCommit<Placements>>,
@@ -83,11 +83,10 @@ impl Store {
     /// Creates a store. It connects at its first use, so that the service can start before the database.
     pub fn new(settings: &DatabaseSettings, stock: StockTimes, metrics: &Arc<Metrics>) -> Self {
         let (database, readers) = Database::for_requests(settings, metrics);
-        let limits = |set| Limits { set, readers: 2, waiting: 1024, deadline: settings.deadline };
-        let order_reads = SharedRead::new(OrderReads(readers.clone()), limits(128));
+        let order_reads = SharedRead::start(OrderReads(readers.clone()), 128, settings.deadline);
         // Each page has up to 200 rows.
-        let customer_pages = SharedRead::new(CustomerPages(readers.clone()), limits(32));
-        let key_reads = SharedRead::new(KeyReads(readers.clone()), limits(128));
+        let customer_pages = SharedRead::start(CustomerPages(readers.clone()), 32, settings.deadline);
+        let key_reads = SharedRead::start(KeyReads(readers.clone()), 128, settings.deadline);
         let placing = place::pool(&database);
         let outbox_written = Arc::<Notify>::default();
         let placements = Placements::start(&placing, &database, &outbox_written);

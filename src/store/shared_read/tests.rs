@@ -1,12 +1,21 @@
 //! Property: for any arrivals, failures, deadlines and disconnects, each caller gets its own answer exactly once, from
 //! a statement that was sent after its arrival.
 
+use std::sync::Mutex;
+
 use proptest::prelude::*;
-use tokio::time::{Instant, sleep};
+use tokio::time::{sleep, timeout};
 
 use super::*;
 
-const LIMITS: Limits = Limits { set: 4, readers: 2, waiting: 12, deadline: Duration::from_millis(100) };
+const LIMITS: Limits = Limits {
+    group: 4,
+    writers: 2,
+    alone: 0,
+    waiting: 12,
+    deadline: Duration::from_millis(100),
+    grace: Duration::ZERO,
+};
 
 #[derive(Clone, Copy, Debug)]
 struct Read {
@@ -69,11 +78,11 @@ impl ReadSet for Fake {
     type Answer = Answered;
 
     async fn read(&self, ids: &[usize]) -> Result<Vec<Answered>, StoreError> {
-        assert!(!ids.is_empty() && ids.len() <= LIMITS.set);
+        assert!(!ids.is_empty() && ids.len() <= LIMITS.group);
         let (sent, at, (millis, ending)) = {
             let mut book = self.book.lock().unwrap();
             book.under_way += 1;
-            assert!(book.under_way <= LIMITS.readers);
+            assert!(book.under_way <= LIMITS.writers);
             book.sets.push(ids.to_vec());
             (book.now(), Instant::now(), self.sets[book.sets.len() % self.sets.len()])
         };
@@ -89,15 +98,15 @@ impl ReadSet for Fake {
 
 /// Returns the answer to each caller; `None` if it disconnected first.
 async fn run(reads: Vec<Read>, fake: &Fake) -> Vec<Option<Result<Answered, StoreError>>> {
-    let shared = SharedRead::new(fake.clone(), LIMITS);
+    let shared = SharedRead::new(Reads(fake.clone()), LIMITS);
     let mut callers = Vec::new();
     for read in reads {
         sleep(Duration::from_millis(read.after)).await;
-        let (shared, book) = (shared.clone(), Arc::clone(&fake.book));
+        let (shared, book) = (Arc::clone(&shared), Arc::clone(&fake.book));
         callers.push(tokio::spawn(async move {
             let (began, arrived, is_alone) = {
                 let mut book = book.lock().unwrap();
-                (Instant::now(), book.now(), book.under_way == 0 && shared.lock().readers == 0)
+                (Instant::now(), book.now(), book.under_way == 0 && shared.lock().writers == 0)
             };
             let told = timeout(Duration::from_millis(read.patience), shared.ask(read.id)).await.ok();
             assert!(
@@ -120,7 +129,7 @@ async fn run(reads: Vec<Read>, fake: &Fake) -> Vec<Option<Result<Answered, Store
     // Reads without a waiting caller end, too.
     sleep(LIMITS.deadline * 20).await;
     let state = shared.lock();
-    assert_eq!((state.queue.len(), state.readers), (0, 0));
+    assert_eq!((state.queue.len(), state.writers), (0, 0));
     told
 }
 
@@ -182,7 +191,7 @@ async fn reads_that_arrive_while_all_readers_are_busy_share_the_next_statement()
 #[tokio::test(start_paused = true)]
 async fn a_full_queue_refuses_at_once() {
     let fake = Fake { book: Arc::default(), sets: Arc::new(vec![(1, Ending::Well)]) };
-    let shared = SharedRead::new(fake, Limits { waiting: 1, ..LIMITS });
+    let shared = SharedRead::new(Reads(fake), Limits { waiting: 1, ..LIMITS });
     let began = Instant::now();
     let (first, second) = tokio::join!(shared.ask(1), shared.ask(2));
     assert!(first.is_ok() && matches!(second, Err(StoreError::TooManyReads)));
