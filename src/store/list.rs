@@ -31,9 +31,6 @@ pub struct Cursor {
     pub id: OrderId,
 }
 
-/// A hash of the filters of a list, which its cursors contain.
-type Filters = [u8; 8];
-
 impl Cursor {
     /// The opaque form: base64url of the microseconds since 1970, the id, and the hash of the filters.
     pub fn encode(self, list: &ListQuery) -> String {
@@ -82,8 +79,8 @@ pub struct ListQuery {
 }
 
 impl ListQuery {
-    /// The hash of the filters. The limit is not a filter.
-    fn filters(&self) -> Filters {
+    /// The hash of the filters, which the cursors of the list contain. The limit is not a filter.
+    fn filters(&self) -> [u8; 8] {
         let micros = |time: Option<DateTime<Utc>>| time.map(|time| time.timestamp_micros());
         let (customer, status) =
             (self.customer.as_ref().map(CustomerId::as_str), self.status.map(Status::as_str));
@@ -104,7 +101,7 @@ impl Store {
             return self.customer_pages.ask(page).await?;
         }
         let rows = self.readers.read(Query::ListOrders, |connection| {
-            let mut page = select_page(query);
+            let mut page = select_page("", query);
             Box::pin(async move { page.build_query_as().fetch_all(connection).await })
         });
         let rows: Vec<SummaryRow> = rows.await?;
@@ -119,11 +116,10 @@ impl Store {
         const EXPLAIN: &str = "explain (analyze, buffers, timing off, format json) ";
         let page = CustomerPage::of(query);
         let read = self.readers.read(Query::ListOrders, |connection| {
-            let mut explained = QueryBuilder::new(EXPLAIN);
-            match &page {
-                Some(page) => push_customer_pages(&mut explained, std::slice::from_ref(page)),
-                None => push_page(&mut explained, query),
-            }
+            let mut explained = match &page {
+                Some(page) => select_customer_pages(EXPLAIN, std::slice::from_ref(page)),
+                None => select_page(EXPLAIN, query),
+            };
             Box::pin(async move { explained.build_query_scalar().fetch_one(connection).await })
         });
         let plan: sqlx::types::Json<_> = read.await?;
@@ -170,8 +166,7 @@ impl ReadSet for CustomerPages {
 
     async fn read(&self, pages: &[CustomerPage]) -> Result<Vec<Self::Answer>, StoreError> {
         let rows = self.0.read(Query::ListOwnOrders, |connection| {
-            let mut select = QueryBuilder::new("");
-            push_customer_pages(&mut select, pages);
+            let mut select = select_customer_pages("", pages);
             Box::pin(async move { select.build_query_as().fetch_all(connection).await })
         });
         Ok(assign(pages, rows.await?))
@@ -207,8 +202,9 @@ fn assign(pages: &[CustomerPage], rows: Vec<PageRow>) -> Vec<Result<Page, StoreE
 /// The number of the page, counted from 1; id, status, total and time of an order.
 pub(super) type PageRow = (i64, Uuid, String, Decimal, DateTime<Utc>);
 
-/// Reads each page along the index by customer, like a single page.
-fn push_customer_pages(sql: &mut QueryBuilder<Postgres>, pages: &[CustomerPage]) {
+/// Reads each page along the index by customer, like a single page. `start` precedes the statement.
+fn select_customer_pages(start: &str, pages: &[CustomerPage]) -> QueryBuilder<Postgres> {
+    let mut sql = QueryBuilder::new(start);
     sql.push(
         "select page.number, newest.id, newest.status, newest.total_amount, newest.placed_at from unnest(",
     );
@@ -226,42 +222,39 @@ cross join lateral (
     limit page.rows
 ) newest",
     );
-}
-
-pub(super) fn select_page(query: &ListQuery) -> QueryBuilder<Postgres> {
-    let mut sql = QueryBuilder::new("");
-    push_page(&mut sql, query);
     sql
 }
 
 /// The statement has only the conditions of the query, because with a generic `$1 is null or …` the planner could not
-/// use the index. There are few combinations, and each is prepared once per connection.
-fn push_page(sql: &mut QueryBuilder<Postgres>, query: &ListQuery) {
+/// use the index. There are few combinations, and each is prepared once per connection. `start` precedes the statement.
+pub(super) fn select_page(start: &str, query: &ListQuery) -> QueryBuilder<Postgres> {
+    let mut sql = QueryBuilder::new(start);
     match (&query.customer, query.status) {
         (Some(customer), Some(status)) => {
             // Along orders_by_customer_and_status. With two conditions, PostgreSQL could use an index for one of them,
             // and read all the rows that the other excludes.
             push_rows(
-                sql,
+                &mut sql,
                 query,
                 "(customer_id || ' ' || status) collate \"C\"",
                 format!("{} {status}", customer.as_str()),
             );
         }
-        (Some(customer), None) => push_rows(sql, query, "customer_id", customer.as_str().to_owned()),
-        (None, Some(status)) => push_rows(sql, query, "status", status.to_string()),
+        (Some(customer), None) => push_rows(&mut sql, query, "customer_id", customer.as_str().to_owned()),
+        (None, Some(status)) => push_rows(&mut sql, query, "status", status.to_string()),
         (None, None) => {
             // Along orders_by_status, once per status: merged, not sorted.
             let mut before = "select * from ((";
             for status in Status::VARIANTS {
                 sql.push(before);
-                push_rows(sql, query, "status", status.to_string());
+                push_rows(&mut sql, query, "status", status.to_string());
                 before = ") union all (";
             }
             sql.push(")) orders").push(NEWEST_FIRST);
         }
     }
     sql.push(" limit ").push_bind(i64::from(query.limit) + 1);
+    sql
 }
 
 const NEWEST_FIRST: &str = " order by placed_at desc, id desc";
