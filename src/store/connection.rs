@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use sqlx::PgConnection;
-use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow};
+use sqlx::query::{Query as Statement, QueryAs};
+use sqlx::{FromRow, PgConnection, Postgres};
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
@@ -182,6 +183,27 @@ impl Store {
             Ok(result)
         };
         self.database.measured(query, work).await
+    }
+
+    /// Runs one statement; returns the number of affected rows.
+    pub(super) async fn execute(
+        &self,
+        query: Query,
+        statement: Statement<'_, Postgres, PgArguments>,
+    ) -> Result<u64, StoreError> {
+        self.query(query, async |connection| Ok(statement.execute(connection).await?.rows_affected())).await
+    }
+
+    /// Reads all rows of one statement.
+    pub(super) async fn fetch_all<R>(
+        &self,
+        query: Query,
+        statement: QueryAs<'_, Postgres, R, PgArguments>,
+    ) -> Result<Vec<R>, StoreError>
+    where
+        R: for<'r> FromRow<'r, PgRow> + Send + Unpin,
+    {
+        self.query(query, async |connection| Ok(statement.fetch_all(connection).await?)).await
     }
 }
 

@@ -253,16 +253,8 @@ impl Store {
         floors: &BTreeMap<i16, i64>,
     ) -> Result<BTreeMap<i16, i64>, StoreError> {
         let (buckets, positions): (Vec<i16>, Vec<i64>) = floors.iter().unzip();
-        self.query(Query::RelayFloor, async |connection| {
-            let raised: Vec<(i16, i64)> = sqlx::query_as(RAISE)
-                .bind(buckets)
-                .bind(positions)
-                .bind(server)
-                .fetch_all(&mut *connection)
-                .await?;
-            Ok(raised.into_iter().collect())
-        })
-        .await
+        let raise = sqlx::query_as(RAISE).bind(buckets).bind(positions).bind(server);
+        Ok(self.fetch_all(Query::RelayFloor, raise).await?.into_iter().collect())
     }
 
     /// Reads the open transactions that may have written to the outbox.
@@ -277,17 +269,12 @@ impl Store {
 
     /// Releases all leases of `replica`, so that the others need not wait for their expiry.
     pub async fn release_lease(&self, replica: Uuid) -> Result<(), StoreError> {
-        self.query(Query::RelayLease, async |connection| {
-            sqlx::query(
-                "with gone as (delete from relay_replicas where replica = $1)
-                 update relay_leases set owner = null, expires_at = '-infinity' where owner = $1",
-            )
-            .bind(replica)
-            .execute(&mut *connection)
-            .await?;
-            Ok(())
-        })
-        .await
+        let release = sqlx::query(
+            "with gone as (delete from relay_replicas where replica = $1)
+             update relay_leases set owner = null, expires_at = '-infinity' where owner = $1",
+        );
+        self.execute(Query::RelayLease, release.bind(replica)).await?;
+        Ok(())
     }
 
     /// Reads the oldest events of each range by position, at most `limit` per range, without those of parked orders.
@@ -301,27 +288,15 @@ impl Store {
         let buckets: Vec<i16> = ranges.iter().map(|range| range.bucket).collect();
         let from: Vec<i64> = ranges.iter().map(|range| range.from).collect();
         let to: Vec<i64> = ranges.iter().map(|range| range.to).collect();
-        self.query(Query::RelayRead, async |connection| {
-            Ok(sqlx::query_as(PENDING)
-                .bind(buckets)
-                .bind(from)
-                .bind(to)
-                .bind(limit)
-                .bind(server)
-                .fetch_all(&mut *connection)
-                .await?)
-        })
-        .await
+        let pending = sqlx::query_as(PENDING).bind(buckets).bind(from).bind(to).bind(limit).bind(server);
+        self.fetch_all(Query::RelayRead, pending).await
     }
 
     /// Deletes acknowledged events by `(bucket, position)`.
     pub async fn delete_events(&self, done: &[(i16, i64)]) -> Result<(), StoreError> {
         let (buckets, positions): (Vec<i16>, Vec<i64>) = done.iter().copied().unzip();
-        self.query(Query::RelayDelete, async |connection| {
-            sqlx::query(DELETE).bind(buckets).bind(positions).execute(&mut *connection).await?;
-            Ok(())
-        })
-        .await
+        self.execute(Query::RelayDelete, sqlx::query(DELETE).bind(buckets).bind(positions)).await?;
+        Ok(())
     }
 }
 

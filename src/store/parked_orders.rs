@@ -130,16 +130,9 @@ select $1, 'STOCK_RESOLVE', format('attempt %s line %s: %s to %s', $2, $3, $5, $
 impl Store {
     /// Parks the order of an event that Kafka refuses as invalid.
     pub async fn park_order(&self, event: &PendingEvent, error: &str) -> Result<(), StoreError> {
-        self.query(Query::Park, async |connection| {
-            sqlx::query(PARK)
-                .bind(event.bucket)
-                .bind(event.position)
-                .bind(error)
-                .execute(&mut *connection)
-                .await?;
-            Ok(())
-        })
-        .await
+        let park = sqlx::query(PARK).bind(event.bucket).bind(event.position).bind(error);
+        self.execute(Query::Park, park).await?;
+        Ok(())
     }
 
     /// The parked orders, oldest first.
@@ -183,10 +176,7 @@ impl Store {
 
     /// The lines of the oldest `limit` parked stock jobs.
     pub async fn parked_stock(&self, limit: i64) -> Result<Vec<ParkedStockLine>, StoreError> {
-        self.query(Query::Operate, async |connection| {
-            Ok(sqlx::query_as(STOCK).bind(limit).fetch_all(connection).await?)
-        })
-        .await
+        self.fetch_all(Query::Operate, sqlx::query_as(STOCK).bind(limit)).await
     }
 
     /// Records what an operator found out about a parked line: whether its call was applied. Returns whether the line

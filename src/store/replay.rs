@@ -116,12 +116,9 @@ impl Store {
         detail: &str,
         actor: &str,
     ) -> Result<(), StoreError> {
-        self.query(Query::Operate, async |connection| {
-            let record = sqlx::query(RECORD).bind(order.map(|order| order.0)).bind(detail).bind(actor);
-            record.execute(connection).await?;
-            Ok(())
-        })
-        .await
+        let record = sqlx::query(RECORD).bind(order.map(|order| order.0)).bind(detail).bind(actor);
+        self.execute(Query::Operate, record).await?;
+        Ok(())
     }
 }
 

@@ -99,10 +99,6 @@ impl Store {
 
     /// Deletes up to `limit` parked payments that were settled more than `age` ago. Returns how many it deleted.
     pub async fn delete_settled_payments(&self, age: Duration, limit: i64) -> Result<u64, StoreError> {
-        self.query(Query::Housekeeping, async |connection| {
-            let deleted = sqlx::query(DELETE_SETTLED).bind(age).bind(limit).execute(connection).await?;
-            Ok(deleted.rows_affected())
-        })
-        .await
+        self.execute(Query::Housekeeping, sqlx::query(DELETE_SETTLED).bind(age).bind(limit)).await
     }
 }

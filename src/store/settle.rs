@@ -83,10 +83,7 @@ impl Store {
         with_payload: bool,
         limit: i64,
     ) -> Result<Vec<ParkedPayment>, StoreError> {
-        self.query(Query::Operate, async |connection| {
-            Ok(sqlx::query_as(LIST).bind(with_payload).bind(limit).fetch_all(connection).await?)
-        })
-        .await
+        self.fetch_all(Query::Operate, sqlx::query_as(LIST).bind(with_payload).bind(limit)).await
     }
 
     /// A parked record with its value. `None` if it is not parked.
@@ -105,32 +102,23 @@ impl Store {
         note: &str,
         actor: &str,
     ) -> Result<bool, StoreError> {
-        self.query(Query::Operate, async |connection| {
-            let settle = sqlx::query(SETTLE)
-                .bind(&place.topic)
-                .bind(place.partition)
-                .bind(place.offset)
-                .bind(format!("{place}: {note}"))
-                .bind(actor);
-            Ok(settle.execute(connection).await?.rows_affected() > 0)
-        })
-        .await
+        let settle = sqlx::query(SETTLE)
+            .bind(&place.topic)
+            .bind(place.partition)
+            .bind(place.offset)
+            .bind(format!("{place}: {note}"))
+            .bind(actor);
+        Ok(self.execute(Query::Operate, settle).await? > 0)
     }
 
     /// The oldest `limit` due refunds.
     pub async fn refunds_due(&self, limit: i64) -> Result<Vec<RefundDue>, StoreError> {
-        self.query(Query::Operate, async |connection| {
-            Ok(sqlx::query_as(REFUNDS).bind(limit).fetch_all(connection).await?)
-        })
-        .await
+        self.fetch_all(Query::Operate, sqlx::query_as(REFUNDS).bind(limit)).await
     }
 
     /// Marks the refund of an order as done. Returns whether one was due.
     pub async fn refund_done(&self, order: Uuid, note: &str, actor: &str) -> Result<bool, StoreError> {
-        self.query(Query::Operate, async |connection| {
-            let done = sqlx::query(REFUND_DONE).bind(order).bind(note).bind(actor);
-            Ok(done.execute(connection).await?.rows_affected() > 0)
-        })
-        .await
+        let done = sqlx::query(REFUND_DONE).bind(order).bind(note).bind(actor);
+        Ok(self.execute(Query::Operate, done).await? > 0)
     }
 }
