@@ -42,6 +42,7 @@ fn the_map_names_only_tests_that_exist() {
 
 /// The modules of the crate, lowest first.
 const LAYERS: &[&str] = &[
+    "http_client",
     "json",
     "lifecycle",
     "domain",
