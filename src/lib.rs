@@ -34,9 +34,9 @@
 //!
 //! * A placement: `api/orders.rs` → `orders/place.rs` → `products.rs` → `store/place.rs` → `events/relay.rs` →
 //!   `events/kafka.rs`.
-//! * A confirmation: `api/orders.rs` → `orders/change_status.rs` → `orders/confirm.rs` → `store/update.rs` →
-//!   `domain/aggregate.rs` → `orders/stock.rs` → `products/stock.rs`; with the outcomes of the stock calls back through
-//!   `store/update.rs` and `domain/aggregate.rs` → `events/relay.rs`, which ends like a placement.
+//! * A confirmation: `api/orders.rs` → `orders/change_status.rs` → `store/update.rs` → `domain/aggregate.rs` →
+//!   `orders/stock.rs` → `products/stock.rs`; with the outcomes of the stock calls back through `orders/stock.rs`,
+//!   `store/update.rs` and `domain/aggregate.rs` → `events/relay.rs` → `events/kafka.rs`.
 //! * Details of both: `store/group_commit.rs` calls the `commit` of `store/place.rs` and `store/update.rs`;
 //!   `domain/event.rs` renders the event; `store/orders.rs` inserts that of a new status, `store/place.rs` that of a
 //!   placement; `store/outbox.rs` reads and deletes it.

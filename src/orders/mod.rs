@@ -5,7 +5,6 @@
 
 mod cancel;
 mod change_status;
-mod confirm;
 mod fingerprint;
 mod get;
 mod history;
@@ -26,8 +25,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::TaskTracker;
 
-pub(crate) use change_status::{ChangeStatus, OrderError, Versions};
-pub(crate) use confirm::ConfirmSettings;
+pub(crate) use change_status::{ChangeStatus, ConfirmSettings, OrderError, Versions};
 pub(crate) use housekeeping::HousekeepingSettings;
 pub(crate) use place::{DuplicateSettings, PlaceError, Placed, ShortLine, UnknownProduct};
 
