@@ -32,7 +32,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::domain::trace::random;
-use crate::domain::{Money, ProductId, TraceParent};
+use crate::domain::{Money, ProductId, TraceParent, time};
 use crate::http_client;
 use crate::metrics::Metrics;
 use crate::telemetry::RateLimitedLog;
@@ -129,7 +129,7 @@ type Answer = Result<Option<Product>, Failure>;
 /// The part of the client that look-ups own, because several placements may share one look-up.
 struct Catalogue {
     http: reqwest::Client,
-    base: Url,
+    products: Url,
     attempt_timeout: Duration,
     /// Bounds the look-ups of all placements in flight.
     in_flight: Semaphore,
@@ -149,7 +149,7 @@ impl ProductClient {
     pub fn new(settings: ProductSettings, metrics: &Arc<Metrics>) -> Result<Self, reqwest::Error> {
         let catalogue = Catalogue {
             http: build_http_client(&settings)?,
-            base: settings.url.clone(),
+            products: products_url(&settings.url),
             attempt_timeout: settings.attempt_timeout,
             in_flight: Semaphore::new(settings.max_in_flight),
             breaker: CircuitBreaker::new(settings.breaker, metrics.products.breaker_calls.clone()),
@@ -302,7 +302,7 @@ impl Catalogue {
         if span.is_recorded() {
             span.set("http.request.method", "GET");
             span.set("url.template", "/api/products/{productId}");
-            note_server(&mut span, &self.base);
+            note_server(&mut span, &self.products);
         }
         span
     }
@@ -326,14 +326,23 @@ impl Catalogue {
         self.metrics.products.requested("look_up", outcome, started.elapsed());
     }
 
-    /// `{url}/api/products/{id}`, also if the URL ends in a slash; the id is always exactly one path segment.
+    /// `…/api/products/{id}`; the id is always exactly one path segment.
     fn address(&self, id: &ProductId) -> Url {
-        let mut address = self.base.clone();
+        let mut address = self.products.clone();
         if let Ok(mut path) = address.path_segments_mut() {
-            path.pop_if_empty().extend(["api", "products", id.as_str()]);
+            path.push(id.as_str());
         }
         address
     }
+}
+
+/// `{url}/api/products`, also if the URL ends in a slash. Built once, because every look-up uses it.
+fn products_url(base: &Url) -> Url {
+    let mut products = base.clone();
+    if let Ok(mut path) = products.path_segments_mut() {
+        path.pop_if_empty().extend(["api", "products"]);
+    }
+    products
 }
 
 fn traced(request: RequestBuilder, trace: &TraceParent) -> RequestBuilder {
@@ -383,7 +392,7 @@ fn build_http_client(settings: &ProductSettings) -> Result<reqwest::Client, reqw
 
 /// Exponential backoff with jitter, so that look-ups that failed together do not retry together.
 fn backoff(retries: u32) -> Duration {
-    let longest = min(INITIAL_BACKOFF.saturating_mul(2_u32.saturating_pow(retries)), MAX_BACKOFF);
+    let longest = time::backoff(INITIAL_BACKOFF, retries + 1, MAX_BACKOFF);
     let half = longest / 2;
     half + Duration::from_micros(random_below(u64::try_from(half.as_micros()).unwrap_or(u64::MAX)))
 }

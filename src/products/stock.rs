@@ -132,14 +132,14 @@ impl ProductClient {
         if span.is_recorded() {
             span.set("http.request.method", route.method.to_string());
             span.set("url.template", route.path.clone());
-            note_server(&mut span, &self.catalogue.base);
+            note_server(&mut span, &self.settings.url);
         }
         span
     }
 
     async fn send(&self, call: &StockCall, trace: &TraceParent) -> Result<Answered, Failure> {
         let route = self.route(call);
-        let Some(address) = route.address(&self.catalogue.base, call.product_id.as_str()) else {
+        let Some(address) = route.address(&self.settings.url, call.product_id.as_str()) else {
             return Ok(StatusCode::MISDIRECTED_REQUEST.into());
         };
         let response = traced(self.catalogue.http.request(route.method.clone(), address), trace)
