@@ -6,7 +6,7 @@ use rdkafka::admin::{
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 
-use crate::support::{Replica, Shop, stack};
+use crate::support::{Replica, Shop, eventually, stack};
 
 type Admin = AdminClient<DefaultClientContext>;
 
@@ -48,11 +48,18 @@ async fn a_topic_created_by_the_service_has_the_configured_min_insync_replicas()
     let replica = Replica::start(&shop.environment);
 
     replica.wait_for_log("created the topic");
-    let resource = ResourceSpecifier::Topic(&shop.topic.name);
-    let told = admin(&shop).describe_configs([&resource], &AdminOptions::new()).await.unwrap();
-    let told = told.into_iter().next().unwrap().unwrap();
-    let min_insync = told.get("min.insync.replicas").unwrap();
-    assert_eq!((min_insync.value.as_deref(), &min_insync.source), (Some("1"), &ConfigSource::DynamicTopic));
+    let set = Some((Some("1".to_owned()), ConfigSource::DynamicTopic));
+    // The controller creates a topic before every broker knows it.
+    eventually("the broker returns the setting", async || min_insync_replicas(&shop).await == set).await;
+}
+
+/// None: the broker does not know the topic yet.
+async fn min_insync_replicas(shop: &Shop) -> Option<(Option<String>, ConfigSource)> {
+    let topic = ResourceSpecifier::Topic(&shop.topic.name);
+    let described = admin(shop).describe_configs([&topic], &AdminOptions::new()).await.unwrap().remove(0);
+    let described = described.ok()?;
+    let setting = described.get("min.insync.replicas")?;
+    Some((setting.value.clone(), setting.source.clone()))
 }
 
 #[tokio::test]
