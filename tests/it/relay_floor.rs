@@ -4,7 +4,7 @@ use order_service::config::Environment;
 use sqlx::{Postgres, Transaction};
 use uuid::Uuid;
 
-use crate::relay::{brisk, pile_up};
+use crate::relay::pile_up;
 use crate::support::{Shop, command, eventually, expect_history};
 
 const ADA: &str = "ada@example.com";
@@ -46,7 +46,7 @@ async fn lowest_floor(shop: &Shop) -> i64 {
 
 #[tokio::test]
 async fn an_event_that_commits_late_is_relayed_before_later_events_of_its_order() {
-    let shop = brisk().with("RELAY_BATCH", "4000").start().await;
+    let shop = Shop::builder().with("RELAY_BATCH", "4000").start().await;
     let (payload, order) = template(&shop).await;
     let late_order = Uuid::now_v7();
     let (late, position) = write_late(&shop, &payload, late_order, 1).await;
@@ -67,7 +67,7 @@ async fn an_event_that_commits_late_is_relayed_before_later_events_of_its_order(
 
 #[tokio::test]
 async fn an_open_transaction_does_not_delay_events_of_other_orders() {
-    let shop = brisk().start().await;
+    let shop = Shop::builder().start().await;
     let (payload, _) = template(&shop).await;
     let (late, _) = write_late(&shop, &payload, Uuid::now_v7(), 1).await;
     let ahead = "select setval('outbox_position_seq', 10000000)";
@@ -82,7 +82,7 @@ async fn an_open_transaction_does_not_delay_events_of_other_orders() {
 #[tokio::test]
 async fn events_of_a_parked_order_below_the_floor_are_found_again() {
     const STUCK: &str = "0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10";
-    let shop = brisk().start().await;
+    let shop = Shop::builder().start().await;
     let giant = "
         insert into outbox (bucket, event_id, order_id, sequence, event_type, payload, headers)
         select 16, gen_random_uuid(), $1::uuid, number, 'ORDER_PLACED',
@@ -116,7 +116,7 @@ async fn reads_of_the_outbox(shop: &Shop) -> (i64, i64) {
 /// An idle relay plans its read for an empty outbox. The plan must also suit a full outbox without new statistics.
 #[tokio::test]
 async fn a_backlog_after_an_idle_time_is_read_through_the_primary_key() {
-    let shop = brisk().with("RELAY_POLL_INTERVAL_MS", "10").start().await;
+    let shop = Shop::builder().with("RELAY_POLL_INTERVAL_MS", "10").start().await;
     let (payload, _) = template(&shop).await;
     sqlx::query("vacuum (analyze) outbox").execute(&shop.database).await.unwrap();
     eventually("the relay has read an empty outbox often", async || {
