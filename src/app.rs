@@ -135,7 +135,7 @@ impl App {
 impl Parts {
     async fn assemble(config: Config) -> Result<Self, AppError> {
         // The relay, the workers and the requests have separate pools, so that they do not starve each other (P26). The
-        // relay needs a connection per lane.
+        // relay's lanes share its connections.
         const RELAY_CONNECTIONS: u32 = 3;
         const WORKER_CONNECTIONS: u32 = 4;
         let (lifecycle, metrics) = (Lifecycle::default(), Arc::<Metrics>::default());

@@ -54,14 +54,18 @@ const PACE: Duration = Duration::from_millis(20);
 /// After a turn with this many events, the next turn uses [`LANES`] lanes.
 const BEHIND: usize = 256;
 
-/// The number of lanes of a turn while there is a backlog, each for a part of the buckets. One lane reads while another
-/// waits for Kafka and a third one deletes. All events of an order are in one bucket, so lanes share no order. A turn
-/// ends when all its lanes have ended. Each lane uses a connection of the relay's pool.
-const LANES: usize = 3;
+/// The number of lanes of a turn while there is a backlog, each for a part of the buckets. Some lanes read and delete
+/// while the others wait for Kafka. All events of an order are in one bucket, so lanes share no order. A turn ends when
+/// all its lanes have ended. Lanes share the connections of the relay's pool, and hold none while they wait for Kafka.
+const LANES: usize = 5;
 
 /// The maximum number of batches per lane and turn while there is a backlog, so that a lane need not wait for the
-/// others after each batch.
-const BATCHES: usize = 4;
+/// others after each batch. Floors rise only between turns, so each further batch visits the deleted rows of the turn.
+const BATCHES: usize = 12;
+
+/// No lane starts another batch after this time of its turn. A slow Kafka must not delay the renewal of the lease, nor
+/// a stop.
+const LONGEST_TURN: Duration = Duration::from_secs(1);
 
 /// After this many events the relay checks earlier, because each read visits the rows deleted since the last check.
 const EVENTS_PER_CHECK: usize = 2_000;
@@ -240,7 +244,11 @@ impl Relay {
     /// Relays events of the buckets of a lane, batch after batch while there are many.
     async fn relay_lane(&self, server: ServerStart, lane: &Reading, send_until: Instant) -> LaneResult {
         let mut result = LaneResult::default();
-        for _ in 0..if self.is_behind { BATCHES } else { 1 } {
+        let started = Instant::now();
+        for batch in 0..if self.is_behind { BATCHES } else { 1 } {
+            if batch > 0 && started.elapsed() > LONGEST_TURN {
+                break;
+            }
             match self.relay_batch(server, lane, send_until, &mut result).await {
                 Ok(events) if events < lane.most() / 2 => break,
                 Ok(_) => {}

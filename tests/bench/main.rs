@@ -22,6 +22,16 @@
 //! | `BENCH_PLOTS` | target/bench/plots | folder of the plots |
 //! | `KAFKA_BOOTSTRAP_SERVERS` | embedded | a real Kafka: `.ci/kafka run cargo bench --bench orders` |
 //!
+//! A Java broker compiles its code while it works: for minutes on two cores. For the figures of a warm broker, run
+//! the benchmark twice on one Kafka, with the JVM options of Kafka's own `bin/kafka-server-start.sh`:
+//!
+//! ```sh
+//! export KAFKA_HEAP_OPTS="-Xmx1G -Xms1G"
+//! export KAFKA_JVM_PERFORMANCE_OPTS="-server -XX:+UseG1GC -XX:MaxGCPauseMillis=20 -XX:InitiatingHeapOccupancyPercent=35"
+//! export BENCH_ONLY=backlog
+//! .ci/kafka run sh -c 'BENCH_BACKLOG=2000000 cargo bench --bench orders; cargo bench --bench orders'
+//! ```
+//!
 //! A single line: `BENCH_ONLY=place cargo bench --bench orders`. The logs of the services are in the same folder as the
 //! JSON.
 //!

@@ -97,7 +97,8 @@ impl Parts {
     /// Creates a database with the schema of a binary, this number of orders, and its topics; returns its URL.
     pub(crate) fn database(&mut self, binary: &Path, orders: u64) -> Result<String> {
         self.databases += 1;
-        let name = format!("bench_{}", self.databases);
+        // The topics have the same name, and a real Kafka may have those of an earlier run.
+        let name = format!("bench_{}_{}", std::process::id(), self.databases);
         let server = self.postgres.url().to_owned();
         self.runtime.block_on(async {
             let mut connection = PgConnection::connect(&server).await?;
