@@ -11,8 +11,8 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde_json::Value;
 
-use super::PATIENCE;
 use super::events::expect_described;
+use super::{PATIENCE, eventually};
 
 /// A topic on a cluster.
 #[derive(Clone, Debug)]
@@ -81,6 +81,15 @@ impl Topic {
         let topic = NewTopic::new(&self.name, partitions, TopicReplication::Fixed(1));
         let made = admin.create_topics([&topic], &AdminOptions::new()).await.unwrap();
         assert!(made.iter().all(Result::is_ok), "{made:?}");
+        // The controller acknowledges a topic before every broker knows it.
+        let known = async || self.count_partitions().await == usize::try_from(partitions).unwrap();
+        eventually("the broker knows the topic", known).await;
+    }
+
+    /// 0 for a topic that the broker does not know.
+    async fn count_partitions(&self) -> usize {
+        let topic = self.clone();
+        tokio::task::spawn_blocking(move || topic.partitions(&topic.consumer()).len()).await.unwrap()
     }
 
     /// Publishes a record and waits for the broker's acknowledgement.
