@@ -245,12 +245,9 @@ impl Relay {
     async fn relay_lane(&self, server: ServerStart, lane: &Reading, send_until: Instant) -> LaneResult {
         let mut result = LaneResult::default();
         let started = Instant::now();
-        for batch in 0..if self.is_behind { BATCHES } else { 1 } {
-            if batch > 0 && started.elapsed() > LONGEST_TURN {
-                break;
-            }
+        for _ in 0..if self.is_behind { BATCHES } else { 1 } {
             match self.relay_batch(server, lane, send_until, &mut result).await {
-                Ok(events) if events < lane.most() / 2 => break,
+                Ok(events) if events < lane.most() / 2 || started.elapsed() > LONGEST_TURN => break,
                 Ok(_) => {}
                 Err(failure) => {
                     result.failure = Some(failure);

@@ -67,7 +67,7 @@ async fn an_event_that_commits_late_is_relayed_before_later_events_of_its_order(
 
 #[tokio::test]
 async fn an_open_transaction_does_not_delay_events_of_other_orders() {
-    let shop = Shop::builder().start().await;
+    let shop = Shop::start().await;
     let (payload, _) = template(&shop).await;
     let (late, _) = write_late(&shop, &payload, Uuid::now_v7(), 1).await;
     let ahead = "select setval('outbox_position_seq', 10000000)";
@@ -82,7 +82,7 @@ async fn an_open_transaction_does_not_delay_events_of_other_orders() {
 #[tokio::test]
 async fn events_of_a_parked_order_below_the_floor_are_found_again() {
     const STUCK: &str = "0198c1f2-7b5a-7cc0-8d3e-2f1a6b4c9d10";
-    let shop = Shop::builder().start().await;
+    let shop = Shop::start().await;
     let giant = "
         insert into outbox (bucket, event_id, order_id, sequence, event_type, payload, headers)
         select 16, gen_random_uuid(), $1::uuid, number, 'ORDER_PLACED',

@@ -6,7 +6,7 @@ use rdkafka::admin::{
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 
-use crate::support::{Replica, Shop, eventually, stack};
+use crate::support::{Replica, Shop, stack};
 
 type Admin = AdminClient<DefaultClientContext>;
 
@@ -29,6 +29,7 @@ async fn the_log_names_unsafe_topic_settings() {
         .set("cleanup.policy", "compact")
         .set("unclean.leader.election.enable", "true");
     admin(&shop).create_topics([&topic], &AdminOptions::new()).await.unwrap().remove(0).unwrap();
+    shop.topic.is_known(1).await;
 
     let replica = Replica::start(&shop.environment);
 
@@ -48,20 +49,12 @@ async fn a_topic_created_by_the_service_has_the_configured_min_insync_replicas()
     let replica = Replica::start(&shop.environment);
 
     replica.wait_for_log("created the topic");
-    // The controller creates a topic before every broker knows it.
-    eventually("the broker returns the setting", async || has_one_in_sync(&shop).await).await;
-}
-
-/// Whether the broker knows the topic, and that it was created with `min.insync.replicas=1`.
-async fn has_one_in_sync(shop: &Shop) -> bool {
-    let topic = ResourceSpecifier::Topic(&shop.topic.name);
-    let described = admin(shop).describe_configs([&topic], &AdminOptions::new()).await.unwrap().remove(0);
-    described.is_ok_and(|topic| {
-        let set = topic.get("min.insync.replicas");
-        set.is_some_and(|set| {
-            set.value.as_deref() == Some("1") && matches!(set.source, ConfigSource::DynamicTopic)
-        })
-    })
+    shop.topic.is_known(3).await;
+    let resource = ResourceSpecifier::Topic(&shop.topic.name);
+    let told = admin(&shop).describe_configs([&resource], &AdminOptions::new()).await.unwrap();
+    let told = told.into_iter().next().unwrap().unwrap();
+    let min_insync = told.get("min.insync.replicas").unwrap();
+    assert_eq!((min_insync.value.as_deref(), &min_insync.source), (Some("1"), &ConfigSource::DynamicTopic));
 }
 
 #[tokio::test]

@@ -5,14 +5,11 @@ use std::time::Duration;
 
 use order_service::dev::Kafka;
 use order_service::dev::kafka::ALL_BROKERS;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::config::ClientConfig;
 use tempfile::TempDir;
 use tokio::time::sleep;
 
 use super::random::Random;
-use crate::support::embedded_kafka;
+use crate::support::{Topic, embedded_kafka};
 
 const BROKERS: i32 = 3;
 
@@ -60,11 +57,8 @@ impl Broker {
         match self {
             Self::Embedded(kafka) => kafka.create_topic(name, partitions).unwrap(),
             Self::Real(broker) => {
-                let mut config = ClientConfig::new();
-                config.set("bootstrap.servers", &broker.address);
-                let admin: AdminClient<DefaultClientContext> = config.create().unwrap();
-                let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
-                admin.create_topics([&topic], &AdminOptions::new()).await.unwrap().remove(0).unwrap();
+                let topic = Topic { bootstrap_servers: broker.address.clone(), name: name.to_owned() };
+                topic.create(partitions).await;
             }
         }
     }

@@ -81,7 +81,11 @@ impl Topic {
         let topic = NewTopic::new(&self.name, partitions, TopicReplication::Fixed(1));
         let made = admin.create_topics([&topic], &AdminOptions::new()).await.unwrap();
         assert!(made.iter().all(Result::is_ok), "{made:?}");
-        // The controller acknowledges a topic before every broker knows it.
+        self.is_known(partitions).await;
+    }
+
+    /// Waits until the broker knows the topic: the controller acknowledges its creation before that.
+    pub(crate) async fn is_known(&self, partitions: i32) {
         let known = async || self.count_partitions().await == usize::try_from(partitions).unwrap();
         eventually("the broker knows the topic", known).await;
     }
