@@ -20,7 +20,7 @@ pub(super) fn products(env: &Environment) -> Option<ProductSettings> {
         connect_timeout: env.millis("PRODUCT_CONNECT_TIMEOUT_MS", 500, 10..=MINUTE),
         retries: env.number("PRODUCT_RETRIES", 1, 0..=5),
         concurrency: env.number("PRODUCT_CONCURRENCY", 16, 1..=100),
-        max_in_flight: env.number("PRODUCT_MAX_IN_FLIGHT", 256, 1..=10_000),
+        max_in_flight: env.number("PRODUCT_MAX_IN_FLIGHT", 64, 1..=10_000),
         breaker: BreakerSettings {
             window: env.number("PRODUCT_BREAKER_WINDOW", 50, 10..=10_000),
             failure_percent: env.number("PRODUCT_BREAKER_FAILURE_PERCENT", 50, 1..=100),
