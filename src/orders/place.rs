@@ -171,10 +171,13 @@ impl OrderService {
         let placed = self.price_and_insert(request, Deduplication::Window { fingerprint, since }).await;
         match placed {
             Ok(_) | Err(PlaceError::Store(_)) => placed,
-            Err(error) => match self.store.find_recent(&customer, &fingerprint, Some(since)).await? {
-                Some(order) => Ok(Placed { order, replayed: true }),
-                None => Err(error),
-            },
+            // Boxed, because it is rare and large, and the task of each placement would have room for it.
+            Err(error) => {
+                match Box::pin(self.store.find_recent(&customer, &fingerprint, Some(since))).await? {
+                    Some(order) => Ok(Placed { order, replayed: true }),
+                    None => Err(error),
+                }
+            }
         }
     }
 

@@ -162,7 +162,8 @@ impl Store {
             if self.placements.submit(Arc::clone(&placing)).await? {
                 return Ok(InsertOutcome::Inserted);
             }
-            match self.find_first(&placing).await? {
+            // Boxed, because it is rare and large, and the task of each placement would have room for it.
+            match Box::pin(self.find_first(&placing)).await? {
                 // The set was sent twice, and the first attempt inserted it ([`Placements::insert_with_retry`]).
                 Some(InsertOutcome::Duplicate(first)) if first.id == placing.order.id => {
                     return Ok(InsertOutcome::Inserted);
