@@ -27,7 +27,7 @@ pub struct Sent<'a> {
     pub acknowledged: Vec<&'a PendingEvent>,
     /// Invalid records, with the reason.
     pub refused: Vec<(&'a PendingEvent, PublishError)>,
-    /// The first failure of the broker or the connection. All other events may or may not have arrived.
+    /// A failure of the broker or the connection. All other events may or may not have arrived.
     pub failure: Option<PublishError>,
 }
 
@@ -170,7 +170,8 @@ impl Publisher {
                 }
             }
         }
-        for (event, delivery, mut span) in in_flight {
+        // The last one first: most others have their result by then, so that few of them wake this task.
+        while let Some((event, delivery, mut span)) = in_flight.pop() {
             match delivery.await {
                 Ok(Ok(delivery)) => {
                     span.set_kafka_record(delivery.partition, delivery.offset);
@@ -186,6 +187,8 @@ impl Publisher {
                 }
             }
         }
+        sent.acknowledged.reverse();
+        sent.refused.reverse();
         if !sent.acknowledged.is_empty() {
             self.health.saw(KafkaHealth::UP);
         }

@@ -173,7 +173,10 @@ cross join lateral (
     select * from outbox
     where outbox.bucket = held.bucket
       and outbox.position >= held.first and outbox.position < held.bound
-      and not exists (select from parked_orders where parked_orders.order_id = outbox.order_id)
+      and (
+          not exists (select from parked_orders)
+          or not exists (select from parked_orders where parked_orders.order_id = outbox.order_id offset 0)
+      )
     order by position
     limit $4
 ) event
