@@ -309,7 +309,7 @@ fn relay(env: &Environment, delivery_timeout: Duration) -> RelaySettings {
     RelaySettings {
         lease: env.millis("RELAY_LEASE_MS", 30 * SECOND, 300..=60 * MINUTE),
         poll_interval: env.millis("RELAY_POLL_INTERVAL_MS", 250, 10..=MINUTE),
-        batch: env.number("RELAY_BATCH", 2_000, 1..=10_000),
+        batch: env.number("RELAY_BATCH", 4_000, 1..=10_000),
         max_backoff: env.millis("RELAY_MAX_BACKOFF_MS", 5 * SECOND, 100..=10 * MINUTE),
         delivery_timeout,
     }
