@@ -164,7 +164,8 @@ where locktype = 'relation'
 ";
 
 /// Bounded by positions, because deleted rows cost as much as others until vacuum removes them. The floors belong to
-/// one server, so another one returns nothing.
+/// one server, so another one returns nothing. Only while an order is parked is there a probe per event; `offset 0`
+/// prevents a hash of all parked orders instead.
 pub(super) const PENDING: &str = "
 select event.bucket, event.position, event.order_id, event.sequence, event.payload, event.headers,
        event.created_at, statement_timestamp() as read_at
